@@ -1,0 +1,1633 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""mydocker: a container engine in one file, for Linux, in nothing but Python.
+
+    sudo python3 mydocker.py run -it /bin/sh
+
+A container is no thing of the kernel's.  It is a process that has been put on its own side of a
+few walls, one kernel call each, and this file is those calls in their order.  The life of `run`:
+
+    outside (run)                              inside (init)
+    cmd_run: options become one dict, the
+        spec, in the form of the OCI's config.json
+    start_init: unshare(CLONE_NEWPID), fork ─▶ reexec_as_init: unshare the other namespaces,
+                                                   execvp this file again, as `init`
+    send the spec ────────── sync 1 ─────────▶ container_main: mounts, root, hostname, terminal
+    keep the terminal ◀───── sync 2 ────────── the pty's master end
+                                               user, limits, signals; execvp(the command)
+    end of file: it runs ◀── sync 3 ────────── (closed by the exec), or (status, message, hint)
+    supervise: carry bytes and signals,
+        wait, pass on the exit status
+
+Read it from top to bottom: nothing is used before it was explained.  `grep '^# ── '` lists the
+chapters, and `run --explain` prints every call as it is made, with the reason from its line here.
+
+Needs Linux 5.4, Python 3.8 and root.  Only modules that `run` needs at once are imported on top:
+each costs every container milliseconds, so the others are imported where they are used.
+"""
+
+# ── 1. Imports and settings ────────────────────────────────────────────────
+# _signal and _socket are the C halves of signal and socket: the Python halves only add enums, for
+# 4 ms at each start.  Whatever init needs must be imported before it changes its root: afterwards
+# an `import` would look for the module in the container's files, and run what it finds there.
+
+import ctypes
+import errno
+import fcntl
+import marshal
+import os
+import select
+import stat
+import struct
+import sys
+import time
+
+import _signal
+import _socket
+
+VERSION = "0.1.0"
+STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+LEVELS = ("debug", "info", "warning", "error")
+SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and may be hostile
+
+# ── 2. Kernel numbers ──────────────────────────────────────────────────────
+# Names and values as in the kernel's headers, so that a search there finds them; only those in
+# use.  System calls from 424 on have the same number on every architecture that matters here.
+
+# linux/sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+# linux/mount.h
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_SYNCHRONOUS = 16
+MS_REMOUNT = 32
+MS_DIRSYNC = 128
+MS_NOSYMFOLLOW = 256
+MS_NOATIME = 1024
+MS_NODIRATIME = 2048
+MS_BIND = 4096
+MS_MOVE = 8192
+MS_REC = 16384
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+MNT_DETACH = 2
+MOUNT_ATTR_RDONLY = 1
+
+# linux/fcntl.h, linux/openat2.h, linux/memfd.h
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_IN_ROOT = 0x10
+MFD_NOEXEC_SEAL = 8
+
+# linux/prctl.h, linux/seccomp.h
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+SECCOMP_GET_ACTION_AVAIL = 2
+SECCOMP_RET_ERRNO = 0x00050000
+
+# asm-generic/ioctls.h, linux/sockios.h, linux/if.h, linux/netlink.h, linux/nf_tables.h
+TIOCSCTTY = 0x540E
+TIOCGWINSZ = 0x5413
+TIOCSWINSZ = 0x5414
+TIOCSPTLCK = 0x40045431
+TIOCGPTPEER = 0x5441
+SIOCGIFFLAGS = 0x8913
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
+NETLINK_NETFILTER = 12
+NLM_F_REQUEST = 1
+NFNL_SUBSYS_NFTABLES = 10
+NFT_MSG_GETGEN = 16
+
+# linux/magic.h
+CGROUP2_SUPER_MAGIC = 0x63677270
+
+# ── 3. System calls ────────────────────────────────────────────────────────
+# One binder makes a Python function of a libc function: text goes in as str, -1 comes out as
+# OSError, and the error carries the call as C would write it.  A new call is one line below.
+# Arguments are TEXT, an integer type of ctypes, BYTES, or the prefix of the flags' names ("MS_").
+#
+# --explain hangs here: it puts a printing shell around these functions and around those of `os`
+# in OS_CALLS.  What the call is for is the comment behind the line that makes it, so a reader of
+# the file and a reader of the output are told the same.
+
+
+def encode(text):
+    """The bytes of a path or argument; undecodable ones travel as surrogates (PEP 383)."""
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+
+
+class Kind:
+    """How ctypes passes an argument of some kind: convert(value) gives what C receives."""
+
+    def __init__(self, convert):
+        self.from_param = convert
+
+
+TEXT = Kind(encode)
+BYTES = Kind(lambda value: value)
+FLAGS = Kind(ctypes.c_ulong)
+c_int = ctypes.c_int
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def kernel(name, *kinds, number=None):
+    """Bind libc's NAME, or the system call NUMBER, so that a result of -1 raises OSError."""
+    function = libc["syscall" if number else name]
+    types = [FLAGS if isinstance(kind, str) else kind for kind in kinds]
+    function.argtypes = [ctypes.c_long] * bool(number) + types
+    function.restype = c_int
+    first = (number,) if number else ()
+
+    def call(*args):
+        result = function(*first, *args)
+        if result == -1:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), c_call(name, args, kinds))
+        return result
+
+    call.kinds, call.__name__ = kinds, name
+    return call
+
+
+def c_call(name, args, kinds=()):
+    """A call as C would write it: mount("proc", "/proc", "proc", MS_NOSUID, NULL)."""
+    kinds = (*kinds, *[None] * len(args))
+    return f"{name}({', '.join(c_value(arg, kind) for arg, kind in zip(args, kinds))})"
+
+
+def c_value(value, kind=None):
+    """One argument of a call as C would write it; descriptors' names for /proc/self/fd/N."""
+    if value is None:
+        return "NULL"
+    if isinstance(kind, str):
+        return c_flags(value, kind)
+    if isinstance(value, (list, tuple)):
+        return "{" + ", ".join(map(c_value, value)) + "}"
+    if isinstance(value, str):
+        if value.startswith("/proc/self/fd/") and os.path.islink(value):
+            value = os.readlink(value)
+        return '"' + encode(value).decode("utf-8", "backslashreplace").replace('"', '\\"') + '"'
+    return str(value) if isinstance(value, int) else "{...}"
+
+
+def c_flags(value, prefix):
+    """The names of the bits of VALUE, from the constants that start with PREFIX."""
+    known = {name: bits for name, bits in globals().items() if name.startswith(prefix)}
+    exact = [name for name, bits in known.items() if bits == value]
+    names = exact or [n for n, bits in known.items() if bits & value == bits]
+    return "|".join(names) if value and names else hex(value) if value else "0"
+
+
+mount = kernel("mount", TEXT, TEXT, TEXT, "MS_", TEXT)  # mount(2)
+umount2 = kernel("umount2", TEXT, "MNT_")  # umount(2)
+sethostname = kernel("sethostname", TEXT, FLAGS)  # sethostname(2)
+pivot_root = kernel("pivot_root", TEXT, TEXT)  # pivot_root(2)
+prctl = kernel("prctl", "PR_", FLAGS, FLAGS, FLAGS, FLAGS)  # prctl(2)
+prctl_text = kernel("prctl", "PR_", TEXT, FLAGS, FLAGS, FLAGS)  # prctl(2), PR_SET_NAME
+signalfd = kernel("signalfd", c_int, BYTES, c_int)  # signalfd(2)
+statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
+openat2 = kernel("openat2", c_int, TEXT, BYTES, FLAGS, number=437)  # openat2(2), since 5.6
+pidfd_open = kernel("pidfd_open", c_int, FLAGS, number=434)  # pidfd_open(2), since 5.3
+mount_setattr = kernel("mount_setattr", c_int, TEXT, "AT_", BYTES, FLAGS, number=442)  # since 5.12
+
+if not hasattr(os, "unshare"):  # before Python 3.12
+    os.unshare = kernel("unshare", "CLONE_")
+    os.setns = kernel("setns", c_int, "CLONE_")
+
+# What --explain shows of the os module, with the kinds of arguments where they are flags.
+OS_CALLS = {
+    "unshare": ("CLONE_",), "setns": (None, "CLONE_"), "fork": (), "execvp": (), "execve": (),
+    "chdir": (), "fchdir": (), "setsid": (), "dup2": (), "mkdir": (),
+    "mknod": (), "symlink": (), "setgroups": (), "setresgid": (), "setresuid": (), "fchown": (),
+    "umask": (),
+}
+
+
+def explain_calls():
+    """From here on print each kernel call before it is made, and what it is for, on stderr."""
+    reasons = source_comments()
+    for name, kinds in OS_CALLS.items():
+        setattr(os, name, explained(getattr(os, name), name, kinds, reasons))
+    for name, value in list(globals().items()):
+        if hasattr(value, "kinds"):
+            globals()[name] = explained(value, value.__name__, value.kinds, reasons)
+
+
+def explained(call, name, kinds, reasons):
+    """CALL behind a line on stderr: who calls, the call in C's notation, why."""
+    def shell(*args):
+        frame = sys._getframe(1)
+        while frame.f_back and frame.f_lineno not in reasons:
+            frame = frame.f_back
+        who = "init" if os.getpid() == 1 else "run"
+        print(f"{who:4}  {c_call(name, args, kinds):60}  {reasons.get(frame.f_lineno, '')}",
+              file=sys.stderr, flush=True)
+        return call(*args)
+
+    return shell
+
+
+def source_comments():
+    """What stands behind the lines of this file: {line number: comment}; {} without the source."""
+    try:
+        with open(sys._getframe().f_code.co_filename, encoding="utf-8") as source:
+            lines = [line.rstrip("\n").partition("  # ") for line in source]
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return {number: why for number, (code, _, why) in enumerate(lines, 1) if why and code.strip()}
+
+
+# ── 4. Failing ─────────────────────────────────────────────────────────────
+# Two kinds of error and no third: Failure says that what was asked for can't be done; OSError,
+# that the kernel refused.  Nothing below prints or exits: `main` turns both into one line,
+# `mydocker: what, on what: why`, with a hint where the cause is known.  An OSError doesn't say
+# what was being done, but the function that it came out of does, by its name.
+
+
+class Failure(Exception):
+    """What the user asked for can't be done: one sentence, an exit status, perhaps a hint."""
+
+    def __init__(self, message, status=125, hint=""):
+        super().__init__(message)
+        self.message, self.status, self.hint = message, status, hint
+
+
+def reason(error):
+    """The kernel's word for an errno, as a clause: "no such file or directory"."""
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
+
+
+def describe(error):
+    """An error as what Failure is made of: (message, status, hint)."""
+    if isinstance(error, Failure):
+        return error.message, error.status, error.hint
+    step = error.__traceback__
+    while step.tb_next and step.tb_next.tb_frame.f_code.co_name not in ("call", "shell", "kernel"):
+        step = step.tb_next
+    what = step.tb_frame.f_code.co_name.replace("_", " ")
+    if not isinstance(error, OSError):
+        return f"{what}, line {step.tb_lineno}: {error!r}", 125, "this is a bug in mydocker"
+    on = f", on {os.fsdecode(error.filename)}" if error.filename else ""
+    return f"{what}{on}: {reason(error)}", 125, hint_for(error)
+
+
+def hint_for(error):
+    """What to look at after an error of the kernel's, or ""."""
+    call = str(error.filename).partition("(")[0]  # "None": the os module names no call
+    if error.errno == errno.ENOSPC and call in ("unshare", "None"):
+        limits = [f"user.{name}" for name in sorted(os.listdir("/proc/sys/user"))
+                  if name.endswith("_namespaces") and read_all(f"/proc/sys/user/{name}") == "0\n"]
+        return f"no more namespaces are allowed, see sysctl {' '.join(limits) or 'user'}"
+    if error.errno == errno.EPERM and call in ("unshare", "mount", "pivot_root", "setns", "None"):
+        return "CAP_SYS_ADMIN is missing, or a seccomp filter forbids it: inside a container?"
+    return ""
+
+
+def print_line(text):
+    """Write one line on stderr in a single write, so that two processes' lines don't mix."""
+    line = encode(text.replace("\n", "\\n")).decode("utf-8", "backslashreplace")
+    os.write(2, (line + "\n").encode())
+
+
+def loud(level):
+    """True if messages of this level are wanted; --log-level travels as MYDOCKER_LOG."""
+    wanted = os.environ.get("MYDOCKER_LOG", "warning")
+    return LEVELS.index(level) >= LEVELS.index(wanted if wanted in LEVELS else "warning")
+
+
+def narrate(message, level="info"):
+    """Tell a step of a container's life as the tutorial does: one JSON line on stderr."""
+    if loud(level):
+        from _json import encode_basestring_ascii as quoted
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        print_line(f'{{"level":"{level}","msg":{quoted(message)},"time":"{now[:-2]}:{now[-2:]}"}}')
+
+
+def warn(message):
+    """Say that something asked for, but not essential, is not to be had."""
+    if loud("warning"):
+        print_line(f"mydocker: warning: {message}, ignoring")
+
+
+# ── 5. Small tools ─────────────────────────────────────────────────────────
+# Plain answers: no function here changes anything.
+
+
+def read_text(path):
+    """A small file's text; bytes that are not UTF-8 come as surrogates.
+
+    Safe on what a container made: no FIFO blocks it, no device is read, 1 MiB at most.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Failure(f"read, on {path}: not a regular file")
+        return file.read(SMALL_FILE).decode("utf-8", "surrogateescape")
+
+
+def exit_status(wait_status):
+    """The shell's number for how a process ended: its own status, or 128 + the signal."""
+    if os.WIFSIGNALED(wait_status):
+        return 128 + os.WTERMSIG(wait_status)
+    return os.WEXITSTATUS(wait_status)
+
+
+def columns(rows):
+    """Rows of text as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["   ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+
+
+# ── 6. Files and locks ─────────────────────────────────────────────────────
+# A path inside a container is attacker input: its links are the container's, and may change while
+# we look.  So it is resolved by the kernel with the container's root as "/", and what comes back
+# is a descriptor; all further work is on that, never on the path again.
+
+
+def open_in_root(root, path, flags=os.O_PATH, resolve=0):
+    """Open PATH with the directory ROOT (a descriptor) as "/": neither ".." nor a link leaves it.
+
+    Raises OSError, ELOOP for a link under RESOLVE_NO_SYMLINKS.  See openat2(2); CVE-2021-30465.
+    """
+    resolve |= RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
+    try:
+        return openat2(root, path, how, len(how))
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):  # old kernel; a container's seccomp
+            raise
+        return walk_in_root(root, path, flags, resolve)
+
+
+def walk_in_root(root, path, flags, resolve):
+    """What openat2 does, for kernels before 5.6: a component at a time, links followed by hand."""
+    todo, trail, links = path.split("/")[::-1], [os.dup(root)], 0
+    try:
+        while todo:
+            name = todo.pop()
+            if name == "..":
+                os.close(trail.pop()) if len(trail) > 1 else None
+            if name in ("", ".", ".."):
+                continue
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trail[-1])
+            trail.append(fd)
+            if stat.S_ISLNK(os.fstat(fd).st_mode):
+                links += 1
+                if links > 40 or resolve & RESOLVE_NO_SYMLINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                target = os.readlink("", dir_fd=fd)
+                todo += target.split("/")[::-1]
+                for fd in trail[1 if target.startswith("/") else -1:]:
+                    os.close(trail.pop())
+        return os.open(f"/proc/self/fd/{trail[-1]}", flags | os.O_CLOEXEC)
+    finally:
+        for fd in trail:
+            os.close(fd)
+
+
+def make_in_root(root, path, directory=True):
+    """Open PATH below ROOT, making it, and the directories on the way, where they are missing."""
+    try:
+        return open_in_root(root, path)
+    except FileNotFoundError:
+        parent, _, name = path.rstrip("/").rpartition("/")
+    above = make_in_root(root, parent or "/")
+    try:
+        if directory:
+            os.mkdir(name, 0o755, dir_fd=above)
+        else:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=above))
+    except FileExistsError:  # a dangling link, or somebody was faster: the next open decides
+        pass
+    finally:
+        os.close(above)
+    return open_in_root(root, path)
+
+
+def mounts_here():
+    """This process's mounts in order: [(mount point, file system type, options, device)].
+
+    See proc_pid_mountinfo(5); its octal escapes are undone.
+    """
+    rows = []
+    for line in read_all("/proc/self/mountinfo").split("\n")[:-1]:
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+            fields[4] = fields[4].replace(code, character)
+        rows.append((fields[4], after.split(" ")[0], fields[5].split(","), fields[2]))
+    return rows
+
+
+def read_all(path):
+    """The whole text of a file of the host's, such as one in /proc that grows with the box."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
+
+
+# ── 7. Containers on disk ──────────────────────────────────────────────────
+# One directory for each container, containers/<id>/ below the state root.  Its `lock` is held by
+# the container's monitor for as long as that lives: a lock that can be had belongs to a dead
+# container, and whoever notices removes what it left.  No pid is ever guessed from.
+
+
+def state_path(*names):
+    """A path below the state root."""
+    return os.path.join(os.environ.get("MYDOCKER_ROOT") or STATE_ROOT, *names)
+
+
+def make_container_dir(container_id):
+    """Make the container's directory and take its lock: (path, descriptor of the lock)."""
+    path = state_path("containers", container_id)
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    os.mkdir(path, 0o700)  # CVE-2021-41091: nobody but root walks into a container's files
+    lock = os.open(path + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return path, lock
+
+
+def remove_container_dir(path):
+    """Remove a container's directory; only what mydocker itself puts there is touched."""
+    for name in ("rootfs", "scratch"):
+        if os.path.isdir(f"{path}/{name}"):
+            os.rmdir(f"{path}/{name}")
+    for name in ("lock",):
+        os.unlink(f"{path}/{name}")
+    os.rmdir(path)
+
+
+def sweep_containers():
+    """Remove what killed monitors left: every container whose lock is free."""
+    top = state_path("containers")
+    for container_id in os.listdir(top):
+        path = f"{top}/{container_id}"
+        try:
+            lock = os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:  # being made or removed by another command this moment
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_container_dir(path)
+        except (BlockingIOError, FileNotFoundError):  # it lives; another command was faster
+            pass
+        finally:
+            os.close(lock)
+
+
+# ── 9. Root file system ────────────────────────────────────────────────────
+# What a container sees of files is a list of mounts, applied in order in a mount namespace of its
+# own, so that the host never sees one and the kernel removes them all with the last process.  A
+# mount is a row {destination, type, source, options} as in the OCI's config.json: adding one means
+# adding a row outside; nothing here needs to change.
+#
+# On the host's own root ("/") the rows are put over the host's directories and that is all.  A
+# root of the container's own is built from below, while the host's paths can still be reached,
+# then pivot_root swaps it for the host's, which is detached: there is no way back because there
+# is nothing to go back to.
+
+MOUNT_FLAGS = {  # mount(8)'s words: (flag, set it?)
+    "defaults": (0, True), "ro": (MS_RDONLY, True), "rw": (MS_RDONLY, False),
+    "nosuid": (MS_NOSUID, True), "suid": (MS_NOSUID, False),
+    "nodev": (MS_NODEV, True), "dev": (MS_NODEV, False),
+    "noexec": (MS_NOEXEC, True), "exec": (MS_NOEXEC, False),
+    "sync": (MS_SYNCHRONOUS, True), "async": (MS_SYNCHRONOUS, False),
+    "dirsync": (MS_DIRSYNC, True), "remount": (MS_REMOUNT, True),
+    "noatime": (MS_NOATIME, True), "atime": (MS_NOATIME, False),
+    "nodiratime": (MS_NODIRATIME, True), "diratime": (MS_NODIRATIME, False),
+    "relatime": (MS_RELATIME, True), "norelatime": (MS_RELATIME, False),
+    "strictatime": (MS_STRICTATIME, True), "nostrictatime": (MS_STRICTATIME, False),
+    "nosymfollow": (MS_NOSYMFOLLOW, True), "symfollow": (MS_NOSYMFOLLOW, False),
+    "bind": (MS_BIND, True), "rbind": (MS_BIND | MS_REC, True),
+}
+PROPAGATION = {
+    "private": MS_PRIVATE, "rprivate": MS_PRIVATE | MS_REC, "slave": MS_SLAVE,
+    "rslave": MS_SLAVE | MS_REC, "shared": MS_SHARED, "rshared": MS_SHARED | MS_REC,
+    "unbindable": MS_UNBINDABLE, "runbindable": MS_UNBINDABLE | MS_REC,
+}
+NOT_FILES = {  # file systems that show the kernel's state: a throw-away copy makes no sense
+    "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts",
+    "devtmpfs", "efivarfs", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore",
+    "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs",
+}
+DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9),
+           ("tty", 5, 0))
+DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
+             ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"))
+
+
+def mount_row(destination, kind, *options, source=None):
+    """A mount as the OCI's config.json writes it."""
+    return {"destination": destination, "type": kind, "source": source or kind,
+            "options": list(options)}
+
+
+def kernel_mounts():
+    """The rows that give a container its own view of the kernel: Docker's, in Docker's order."""
+    return [
+        mount_row("/proc", "proc", "nosuid", "noexec", "nodev"),
+        mount_row("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        mount_row("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666",
+                  "mode=0620", "gid=5"),
+        mount_row("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+        mount_row("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+        mount_row("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),
+    ]
+
+
+def host_mounts():
+    """The rows for a container on the host's own root: its /dev is the host's, the rest isn't."""
+    return [row for row in kernel_mounts()
+            if row["destination"] != "/dev" and os.path.isdir(row["destination"])]
+
+
+def ephemeral_mounts(scratch):
+    """The rows that put a throw-away layer over the host's root and each file system on it.
+
+    SCRATCH is where init mounts the tmpfs that takes what is written.  What can't lie under an
+    overlay (a single file, a case-insensitive file system) is shown read-only instead.
+    """
+    points = {"/"} | {
+        point for point, kind, _, _ in mounts_here() if kind not in NOT_FILES
+        and not point.startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
+    rows = []
+    for number, point in enumerate(sorted(points)):
+        lower = point.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+        as_it_is = mount_row(point, "bind", "rbind", "ro", source=point)
+        layered = mount_row(point, "overlay", f"lowerdir={lower}", "upperdir=upper", "workdir=work",
+                            source=f"{scratch}/{number}")
+        rows.append(dict(layered, fallback=as_it_is) if os.path.isdir(point) else as_it_is)
+    return rows
+
+
+def parse_mount_options(options):
+    """Mount options as (flags, propagation, data): data is what the file system itself reads."""
+    flags, propagation, data = 0, [], []
+    for option in options:
+        if option in PROPAGATION:
+            propagation.append(PROPAGATION[option])
+        elif option in MOUNT_FLAGS:
+            bits, wanted = MOUNT_FLAGS[option]
+            flags = flags | bits if wanted else flags & ~bits
+        else:
+            data.append(option)
+    return flags, propagation, ",".join(data)
+
+
+def mount_one(root, row):
+    """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
+    flags, propagation, data = parse_mount_options(row["options"])
+    target = mount_target(root, row)
+    if flags & MS_BIND:
+        mount(row["source"], target, None, flags & (MS_BIND | MS_REC), None)  # the same files here
+        set_read_only(top_of(root, row)) if flags & MS_RDONLY else None
+    else:
+        enter_overlay_source(row) if row["type"] == "overlay" else None
+        source = "overlay" if row["type"] == "overlay" else row["source"]
+        mount(source, target, row["type"], flags, data or None)  # the container's own file system
+    for change in propagation:
+        mount(None, top_of(root, row), None, change, None)  # who sees mounts made below it later
+
+
+def mount_target(root, row):
+    """The place of a row's mount as a path that can't be moved: /proc/self/fd/N."""
+    if row["type"] in ("proc", "sysfs"):  # CVE-2019-19921: a link here would leave /proc unmasked
+        try:
+            os.close(open_in_root(root, row["destination"], os.O_PATH, RESOLVE_NO_SYMLINKS))
+        except FileNotFoundError:
+            pass  # made in the next line
+    directory = row["type"] != "bind" or os.path.isdir(row["source"])
+    return f"/proc/self/fd/{make_in_root(root, row['destination'], directory)}"
+
+
+def top_of(root, row):
+    """What is now mounted at a row's destination, as /proc/self/fd/N."""
+    return f"/proc/self/fd/{open_in_root(root, row['destination'])}"
+
+
+def enter_overlay_source(row):
+    """Go where an overlay's upper and work directories are: its options name them from there."""
+    for name in ("upper", "work"):
+        os.makedirs(f"{row['source']}/{name}", 0o755, exist_ok=True)
+    os.chdir(row["source"])
+
+
+def set_read_only(path):
+    """Make the mount at PATH read-only, with all that is mounted below it.
+
+    Before mount_setattr(2) (kernel 5.12) each mount is changed by itself; its other flags stay.
+    """
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
+    try:
+        mount_setattr(AT_FDCWD, path, AT_RECURSIVE, attributes, len(attributes))  # all below, too
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+        above = os.path.realpath(path)
+        for point, _, options, _ in mounts_here():
+            if point == above or point.startswith(above.rstrip("/") + "/"):
+                flags = parse_mount_options(options)[0] | MS_REMOUNT | MS_BIND | MS_RDONLY
+                mount(None, point, None, flags, None)  # read-only from here on
+
+
+def build_root(spec):
+    """Make the container's root file system and step into it."""
+    path, own = spec["root"]["path"], spec["root"]["path"] != "/"
+    scratch = spec["annotations"].get("mydocker.scratch")
+    if scratch:
+        mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")  # takes what is written
+    if own:
+        mount(path, path, None, MS_BIND | MS_REC, None)  # pivot_root(2) wants a mount as new root
+    elif spec["root"].get("readonly"):
+        set_read_only("/")
+    for row in spec["mounts"]:
+        root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # what lies on top by now
+        try:
+            mount_one(root, row)
+        except OSError:
+            if "fallback" not in row:
+                raise
+            mount_one(root, row["fallback"])
+        if own and row["destination"] == "/dev":
+            make_devices(root)
+        os.close(root)
+    if own:
+        swap_root(path)
+
+
+def make_devices(root):
+    """Fill the fresh /dev: the six devices that any program expects, and the usual links."""
+    dev = open_in_root(root, "/dev", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    os.fchdir(dev)
+    umask = os.umask(0)
+    for name, major, minor in DEVICES:
+        os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor))  # a device of the kernel's
+    os.umask(umask)
+    for name, target in DEV_LINKS:
+        os.symlink(target, name)
+    os.close(dev)
+
+
+def swap_root(path):
+    """Make PATH the root of this mount namespace and let the old root go.
+
+    The old root ends up mounted over the new one and is detached: no directory is needed for it
+    (the Go original's is in the image's hands).  See pivot_root(2), NOTES.
+    """
+    os.chdir(path)
+    pivot_root(".", ".")  # the new root is "/"; the old one lies on top of it
+    umount2(".", MNT_DETACH)  # and is gone, with every path of the host
+    os.chdir("/")  # the top of what is left: the new root
+
+
+# ── 11. Privileges ─────────────────────────────────────────────────────────
+# Who the command runs as.  Names are looked up in the container's own /etc/passwd and /etc/group,
+# after its root has become ours, as text: the C library would ask the container's nsswitch.conf
+# which of the container's libraries to load into this process (CVE-2019-14271).
+
+
+def account_lines(path):
+    """The rows of a file in the form of passwd(5) or group(5); [] where there is none."""
+    try:
+        return [line.split(":") for line in read_text(path).split("\n") if line.count(":") >= 3]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def parse_id(text, what):
+    """A user or group id; anything but a number up to 2^31 - 1 is an error, never 0.
+
+    See CVE-2024-40635, CVE-2026-30892.
+    """
+    if not (text.isascii() and text.isdigit() and int(text) < 1 << 31):
+        raise Failure(f"--user, on {text or chr(39) * 2}: there is no such {what} in the container")
+    return int(text)
+
+
+def resolve_user(wanted):
+    """NAME|UID[:GROUP|GID] by the container's files: (uid, gid, supplementary gids, home).
+
+    Without a group it's the account's own, with the groups that list it.  See Docker's USER.
+    """
+    name, colon, group = wanted.partition(":")
+    accounts = [row for row in account_lines("/etc/passwd") if len(row) >= 6]
+    account = next((row for row in accounts if row[0] == name), None) or next(
+        (row for row in accounts if row[2] == name), None)
+    uid = parse_id(account[2] if account else name, "user")
+    groups = account_lines("/etc/group")
+    if colon:
+        row = next((row for row in groups if row[0] == group), None)
+        return uid, parse_id(row[2] if row else group, "group"), [], account[5] if account else "/"
+    if not account:
+        return uid, 0, [], "/"
+    more = [parse_id(row[2], "group") for row in groups if account[0] in row[3].split(",")]
+    return uid, parse_id(account[3], "group"), more, account[5] or "/"
+
+
+def become_user(uid, gid, groups):
+    """Change to the user for good: groups before gid before uid, each needs the one before."""
+    os.setgroups(groups)  # none of root's groups stay
+    os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
+    os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
+    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
+
+
+# ── 12. Network ────────────────────────────────────────────────────────────
+# A new network namespace holds one link, lo, and that is down.
+
+
+def bring_up_loopback():
+    """Set lo up: 127.0.0.1 works inside, and nothing else does.  See netdevice(7)."""
+    link = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    request = fcntl.ioctl(link.fileno(), SIOCGIFFLAGS, struct.pack("16sH22x", b"lo", 0))
+    flags = struct.unpack_from("H", request, 16)[0] | IFF_UP
+    fcntl.ioctl(link.fileno(), SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags))
+    link.close()
+
+
+# ── 13. Terminal and logs ──────────────────────────────────────────────────
+# With -t the command gets a terminal that is made inside, in the container's own devpts.  Only
+# its master end comes out, and `run` copies bytes between that and the caller's terminal, which
+# is in raw mode meanwhile: every key, Ctrl-C too, is for the terminal inside to interpret.  The
+# caller's terminal itself never enters, so nothing can be typed into it (TIOCSTI, CVE-2017-5226).
+#
+# Without -t nothing is copied: the command has the caller's own descriptors.
+
+
+def make_terminal(size):
+    """Open a new pty of the container's: (master, slave).  SIZE is (rows, columns) or None."""
+    master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
+    # By descriptor, as a name in /dev/pts could lead elsewhere: CVE-2025-52565
+    slave = fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    if size:
+        fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    return master, slave
+
+
+def window_size(fd):
+    """A terminal's (rows, columns), or None if FD is no terminal.  See ioctl_tty(2)."""
+    try:
+        rows, width, _, _ = struct.unpack("HHHH", fcntl.ioctl(fd, TIOCGWINSZ, b"\0" * 8))
+    except OSError:  # ENOTTY
+        return None
+    return rows, width
+
+
+def raw_mode(fd):
+    """Put a terminal in raw mode; returns what restores it.  See termios(3), "Raw mode"."""
+    import termios
+    before = termios.tcgetattr(fd)
+    iflag, oflag, cflag, lflag, ispeed, ospeed, cc = before
+    iflag &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR
+               | termios.IGNCR | termios.ICRNL | termios.IXON)
+    oflag &= ~termios.OPOST
+    cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+    lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+    cc = list(cc)
+    cc[termios.VMIN], cc[termios.VTIME] = 1, 0
+    after = [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
+    termios.tcsetattr(fd, termios.TCSADRAIN, after)  # keeps what was typed ahead
+    return lambda: termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def end_of_file_key(master, last):
+    """What to type for end-of-file after the bytes LAST: ^D, twice if a line is unfinished."""
+    import termios
+    key = termios.tcgetattr(master)[6][termios.VEOF]
+    return key if last.endswith(b"\n") or not last else key + key
+
+
+class Stream:
+    """Bytes on their way from one descriptor to another; neither end ever blocks the monitor."""
+
+    def __init__(self, source, sink, at_end=lambda last: b""):
+        self.source, self.sink, self.at_end = source, sink, at_end
+        self.waiting, self.last, self.open = b"", b"", True
+
+    def wants(self):
+        """What to poll for: (descriptor, events); room is made before more is taken."""
+        return (self.sink, select.POLLOUT) if self.waiting else (self.source, select.POLLIN)
+
+    def move(self):
+        """Read or write once, after poll said that the descriptor is ready."""
+        if self.waiting:
+            # A pipe that is ready takes 4096 bytes without blocking: PIPE_BUF, pipe(7)
+            self.waiting = self.waiting[os.write(self.sink, self.waiting[:4096]):]
+            return
+        try:
+            self.waiting = os.read(self.source, 4096)
+        except OSError as error:
+            if error.errno != errno.EIO:  # the last process let go of the terminal
+                raise
+        self.last = self.waiting or self.last
+        if not self.waiting:
+            self.open, self.waiting = False, self.at_end(self.last)
+
+    def busy(self):
+        """True until everything up to the source's end has been delivered."""
+        return bool(self.open or self.waiting)
+
+
+# ── 14. Inside the container ───────────────────────────────────────────────
+# What runs on this side is `init`: this file again, started by `run` in the new namespaces, and
+# soon to be replaced by the command.  It knows nothing but the spec.  Each step says why it
+# stands where it does; if one fails, the command never starts.
+
+
+def send(channel, message, fds=()):
+    """Send a value to the other side, and descriptors with it (unix(7), SCM_RIGHTS)."""
+    data = marshal.dumps(message)
+    data = struct.pack("I", len(data)) + data
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
+    sent = channel.sendmsg([data], rights if fds else [])
+    channel.sendall(data[sent:])
+
+
+def receive(channel):
+    """The next value and descriptors from the other side: (message, fds); (None, []) at its end."""
+    header, ancillary, _, _ = channel.recvmsg(4, _socket.CMSG_SPACE(16), _socket.MSG_WAITALL
+                                              | _socket.MSG_CMSG_CLOEXEC)
+    if len(header) < 4:
+        return None, []
+    fds = [fd for _, _, data in ancillary for fd in struct.unpack(f"{len(data) // 4}i", data)]
+    data, size = b"", struct.unpack("I", header)[0]
+    while len(data) < size:
+        more = channel.recv(size - len(data))
+        if not more:
+            return None, []
+        data += more
+    return marshal.loads(data), fds
+
+
+def container_main(channel):
+    """Turn this process into the container's command.  Returns only by raising.
+
+    The order is that of runc and bubblewrap; STYLE: a recital, in a straight line.
+    """
+    narrate("init come on")
+    close_all_but(channel.fileno())  # CVE-2024-21626: no descriptor of the caller's comes along
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # CVE-2016-9962: nobody inside looks into this process
+    spec, _ = receive(channel)  # sync 1: the outside has done its part
+    if spec is None:
+        os._exit(125)  # it died meanwhile
+    process, terminal = spec["process"], spec["process"]["terminal"]
+    narrate("command: " + " ".join(process["args"]))
+    narrate("command:" + process["args"][0])
+    own_root = spec["root"]["path"] != "/"
+    umount2(os.readlink("/proc/self/exe"), MNT_DETACH)  # out of sight, and still read-only
+    if namespace_flags(spec) & CLONE_NEWNET:
+        bring_up_loopback()
+    if has_namespace(spec, "cgroup"):
+        os.unshare(CLONE_NEWCGROUP)  # after run chose our cgroup: it becomes the namespace's "/"
+    build_root(spec)
+    if spec.get("hostname"):
+        sethostname(spec["hostname"], len(encode(spec["hostname"])))  # the UTS namespace's name, not the host's
+    os.umask(process["user"].get("umask", 0o022))
+    uid, gid, groups, home = resolve_user(process["user"]["username"])  # by the container's files
+    if terminal:
+        master, slave = make_terminal(process.get("consoleSize"))
+        os.fchown(slave, uid, -1)  # the terminal is its user's
+        send(channel, "terminal", [master])  # sync 2: run keeps the other end
+        os.close(master)
+        for fd in (0, 1, 2):
+            os.dup2(slave, fd)  # all three are the container's own terminal
+    enter_workdir(process["cwd"], own_root)
+    become_user(uid, gid, groups)
+    if spec["annotations"].get("mydocker.init"):
+        become_reaper(channel)  # returns in the child; PID 1 stays behind
+    os.setsid()  # away from the caller's session: its terminal can't be ours
+    if terminal:
+        fcntl.ioctl(0, TIOCSCTTY, 0)  # job control works from the first line on
+    environment = dict(item.partition("=")[::2] for item in process["env"])
+    environment.setdefault("HOME", home)
+    forget_signals()
+    execute(process["args"], environment)
+
+
+def close_all_but(kept):
+    """Close every descriptor above the standard three except KEPT, and keep that from the command.
+
+    What init itself opens later is close-on-exec from birth.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != kept:
+            try:
+                os.close(int(name))
+            except OSError as error:
+                if error.errno != errno.EBADF:  # the listing's own descriptor
+                    raise
+    os.set_inheritable(kept, False)
+
+
+def enter_workdir(path, make):
+    """Change to the command's working directory; MAKE it where it is missing, as Docker does."""
+    if make:
+        os.close(make_in_root(os.open("/", os.O_PATH | os.O_CLOEXEC), path))
+    os.chdir(path)  # where the command starts
+    if not os.getcwd().startswith("/"):  # CVE-2024-21626: "(unreachable)" is outside
+        raise Failure(f"--workdir, on {path}: it lies outside of the container")
+
+
+def become_reaper(channel):
+    """Fork; the child goes on to be the command, PID 1 passes signals to it and buries the dead."""
+    child = os.fork()  # --init: the command is not PID 1 and needn't act like it
+    if not child:
+        return
+    channel.close()  # its end of file must mean that the child has executed
+    everything = set(range(1, _signal.NSIG)) - {32, 33}  # the C library's own
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, everything)
+    while True:
+        number = _signal.sigwait(everything)
+        if number != _signal.SIGCHLD:
+            os.kill(child, number)
+            continue
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        while pid:
+            if pid == child:
+                os._exit(exit_status(status))
+            pid, status = os.waitpid(-1, os.WNOHANG)
+
+
+def forget_signals():
+    """Give the command the signals of a fresh process: Python ignores two, `run` blocks most."""
+    for number in range(1, _signal.NSIG):
+        if number not in (_signal.SIGKILL, _signal.SIGSTOP, 32, 33):
+            _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+def find_program(name, path):
+    """Where a command's file is, by PATH as execvp(3) does; 127 if nowhere, 126 if unusable."""
+    if "/" in name:
+        return name
+    found = [f"{directory or '.'}/{name}" for directory in path.split(":")]
+    found = [program for program in found if os.path.isfile(program)]
+    if not found:
+        raise Failure(f"exec, on {name}: executable file not found in $PATH", 127)
+    return next((program for program in found if os.access(program, os.X_OK)), found[0])
+
+
+def execute(args, environment):
+    """Become the command: execve(2).  Raises Failure with Docker's statuses, 126 and 127."""
+    program = find_program(args[0], environment.get("PATH", DEFAULT_PATH))
+    try:
+        os.execve(encode(program), list(map(encode, args)),
+                  {encode(k): encode(v) for k, v in environment.items()})  # the container begins
+    except OSError as error:
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        why = "is a directory" if os.path.isdir(program) else reason(error)
+        if missing and os.path.exists(program):
+            why += f" (its interpreter, {interpreter_of(program)})"
+        raise Failure(f"exec, on {program}: {why}", 127 if missing else 126) from None
+
+
+def interpreter_of(program):
+    """The program that a script or an ELF file names as its interpreter, for an error message."""
+    with open(program, "rb") as file:
+        head = file.read(4096)
+    if head.startswith(b"#!"):
+        return os.fsdecode(head[2:].split(b"\n")[0].strip())
+    start = head.find(b"/", 64)  # PT_INTERP's text lies in the first page
+    return os.fsdecode(head[start:].split(b"\0")[0]) if start > 0 else "?"
+
+
+# ── 15. Outside the container ──────────────────────────────────────────────
+# The other side of chapter 14: `run` makes the child, does what must be done outside, says go,
+# and then only carries signals and bytes until the child is gone.  From the child's first moment
+# it holds that PR_SET_PDEATHSIG kills it when this process dies: no container outlives `run`.
+
+NAMESPACES = {"pid": CLONE_NEWPID, "mount": CLONE_NEWNS, "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC,
+              "network": CLONE_NEWNET}  # those made before init starts, by their OCI names
+NOT_FORWARDED = {_signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGURG, _signal.SIGTSTP, _signal.SIGTTIN,
+                 _signal.SIGTTOU, _signal.SIGCONT, _signal.SIGKILL, _signal.SIGSTOP, _signal.SIGSEGV,
+                 _signal.SIGBUS, _signal.SIGILL, _signal.SIGFPE, _signal.SIGTRAP, _signal.SIGSYS,
+                 _signal.SIGABRT, 32, 33}
+FORWARDED = set(range(1, _signal.NSIG)) - NOT_FORWARDED
+DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
+GRACE = 10  # seconds between a hang-up and SIGKILL, as for `docker stop`
+
+
+def has_namespace(spec, kind):
+    """True if the spec asks for a new namespace of this kind."""
+    return any(row["type"] == kind for row in spec["linux"]["namespaces"])
+
+
+def namespace_flags(spec):
+    """The CLONE_ flags of the new namespaces in the spec."""
+    return sum(flag for kind, flag in NAMESPACES.items() if has_namespace(spec, kind))
+
+
+def own_bytecode():
+    """A sealed memfd with this program, compiled: init starts from it.
+
+    It compiles nothing a second time, reads no file that somebody could have changed since, and
+    finds its code with any root.  See memfd_create(2), fcntl(2) "File Sealing".
+    """
+    from importlib.util import MAGIC_NUMBER
+    frame = sys._getframe()
+    while frame.f_back:
+        frame = frame.f_back
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create("mydocker", flags | MFD_NOEXEC_SEAL)
+    except OSError:  # before Linux 6.3
+        fd = os.memfd_create("mydocker", flags)
+    data = memoryview(MAGIC_NUMBER + bytes(12) + marshal.dumps(frame.f_code))
+    while data:
+        data = data[os.write(fd, data):]
+    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def start_init(spec, stdin):
+    """Start `init` in the spec's namespaces: (pid, channel to it)."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    flags, program = namespace_flags(spec), own_bytecode()
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, it would take the exit status
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED | {_signal.SIGCHLD})
+    os.unshare(flags & CLONE_NEWPID)  # the next child is PID 1 of a new PID namespace
+    pid = os.fork()  # this process goes on outside, the child inside
+    if pid == 0:
+        try:
+            reexec_as_init(theirs, program, flags & ~CLONE_NEWPID, stdin)
+        except Exception as error:
+            send(theirs, describe(error))
+        finally:
+            os._exit(125)
+    os.close(program)
+    return pid, ours
+
+
+def reexec_as_init(channel, program, flags, stdin):
+    """In the child: make the other namespaces and execute this file again, as `init`."""
+    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # if run dies, however it dies, so do we
+    os.unshare(flags)  # a mount table, host name, IPC and network of its own
+    mount(None, "/", None, MS_REC | MS_SLAVE, None)  # what we mount, the host must not see
+    python = os.readlink("/proc/self/exe")
+    mount(python, python, None, MS_BIND, None)  # a mount for the next line to act on
+    mount(None, python, None, MS_REMOUNT | MS_BIND | MS_RDONLY, None)  # CVE-2019-5736
+    os.dup2(stdin, 0)  # the caller's with -i, else /dev/null
+    os.set_inheritable(channel.fileno(), True)
+    os.set_inheritable(program, True)
+    os.execvp(python, [python, "-I", "-S", "-X", "utf8", f"/proc/self/fd/{program}", "init",
+                       str(channel.fileno())])  # this file again, now inside
+
+
+def watch_signals():
+    """A descriptor that becomes readable when one of the blocked signals arrives: signalfd(2)."""
+    mask = bytearray(128)  # sigset_t of both C libraries
+    for number in FORWARDED | {_signal.SIGCHLD}:
+        mask[(number - 1) // 8] |= 1 << (number - 1) % 8
+    return signalfd(-1, bytes(mask), os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def take_signals(signals):
+    """The numbers of the signals that have arrived: signalfd_siginfo's first field, ssi_signo."""
+    try:
+        data = os.read(signals, 128 * 64)
+    except BlockingIOError:
+        return []
+    return [struct.unpack_from("I", data, start)[0] for start in range(0, len(data), 128)]
+
+
+def run_container(spec, stdin, interactive):
+    """Start the container of SPEC and stay with it to its end; returns its exit status."""
+    pid, channel = start_init(spec, stdin)
+    signals = watch_signals()
+    try:
+        send(channel, spec)  # sync 1
+        master = await_exec(pid, channel, signals)
+    except (Failure, OSError):
+        os.kill(pid, _signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return supervise(pid, signals, master, interactive)
+
+
+def await_exec(pid, channel, signals):
+    """Wait until the command runs; returns the terminal's master end or None.
+
+    Raises what stopped init, as a Failure.
+    """
+    master, poll = None, select.poll()
+    poll.register(signals, select.POLLIN)
+    poll.register(channel.fileno(), select.POLLIN)
+    while True:
+        ready = [fd for fd, _ in poll.poll()]
+        if channel.fileno() in ready:
+            message, fds = receive(channel)
+            if message is None:
+                return master  # sync 3: closed by the exec
+            if not fds:
+                raise Failure(*message)
+            master = fds[0]  # sync 2
+        for number in set(take_signals(signals)) & DEADLY:
+            raise Failure("run: interrupted before the command started", 128 + number)
+
+
+def supervise(pid, signals, master, interactive):
+    """Carry signals and the terminal's bytes until PID 1 is gone; returns its exit status."""
+    streams = []
+    if master is not None:
+        streams.append(Stream(master, 1))
+    if master is not None and interactive:
+        os.set_blocking(master, False)
+        streams.append(Stream(0, master, lambda last: end_of_file_key(master, last)))
+    raw = master is not None and interactive and os.isatty(0)
+    restore = raw_mode(0) if raw else lambda: None
+    try:
+        resize(master)
+        return carry(pid, signals, master, streams)
+    finally:
+        restore()
+
+
+def resize(master):
+    """Give the terminal inside the size of the caller's."""
+    caller = next((fd for fd in (0, 1, 2) if os.isatty(fd)), None)
+    if master is not None and caller is not None:
+        fcntl.ioctl(master, TIOCSWINSZ, struct.pack("HHHH", *window_size(caller), 0, 0))
+
+
+def carry(pid, signals, master, streams):
+    """The monitor's loop; returns the exit status when PID 1 is gone and all output delivered.
+
+    If the caller's terminal hangs up, the one inside does too, and PID 1 has GRACE seconds.
+    """
+    status = deadline = None
+    while status is None or any(stream.busy() for stream in streams):
+        ready = wait_ready(signals, streams, deadline)
+        hung_up = False
+        for stream in ready:
+            try:
+                stream.move()
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise write_error(error)
+                hung_up = True
+        for number in take_signals(signals):
+            if number == _signal.SIGCHLD:
+                gone, wait_status = os.waitpid(pid, os.WNOHANG)
+                if gone:
+                    status, streams = exit_status(wait_status), streams[:1]  # input has no reader
+            elif number == _signal.SIGWINCH and streams:
+                resize(master)
+            elif status is None:
+                os.kill(pid, number)
+                hung_up = hung_up or number == _signal.SIGHUP
+        if hung_up and streams:
+            os.close(master)  # the kernel tells all inside: SIGHUP, and end of file
+            streams, deadline = [], time.monotonic() + GRACE
+        if status is None and deadline and time.monotonic() > deadline:
+            os.kill(pid, _signal.SIGKILL)
+    return status
+
+
+def wait_ready(signals, streams, deadline):
+    """Wait for a signal or for bytes to move; returns the streams that can."""
+    poll, wanted = select.poll(), {}
+    poll.register(signals, select.POLLIN)
+    busy = [stream for stream in streams if stream.busy()]
+    for stream in busy:
+        fd, events = stream.wants()
+        wanted[fd] = wanted.get(fd, 0) | events
+        poll.register(fd, wanted[fd])
+    left = None if deadline is None else max(0, deadline - time.monotonic()) * 1000 + 1
+    ready = dict(poll.poll(left))
+    ended = select.POLLHUP | select.POLLERR
+    return [stream for stream in busy
+            if ready.get(stream.wants()[0], 0) & (stream.wants()[1] | ended)]
+
+
+def write_error(error):
+    """An error of a stream's as a Failure: only the output's end can be full or closed."""
+    return Failure(f"write, on standard output: {reason(error)}")
+
+
+# ── 16. Commands ───────────────────────────────────────────────────────────
+# One function for each subcommand, below its row: usage, summary, options.  The parser and the
+# help are both driven by the row, so they can't drift apart.  An option is (names, argument,
+# help): no argument makes it a switch, "..." at the end of the argument lets it be repeated.
+# Docker's conventions: options end at the first positional or at `--`; -it is -i -t; --name=x is
+# --name x.  The tutorial's: every long option may have one dash only.
+
+COMMANDS = {}
+
+
+def command(usage, summary, *rows):
+    """Make a function cmd_NAME the subcommand NAME."""
+    def register(function):
+        COMMANDS[function.__name__[4:]] = (function, usage, summary, rows)
+        return function
+
+    return register
+
+
+def long_name(row):
+    """The name an option goes by: its first long one, without dashes."""
+    return next(name[2:] for name in row[0].split() if name.startswith("--"))
+
+
+def parse_options(rows, words, where):
+    """Split WORDS by an option table: ({name: value}, the positional words)."""
+    by_name = {name.lstrip("-"): row for row in rows for name in row[0].split()}
+    options = {long_name(row): [] if row[1].endswith("...") else "" if row[1] else False
+               for row in rows}
+    words = list(words)
+    while words and words[0].startswith("-") and words[0] != "-":
+        word = words.pop(0)
+        if word == "--":
+            break
+        for row, value in split_option(by_name, word, where):
+            if value is None and row[1] and not words:
+                raise Failure(f"{where}, on {word}: it needs a value, {row[1].rstrip('.')}")
+            store_option(options, row, words.pop(0) if value is None and row[1] else value, where)
+    return options, words
+
+
+def split_option(by_name, word, where):
+    """The options in one word as [(row, value)]; the value is None where it isn't in the word.
+
+    Grammar: -name, --name, --name=value (one dash will do) | -abc | -abVALUE
+    """
+    name, equals, value = word.lstrip("-").partition("=")
+    if name in by_name and (len(name) > 1 or equals or len(word) == 2):
+        return [(by_name[name], value if equals else None)]
+    letters, found = word[1:], []
+    while letters and not word.startswith("--"):
+        row = by_name.get(letters[0])
+        letters = letters[1:]
+        if not row:
+            break
+        if row[1]:
+            return found + [(row, letters or None)]
+        found.append((row, None))
+        if not letters:
+            return found
+    raise Failure(f"{where}, on {word}: unknown option", hint=f"see mydocker {where} --help".replace(
+        "mydocker mydocker", "mydocker"))
+
+
+def store_option(options, row, value, where):
+    """Put one option's value where the table says."""
+    name = long_name(row)
+    if row[1].endswith("..."):
+        options[name].append(value)
+    elif row[1]:
+        options[name] = value
+    elif value in (None, "true", "false"):
+        options[name] = value != "false"
+    else:
+        raise Failure(f"{where}, on --{name}={value}: it takes no value")
+
+
+def help_text(name):
+    """The help of one subcommand, from its row."""
+    _, usage, summary, rows = COMMANDS[name]
+    lines = columns([("  " + ", ".join(names.split()) + (" " + argument).rstrip(), text)
+                     for names, argument, text in rows]) if rows else []
+    return "\n".join([f"Usage: mydocker {name} {usage}".rstrip(), "", summary.capitalize() + "."]
+                     + (["", "Options (one dash is as good as two):"] + lines if lines else []))
+
+
+def require_root(what):
+    """Only root makes namespaces here."""
+    if os.geteuid():
+        raise Failure(f"{what}, as user {os.geteuid()}: only root can make containers",
+                      hint=f"sudo python3 {sys.argv[0]} {what} ...")
+
+
+def environment_of(options, hostname):
+    """The container's environment, [K=V]: clean but for what the options say."""
+    values = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
+    if options["tty"]:
+        values["TERM"] = "xterm"
+    items = [item for path in options["env-file"] for item in env_file_items(path)]
+    for item in items + options["env"]:
+        key, equals, value = item.partition("=")
+        if not key or "\0" in item:
+            raise Failure(f"--env, on {item or chr(39) * 2}: a variable must have a name")
+        if equals:
+            values[key] = value
+        elif key in os.environ:
+            values[key] = os.environ[key]
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def env_file_items(path):
+    """The lines of an --env-file, each K=V or K; empty ones and # comments are skipped."""
+    try:
+        lines = read_all(path).split("\n")
+    except OSError as error:
+        raise Failure(f"--env-file, on {path}: {reason(error)}") from None
+    for number, line in enumerate(lines, 1):
+        if " " in line.split("=")[0].strip() and not line.lstrip().startswith("#"):
+            raise Failure(f"--env-file, on {path} line {number}: white space in a variable's name")
+    return [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def host_root_spec(options, args, path):
+    """The spec of a container on the host's own root, in the form of the OCI's config.json."""
+    hostname = options["hostname"] or os.uname().nodename
+    mounts, root, annotations = host_mounts(), "/", {}
+    if options["ephemeral"]:
+        root, annotations["mydocker.scratch"] = path + "/rootfs", path + "/scratch"
+        mounts = ephemeral_mounts(path + "/scratch") + kernel_mounts()
+    if options["init"]:
+        annotations["mydocker.init"] = "true"
+    caller = next((fd for fd in (0, 1, 2) if os.isatty(fd)), None)
+    return {
+        "ociVersion": "1.2.0",
+        "process": {
+            "terminal": options["tty"],
+            "consoleSize": window_size(caller) if caller is not None else None,
+            "user": {"username": options["user"] or "0"},
+            "args": args,
+            "env": environment_of(options, hostname),
+            "cwd": os.path.join(os.getcwd(), options["workdir"]),
+        },
+        "root": {"path": root, "readonly": options["read-only"]},
+        "hostname": hostname,
+        "mounts": mounts,
+        "annotations": annotations,
+        "linux": {"namespaces": [{"type": kind} for kind in (*NAMESPACES, "cgroup")]},
+    }
+
+
+@command("[OPTIONS] COMMAND [ARG...]", "run a command in a new container on the host's own root",
+         ("-i --interactive", "", "keep standard input open"),
+         ("-t --tty", "", "give the command a terminal of its own"),
+         ("-e --env", "K=V...", "set a variable; K alone takes the caller's value"),
+         ("--env-file", "FILE...", "read variables from a file"),
+         ("-u --user", "USER[:GROUP]", "run as this user, by name or number (default: root)"),
+         ("-w --workdir", "DIR", "start in this directory (default: the current one)"),
+         ("--hostname", "NAME", "the container's host name (default: the host's)"),
+         ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
+         ("--read-only", "", "let nothing be written to the file systems"),
+         ("--ephemeral", "", "let everything be written, and throw it away at the end"),
+         ("--rm", "", "remove the container when it ends (on the host's root always)"),
+         ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"),
+         ("--explain", "", "print each kernel call that makes the container, and why"))
+def cmd_run(options, words):
+    """Run a command in a new container and wait for it; the status is the command's."""
+    if not words:
+        raise Failure("run: no command given", hint="mydocker run -it /bin/sh")
+    if not words[0].startswith(("/", ".")):
+        raise Failure(f"run, on {words[0]}: there is no image of that name",
+                      hint=f"an image: run IMAGE [COMMAND...]; a program of this box: "
+                           f"run /bin/{os.path.basename(words[0]) or 'sh'}")
+    require_root("run")
+    apply_log_options(options)
+    container_id = os.urandom(32).hex()
+    path, lock = make_container_dir(container_id)
+    try:
+        spec = host_root_spec(options, words, path)
+        if options["ephemeral"]:
+            os.mkdir(path + "/rootfs"), os.mkdir(path + "/scratch")
+        stdin = 0 if options["interactive"] else os.open(os.devnull, os.O_RDWR)
+        return run_container(spec, stdin, options["interactive"])
+    finally:
+        remove_container_dir(path)
+
+
+def apply_log_options(options):
+    """Let --log-level and --explain travel to init: in the environment."""
+    level = options["log-level"] or os.environ.get("MYDOCKER_LOG") or (
+        "info" if options["tty"] and options["interactive"] else "warning")
+    if level not in LEVELS:
+        raise Failure(f"--log-level, on {level}: not one of {', '.join(LEVELS)}")
+    os.environ["MYDOCKER_LOG"] = level
+    if options["explain"]:
+        os.environ["MYDOCKER_EXPLAIN"] = "1"
+        explain_calls()
+
+
+@command("", "not for typing: what `run` starts inside the container")
+def cmd_init(_, words):
+    """Become the container whose spec comes over the socket in words[0]."""
+    try:
+        channel = _socket.socket(fileno=int(words[0]))
+    except (IndexError, ValueError, OSError):
+        raise Failure("init: it can't be typed, only `run` starts it, inside the new namespaces",
+                      hint="mydocker run -it /bin/sh") from None
+    if os.environ.get("MYDOCKER_EXPLAIN"):
+        explain_calls()
+    try:
+        container_main(channel)
+    except Exception as error:
+        send(channel, describe(error))
+    finally:
+        os._exit(125)  # nothing of the outside's clean-up may run twice
+
+
+def attempt(action):
+    """Do something in a child process, for a probe: True if the kernel lets it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+            os._exit(0)
+        except OSError:
+            os._exit(1)
+        finally:
+            os._exit(2)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def try_overlay():
+    """Mount an overlay, in a mount namespace of this process's own."""
+    os.unshare(CLONE_NEWNS)
+    mount(None, "/", None, MS_REC | MS_PRIVATE, None)
+    mount("tmpfs", "/proc", "tmpfs", 0, None)
+    os.chdir("/proc")
+    for name in ("lower", "upper", "work", "merged"):
+        os.mkdir(name)
+    mount("overlay", "merged", "overlay", 0, "lowerdir=lower,upperdir=upper,workdir=work")
+
+
+def try_nf_tables():
+    """Ask the kernel's nf_tables for its generation, in a network namespace of this process's."""
+    os.unshare(CLONE_NEWNET)
+    netlink = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, NETLINK_NETFILTER)
+    kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN
+    netlink.send(struct.pack("IHHII4x", 20, kind, NLM_F_REQUEST, 1, 0))
+    if struct.unpack_from("H", netlink.recv(4096), 4)[0] == 2:  # NLMSG_ERROR
+        raise OSError(errno.EOPNOTSUPP, "nf_tables")
+
+
+def try_seccomp():
+    """Pass no filter: a kernel that knows filters finds the address bad, another the request."""
+    try:
+        prctl(22, 2, 0, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+
+
+def need_mount(kind):
+    """Fail unless a file system of this kind is mounted."""
+    if not any(row[1] == kind for row in mounts_here()):
+        raise OSError(errno.ENODEV, kind)
+
+
+def need_root():
+    """Fail unless the effective user is root."""
+    if os.geteuid():
+        raise PermissionError(errno.EPERM, "root")
+
+
+PROBES = (  # (name, try it, what it is needed for, where to look if it is missing)
+    ("root", need_root, "all of it", "sudo"),
+    ("mntns", lambda: os.unshare(CLONE_NEWNS), "mounts that the host doesn't see",
+     "sysctl user.max_mnt_namespaces"),
+    ("pidns", lambda: os.unshare(CLONE_NEWPID), "processes of its own",
+     "sysctl user.max_pid_namespaces"),
+    ("utsns", lambda: os.unshare(CLONE_NEWUTS), "--hostname", "sysctl user.max_uts_namespaces"),
+    ("ipcns", lambda: os.unshare(CLONE_NEWIPC), "shared memory of its own",
+     "sysctl user.max_ipc_namespaces"),
+    ("netns", lambda: os.unshare(CLONE_NEWNET), "a network of its own",
+     "sysctl user.max_net_namespaces"),
+    ("cgroupns", lambda: os.unshare(CLONE_NEWCGROUP), "/proc/self/cgroup that shows /",
+     "sysctl user.max_cgroup_namespaces"),
+    ("userns", lambda: os.unshare(CLONE_NEWUSER), "nothing yet (rootless containers, later)",
+     "sysctl user.max_user_namespaces kernel.unprivileged_userns_clone"),
+    ("cgroup-v1", lambda: need_mount("cgroup"), "limits (one version is enough)",
+     "mount -t cgroup"),
+    ("cgroup-v2", lambda: need_mount("cgroup2"), "limits (one version is enough)",
+     "mount -t cgroup2"),
+    ("overlay", try_overlay, "--ephemeral, images", "module overlay"),
+    ("seccomp", try_seccomp, "the system call filter", "kernel option CONFIG_SECCOMP_FILTER"),
+    ("openat2", lambda: openat2(AT_FDCWD, "/", bytes(24), 24),
+     "safe paths (without: slower, just as safe)", "Linux 5.6; the seccomp filter around this box"),
+    ("pidfd", lambda: pidfd_open(os.getpid(), 0), "signals that hit no other process",
+     "Linux 5.3; the seccomp filter around this box"),
+    ("mount_setattr", lambda: mount_setattr(AT_FDCWD, "/proc", 0, bytes(32), 32),
+     "read-only trees in one step", "Linux 5.12; the seccomp filter around this box"),
+    ("nf_tables", try_nf_tables, "networks with -p (later)", "modules nf_tables nft_chain_nat"),
+)
+
+
+def cgroup_layout():
+    """Which cgroup controllers this box has, and where, in words."""
+    rows = [row for row in mounts_here() if row[1] in ("cgroup", "cgroup2")]
+    v1 = sorted({os.path.basename(point) for point, kind, _, _ in rows if kind == "cgroup"})
+    v2 = [point for point, kind, _, _ in rows if kind == "cgroup2"]
+    layout = "hybrid" if v1 and v2 else "v1" if v1 else "v2" if v2 else "none"
+    controllers = read_all(v2[0] + "/cgroup.controllers").split() if v2 else []
+    return f"{layout}: v1 {' '.join(v1) or '-'}; v2 {' '.join(controllers) or '-'}"
+
+
+def free_space():
+    """The room at the state root, or at the nearest directory above it that is there."""
+    path = os.path.abspath(state_path())
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    room = os.statvfs(path)
+    return f"{state_path()}: {room.f_bavail * room.f_frsize >> 20} MiB free"
+
+
+@command("[NAME...]", "show what this box can do, and what each is needed for; with names: "
+                      "just those, and status 1 if one is missing")
+def cmd_info(_, words):
+    """Probe the kernel; every line is the outcome of a try, none is guessed from a version."""
+    unknown = set(words) - {row[0] for row in PROBES}
+    if unknown:
+        raise Failure(f"info, on {' '.join(sorted(unknown))}: no such probe")
+    rows = [(name, "yes" if attempt(action) else "no", use, where)
+            for name, action, use, where in PROBES if not words or name in words]
+    if not words:
+        box = os.uname()
+        print(f"mydocker {VERSION}, Python {sys.version.split()[0]}, {box.sysname} {box.release} "
+              f"{box.machine}\ncgroups {cgroup_layout()}\n{free_space()}\n")
+    print("\n".join(columns([(name, has, use + ("" if has == "yes" else f"; look at: {where}"))
+                             for name, has, use, where in rows])))
+    return int(any(row[1] == "no" for row in rows)) if words else 0
+
+
+# ── 17. Main ───────────────────────────────────────────────────────────────
+# Dispatch on argv[1], as the Go version does; and the one place that prints errors.
+
+GLOBAL_OPTIONS = (
+    ("--root", "DIR", f"where the state is kept (default: {STATE_ROOT}, or MYDOCKER_ROOT)"),
+    ("-h --help", "", "show this help"),
+    ("-v --version", "", "show the version"),
+)
+HELP_OPTION = ("-h --help", "", "show this help")
+
+
+def overview():
+    """The help of the whole program."""
+    return "\n".join(
+        ["Usage: mydocker [OPTIONS] COMMAND ...", "", "Containers in one file.  Commands:"]
+        + columns([(f"  {name}", row[2]) for name, row in COMMANDS.items() if name != "init"])
+        + ["", "Options:"]
+        + columns([("  " + ", ".join(names.split()) + (" " + argument).rstrip(), text)
+                   for names, argument, text in GLOBAL_OPTIONS])
+        + ["", "mydocker COMMAND --help shows a command's own options."])
+
+
+def dispatch(words):
+    """Carry out one command line; returns the exit status."""
+    options, words = parse_options(GLOBAL_OPTIONS, words, "mydocker")
+    if options["root"]:
+        os.environ["MYDOCKER_ROOT"] = os.path.abspath(options["root"])
+    if options["version"]:
+        print(f"mydocker {VERSION}")
+        return 0
+    if options["help"] or words[:1] == ["help"]:
+        print(overview())
+        return 0
+    if not words:
+        raise Failure("mydocker: no command given", hint="mydocker --help")
+    if words[0] not in COMMANDS:
+        raise Failure(f"mydocker, on {words[0]}: no such command", hint="mydocker --help")
+    function, _, _, rows = COMMANDS[words[0]]
+    options, rest = parse_options((*rows, HELP_OPTION), words[1:], words[0])
+    if options["help"]:
+        print(help_text(words[0]))
+        return 0
+    return function(options, rest) or 0
+
+
+def main():
+    """Run the program; the exit status is Docker's: 125 if the trouble is mydocker's own."""
+    while os.open(os.devnull, os.O_RDWR) < 3:  # a closed standard descriptor must not be taken
+        pass
+    os.close(3)
+    if sys.getfilesystemencoding() != "utf-8":  # such as GBK: bytes must come and go unchanged
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.argv])
+    try:
+        status = dispatch(sys.argv[1:])
+        sys.stdout.flush()
+    except (Failure, OSError) as error:
+        message, status, hint = describe(error)
+        print_line(f"mydocker: {message}")
+        if hint:
+            print_line(f"hint: {hint}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left unprinted stays so
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
