@@ -86,12 +86,14 @@ MS_SHARED = 1 << 20
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 MNT_DETACH = 2
-MOUNT_ATTR_RDONLY = 1
 
 # linux/fcntl.h, linux/openat2.h, linux/memfd.h
 AT_FDCWD = -100
-AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_SYMLINKS = 0x10
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
@@ -228,6 +230,8 @@ signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
 statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
 openat2 = kernel("openat2", INT, TEXT, BYTES, LONG, number=437)  # openat2(2), since 5.6
 pidfd_open = kernel("pidfd_open", INT, LONG, number=434)  # pidfd_open(2), since 5.3
+open_tree = kernel("open_tree", INT, TEXT, "OPEN_TREE_", number=428)  # since 5.2
+move_mount = kernel("move_mount", INT, TEXT, INT, TEXT, "MOVE_MOUNT_", number=429)  # since 5.2
 mount_setattr = kernel("mount_setattr", INT, TEXT, "AT_", BYTES, LONG, number=442)  # since 5.12
 
 if not hasattr(os, "unshare"):  # before Python 3.12
@@ -371,6 +375,25 @@ def read_text(path):
         return file.read(SMALL_FILE).decode("utf-8", "surrogateescape")
 
 
+def parse_size(text, option):
+    """A size as docker reads it, 64m, 1.5g, 1024, in bytes."""
+    number, unit = text.rstrip("bkmgtBKMGTiI"), text.lower().lstrip("0123456789.")
+    power = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}.get(unit[:1] if unit in (
+        "", "b", *(letter + end for letter in "kmgt" for end in ("", "b", "ib"))) else "?")
+    if power is None or not number.replace(".", "", 1).isdigit():
+        raise Failure(f"{option}, on {text or chr(39) * 2}: not a size, such as 64m or 1g")
+    return int(float(number) * 1024 ** power)
+
+
+def humane_size(size):
+    """Bytes for people: 12.3MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g}{unit}"
+        size /= 1000
+    return f"{size:.3g}TB"
+
+
 def exit_status(wait_status):
     """The shell's number for how a process ended: its own status, or 128 + the signal."""
     if os.WIFSIGNALED(wait_status):
@@ -431,8 +454,10 @@ def walk_in_root(root, path, flags, resolve):
             os.close(fd)
 
 
-def make_in_root(root, path, directory=True):
+def make_in_root(root, path, directory=True, links=0):
     """Open PATH below ROOT, making it, and the directories on the way, where they are missing."""
+    if links > 40:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     try:
         return open_in_root(root, path)
     except FileNotFoundError:
@@ -443,11 +468,69 @@ def make_in_root(root, path, directory=True):
             os.mkdir(name, 0o755, dir_fd=above)
         else:
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=above))
-    except FileExistsError:  # a dangling link, or somebody was faster: the next open decides
-        pass
+    except FileExistsError:  # a link that leads nowhere yet, or somebody was faster
+        target = link_target(above, name)
+        if target:
+            return make_in_root(root, os.path.join(parent, target), directory, links + 1)
     finally:
         os.close(above)
     return open_in_root(root, path)
+
+
+def link_target(directory, name):
+    """Where a symbolic link points, or None if NAME is no link."""
+    try:
+        return os.readlink(name, dir_fd=directory)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+        return None
+
+
+def write_file(path, data, durable=False):
+    """Replace a file in one step: a reader, or a crash, finds the old bytes or the new, never both.
+
+    See rename(2).  DURABLE: the bytes are on disk before the name is; needs milliseconds.
+    """
+    temporary = f"{path}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(encode(data))
+        file.flush()
+        os.fsync(fd) if durable else None
+    os.rename(temporary, path)
+
+
+def read_json(path):
+    """The value in a JSON file of ours."""
+    import json
+    return json.loads(read_all(path))
+
+
+def write_json(path, value, durable=False):
+    """Replace a JSON file; strings that are not UTF-8 survive as \\udcXX escapes."""
+    import json
+    write_file(path, json.dumps(value, indent=1) + "\n", durable)
+
+
+def unlink_if_there(path):
+    """Remove a file that another process may be removing, too."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:  # it was faster
+        pass
+
+
+def hold(path, mode=fcntl.LOCK_EX):
+    """Lock a file or directory until the descriptor that is returned is closed: flock(2)."""
+    flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, mode)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def mounts_here():
@@ -472,9 +555,20 @@ def read_all(path):
 
 
 # ── 7. Containers on disk ──────────────────────────────────────────────────
-# One directory for each container, containers/<id>/ below the state root.  Its `lock` is held by
-# the container's monitor for as long as that lives: a lock that can be had belongs to a dead
-# container, and whoever notices removes what it left.  No pid is ever guessed from.
+# One directory for each container, containers/<id>/ below the state root:
+#
+#   config.json   the spec: all that init was told, in the OCI's form
+#   state.json    the record: id, name, image, created, command; pid while it runs, status after
+#   lock          held by the container's monitor for as long as that lives
+#   upper, work   what the container wrote over its image's layers (overlayfs)
+#   rootfs        where its root is mounted, seen from inside only
+#   hosts, hostname, resolv.conf    bind-mounted over the image's
+#
+# Whether a container runs is never read from a file: a lock that can be had belongs to a dead one.
+# No pid is guessed from.  running/<id> only marks where to look: it is there from before the
+# directory is made until after the monitor has tidied up, so whatever a killed monitor left has a
+# mark, and sweeping costs what runs, not what is on record.  Whoever makes or sweeps holds
+# containers/ itself for that moment, shared or alone, so nobody meets a half-made directory.
 
 
 def state_path(*names):
@@ -482,51 +576,108 @@ def state_path(*names):
     return os.path.join(os.environ.get("MYDOCKER_ROOT") or STATE_ROOT, *names)
 
 
-def open_containers():
-    """A descriptor of the directory of containers, made if need be, for flock(2)."""
-    os.makedirs(state_path("containers"), 0o700, exist_ok=True)
-    return os.open(state_path("containers"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def make_dirs(path):
+    """Make a directory of the state root's, with what is above it, closed to others."""
+    os.makedirs(path, 0o700, exist_ok=True)  # CVE-2021-41091: nobody walks into images' files
+    return path
 
 
 def make_container_dir(container_id):
-    """Make the container's directory and take its lock: (path, descriptor of the lock)."""
-    top, path = open_containers(), state_path("containers", container_id)
-    fcntl.flock(top, fcntl.LOCK_SH)  # no sweeper may see it before it's locked
-    os.mkdir(path, 0o700)  # CVE-2021-41091: nobody but root walks into a container's files
-    lock = os.open(path + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    os.close(top)
+    """Make the container's directory, marked and locked: (path, descriptor of the lock)."""
+    top, path = make_dirs(state_path("containers")), state_path("containers", container_id)
+    guard = hold(top, fcntl.LOCK_SH)
+    os.close(os.open(make_dirs(state_path("running")) + "/" + container_id, os.O_CREAT, 0o600))
+    os.mkdir(path, 0o700)
+    lock = hold(path + "/lock")
+    os.close(guard)
     return path, lock
 
 
+def end_container(container_id, status=None):
+    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
+    path = state_path("containers", container_id)
+    try:
+        record = read_json(path + "/state.json")
+    except FileNotFoundError:  # it never started
+        record = {"keep": False}
+    if record["keep"] and "started" in record:
+        record.update(pid=0, status=status, finished=time.time())
+        write_json(path + "/state.json", record)
+    else:
+        remove_container_dir(path)
+    unlink_if_there(state_path("running", container_id))
+
+
 def remove_container_dir(path):
-    """Remove a container's directory; only what mydocker itself puts there is touched."""
-    for remove, name in ((os.rmdir, "rootfs"), (os.rmdir, "scratch"), (os.unlink, "lock"),
-                         (os.rmdir, "")):
-        try:
-            remove(f"{path}/{name}")
-        except FileNotFoundError:  # a killed remover got so far, or there never was one
-            continue
+    """Remove a container's directory with all that the container wrote.
+
+    Volumes are not there: they were mounted inside, and went with the last process.
+    """
+    for name in os.listdir(path) if os.path.isdir(path) else []:
+        if os.path.isdir(f"{path}/{name}"):
+            import shutil
+            shutil.rmtree(f"{path}/{name}")  # by descriptors: no link leads it out
+        else:
+            os.unlink(f"{path}/{name}")
+    os.rmdir(path)
 
 
 def sweep_containers():
-    """Remove what killed monitors left: every container whose lock can be had."""
-    top = open_containers()
-    fcntl.flock(top, fcntl.LOCK_EX)  # nothing is half made now
-    for container_id in os.listdir(top):
+    """Tidy up after killed monitors; every command that makes or shows containers does it."""
+    guard = hold(make_dirs(state_path("containers")))  # nothing is half made now
+    for container_id in os.listdir(make_dirs(state_path("running"))):
         path = state_path("containers", container_id)
-        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if not os.path.isdir(path):
+            unlink_if_there(state_path("running", container_id))
+        elif not is_running(path):
+            end_container(container_id)
+    os.close(guard)
+
+
+def is_running(path):
+    """True while the monitor of the container at PATH lives: its lock can't be had."""
+    try:
+        os.close(hold(path + "/lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
+    except BlockingIOError:
+        return True
+    return False
+
+
+def container_records():
+    """All containers' records, the newest first, with "running" as it is now."""
+    top, records = state_path("containers"), []
+    for container_id in os.listdir(top) if os.path.isdir(top) else []:
+        path = f"{top}/{container_id}"
         try:
-            if os.path.exists(path + "/lock"):
-                os.close(lock)
-                lock = os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove_container_dir(path)
-        except (BlockingIOError, FileNotFoundError):  # it lives; its own monitor was faster
+            records.append(dict(read_json(path + "/state.json"), running=is_running(path)))
+        except FileNotFoundError:  # being made or removed
             continue
-        finally:
-            os.close(lock)
-    os.close(top)
+    return sorted(records, key=lambda record: record["created"], reverse=True)
+
+
+def check_new_name(name, what):
+    """Refuse a name that isn't made as docker's names are; it is going to be a path."""
+    plain = name.replace("_", "a").replace(".", "a").replace("-", "a")
+    if not (name[:1].isalnum() and plain.isalnum() and name.isascii() and len(name) < 129):
+        raise Failure(f"{what}, on {name or chr(39) * 2}: a name has letters, digits and _ . -, and "
+                      "starts with one of the first two")
+    return name
+
+
+def find_container(text):
+    """The record of the container that a name, an id or the unique beginning of one means."""
+    records = container_records()
+    found = [record for record in records if text in (record["name"], record["id"])] or [
+        record for record in records if text and record["id"].startswith(text)]
+    if len(found) != 1:
+        why = "more than one container's id begins so" if found else "no such container"
+        raise Failure(f"container, on {text or chr(39) * 2}: {why}")
+    return found[0]
+
+
+def volume_path(name):
+    """Where a named volume's files are."""
+    return state_path("volumes", check_new_name(name, "volume"), "_data")
 
 
 # ── 9. Root file system ────────────────────────────────────────────────────
@@ -554,6 +705,7 @@ MOUNT_FLAGS = {  # mount(8)'s words: (flag, set it?)
     "nosymfollow": (MS_NOSYMFOLLOW, True), "symfollow": (MS_NOSYMFOLLOW, False),
     "bind": (MS_BIND, True), "rbind": (MS_BIND | MS_REC, True),
 }
+BIND_FLAGS = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC  # what a bind mount can have of its own
 PROPAGATION = {
     "private": MS_PRIVATE, "rprivate": MS_PRIVATE | MS_REC, "slave": MS_SLAVE,
     "rslave": MS_SLAVE | MS_REC, "shared": MS_SHARED, "rshared": MS_SHARED | MS_REC,
@@ -576,7 +728,7 @@ def mount_row(destination, kind, *options, source=None):
             "options": list(options)}
 
 
-def kernel_mounts():
+def kernel_mounts(shm_size=64 << 20):
     """The rows that give a container its own view of the kernel: Docker's, in Docker's order."""
     return [
         mount_row("/proc", "proc", "nosuid", "noexec", "nodev"),
@@ -584,15 +736,23 @@ def kernel_mounts():
         mount_row("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666",
                   "mode=0620", "gid=5"),
         mount_row("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+        mount_row("/sys/fs/cgroup", "cgroup", "nosuid", "noexec", "nodev", "ro"),
         mount_row("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
-        mount_row("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),
+        mount_row("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777",
+                  f"size={shm_size}"),
     ]
 
 
-def host_mounts():
-    """The rows for a container on the host's own root: its /dev is the host's, the rest isn't."""
-    return [row for row in kernel_mounts()
+def host_mounts(rows):
+    """Those rows that fit over the host's own root: /dev stays the host's, the rest doesn't."""
+    return [row for row in rows
             if row["destination"] != "/dev" and os.path.isdir(row["destination"])]
+
+
+def layers_row(destination, layers, path):
+    """A row for directories one over the other, the top one first; PATH/upper takes the writes."""
+    return mount_row(destination, "layers", *[f"lowerdir={layer}" for layer in layers],
+                     f"upperdir={path}/upper", f"workdir={path}/work")
 
 
 def ephemeral_mounts(scratch):
@@ -606,11 +766,9 @@ def ephemeral_mounts(scratch):
         and not point.startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
     rows = []
     for number, point in enumerate(sorted(points)):
-        lower = point.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
         as_it_is = mount_row(point, "bind", "rbind", "ro", source=point)
-        layered = mount_row(point, "overlay", f"lowerdir={lower}", "upperdir=upper", "workdir=work",
-                            source=f"{scratch}/{number}")
-        rows.append(dict(layered, fallback=as_it_is) if os.path.isdir(point) else as_it_is)
+        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), fallback=as_it_is)
+        rows.append(layered if os.path.isdir(point) else as_it_is)
     return rows
 
 
@@ -631,91 +789,182 @@ def parse_mount_options(options):
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
     flags, propagation, data = parse_mount_options(row["options"])
-    target = mount_target(root, row)
-    if flags & MS_BIND:
-        mount(row["source"], target, None, flags & (MS_BIND | MS_REC), None)  # the same files here
-        set_read_only(top_of(root, row)) if flags & MS_RDONLY else None
-    else:
-        enter_overlay_source(row) if row["type"] == "overlay" else None
-        source = "overlay" if row["type"] == "overlay" else row["source"]
-        mount(source, target, row["type"], flags, data or None)  # the container's own file system
+    directory = not flags & MS_BIND or os.path.isdir(row["source"])
+    check_mount_point(root, row)
+    target = make_in_root(root, row["destination"], directory)
+    mounter = mount_bind if flags & MS_BIND else MOUNTERS.get(row["type"], mount_new)
+    mounted = mounter(f"/proc/self/fd/{target}", row, flags, data)
     for change in propagation:
-        mount(None, top_of(root, row), None, change, None)  # who sees mounts made below it later
+        mounted = mounted or f"/proc/self/fd/{open_in_root(root, row['destination'])}"
+        mount(None, mounted, None, change, None)  # who sees mounts made below it later
 
 
-def mount_target(root, row):
-    """The place of a row's mount as a path that can't be moved: /proc/self/fd/N."""
-    if row["type"] in ("proc", "sysfs"):  # CVE-2019-19921: a link here would leave /proc unmasked
+def check_mount_point(root, row):
+    """Refuse a mount that would make the kernel's own files look like something else.
+
+    Nothing but proc goes onto or under /proc, where the masks would miss it: CVE-2019-16884; and
+    /proc, /sys and /dev themselves are never reached by a link: CVE-2019-19921, CVE-2026-41579.
+    """
+    where = os.path.normpath("/" + row["destination"])
+    if where.split("/")[1] == "proc" and row["type"] != "proc":
+        raise Failure(f"mount, on {row['destination']}: nothing can be mounted on or under /proc")
+    if row["type"] in ("proc", "sysfs") or where == "/dev":
         try:
-            os.close(open_in_root(root, row["destination"], os.O_PATH, RESOLVE_NO_SYMLINKS))
-        except FileNotFoundError:
-            pass  # made in the next line
-    directory = row["type"] != "bind" or os.path.isdir(row["source"])
-    return f"/proc/self/fd/{make_in_root(root, row['destination'], directory)}"
+            os.close(open_in_root(root, where, os.O_PATH, RESOLVE_NO_SYMLINKS))
+        except FileNotFoundError:  # will be made
+            pass
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise Failure(f"mount, on {where}: it must be a directory, not a link") from None
 
 
-def top_of(root, row):
-    """What is now mounted at a row's destination, as /proc/self/fd/N."""
-    return f"/proc/self/fd/{open_in_root(root, row['destination'])}"
+def mount_new(target, row, flags, data):
+    """Mount a file system that has no files yet but the kernel's."""
+    mount(row["source"], target, row["type"], flags, data or None)  # the container's own
 
 
-def enter_overlay_source(row):
-    """Go where an overlay's upper and work directories are: its options name them from there."""
-    for name in ("upper", "work"):
-        os.makedirs(f"{row['source']}/{name}", 0o755, exist_ok=True)
-    os.chdir(row["source"])  # where upper and work are
+def mount_bind(target, row, flags, _):
+    """Show files of the host's at TARGET; returns the mount as a path that can't be moved.
+
+    The copy of the mount is finished before it is put in place: its path is never looked up a
+    second time (CVE-2021-30465), and it's never writable for a moment.
+    """
+    whole = AT_RECURSIVE if flags & MS_REC else 0
+    try:
+        tree = open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+        mount(row["source"], target, None, flags & (MS_BIND | MS_REC), None)  # the same files here
+        tree = os.open(os.path.realpath(target), os.O_PATH | os.O_CLOEXEC)
+        target = None
+    here = f"/proc/self/fd/{tree}"
+    if target:
+        move_mount(tree, "", AT_FDCWD, target,  # the same files, now here
+                   MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS)
+    if flags & BIND_FLAGS:
+        set_mount_flags(here, flags & BIND_FLAGS)
+    return here
 
 
-def set_read_only(path):
-    """Make the mount at PATH read-only, with all that is mounted below it.
+def mount_layers(target, row, flags, _):
+    """Stack directories with overlayfs.
+
+    The directories go in as numbers of open descriptors: 500 of them, the kernel's limit, fit
+    into the one page that mount(2) takes, and no character in a name can mean anything.
+    """
+    number = {"lowerdir": []}
+    for option in row["options"]:
+        key, _, path = option.partition("=")
+        if key in ("upperdir", "workdir"):
+            os.makedirs(path, 0o755, exist_ok=True)
+        number.setdefault(key, []).append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+    os.chdir("/proc/self/fd")  # where descriptors have short names
+    data = ",".join(f"{key}={':'.join(map(str, fds))}" for key, fds in number.items())
+    mount("overlay", target, "overlay", flags, data)  # layers below, what is written on top
+    os.chdir("/")
+    for fd in sum(number.values(), []):
+        os.close(fd)
+
+
+def mount_cgroups(target, _, flags, __):
+    """Show the container its own cgroup, in the form that the host has: v2, or v1's directories."""
+    kinds = own_cgroups()
+    if list(kinds) == [""]:
+        mount("cgroup", target, "cgroup2", flags, None)  # the namespace's own part of the tree
+        return
+    place = os.path.realpath(target)  # on the fresh /sys: nobody can have put a link there
+    mount("cgroup", place, "tmpfs", flags & ~MS_RDONLY, "mode=755")  # a directory for each one
+    for name in kinds:
+        path = f"{place}/{name.split('=')[-1] or 'unified'}"
+        os.mkdir(path)
+        kind = "cgroup" if name else "cgroup2"
+        data = "none," + name if name.startswith("name=") else name or None
+        mount("cgroup", path, kind, flags, data)  # the namespace's own part of this hierarchy
+        for alias in name.split(",") if "," in name else ():
+            os.symlink(name, f"{place}/{alias}")  # as distributions have it
+    mount(None, place, None, flags | MS_REMOUNT | MS_BIND, None)  # now as read-only as asked for
+
+
+def own_cgroups():
+    """The cgroup of this process in each mounted hierarchy: {controllers: path}; "" is v2's.
+
+    See cgroups(7), "/proc files".
+    """
+    rows = [line.split(":", 2)[1:] for line in read_all("/proc/self/cgroup").split("\n") if line]
+    mounted = {row[1] for row in mounts_here()}
+    return {name: path for name, path in rows if ("cgroup" if name else "cgroup2") in mounted}
+
+
+MOUNTERS = {"layers": mount_layers, "cgroup": mount_cgroups}
+
+
+def set_mount_flags(path, flags):
+    """Set MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC on the mount at PATH and on all below it.
 
     Before mount_setattr(2) (kernel 5.12) each mount is changed by itself; its other flags stay.
     """
-    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
+    attributes = struct.pack("QQQQ", flags, 0, 0, 0)  # MOUNT_ATTR_ has the same four bits
     try:
-        mount_setattr(AT_FDCWD, path, AT_RECURSIVE, attributes, len(attributes))  # all below, too
+        mount_setattr(AT_FDCWD, path, AT_RECURSIVE, attributes, len(attributes))  # with all below
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EPERM):
             raise
         above = os.path.realpath(path)
         for point, _, options, _ in mounts_here():
             if point == above or point.startswith(above.rstrip("/") + "/"):
-                flags = parse_mount_options(options)[0] | MS_REMOUNT | MS_BIND | MS_RDONLY
-                mount(None, point, None, flags, None)  # read-only from here on
+                kept = parse_mount_options(options)[0] | MS_REMOUNT | MS_BIND
+                mount(None, point, None, kept | flags, None)  # from here on with this, too
 
 
 def build_root(spec):
     """Make the container's root file system and step into it."""
     path, own = spec["root"]["path"], spec["root"]["path"] != "/"
+    read_only = spec["root"].get("readonly")
     scratch = spec["annotations"].get("mydocker.scratch")
     if scratch:
         mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")  # takes what is written
     if own:
         mount(path, path, None, MS_BIND | MS_REC, None)  # pivot_root(2) wants a mount as new root
-    elif spec["root"].get("readonly"):
-        set_read_only("/")
+    elif read_only:
+        set_mount_flags("/", MS_RDONLY)
     for row in spec["mounts"]:
         root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # what lies on top by now
-        try:
-            mount_one(root, row)
-        except OSError:
-            if "fallback" not in row:
-                raise
-            mount_one(root, row["fallback"])
+        mount_or_fall_back(root, row)
         if own and row["destination"] == "/dev":
-            make_devices(root)
+            make_devices(root, spec)
         os.close(root)
+    if own and read_only:
+        mount(None, path, None, MS_REMOUNT | MS_BIND | MS_RDONLY, None)  # after its last directory
     if own:
         swap_root(path)
 
 
-def make_devices(root):
-    """Fill the fresh /dev: the six devices that any program expects, and the usual links."""
+def mount_or_fall_back(root, row):
+    """Mount a row, or what the row says to mount if the kernel can't."""
+    try:
+        mount_one(root, row)
+    except OSError:
+        if "fallback" not in row:
+            raise
+        mount_one(root, row["fallback"])
+
+
+def make_devices(root, spec):
+    """Fill the fresh /dev: what any program expects, and what --device added."""
     dev = open_in_root(root, "/dev", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     os.fchdir(dev)  # the names below are in the fresh /dev
     umask = os.umask(0)
     for name, major, minor in DEVICES:
         os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor))  # a device of the kernel's
+    for device in spec["linux"].get("devices", []):
+        kind = stat.S_IFBLK if device["type"] == "b" else stat.S_IFCHR
+        directory, _, name = device["path"].rpartition("/")
+        above = make_in_root(root, directory or "/")
+        os.mknod(name, kind | device.get("fileMode", 0o666),
+                 os.makedev(device["major"], device["minor"]), dir_fd=above)  # from --device
+        os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=above)
     os.umask(umask)
     for name, target in DEV_LINKS:
         os.symlink(target, name)  # as every program expects them
@@ -817,6 +1066,12 @@ def make_terminal(size):
     if size:
         fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     return master, slave
+
+
+def show_console(slave):
+    """Make /dev/console the container's terminal; /dev is still as we made it."""
+    os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # where boot messages go
 
 
 def window_size(fd):
@@ -943,6 +1198,8 @@ def container_main(channel):
     if terminal:
         master, slave = make_terminal(process.get("consoleSize"))
         os.fchown(slave, uid, -1)  # the container's own terminal is its user's
+        if own_root:
+            show_console(slave)
         send(channel, "terminal", [master])  # sync 2: run keeps the other end
         os.close(master)
         for fd in (0, 1, 2):
@@ -1148,13 +1405,16 @@ def take_signals(signals):
     return [struct.unpack_from("I", data, start)[0] for start in range(0, len(data), 128)]
 
 
-def run_container(spec, stdin, interactive):
+def run_container(spec, record, stdin, interactive):
     """Start the container of SPEC and stay with it to its end; returns its exit status."""
     pid, channel = start_init(spec, stdin)
     signals = watch_signals()
     try:
+        prepare_container(spec, record)
         send(channel, spec)  # sync 1
         master = await_exec(pid, channel, signals)
+        record.update(pid=pid, started=time.time())
+        write_json(state_path("containers", record["id"], "state.json"), record)
     except (Failure, OSError):
         os.kill(pid, _signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -1284,7 +1544,7 @@ def long_name(row):
 def parse_options(rows, words, where):
     """Split WORDS by an option table: ({name: value}, the positional words)."""
     by_name = {name.lstrip("-"): row for row in rows for name in row[0].split()}
-    options = {long_name(row): [] if row[1].endswith("...") else "" if row[1] else False
+    options = {long_name(row): [] if row[1].endswith("...") else None if row[1] else False
                for row in rows}
     words = list(words)
     while words and words[0].startswith("-") and words[0] != "-":
@@ -1349,12 +1609,14 @@ def require_root(what):
                       hint=f"sudo python3 {sys.argv[0]} {what} ...")
 
 
-def environment_of(options, hostname):
-    """The container's environment, [K=V]: clean but for what the options say."""
+def environment_of(options, hostname, image):
+    """The container's environment, [K=V]: clean but for what the image and the options say."""
     values = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
     if options["tty"]:
         values["TERM"] = "xterm"
     items = [item for path in options["env-file"] for item in env_file_items(path)]
+    for item in image.get("Env") or []:
+        values[item.partition("=")[0]] = item.partition("=")[2]
     for item in items + options["env"]:
         key, equals, value = item.partition("=")
         if not key or "\0" in item:
@@ -1378,68 +1640,277 @@ def env_file_items(path):
     return [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def host_root_spec(options, args, path):
-    """The spec of a container on the host's own root, in the form of the OCI's config.json."""
-    hostname = options["hostname"] or os.uname().nodename
-    mounts, root, annotations = host_mounts(), "/", {}
-    if options["ephemeral"]:
-        root, annotations["mydocker.scratch"] = path + "/rootfs", path + "/scratch"
-        mounts = ephemeral_mounts(path + "/scratch") + kernel_mounts()
-    if options["init"]:
-        annotations["mydocker.init"] = "true"
+def command_of(options, words, image):
+    """The arguments to execute, from the image's Entrypoint and Cmd and what was typed."""
+    entrypoint, cmd = image.get("Entrypoint") or [], image.get("Cmd") or []
+    if options["entrypoint"] is not None:
+        entrypoint, cmd = [options["entrypoint"]] if options["entrypoint"] else [], []
+    args = entrypoint + (words or cmd)
+    if not args:
+        raise Failure("run: no command given, and the image has none",
+                      hint="mydocker run -it IMAGE /bin/sh")
+    return args
+
+
+def volume_rows(options, image, own_root):
+    """The mounts that -v, --mount, --tmpfs and the image's Volumes ask for: (rows, [new volume]).
+
+    A new volume is one without a name: it belongs to this container.
+    """
+    rows = [parse_volume(text) for text in options["volume"]]
+    rows += [parse_mount(text) for text in options["mount"]]
+    for text in options["tmpfs"]:
+        path, _, more = text.partition(":")
+        rows.append(mount_row(path, "tmpfs", "nosuid", "nodev", "noexec",
+                              *filter(None, more.split(","))))
+    taken = {os.path.normpath(row["destination"]) for row in rows}
+    rows += [parse_volume(path) for path in image.get("Volumes") or {}
+             if os.path.normpath(path) not in taken]
+    for row in rows:
+        if not row["destination"].startswith("/"):
+            raise Failure(f"--volume, on {row['destination']}: the place in the container must be "
+                          "an absolute path")
+        if not own_root and not os.path.exists(row["destination"]):
+            raise Failure(f"--volume, on {row['destination']}: there is no such place on this box, "
+                          "and it won't be made on the host's own root")
+    return sorted(rows, key=lambda row: os.path.normpath(row["destination"]).count("/"))
+
+
+def parse_volume(text):
+    """A -v argument, [HOST:|NAME:]PLACE[:OPTIONS], as a mount row."""
+    parts = text.split(":")
+    if len(parts) > 3 or not all(parts):
+        raise Failure(f"--volume, on {text or chr(39) * 2}: it is [HOST-DIR:|NAME:]PLACE[:OPTIONS]")
+    if len(parts) == 1 or len(parts) == 2 and parts[1][0] != "/":
+        parts.insert(0, "")
+    source, place, words = parts[0], parts[1], parts[2].split(",") if len(parts) > 2 else []
+    unknown = [word for word in words if word not in PROPAGATION and word not in MOUNT_FLAGS
+               and word not in ("z", "Z", "nocopy")]
+    if unknown:
+        raise Failure(f"--volume, on {text}: unknown option {unknown[0]}")
+    return volume_row(source, place, words)
+
+
+def volume_row(source, place, words):
+    """A row for a host path, a named volume or, without a source, a new one."""
+    kept = [word for word in words if word in PROPAGATION or word in MOUNT_FLAGS]
+    if not any(word in PROPAGATION for word in kept):
+        kept.append("rprivate")
+    if source.startswith(("/", ".")):
+        path = os.path.abspath(source)
+        if not os.path.exists(path):
+            os.makedirs(path)  # as docker does
+        return mount_row(place, "bind", "rbind", *kept, source=path)
+    path = volume_path(source or os.urandom(32).hex())
+    make_dirs(path)
+    row = mount_row(place, "bind", "rbind", *kept, source=path)
+    return dict(row, copyUp="nocopy" not in words, volume=os.path.basename(os.path.dirname(path)),
+                anonymous=not source)
+
+
+def parse_mount(text):
+    """A --mount argument, type=bind|volume|tmpfs,source=...,target=...[,readonly], as a row."""
+    pairs = dict(word.partition("=")[::2] for word in text.split(","))
+    alias = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+    pairs = {alias.get(key, key): value for key, value in pairs.items()}
+    unknown = set(pairs) - {"type", "source", "target", "readonly", "bind-propagation",
+                            "volume-nocopy", "tmpfs-size", "tmpfs-mode"}
+    kind = pairs.get("type", "volume")
+    if unknown or kind not in ("bind", "volume", "tmpfs") or not pairs.get("target"):
+        raise Failure(f"--mount, on {text}: "
+                      + (f"unknown key {min(unknown)}" if unknown else "type or target is missing"))
+    words = ["ro"] if pairs.get("readonly", "false") in ("", "true", "1") else []
+    words += [pairs["bind-propagation"]] if pairs.get("bind-propagation") else []
+    words += ["nocopy"] if pairs.get("volume-nocopy", "false") in ("", "true", "1") else []
+    if kind == "tmpfs":
+        data = [f"{key[6:]}={pairs[key]}" for key in ("tmpfs-size", "tmpfs-mode") if key in pairs]
+        return mount_row(pairs["target"], "tmpfs", "nosuid", "nodev", "noexec", *words, *data)
+    if kind == "bind" and not os.path.exists(pairs.get("source", "")):
+        raise Failure(f"--mount, on {pairs.get('source', '')}: no such file or directory")
+    source = os.path.abspath(pairs["source"]) if kind == "bind" else pairs.get("source", "")
+    return volume_row(source, pairs["target"], words)
+
+
+def device_of(text):
+    """A --device argument, HOST[:PLACE[:rwm]], as the spec's linux.devices has it."""
+    path, _, rest = text.partition(":")
+    try:
+        info = os.stat(path)
+    except OSError as error:
+        raise Failure(f"--device, on {path}: {reason(error)}") from None
+    if not (stat.S_ISBLK(info.st_mode) or stat.S_ISCHR(info.st_mode)):
+        raise Failure(f"--device, on {path}: not a device")
+    return {"path": rest.partition(":")[0] or path,
+            "type": "b" if stat.S_ISBLK(info.st_mode) else "c",
+            "major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev),
+            "fileMode": stat.S_IMODE(info.st_mode), "uid": info.st_uid, "gid": info.st_gid}
+
+
+def make_spec(options, words, plan):
+    """The spec of a container, in the form of the OCI's config.json.
+
+    PLAN: {id, path (its directory), root (None: the host's own), layers, image (its config)}.
+    """
+    own_root, image, path = plan["root"] is not None, plan["image"], plan["path"]
+    hostname = options["hostname"] or (plan["id"][:12] if own_root else os.uname().nodename)
     caller = next((fd for fd in (0, 1, 2) if os.isatty(fd)), None)
-    return {
+    cwd = options["workdir"] or image.get("WorkingDir") or "/"
+    spec = {
         "ociVersion": "1.2.0",
         "process": {
             "terminal": options["tty"],
             "consoleSize": window_size(caller) if caller is not None else None,
-            "user": {"username": options["user"] or "0"},
-            "args": args,
-            "env": environment_of(options, hostname),
-            "cwd": os.path.normpath(os.path.join(os.getcwd(), options["workdir"])),
+            "user": {"username": options["user"] or image.get("User") or "0"},
+            "args": command_of(options, words, image),
+            "env": environment_of(options, hostname, image),
+            "cwd": os.path.normpath(os.path.join("/" if own_root else os.getcwd(), cwd)
+                                    if own_root or options["workdir"] else os.getcwd()),
         },
-        "root": {"path": root, "readonly": options["read-only"]},
+        "root": {"path": plan["root"] or "/", "readonly": options["read-only"]},
         "hostname": hostname,
-        "mounts": mounts,
-        "annotations": annotations,
-        "linux": {"namespaces": [{"type": kind} for kind in (*NAMESPACES, "cgroup")]},
+        "mounts": kernel_mounts(parse_size(options["shm-size"] or "64m", "--shm-size")),
+        "annotations": {"mydocker.init": "true"} if options["init"] else {},
+        "linux": {"namespaces": [{"type": kind} for kind in (*NAMESPACES, "cgroup")],
+                  "devices": [device_of(text) for text in options["device"]]},
     }
+    if plan["layers"]:
+        spec["mounts"].insert(0, layers_row("/", plan["layers"], path))
+    if options["ephemeral"]:
+        spec["annotations"]["mydocker.scratch"] = path + "/scratch"
+        spec["mounts"] = ephemeral_mounts(path + "/scratch") + spec["mounts"]
+    elif own_root:
+        spec["mounts"] += [mount_row(f"/etc/{name}", "bind", "rbind", "rprivate",
+                                     source=f"{path}/{name}")
+                           for name in ("hosts", "hostname", "resolv.conf")]
+    else:
+        spec["mounts"] = host_mounts(spec["mounts"])
+    spec["mounts"] += volume_rows(options, image, own_root)
+    return spec
 
 
-@command("[OPTIONS] COMMAND [ARG...]", "run a command in a new container on the host's own root",
+def write_network_files(path, hostname):
+    """Write what lies over the image's /etc/hosts, /etc/hostname and /etc/resolv.conf."""
+    write_file(path + "/hosts", f"""127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::\tip6-localnet
+ff00::\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+127.0.1.1\t{hostname}
+""")
+    write_file(path + "/hostname", hostname + "\n")
+    write_file(path + "/resolv.conf", resolv_conf())
+    for name in ("hosts", "hostname", "resolv.conf"):
+        os.chmod(f"{path}/{name}", 0o644)
+
+
+def resolv_conf():
+    """The host's resolv.conf by Docker's rules: no server that only the host's lo can reach."""
+    for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+        try:
+            lines = read_text(path).split("\n")
+        except OSError:
+            lines = []
+        kept = [line for line in lines if line.split()[:1] != ["nameserver"] or not
+                (line.split() + [""])[1].startswith(("127.", "::1"))]
+        if any(line.startswith("nameserver") for line in kept):
+            return "\n".join(kept)
+    return "\n".join([*filter(None, kept), "nameserver 8.8.8.8", "nameserver 8.8.4.4", ""])
+
+
+def find_image_to_run(name):
+    """The image that a name means."""
+    raise Failure(f"run, on {name}: there is no image of that name",
+                  hint=f"an image: run IMAGE [COMMAND...]; a program of this box: "
+                       f"run /bin/{os.path.basename(name) or 'sh'}")
+
+
+def plan_root(options, words):
+    """What the container's root is, from the options and the first word: (plan, the other words)."""
+    container_id = os.urandom(32).hex()
+    path = state_path("containers", container_id)
+    plan = {"id": container_id, "path": path, "root": path + "/rootfs", "layers": [], "image": {},
+            "reference": "", "keep": not options["rm"]}
+    if options["rootfs"]:
+        plan["root"] = os.path.abspath(options["rootfs"])
+        if not os.path.isdir(plan["root"]):
+            raise Failure(f"--rootfs, on {plan['root']}: no such directory")
+    elif not words:
+        raise Failure("run: no image and no command given", hint="mydocker run -it /bin/sh")
+    elif words[0].startswith(("/", ".")):  # no image can be called so
+        plan.update(root=path + "/rootfs" if options["ephemeral"] else None, keep=False)
+    else:
+        image = find_image_to_run(words[0])
+        plan.update(layers=image_layers(image)[::-1], image=image_config(image),
+                    reference=words[0], image_id=image["id"])
+        words = words[1:]
+    if options["ephemeral"] and (options["rootfs"] or plan["layers"]):
+        raise Failure("run, on --ephemeral: it is for the host's own root")
+    return plan, words
+
+
+@command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  run [OPTIONS] /PROGRAM [ARG...]",
+         "run a command in a new container, from an image or on the host's own root",
          ("-i --interactive", "", "keep standard input open"),
          ("-t --tty", "", "give the command a terminal of its own"),
+         ("--name", "NAME", "the container's name (default: the beginning of its id)"),
          ("-e --env", "K=V...", "set a variable; K alone takes the caller's value"),
          ("--env-file", "FILE...", "read variables from a file"),
-         ("-u --user", "USER[:GROUP]", "run as this user, by name or number (default: root)"),
-         ("-w --workdir", "DIR", "start in this directory (default: the current one)"),
-         ("--hostname", "NAME", "the container's host name (default: the host's)"),
+         ("-u --user", "USER[:GROUP]", "run as this user, by name or number"),
+         ("-w --workdir", "DIR", "start in this directory"),
+         ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
+         ("--mount", "SPEC...", "the same, spelled out: type=bind|volume|tmpfs,source=,target=,..."),
+         ("--tmpfs", "PLACE[:OPTS]...", "mount an empty file system in memory"),
+         ("--shm-size", "SIZE", "size of /dev/shm (default: 64m)"),
+         ("--device", "HOST[:PLACE]...", "add a device of the host's"),
+         ("--entrypoint", "PROGRAM", "instead of the image's entrypoint"),
+         ("--rootfs", "DIR", "use this directory as the root, as it is"),
+         ("--hostname", "NAME", "the container's host name"),
          ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
-         ("--read-only", "", "let nothing be written to the file systems"),
-         ("--ephemeral", "", "let everything be written, and throw it away at the end"),
+         ("--read-only", "", "let nothing be written to the root file system"),
+         ("--ephemeral", "", "on the host's root: let everything be written, then throw it away"),
          ("--rm", "", "remove the container when it ends (on the host's root always)"),
          ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"),
          ("--explain", "", "print each kernel call that makes the container, and why"))
 def cmd_run(options, words):
     """Run a command in a new container and wait for it; the status is the command's."""
-    if not words:
-        raise Failure("run: no command given", hint="mydocker run -it /bin/sh")
-    if not words[0].startswith(("/", ".")):
-        raise Failure(f"run, on {words[0]}: there is no image of that name",
-                      hint=f"an image: run IMAGE [COMMAND...]; a program of this box: "
-                           f"run /bin/{os.path.basename(words[0]) or 'sh'}")
     require_root("run")
     apply_log_options(options)
-    container_id = os.urandom(32).hex()
-    path, lock = make_container_dir(container_id)
+    plan, words = plan_root(options, words)
+    spec = make_spec(options, words, plan)
+    record = {"id": plan["id"], "name": options["name"] or plan["id"][:12],
+              "image": plan["reference"], "image_id": plan.get("image_id", ""),
+              "layers": plan["layers"], "created": time.time(), "keep": plan["keep"],
+              "args": spec["process"]["args"]}
+    check_name_is_free(options["name"]) if options["name"] else None
+    _, lock = make_container_dir(plan["id"])
+    stdin = 0 if options["interactive"] else os.open(os.devnull, os.O_RDWR)
+    status = None
     try:
-        spec = host_root_spec(options, words, path)
-        if options["ephemeral"]:
-            os.mkdir(path + "/rootfs"), os.mkdir(path + "/scratch")
-        stdin = 0 if options["interactive"] else os.open(os.devnull, os.O_RDWR)
-        return run_container(spec, stdin, options["interactive"])
+        status = run_container(spec, record, stdin, options["interactive"])
+        return status
     finally:
-        remove_container_dir(path)
+        end_container(plan["id"], status)
+        os.close(lock)
+        sweep_containers()
+
+
+def check_name_is_free(name):
+    """Refuse a container's name that is malformed or taken."""
+    check_new_name(name, "--name")
+    if any(record["name"] == name for record in container_records()):
+        raise Failure(f"--name, on {name}: a container of that name exists",
+                      hint=f"mydocker rm {name}")
+
+
+def prepare_container(spec, record):
+    """Put on disk what init and the other commands need; init is booting meanwhile."""
+    path = state_path("containers", record["id"])
+    for name in ("rootfs", "scratch"):
+        os.mkdir(f"{path}/{name}")
+    write_network_files(path, spec["hostname"])
+    write_json(path + "/config.json", spec)
+    write_json(path + "/state.json", record)
 
 
 def apply_log_options(options):
