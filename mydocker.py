@@ -348,7 +348,7 @@ def loud(level):
 def narrate(message, level="info"):
     """Tell a step of a container's life as the tutorial does: one JSON line on stderr."""
     if loud(level):
-        from _json import encode_basestring_ascii as quoted
+        from _json import encode_basestring_ascii as quoted  # json itself would cost 5 ms
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         print_line(f'{{"level":"{level}","msg":{quoted(message)},"time":"{now[:-2]}:{now[-2:]}"}}')
 
@@ -392,6 +392,21 @@ def humane_size(size):
             return f"{size:.3g}{unit}"
         size /= 1000
     return f"{size:.3g}TB"
+
+
+def shorten(text, width):
+    """Text cut to WIDTH, as docker shows commands, and safe to print."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return f'"{text if len(text) <= width else text[:width - 1] + "…"}"'
+
+
+def age_of(moment):
+    """How long ago a time was, in words: 3 minutes ago."""
+    seconds = int(time.time() - moment)
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} seconds ago"
 
 
 def exit_status(wait_status):
@@ -507,10 +522,24 @@ def read_json(path):
     return json.loads(read_all(path))
 
 
+def to_json(value):
+    """A value as JSON; strings that are not UTF-8 survive as \\udcXX escapes.
+
+    Importing json would cost each container 5 ms: its decoder needs re, which needs enum.
+    """
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{to_json(str(k))}: {to_json(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(to_json, value)) + "]"
+    if isinstance(value, str):
+        from _json import encode_basestring_ascii
+        return encode_basestring_ascii(value)
+    return "null" if value is None else repr(value).lower()  # true, false, 17, 1.5
+
+
 def write_json(path, value, durable=False):
-    """Replace a JSON file; strings that are not UTF-8 survive as \\udcXX escapes."""
-    import json
-    write_file(path, json.dumps(value, indent=1) + "\n", durable)
+    """Replace a JSON file."""
+    write_file(path, to_json(value) + "\n", durable)
 
 
 def unlink_if_there(path):
@@ -593,19 +622,15 @@ def make_container_dir(container_id):
     return path, lock
 
 
-def end_container(container_id, status=None):
+def end_container(record, status=None):
     """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
-    path = state_path("containers", container_id)
-    try:
-        record = read_json(path + "/state.json")
-    except FileNotFoundError:  # it never started
-        record = {"keep": False}
+    path = state_path("containers", record["id"])
     if record["keep"] and "started" in record:
         record.update(pid=0, status=status, finished=time.time())
         write_json(path + "/state.json", record)
     else:
         remove_container_dir(path)
-    unlink_if_there(state_path("running", container_id))
+    unlink_if_there(state_path("running", record["id"]))
 
 
 def remove_container_dir(path):
@@ -613,12 +638,14 @@ def remove_container_dir(path):
 
     Volumes are not there: they were mounted inside, and went with the last process.
     """
-    for name in os.listdir(path) if os.path.isdir(path) else []:
-        if os.path.isdir(f"{path}/{name}"):
-            import shutil
+    for name in os.listdir(path):
+        try:
+            (os.rmdir if os.path.isdir(f"{path}/{name}") else os.unlink)(f"{path}/{name}")
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            import shutil  # 10 ms, and most containers on the host's root need none of it
             shutil.rmtree(f"{path}/{name}")  # by descriptors: no link leads it out
-        else:
-            os.unlink(f"{path}/{name}")
     os.rmdir(path)
 
 
@@ -630,7 +657,7 @@ def sweep_containers():
         if not os.path.isdir(path):
             unlink_if_there(state_path("running", container_id))
         elif not is_running(path):
-            end_container(container_id)
+            end_container(read_record(path) or {"id": container_id, "keep": False})
     os.close(guard)
 
 
@@ -643,15 +670,21 @@ def is_running(path):
     return False
 
 
+def read_record(path):
+    """The record of the container in the directory PATH, or None while it has none."""
+    try:
+        return read_json(path + "/state.json")
+    except FileNotFoundError:  # being made or removed
+        return None
+
+
 def container_records():
     """All containers' records, the newest first, with "running" as it is now."""
     top, records = state_path("containers"), []
     for container_id in os.listdir(top) if os.path.isdir(top) else []:
-        path = f"{top}/{container_id}"
-        try:
-            records.append(dict(read_json(path + "/state.json"), running=is_running(path)))
-        except FileNotFoundError:  # being made or removed
-            continue
+        record = read_record(f"{top}/{container_id}")
+        if record:
+            records.append(dict(record, running=is_running(f"{top}/{container_id}")))
     return sorted(records, key=lambda record: record["created"], reverse=True)
 
 
@@ -1413,7 +1446,7 @@ def run_container(spec, record, stdin, interactive):
         prepare_container(spec, record)
         send(channel, spec)  # sync 1
         master = await_exec(pid, channel, signals)
-        record.update(pid=pid, started=time.time())
+        record.update(pid=pid, pid_start=process_start(pid), started=time.time())
         write_json(state_path("containers", record["id"], "state.json"), record)
     except (Failure, OSError):
         os.kill(pid, _signal.SIGKILL)
@@ -1804,6 +1837,14 @@ ff02::2\tip6-allrouters
         os.chmod(f"{path}/{name}", 0o644)
 
 
+def process_start(pid):
+    """When a process started, in clock ticks since boot: with its pid it names it for good."""
+    try:
+        return int(read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
+    except FileNotFoundError:
+        return None
+
+
 def resolv_conf():
     """The host's resolv.conf by Docker's rules: no server that only the host's lo can reach."""
     for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
@@ -1881,7 +1922,8 @@ def cmd_run(options, words):
     record = {"id": plan["id"], "name": options["name"] or plan["id"][:12],
               "image": plan["reference"], "image_id": plan.get("image_id", ""),
               "layers": plan["layers"], "created": time.time(), "keep": plan["keep"],
-              "args": spec["process"]["args"]}
+              "args": spec["process"]["args"],
+              "volumes": [row["volume"] for row in spec["mounts"] if row.get("anonymous")]}
     check_name_is_free(options["name"]) if options["name"] else None
     _, lock = make_container_dir(plan["id"])
     stdin = 0 if options["interactive"] else os.open(os.devnull, os.O_RDWR)
@@ -1890,9 +1932,9 @@ def cmd_run(options, words):
         status = run_container(spec, record, stdin, options["interactive"])
         return status
     finally:
-        end_container(plan["id"], status)
+        end_container(record, status)
         os.close(lock)
-        sweep_containers()
+        sweep_containers()  # what killed commands left
 
 
 def check_name_is_free(name):
@@ -1923,6 +1965,71 @@ def apply_log_options(options):
     if options["explain"]:
         os.environ["MYDOCKER_EXPLAIN"] = "1"
         explain_calls()
+
+
+@command("[OPTIONS] CONTAINER...", "remove containers, with what they wrote",
+         ("-f --force", "", "also if it runs: it's killed first"),
+         ("-v --volumes", "", "with the volumes that were made for it"))
+def cmd_rm(options, words):
+    """Remove containers; never a byte of a bind mount or of a named volume."""
+    require_root("rm")
+    each(words, lambda name: remove_container(find_container(name), options))
+
+
+def remove_container(record, options):
+    """Remove one container by its record."""
+    path = state_path("containers", record["id"])
+    if record["running"] and not options["force"]:
+        raise Failure(f"rm, on {record['name']}: it is running", hint="mydocker rm -f")
+    if record["running"]:
+        kill_container(record)
+    lock = hold(path + "/lock")  # the monitor, if there was one, is done
+    if os.path.isdir(path):
+        remove_container_dir(path)
+    os.close(lock)
+    for volume in record["volumes"] if options["volumes"] else []:
+        remove_volume(volume)
+    show(record["name"])
+
+
+def kill_container(record):
+    """Kill PID 1 of a running container, and so all of it."""
+    pid = record["pid"]
+    if process_start(pid) != record["pid_start"]:
+        raise Failure(f"kill, on {record['name']}: its process is gone")
+    os.kill(pid, _signal.SIGKILL)
+
+
+def each(words, action):
+    """Do something for every name; all are tried, and the last failure is raised at the end."""
+    if not words:
+        raise Failure("no name given")
+    failed = None
+    for word in words:
+        try:
+            action(word)
+        except Failure as failure:
+            print_line(f"mydocker: {failed.message}") if failed else None
+            failed = failure
+    if failed:
+        raise failed
+
+
+@command("[OPTIONS]", "list the containers",
+         ("-a --all", "", "also those that have ended"),
+         ("-q --quiet", "", "ids only"))
+def cmd_ps(options, _):
+    """List containers: what runs is asked of the kernel, not read."""
+    sweep_containers()
+    records = [record for record in container_records() if options["all"] or record["running"]]
+    rows = [("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES")]
+    for record in records:
+        age, words = age_of(record["created"]), " ".join(record["args"])
+        status = "Up" if record["running"] else f"Exited ({record.get('status')})"
+        rows.append((record["id"][:12], record["image"] or "-", shorten(words, 20), age, status,
+                     record["name"]))
+    show("\n".join([record["id"][:12] for record in records] if options["quiet"]
+                   else columns(rows)))
 
 
 @command("", "not for typing: what `run` starts inside the container")
