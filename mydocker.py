@@ -3265,17 +3265,14 @@ def await_exec(pid, channel, signals):
 
 def supervise(pid, signals, master, interactive):
     """Carry signals and the terminal's bytes until PID 1 is gone; returns its exit status."""
-    streams = []
-    if master is not None:
-        streams.append(Relay(master, 1))
-    if master is not None and interactive:
-        os.set_blocking(master, False)
-        streams.append(Relay(0, master, lambda last: end_of_file_key(master, last)))
-    raw = master is not None and interactive and os.isatty(0)
-    restore = raw_mode(0) if raw else lambda: None
+    if master is None:
+        return carry(pid, signals, [], [], None)
+    inputs = [Relay(0, master, lambda last: end_of_file_key(master, last))] if interactive else []
+    os.set_blocking(master, False)
+    restore = raw_mode(0) if interactive and os.isatty(0) else lambda: None
     try:
         resize(master)
-        return carry(pid, signals, master, streams)
+        return carry(pid, signals, [Relay(master, 1)], inputs, master)
     finally:
         restore()
 
@@ -3287,38 +3284,44 @@ def resize(master):
         fcntl.ioctl(master, TIOCSWINSZ, struct.pack("HHHH", *window_size(caller), 0, 0))
 
 
-def carry(pid, signals, master, streams):
+def carry(pid, signals, outputs, inputs, terminal):
     """The monitor's loop; returns the exit status when PID 1 is gone and all output delivered.
 
     If the caller's terminal hangs up, the one inside does too, and PID 1 has GRACE seconds.
     """
     status = deadline = None
-    while status is None or any(stream.busy() for stream in streams):
-        ready = wait_ready(signals, streams, deadline)
-        hung_up = False
-        for stream in ready:
-            try:
-                stream.move()
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    raise Failure(f"write, on standard output: {reason(error)}") from None
-                hung_up = True
-        for number in take_signals(signals):
-            if number == _signal.SIGCHLD:
+    arrived = [_signal.SIGCHLD]  # it may be gone already, and its signal taken while it started
+    while True:
+        for number in arrived:
+            if number == _signal.SIGCHLD and status is None:
                 gone, wait_status = os.waitpid(pid, os.WNOHANG)
-                if gone:
-                    status, streams = exit_status(wait_status), streams[:1]  # input has no reader
-            elif number == _signal.SIGWINCH and streams:
-                resize(master)
-            elif status is None:
+                status = exit_status(wait_status) if gone else None
+            elif number == _signal.SIGWINCH and terminal is not None:
+                resize(terminal)
+            elif number != _signal.SIGCHLD and status is None:
                 os.kill(pid, number)
-                hung_up = hung_up or number == _signal.SIGHUP
-        if hung_up and streams:
-            os.close(master)  # the kernel tells all inside: SIGHUP, and end of file
-            streams, deadline = [], time.monotonic() + GRACE
+        if status is not None and not any(stream.busy() for stream in outputs):
+            return status
         if status is None and deadline and time.monotonic() > deadline:
             os.kill(pid, _signal.SIGKILL)
-    return status
+        ready = wait_ready(signals, outputs + inputs if status is None else outputs, deadline)
+        hung_up = not all([moved(stream) for stream in ready])
+        arrived = take_signals(signals)
+        if terminal is not None and (hung_up or _signal.SIGHUP in arrived):
+            os.close(terminal)  # the kernel tells all inside: SIGHUP, and end of file
+            outputs, inputs, terminal = [], [], None
+            deadline = time.monotonic() + GRACE
+
+
+def moved(stream):
+    """Let a stream move; False if the terminal at its end is gone."""
+    try:
+        stream.move()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise Failure(f"write, on standard output: {reason(error)}") from None
+        return False
+    return True
 
 
 def wait_ready(signals, streams, deadline):
