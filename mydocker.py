@@ -709,7 +709,9 @@ def state_path(*names):
 
 def make_dirs(path):
     """Make a directory of the state root's, with what is above it, closed to others."""
-    os.makedirs(path, 0o700, exist_ok=True)  # CVE-2021-41091: nobody walks into images' files
+    umask = os.umask(0o077)  # CVE-2021-41091: nobody but root walks into images' files
+    os.makedirs(path, exist_ok=True)
+    os.umask(umask)
     return path
 
 
@@ -740,7 +742,7 @@ def remove_container_dir(path):
 
     Volumes are not there: they were mounted inside, and went with the last process.
     """
-    for name in os.listdir(path):
+    for name in sorted(os.listdir(path), key="lock".__eq__):  # the lock last
         try:
             (os.rmdir if os.path.isdir(f"{path}/{name}") else os.unlink)(f"{path}/{name}")
         except OSError as error:
@@ -758,7 +760,7 @@ def sweep_containers():
         path = state_path("containers", container_id)
         if not os.path.isdir(path):
             unlink_if_there(state_path("running", container_id))
-        elif not is_running(path):
+        elif os.path.exists(path + "/lock") and not is_running(path):
             end_container(read_record(path) or {"id": container_id, "keep": False})
     os.close(guard)
 
@@ -766,9 +768,15 @@ def sweep_containers():
 def is_running(path):
     """True while the monitor of the container at PATH lives: its lock can't be had."""
     try:
-        os.close(hold(path + "/lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
+        lock = os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:  # its monitor is about to remove it all
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    finally:
+        os.close(lock)
     return False
 
 
@@ -3234,6 +3242,7 @@ def run_container(spec, record, stdin, interactive):
             pass
         master = await_exec(pid, channel, signals)
         record.update(pid=pid, pid_start=process_start(pid), started=time.time())
+        channel.close()
         write_json(state_path("containers", record["id"], "state.json"), record)
     except (Failure, OSError):
         os.kill(pid, _signal.SIGKILL)
@@ -4071,7 +4080,9 @@ def try_nf_tables():
     netlink = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, NETLINK_NETFILTER)
     kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN
     netlink.send(struct.pack("IHHII4x", 20, kind, NLM_F_REQUEST, 1, 0))
-    if struct.unpack_from("H", netlink.recv(4096), 4)[0] == 2:  # NLMSG_ERROR
+    answer = struct.unpack_from("H", netlink.recv(4096), 4)[0]
+    netlink.close()
+    if answer == 2:  # NLMSG_ERROR
         raise OSError(errno.EOPNOTSUPP, "nf_tables")
 
 
