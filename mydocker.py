@@ -557,8 +557,8 @@ def copy_entry(source, name, target, new_name, owner=None):
     """
     info = os.stat(name, dir_fd=source, follow_symlinks=False)
     kind = stat.S_IFMT(info.st_mode)
-    if kind == stat.S_IFSOCK:  # only its server can make it
-        return
+    if kind == stat.S_IFSOCK or kind == stat.S_IFCHR and info.st_rdev == 0:
+        return  # only its server can make a socket; the other is an overlay's whiteout
     if kind == stat.S_IFDIR:
         copy_directory(source, name, target, new_name, owner)
     else:
@@ -734,6 +734,8 @@ def end_container(record, status=None):
         write_json(path + "/state.json", record)
     else:
         remove_container_dir(path)
+        for name in record.get("own_volumes", []):
+            remove_tree(state_path("volumes", name))
     unlink_if_there(state_path("running", record["id"]))
 
 
@@ -2549,6 +2551,12 @@ def layers_row(destination, layers, path):
                      f"upperdir={path}/upper", f"workdir={path}/work")
 
 
+def image_row(layers, path):
+    """The row for an image's root: its layers under the container's own, or else a copy of them."""
+    row = layers_row("/", layers, path)
+    return dict(row, fallback=dict(row, type="copy", source=path + "/copy"))
+
+
 def ephemeral_mounts(scratch):
     """The rows that put a throw-away layer over the host's root and each file system on it.
 
@@ -2704,7 +2712,46 @@ def own_cgroups():
     return {name: path for name, path in rows if ("cgroup" if name else "cgroup2") in mounted}
 
 
-MOUNTERS = {"layers": mount_layers, "cgroup": mount_cgroups}
+def mount_copy(target, row, flags, data):
+    """Where overlayfs can't stack the layers, copy them one over the other, once."""
+    if not os.path.isdir(row["source"]):
+        warn("overlay, on the image's layers: the kernel can't stack them here (the state root lies "
+             "on an overlay itself?): copying them")
+        new = row["source"] + ".new"
+        remove_tree(new)
+        os.mkdir(new, 0o755)
+        below = os.open(new, OPEN_DIR)
+        layers = [option[9:] for option in row["options"] if option.startswith("lowerdir=")]
+        for layer in reversed(layers):
+            above = os.open(layer, OPEN_DIR)
+            hide_whited_out(above, below)
+            copy_entry(above, ".", below, ".")
+            os.close(above)
+        os.close(below)
+        os.rename(new, row["source"])
+    return mount_bind(target, row, flags | MS_BIND, data)
+
+
+def hide_whited_out(layer, below):
+    """Remove from the directory BELOW what the directory LAYER hides of it."""
+    if "trusted.overlay.opaque" in os.listxattr(layer):
+        for name in os.listdir(below):
+            remove_tree(name, below)
+    for name in os.listdir(layer):
+        info = os.stat(name, dir_fd=layer, follow_symlinks=False)
+        if is_whiteout(info) or not stat.S_ISDIR(info.st_mode):
+            remove_tree(name, below)
+            continue
+        try:
+            inner = os.open(name, OPEN_CHILD, dir_fd=layer), os.open(name, OPEN_CHILD, dir_fd=below)
+        except (FileNotFoundError, NotADirectoryError):  # nothing there to hide
+            continue
+        hide_whited_out(*inner)
+        for fd in inner:
+            os.close(fd)
+
+
+MOUNTERS = {"layers": mount_layers, "cgroup": mount_cgroups, "copy": mount_copy}
 
 
 def set_mount_flags(path, flags):
@@ -3360,9 +3407,9 @@ COMMANDS = {}
 
 
 def command(usage, summary, *rows):
-    """Make a function cmd_NAME the subcommand NAME."""
+    """Make a function cmd_NAME the subcommand NAME; cmd_GROUP_NAME is GROUP NAME."""
     def register(function):
-        COMMANDS[function.__name__[4:]] = (function, usage, summary, rows)
+        COMMANDS[function.__name__[4:].replace("_", " ")] = (function, usage, summary, rows)
         return function
 
     return register
@@ -3373,21 +3420,29 @@ def long_name(row):
     return next(name[2:] for name in row[0].split() if name.startswith("--"))
 
 
-def parse_options(rows, words, where):
-    """Split WORDS by an option table: ({name: value}, the positional words)."""
+def parse_options(rows, words, where, anywhere=False):
+    """Split WORDS by an option table: ({name: value}, the positional words).
+
+    ANYWHERE: options may follow positional words, too, as docker has it where no command follows.
+    """
     by_name = {name.lstrip("-"): row for row in rows for name in row[0].split()}
     options = {long_name(row): [] if row[1].endswith("...") else None if row[1] else False
                for row in rows}
-    words = list(words)
-    while words and words[0].startswith("-") and words[0] != "-":
+    words, rest = list(words), []
+    while words:
         word = words.pop(0)
         if word == "--":
+            break
+        if not word.startswith("-") or word == "-":
+            rest.append(word)
+            if anywhere:
+                continue
             break
         for row, value in split_option(by_name, word, where):
             if value is None and row[1] and not words:
                 raise Failure(f"{where}, on {word}: it needs a value, {row[1].rstrip('.')}")
             store_option(options, row, words.pop(0) if value is None and row[1] else value, where)
-    return options, words
+    return options, rest + words
 
 
 def split_option(by_name, word, where):
@@ -3615,7 +3670,7 @@ def make_spec(options, words, plan):
                   "devices": [device_of(text) for text in options["device"]]},
     }
     if plan["layers"]:
-        spec["mounts"].insert(0, layers_row("/", plan["layers"], path))
+        spec["mounts"].insert(0, image_row(plan["layers"], path))
     if options["ephemeral"]:
         spec["annotations"]["mydocker.scratch"] = path + "/scratch"
         spec["mounts"] = ephemeral_mounts(path + "/scratch") + spec["mounts"]
@@ -3734,7 +3789,8 @@ def cmd_run(options, words):
               "reference": plan["reference"], "image": plan["digest"], "layers": plan["diff_ids"],
               "created": time.time(), "keep": plan["keep"],
               "args": spec["process"]["args"],
-              "volumes": [row["volume"] for row in spec["mounts"] if row.get("anonymous")]}
+              "volumes": [row["volume"] for row in spec["mounts"] if "volume" in row],
+              "own_volumes": [row["volume"] for row in spec["mounts"] if row.get("anonymous")]}
     check_name_is_free(options["name"]) if options["name"] else None
     _, lock = make_container_dir(plan["id"])
     stdin = 0 if options["interactive"] else os.open(os.devnull, os.O_RDWR)
@@ -3798,7 +3854,7 @@ def remove_container(record, options):
     if os.path.isdir(path):
         remove_container_dir(path)
     os.close(lock)
-    for volume in record["volumes"] if options["volumes"] else []:
+    for volume in record["own_volumes"] if options["volumes"] else []:
         remove_volume(volume)
     show(record["name"])
 
@@ -3812,6 +3868,8 @@ def container_root(record):
     if record["running"]:
         return os.open(f"/proc/{live_pid(record)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     spec = read_json(path + "/config.json")
+    if os.path.isdir(path + "/copy"):
+        return os.open(path + "/copy", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if record["layers"]:
         os.unshare(CLONE_NEWNS)
         mount(None, "/", None, MS_REC | MS_PRIVATE, None)  # what is mounted here the host won't see
@@ -3922,8 +3980,40 @@ def cmd_commit(options, words):
         raise Failure(f"commit, on {words[0]}: it has no image to build on")
     image, name = find_image(record["image"]), words[1] if words[1:] else ""
     upper = state_path("containers", record["id"], "upper")
-    show(commit(image, upper, name, options["change"], options["message"] or "",
-                options["author"] or ""))
+    if os.path.isdir(state_path("containers", record["id"], "copy")):
+        raise Failure(f"commit, on {words[0]}: its root is a copy, not layers: what changed is not "
+                      "known", hint="export, then import")
+    stopped = stop_processes(record) if record["running"] else []
+    try:
+        show(commit(image, upper, name, options["change"], options["message"] or "",
+                    options["author"] or ""))
+    finally:
+        for pid in stopped:
+            os.kill(pid, _signal.SIGCONT)
+
+
+def stop_processes(record):
+    """Stop all processes of a running container with SIGSTOP, until none is left that ran.
+
+    Returns their pids.  (The freezer of chapter 10 will do it without their noticing.)
+    """
+    namespace, stopped = os.readlink(f"/proc/{live_pid(record)}/ns/pid"), []
+    while True:
+        found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+                 if pid not in stopped and pid_namespace(pid) == namespace]
+        if not found:
+            return stopped
+        for pid in found:
+            os.kill(pid, _signal.SIGSTOP)
+        stopped += found
+
+
+def pid_namespace(pid):
+    """The PID namespace of a process, or None if it is gone."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return None
 
 
 @command("[OPTIONS]", "list the images", ("-q --quiet", "", "ids only"))
@@ -3978,6 +4068,74 @@ def own_files(record):
     if not record["running"]:
         return container_root(record)
     return container_root(dict(record, running=False))
+
+
+def volume_names():
+    """The names of all volumes, in order."""
+    top = state_path("volumes")
+    return sorted(os.listdir(top)) if os.path.isdir(top) else []
+
+
+def volume_users(name):
+    """The names of the containers that use a volume."""
+    return [record["name"] for record in container_records() if name in record["volumes"]]
+
+
+def volume_info(name):
+    """What `volume inspect` shows of a volume."""
+    path = volume_path(name)
+    if not os.path.isdir(path):
+        raise Failure(f"volume, on {name}: no such volume")
+    return {"Name": name, "Mountpoint": path, "Driver": "local", "Scope": "local",
+            "UsedBy": volume_users(name)}
+
+
+def remove_volume(name):
+    """Remove a volume that no container uses."""
+    info = volume_info(name)
+    if info["UsedBy"]:
+        raise Failure(f"volume rm, on {name}: container {info['UsedBy'][0]} uses it")
+    remove_tree(os.path.dirname(volume_path(name)))
+
+
+@command("[OPTIONS]", "list the volumes", ("-q --quiet", "", "names only"))
+def cmd_volume_ls(options, _):
+    """List the volumes by name."""
+    rows = [("DRIVER", "VOLUME NAME")] + [("local", name) for name in volume_names()]
+    show("\n".join(volume_names() if options["quiet"] else columns(rows)))
+
+
+@command("[NAME]", "make a volume")
+def cmd_volume_create(_, words):
+    """Make an empty volume; one that is there is left as it is."""
+    need_words("volume create", words, 0, 1)
+    name = words[0] if words else os.urandom(32).hex()
+    make_dirs(volume_path(name))
+    show(name)
+
+
+@command("NAME...", "remove volumes, with what is in them")
+def cmd_volume_rm(_, words):
+    """Remove volumes; one that a container uses stays."""
+    each("volume rm", words, lambda name: (remove_volume(name), show(name)))
+
+
+@command("NAME...", "show volumes as JSON")
+def cmd_volume_inspect(_, words):
+    """Print an array with one object for each name."""
+    import json
+    found = []
+    each("volume inspect", words, lambda name: found.append(volume_info(name)))
+    show(json.dumps(found, indent=4))
+
+
+@command("", "remove the volumes that no container uses")
+def cmd_volume_prune(_, __):
+    """Remove unused volumes, and say which."""
+    for name in volume_names():
+        if not volume_users(name):
+            remove_volume(name)
+            show(name)
 
 
 @command("CONTAINER:PATH PATH  or  cp PATH CONTAINER:PATH", "copy files out of a container or into it",
@@ -4210,12 +4368,15 @@ def dispatch(words):
         return 0
     if not words:
         raise Failure("mydocker: no command given", hint="mydocker --help")
-    if words[0] not in COMMANDS:
-        raise Failure(f"mydocker, on {words[0]}: no such command", hint="mydocker --help")
-    function, _, _, rows = COMMANDS[words[0]]
-    options, rest = parse_options((*rows, HELP_OPTION), words[1:], words[0])
+    name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
+    if name not in COMMANDS:
+        raise Failure(f"mydocker, on {' '.join(words[:2])}: no such command",
+                      hint="mydocker --help")
+    function, usage, _, rows = COMMANDS[name]
+    words = words[len(name.split()):]
+    options, rest = parse_options((*rows, HELP_OPTION), words, name, "[ARG...]" not in usage)
     if options["help"]:
-        show(help_text(words[0]))
+        show(help_text(name))
         return 0
     return function(options, rest) or 0
 
