@@ -20,6 +20,7 @@
 set -u
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+self=$here/${BASH_SOURCE[0]##*/}
 [[ ${PYTHON-} || ! -x /usr/bin/python3 ]] || PYTHON=/usr/bin/python3
 : "${PYTHON:=$(command -v python3)}"
 mydocker=("$PYTHON" "$here/mydocker.py")
@@ -1338,6 +1339,11 @@ bench_run_ephemeral() { # start: mydocker.py run --ephemeral /bin/true
   row=("${mydocker[@]}" run --ephemeral /bin/true)
 }
 
+bench_run_compiled() { # start: the same from a compiled copy, python3 -I -S mydocker.pyc
+  "$PYTHON" -c 'import py_compile, sys; py_compile.compile(sys.argv[1], "mydocker.pyc")' "${mydocker[1]}"
+  row=("$PYTHON" -I -S "$PWD/mydocker.pyc" run /bin/true)
+}
+
 bench_unshare() { # start: unshare(1) with the same namespaces
   need unshare
   row=(unshare --pid --fork --mount --mount-proc --uts --ipc --net /bin/true)
@@ -1456,12 +1462,12 @@ bench() { # bench [PATTERN]
 # ── Runner ─────────────────────────────────────────────────────────────────
 
 functions() { # functions KIND: the names of this file's KIND_* functions, in order
-  sed -n "s/^\\($1_[a-z0-9_]*\\)() { # .*: .*/\\1/p" "${BASH_SOURCE[0]}"
+  sed -n "s/^\\($1_[a-z0-9_]*\\)() { # .*: .*/\\1/p" "$self"
 }
 
 title() { # title NAME [area]: the words behind a function's first line; of bench rows the half asked for
   local words
-  words=$(sed -n "s/^$1() { # //p" "${BASH_SOURCE[0]}")
+  words=$(sed -n "s/^$1() { # //p" "$self")
   case $1,${2-} in
     *,area) echo "${words%%: *}" ;;
     bench_*) echo "${words#*: }" ;;
@@ -1501,7 +1507,7 @@ main() {
   local n=0 passed=0 failed=0 skipped=0 verbose='' pattern=. name names
   if [[ ${1-} == -v ]]; then verbose=1; shift; fi
   case ${1-} in
-    -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; return ;;
+    -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$self"; return ;;
     bench) bench "${2-.}"; return ;;
     ?*) pattern=$1 ;;
   esac
