@@ -2647,7 +2647,8 @@ def mount_bind(target, row, flags, _):
     """
     whole = AT_RECURSIVE if flags & MS_REC else 0
     try:
-        tree = open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole)
+        tree = row["tree"] if "tree" in row else open_tree(
+            AT_FDCWD, row["source"], OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EPERM):
             raise
@@ -3033,7 +3034,7 @@ def receive(channel):
     return marshal.loads(data), fds
 
 
-def container_main(channel):
+def container_main(channel, trees):
     """Turn this process into the container's command.  Returns only by raising.
 
     The order is that of runc and bubblewrap; STYLE: a recital, in a straight line.
@@ -3043,6 +3044,8 @@ def container_main(channel):
     spec, _ = receive(channel)  # sync 1: the outside has done its part
     if spec is None:
         os._exit(125)  # it died meanwhile
+    for row, tree in zip(shared_rows(spec), trees):
+        row["tree"] = tree
     process, terminal = spec["process"], spec["process"]["terminal"]
     narrate("command: " + " ".join(process["args"]))
     narrate("command:" + process["args"][0])
@@ -3058,6 +3061,9 @@ def container_main(channel):
         sethostname(name, len(encode(name)))  # the UTS namespace's, not the host's
     os.umask(process["user"].get("umask", 0o022))
     uid, gid, groups, home = resolve_user(process["user"]["username"])  # by the container's files
+    for row in spec["mounts"]:
+        if row.get("chown"):
+            chown_tree(os.open("/", os.O_PATH | os.O_CLOEXEC), row["destination"][1:], uid, gid)
     slave = None
     if terminal:
         master, slave = make_terminal(process.get("consoleSize"))
@@ -3080,19 +3086,30 @@ def container_main(channel):
     execute(process["args"], environment)
 
 
-def close_all_but(kept):
-    """Close every descriptor above the standard three except KEPT, and keep that from the command.
+def chown_tree(directory, name, uid, gid):
+    """Give a file, and all below it, to a user (-v ...:U); no link is followed."""
+    os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+    if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+        inner = os.open(name, OPEN_CHILD, dir_fd=directory)
+        for entry in os.listdir(inner):
+            chown_tree(inner, entry, uid, gid)
+        os.close(inner)
+
+
+def close_all_but(*kept):
+    """Close every descriptor above the standard three except KEPT, and keep those from the command.
 
     What init itself opens later is close-on-exec from birth.
     """
     for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != kept:
+        if int(name) > 2 and int(name) not in kept:
             try:
                 os.close(int(name))
             except OSError as error:
                 if error.errno != errno.EBADF:  # the listing's own descriptor
                     raise
-    os.set_inheritable(kept, False)
+    for fd in kept:
+        os.set_inheritable(fd, False)
 
 
 def enter_workdir(path, make):
@@ -3224,6 +3241,11 @@ def own_bytecode():
     return fd
 
 
+def shared_rows(spec):
+    """The mounts that the host is to see mounts in, too: -v ...:rshared."""
+    return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])]
+
+
 def start_init(spec, stdin):
     """Start `init` in the spec's namespaces: (pid, channel to it)."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -3234,7 +3256,7 @@ def start_init(spec, stdin):
     pid = os.fork()  # this process goes on outside, the child inside
     if pid == 0:
         try:
-            reexec_as_init(theirs, program, flags & ~CLONE_NEWPID, stdin)
+            reexec_as_init(theirs, program, flags & ~CLONE_NEWPID, stdin, shared_rows(spec))
         except Exception as error:
             send(theirs, describe(error))
         finally:
@@ -3244,10 +3266,14 @@ def start_init(spec, stdin):
     return pid, ours
 
 
-def reexec_as_init(channel, program, flags, stdin):
-    """In the child: make the other namespaces and execute this file again, as `init`."""
+def reexec_as_init(channel, program, flags, stdin, shared):
+    """In the child: make the other namespaces and execute this file again, as `init`.
+
+    Mounts to be shared with the host are copied while they still are its peers.
+    """
     prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # if run dies, however it dies, so do we
     os.unshare(flags)  # a mount table, host name, IPC and network of its own
+    trees = [open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | AT_RECURSIVE) for row in shared]
     mount(None, "/", None, MS_REC | MS_SLAVE, None)  # what we mount, the host must not see
     python = os.readlink("/proc/self/exe")
     mount(python, python, None, MS_BIND, None)  # a mount for the next line to act on
@@ -3256,8 +3282,9 @@ def reexec_as_init(channel, program, flags, stdin):
     os.dup2(stdin, 0)  # the caller's with -i, else /dev/null
     os.set_inheritable(channel.fileno(), True)
     os.set_inheritable(program, True)
-    code, wire = f"/proc/self/fd/{program}", str(channel.fileno())
-    os.execvp(python, [python, "-I", "-S", "-X", "utf8", code, "init", wire])  # this file again
+    kept = [str(fd) for fd in (channel.fileno(), *trees)]
+    python_words = [python, "-I", "-S", "-X", "utf8", f"/proc/self/fd/{program}"]
+    os.execvp(python, [*python_words, "init", *kept])  # this file again
 
 
 def watch_signals():
@@ -3572,7 +3599,7 @@ def parse_volume(text):
         parts.insert(0, "")
     source, place, words = parts[0], parts[1], parts[2].split(",") if len(parts) > 2 else []
     unknown = [word for word in words if word not in PROPAGATION and word not in MOUNT_FLAGS
-               and word not in ("z", "Z", "nocopy")]
+               and word not in ("z", "Z", "U", "nocopy")]
     if unknown:
         raise Failure(f"--volume, on {text}: unknown option {unknown[0]}")
     return volume_row(source, place, words)
@@ -3587,11 +3614,11 @@ def volume_row(source, place, words):
         path = os.path.abspath(source)
         if not os.path.exists(path):
             os.makedirs(path)  # as docker does
-        return mount_row(place, "bind", "rbind", *kept, source=path)
+        return dict(mount_row(place, "bind", "rbind", *kept, source=path), chown="U" in words)
     path = volume_path(source or os.urandom(32).hex())
     make_dirs(path)
     row = mount_row(place, "bind", "rbind", *kept, source=path)
-    return dict(row, copyUp="nocopy" not in words, volume=os.path.basename(os.path.dirname(path)),
+    return dict(row, copyUp="nocopy" not in words, chown="U" in words, volume=os.path.basename(os.path.dirname(path)),
                 anonymous=not source)
 
 
@@ -4192,15 +4219,15 @@ def readable(fd):
 def cmd_init(_, words):
     """Become the container whose spec comes over the socket in words[0]."""
     try:
-        channel = _socket.socket(fileno=int(words[0]))
+        channel, trees = _socket.socket(fileno=int(words[0])), [int(word) for word in words[1:]]
     except (IndexError, ValueError, OSError):
         raise Failure("init: it can't be typed, only `run` starts it, inside the new namespaces",
                       hint="mydocker run -it /bin/sh") from None
-    close_all_but(channel.fileno())  # CVE-2024-21626: no descriptor of the caller's comes along
+    close_all_but(channel.fileno(), *trees)  # CVE-2024-21626: no descriptor of the caller's comes along
     if os.environ.get("MYDOCKER_EXPLAIN"):
         explain_calls()
     try:
-        container_main(channel)
+        container_main(channel, trees)
     except Exception as error:
         send(channel, describe(error))
     finally:

@@ -21,6 +21,7 @@ set -u
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 self=$here/${BASH_SOURCE[0]##*/}
+self=$here/${BASH_SOURCE[0]##*/}
 [[ ${PYTHON-} || ! -x /usr/bin/python3 ]] || PYTHON=/usr/bin/python3
 : "${PYTHON:=$(command -v python3)}"
 mydocker=("$PYTHON" "$here/mydocker.py")
