@@ -715,15 +715,24 @@ def make_dirs(path):
     return path
 
 
-def make_container_dir(container_id):
-    """Make the container's directory, marked and locked: (path, descriptor of the lock)."""
-    top, path = make_dirs(state_path("containers")), state_path("containers", container_id)
-    guard = hold(top, fcntl.LOCK_SH)
-    os.close(os.open(make_dirs(state_path("running")) + "/" + container_id, os.O_CREAT, 0o600))
+def make_container_dir(record, named):
+    """Make a container's directory, marked and locked; returns the descriptor of the lock.
+
+    NAMED: the name was chosen by the user, so it must be well-formed and still free.
+    """
+    top, path = make_dirs(state_path("containers")), state_path("containers", record["id"])
+    guard = hold(top, fcntl.LOCK_EX if named else fcntl.LOCK_SH)
+    name = record["name"]
+    if named and any(other["name"] == name for other in container_records()):
+        raise Failure(f"--name, on {name}: a container of that name exists",
+                      hint=f"mydocker rm {name}")
+    os.close(os.open(make_dirs(state_path("running")) + "/" + record["id"], os.O_CREAT, 0o600))
     os.mkdir(path, 0o700)
     lock = hold(path + "/lock")
+    if named:
+        write_json(path + "/state.json", record)  # before anybody else looks for the name
     os.close(guard)
-    return path, lock
+    return lock
 
 
 def end_container(record, status=None):
@@ -3304,12 +3313,12 @@ def take_signals(signals):
     return [struct.unpack_from("I", data, start)[0] for start in range(0, len(data), 128)]
 
 
-def run_container(spec, record, stdin, interactive):
+def run_container(spec, record, stdin, interactive, guard):
     """Start the container of SPEC and stay with it to its end; returns its exit status."""
     pid, channel = start_init(spec, stdin)
     signals = watch_signals()
     try:
-        prepare_container(spec, record)
+        prepare_container(spec, record, guard)
         try:
             send(channel, spec)  # sync 1
         except BrokenPipeError:  # init has failed, and has said why
@@ -3611,14 +3620,11 @@ def volume_row(source, place, words):
     if not any(word in PROPAGATION for word in kept):
         kept.append("rprivate")
     if source.startswith(("/", ".")):
-        path = os.path.abspath(source)
-        if not os.path.exists(path):
-            os.makedirs(path)  # as docker does
-        return dict(mount_row(place, "bind", "rbind", *kept, source=path), chown="U" in words)
-    path = volume_path(source or os.urandom(32).hex())
-    make_dirs(path)
-    row = mount_row(place, "bind", "rbind", *kept, source=path)
-    return dict(row, copyUp="nocopy" not in words, chown="U" in words, volume=os.path.basename(os.path.dirname(path)),
+        row = mount_row(place, "bind", "rbind", *kept, source=os.path.abspath(source))
+        return dict(row, chown="U" in words)
+    name = source or os.urandom(32).hex()
+    row = mount_row(place, "bind", "rbind", *kept, source=volume_path(name))
+    return dict(row, copyUp="nocopy" not in words, chown="U" in words, volume=name,
                 anonymous=not source)
 
 
@@ -3764,7 +3770,8 @@ def plan_root(options, words):
     container_id = os.urandom(32).hex()
     path = state_path("containers", container_id)
     plan = {"id": container_id, "path": path, "root": path + "/rootfs", "layers": [], "image": {},
-            "reference": "", "digest": "", "diff_ids": [], "keep": not options["rm"]}
+            "reference": "", "digest": "", "diff_ids": [], "keep": not options["rm"],
+            "guard": None}
     if options["rootfs"]:
         plan["root"] = os.path.abspath(options["rootfs"])
         if not os.path.isdir(plan["root"]):
@@ -3774,6 +3781,8 @@ def plan_root(options, words):
     elif words[0].startswith(("/", ".")):  # no image can be called so
         plan.update(root=path + "/rootfs" if options["ephemeral"] else None, keep=False)
     else:
+        make_dirs(state_path())
+        plan["guard"] = hold(state_path("images.lock"), fcntl.LOCK_SH)
         image = find_image_to_run(words[0])
         plan.update(layers=image_layers(image)[::-1], image=image_config(image),
                     reference=words[0], digest=image["digest"], diff_ids=image["diff_ids"])
@@ -3818,12 +3827,13 @@ def cmd_run(options, words):
               "args": spec["process"]["args"],
               "volumes": [row["volume"] for row in spec["mounts"] if "volume" in row],
               "own_volumes": [row["volume"] for row in spec["mounts"] if row.get("anonymous")]}
-    check_name_is_free(options["name"]) if options["name"] else None
-    _, lock = make_container_dir(plan["id"])
+    if options["name"] is not None:
+        check_new_name(options["name"], "--name")
+    lock = make_container_dir(record, options["name"] is not None)
     stdin = 0 if options["interactive"] else os.open(os.devnull, os.O_RDWR)
     status = None
     try:
-        status = run_container(spec, record, stdin, options["interactive"])
+        status = run_container(spec, record, stdin, options["interactive"], plan["guard"])
         return status
     finally:
         end_container(record, status)
@@ -3831,22 +3841,24 @@ def cmd_run(options, words):
         sweep_containers()  # what killed commands left
 
 
-def check_name_is_free(name):
-    """Refuse a container's name that is malformed or taken."""
-    check_new_name(name, "--name")
-    if any(record["name"] == name for record in container_records()):
-        raise Failure(f"--name, on {name}: a container of that name exists",
-                      hint=f"mydocker rm {name}")
+def prepare_container(spec, record, guard):
+    """Put on disk what init and the other commands need; init is booting meanwhile.
 
-
-def prepare_container(spec, record):
-    """Put on disk what init and the other commands need; init is booting meanwhile."""
+    GUARD keeps the image from being removed until the container is on record.
+    """
     path = state_path("containers", record["id"])
+    for row in spec["mounts"]:
+        if row.get("volume"):
+            make_dirs(row["source"])
+        elif row["type"] == "bind" and not row["source"].startswith(path):
+            os.makedirs(row["source"], exist_ok=True) if not os.path.exists(row["source"]) else None
     for name in ("rootfs", "scratch"):
         os.mkdir(f"{path}/{name}")
     write_network_files(path, spec["hostname"])
     write_json(path + "/config.json", spec)
     write_json(path + "/state.json", record)
+    if guard is not None:
+        os.close(guard)
 
 
 def apply_log_options(options):
