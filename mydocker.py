@@ -2687,6 +2687,7 @@ def mount_layers(target, row, flags, _):
         number.setdefault(key, []).append(os.open(path, os.O_PATH | os.O_CLOEXEC))
     os.chdir("/proc/self/fd")  # where descriptors have short names
     data = ",".join(f"{key}={':'.join(map(str, fds))}" for key, fds in number.items())
+    data += ",redirect_dir=off,metacopy=off"  # the upper directory stays what commit understands
     mount("overlay", target, "overlay", flags, data)  # layers below, what is written on top
     os.chdir("/")
     for fd in sum(number.values(), []):
@@ -2948,7 +2949,7 @@ def window_size(fd):
 
 
 def raw_mode(fd):
-    """Put a terminal in raw mode; returns what restores it.  See termios(3), "Raw mode"."""
+    """Put a terminal in raw mode; returns its attributes before.  See termios(3), "Raw mode"."""
     import termios
     before = termios.tcgetattr(fd)
     iflag, oflag, cflag, lflag, ispeed, ospeed, cc = before
@@ -2961,7 +2962,7 @@ def raw_mode(fd):
     cc[termios.VMIN], cc[termios.VTIME] = 1, 0
     after = [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
     set_terminal(fd, after)
-    return lambda: set_terminal(fd, before)
+    return before
 
 
 def set_terminal(fd, attributes):
@@ -3256,7 +3257,7 @@ def shared_rows(spec):
 
 
 def start_init(spec, stdin):
-    """Start `init` in the spec's namespaces: (pid, channel to it)."""
+    """Start `init` in the spec's namespaces: (pid, channel to it, this program compiled)."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     flags, program = namespace_flags(spec), own_bytecode()
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, it would take the exit status
@@ -3270,9 +3271,8 @@ def start_init(spec, stdin):
             send(theirs, describe(error))
         finally:
             os._exit(125)
-    os.close(program)
     theirs.close()
-    return pid, ours
+    return pid, ours, program
 
 
 def reexec_as_init(channel, program, flags, stdin, shared):
@@ -3313,9 +3313,9 @@ def take_signals(signals):
     return [struct.unpack_from("I", data, start)[0] for start in range(0, len(data), 128)]
 
 
-def run_container(spec, record, stdin, interactive, guard):
-    """Start the container of SPEC and stay with it to its end; returns its exit status."""
-    pid, channel = start_init(spec, stdin)
+def start_container(spec, record, stdin, guard):
+    """Start the container of SPEC; returns what is needed to watch it, once its command runs."""
+    pid, channel, program = start_init(spec, stdin)
     signals = watch_signals()
     try:
         prepare_container(spec, record, guard)
@@ -3325,13 +3325,15 @@ def run_container(spec, record, stdin, interactive, guard):
             pass
         master = await_exec(pid, channel, signals)
         record.update(pid=pid, pid_start=process_start(pid), started=time.time())
-        channel.close()
         write_json(state_path("containers", record["id"], "state.json"), record)
     except (Failure, OSError):
         os.kill(pid, _signal.SIGKILL)
         os.waitpid(pid, 0)
         raise
-    return supervise(pid, signals, master, interactive)
+    finally:
+        channel.close()
+        os.close(signals)
+    return {"pid": pid, "master": master, "program": program, "record": record, "before": None}
 
 
 def await_exec(pid, channel, signals):
@@ -3355,18 +3357,42 @@ def await_exec(pid, channel, signals):
             raise Failure("run: interrupted before the command started", 128 + number)
 
 
-def supervise(pid, signals, master, interactive):
-    """Carry signals and the terminal's bytes until PID 1 is gone; returns its exit status."""
-    if master is None:
-        return carry(pid, signals, [], [], None)
-    inputs = [Relay(0, master, lambda last: end_of_file_key(master, last))] if interactive else []
-    os.set_blocking(master, False)
-    restore = raw_mode(0) if interactive and os.isatty(0) else lambda: None
+def watch(state, small):
+    """Stay with a running container to its end, then tidy up; returns its exit status.
+
+    STATE: start_container's, with lock, interactive and typed (the last bytes).  SMALL: this
+    process has compiled nothing; else it makes room after a second.
+    """
+    status, master = None, state["master"]
+    if master is not None and state["interactive"] and not small and os.isatty(0):
+        state["before"] = raw_mode(0)
     try:
-        resize(master)
-        return carry(pid, signals, [Relay(master, 1)], inputs, master)
+        status = carry(state, watch_signals(), None if small else time.monotonic() + 1)
+        return status
     finally:
-        restore()
+        if state["before"]:
+            set_terminal(0, state["before"])
+        if status is None:  # something failed here: no container outlives that
+            os.kill(state["pid"], _signal.SIGKILL)
+            os.waitpid(state["pid"], 0)
+        end_container(state["record"], status)
+        os.close(state["lock"])
+        sweep_containers()  # what killed commands left
+
+
+def make_room(state):
+    """Execute this program again, from its bytecode, as `monitor`: compiling took 15 MB.
+
+    The process stays the same: its child, its blocked signals and its locks come along.
+    """
+    carried = os.memfd_create("state", 0)
+    os.write(carried, marshal.dumps(state))
+    for fd in (state["lock"], state["program"], state["master"]):
+        if fd is not None:
+            os.set_inheritable(fd, True)
+    python = os.readlink("/proc/self/exe")
+    os.execv(python, [python, "-I", "-S", "-X", "utf8", f"/proc/self/fd/{state['program']}",
+                      "monitor", str(carried), *sys.argv])  # the last for those who read ps
 
 
 def resize(master):
@@ -3376,33 +3402,55 @@ def resize(master):
         fcntl.ioctl(master, TIOCSWINSZ, struct.pack("HHHH", *window_size(caller), 0, 0))
 
 
-def carry(pid, signals, outputs, inputs, terminal):
+def carry(state, signals, crowded):
     """The monitor's loop; returns the exit status when PID 1 is gone and all output delivered.
 
     If the caller's terminal hangs up, the one inside does too, and PID 1 has GRACE seconds.
+    CROWDED: when to make room, a time.monotonic(), or None.
     """
-    status = deadline = None
+    pid, terminal, outputs, inputs = state["pid"], state["master"], [], []
+    if terminal is not None:
+        os.set_blocking(terminal, False)
+        outputs.append(Relay(terminal, 1))
+        resize(terminal)
+    if terminal is not None and state["interactive"]:
+        inputs.append(Relay(0, terminal, lambda last: end_of_file_key(terminal, last)))
+        inputs[0].last, inputs[0].open = state["typed"], state["typed"] is not None
+    status = killing = None
     arrived = [_signal.SIGCHLD]  # it may be gone already, and its signal taken while it started
     while True:
         for number in arrived:
-            if number == _signal.SIGCHLD and status is None:
-                gone, wait_status = os.waitpid(pid, os.WNOHANG)
-                status = exit_status(wait_status) if gone else None
-            elif number == _signal.SIGWINCH and terminal is not None:
-                resize(terminal)
-            elif number != _signal.SIGCHLD and status is None:
-                os.kill(pid, number)
+            status = pass_on(number, pid, terminal, status)
         if status is not None and not any(stream.busy() for stream in outputs):
             return status
-        if status is None and deadline and time.monotonic() > deadline:
+        now = time.monotonic()
+        if killing and now > killing and status is None:
             os.kill(pid, _signal.SIGKILL)
-        ready = wait_ready(signals, outputs + inputs if status is None else outputs, deadline)
+        if crowded and now > crowded and not any(each.waiting for each in outputs + inputs):
+            state["typed"] = inputs[0].last if inputs and inputs[0].open else None
+            make_room(state)
+        streams = outputs + inputs if status is None else outputs
+        ready = wait_ready(signals, streams, killing or crowded)
         hung_up = not all([moved(stream) for stream in ready])
         arrived = take_signals(signals)
         if terminal is not None and (hung_up or _signal.SIGHUP in arrived):
             os.close(terminal)  # the kernel tells all inside: SIGHUP, and end of file
-            outputs, inputs, terminal = [], [], None
-            deadline = time.monotonic() + GRACE
+            outputs, inputs, terminal, crowded = [], [], None, None
+            killing = time.monotonic() + GRACE
+
+
+def pass_on(number, pid, terminal, status):
+    """Act on a signal that the monitor got; returns the exit status if PID 1 is gone."""
+    if status is not None:
+        return status
+    if number == _signal.SIGCHLD:
+        gone, wait_status = os.waitpid(pid, os.WNOHANG)
+        return exit_status(wait_status) if gone else None
+    if number == _signal.SIGWINCH and terminal is not None:
+        resize(terminal)
+    else:
+        os.kill(pid, number)
+    return None
 
 
 def moved(stream):
@@ -3440,6 +3488,7 @@ def wait_ready(signals, streams, deadline):
 # --name x.  The tutorial's: every long option may have one dash only.
 
 COMMANDS = {}
+HIDDEN = "not for typing"  # the summary of what the program starts as by itself
 
 
 def command(usage, summary, *rows):
@@ -3831,14 +3880,25 @@ def cmd_run(options, words):
         check_new_name(options["name"], "--name")
     lock = make_container_dir(record, options["name"] is not None)
     stdin = 0 if options["interactive"] else os.open(os.devnull, os.O_RDWR)
-    status = None
     try:
-        status = run_container(spec, record, stdin, options["interactive"], plan["guard"])
-        return status
-    finally:
-        end_container(record, status)
+        state = start_container(spec, record, stdin, plan["guard"])
+    except (Failure, OSError):
+        end_container(record)
         os.close(lock)
-        sweep_containers()  # what killed commands left
+        raise
+    return watch(dict(state, lock=lock, interactive=options["interactive"], typed=b""), False)
+
+
+@command("FD [ARG...]", HIDDEN)
+def cmd_monitor(_, words):
+    """Go on watching the container whose state is in the memfd words[0]."""
+    try:
+        with open(int(words[0]), "rb") as file:
+            file.seek(0)
+            state = marshal.loads(file.read())
+    except (IndexError, ValueError, OSError, EOFError, TypeError):
+        raise Failure("monitor: it can't be typed, only `run` becomes it") from None
+    return watch(state, True)
 
 
 def prepare_container(spec, record, guard):
@@ -4227,7 +4287,7 @@ def readable(fd):
         os.close(fd)
 
 
-@command("", "not for typing: what `run` starts inside the container")
+@command("FD...", HIDDEN)
 def cmd_init(_, words):
     """Become the container whose spec comes over the socket in words[0]."""
     try:
@@ -4387,7 +4447,7 @@ def overview():
     """The help of the whole program."""
     return "\n".join(
         ["Usage: mydocker [OPTIONS] COMMAND ...", "", "Containers in one file.  Commands:"]
-        + columns([(f"  {name}", row[2]) for name, row in COMMANDS.items() if name != "init"])
+        + columns([(f"  {name}", row[2]) for name, row in COMMANDS.items() if row[2] != HIDDEN])
         + ["", "Options:"]
         + columns([("  " + ", ".join(names.split()) + (" " + argument).rstrip(), text)
                    for names, argument, text in GLOBAL_OPTIONS])
