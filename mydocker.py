@@ -121,7 +121,7 @@ NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_GETGEN = 16
 
 # linux/magic.h
-CGROUP2_SUPER_MAGIC = 0x63677270
+PROC_SUPER_MAGIC = 0x9FA0
 
 # ── 3. System calls ────────────────────────────────────────────────────────
 # One binder makes a Python function of a libc function: text goes in as str, -1 comes out as
@@ -205,7 +205,7 @@ def c_value(value, kind=None):
         return "{" + ", ".join(map(c_value, value)) + "}"
     if kind is BYTES:
         return "{...}"
-    if kind is TEXT and value.startswith("/proc/self/fd/") and os.path.islink(value):
+    if kind is TEXT and isinstance(value, str) and value.startswith("/proc/self/fd/") and os.path.islink(value):
         value = os.readlink(value)
     if isinstance(value, (str, bytes)):
         return '"' + encode(value).decode("utf-8", "backslashreplace").replace('"', '\\"') + '"'
@@ -472,15 +472,15 @@ def walk_in_root(root, path, flags, resolve):
             os.close(fd)
 
 
-def make_in_root(root, path, directory=True, links=0):
+def make_in_root(root, path, directory=True, resolve=0, links=0):
     """Open PATH below ROOT, making it, and the directories on the way, where they are missing."""
     if links > 40:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     try:
-        return open_in_root(root, path)
+        return open_in_root(root, path, os.O_PATH, resolve)
     except FileNotFoundError:
         parent, _, name = path.rstrip("/").rpartition("/")
-    above = make_in_root(root, parent or "/")
+    above = make_in_root(root, parent or "/", True, resolve)
     try:
         if directory:
             os.mkdir(name, 0o755, dir_fd=above)
@@ -489,10 +489,11 @@ def make_in_root(root, path, directory=True, links=0):
     except FileExistsError:  # a link that leads nowhere yet, or somebody was faster
         target = link_target(above, name)
         if target:
-            return make_in_root(root, os.path.join(parent, target), directory, links + 1)
+            place = os.path.join(parent, target)
+            return make_in_root(root, place, directory, resolve, links + 1)
     finally:
         os.close(above)
-    return open_in_root(root, path)
+    return open_in_root(root, path, os.O_PATH, resolve)
 
 
 def link_target(directory, name):
@@ -2601,13 +2602,14 @@ def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
     flags, propagation, data = parse_mount_options(row["options"])
     directory = not flags & MS_BIND or os.path.isdir(row["source"])
-    check_mount_point(root, row)
-    target = make_in_root(root, row["destination"], directory)
+    target = mount_point(root, row, directory)
     if row.get("copyUp"):
         copy_up(target, row["source"])
     mounter = mount_bind if flags & MS_BIND else MOUNTERS.get(row["type"], mount_new)
     mounted = mounter(f"/proc/self/fd/{target}", row, flags, data)
     os.close(target)
+    if row["type"] == "proc":
+        check_proc(root, row["destination"])
     for change in propagation:
         mounted = mounted or f"/proc/self/fd/{open_in_root(root, row['destination'])}"
         mount(None, mounted, None, change, None)  # who sees mounts made below it later
@@ -2623,24 +2625,38 @@ def copy_up(target, volume):
     os.close(below)
 
 
-def check_mount_point(root, row):
-    """Refuse a mount that would make the kernel's own files look like something else.
+def mount_point(root, row, directory):
+    """Open the place of a row's mount, which is made if need be; neither can be fooled with links.
 
-    Nothing but proc goes onto or under /proc, where the masks would miss it: CVE-2019-16884; and
-    /proc, /sys and /dev themselves are never reached by a link: CVE-2019-19921, CVE-2026-41579.
+    /proc, /sys and /dev must be directories: CVE-2019-19921, CVE-2026-41579.  Nothing but proc goes
+    onto or under /proc, where it could pass for the kernel's: CVE-2019-16884.
     """
-    where = os.path.normpath("/" + row["destination"])
-    if where.split("/")[1] == "proc" and row["type"] != "proc":
-        raise Failure(f"mount, on {row['destination']}: nothing can be mounted on or under /proc")
-    if row["type"] in ("proc", "sysfs") or where == "/dev":
-        try:
-            os.close(open_in_root(root, where, os.O_PATH, RESOLVE_NO_SYMLINKS))
-        except FileNotFoundError:  # will be made
-            pass
-        except OSError as error:
-            if error.errno != errno.ELOOP:
-                raise
-            raise Failure(f"mount, on {where}: it must be a directory, not a link") from None
+    where = "/" + os.path.normpath(row["destination"]).lstrip("/")
+    kernels = row["type"] in ("proc", "sysfs") or where == "/dev"
+    try:
+        fd = make_in_root(root, where, directory, RESOLVE_NO_SYMLINKS if kernels else 0)
+    except OSError as error:
+        raise Failure(f"mount, on {where}: {reason(error)}") from None
+    if kernels and not stat.S_ISDIR(os.fstat(fd).st_mode):
+        raise Failure(f"mount, on {where}: it must be a directory")
+    if row["type"] != "proc" and is_proc(fd):
+        raise Failure(f"mount, on {where}: nothing can be mounted on or under /proc")
+    return fd
+
+
+def is_proc(fd):
+    """True if a descriptor is of a file in a proc file system: statfs(2)."""
+    buffer = (INT * 64)()  # a struct statfs, whose first field is f_type
+    statfs(f"/proc/self/fd/{fd}", buffer)
+    return buffer[0] == PROC_SUPER_MAGIC
+
+
+def check_proc(root, where):
+    """Make sure that proc is still where it was mounted: CVE-2023-27561."""
+    fd = open_in_root(root, where, os.O_PATH, RESOLVE_NO_SYMLINKS)
+    if not is_proc(fd):
+        raise Failure(f"mount, on {where}: it was moved while proc was being mounted")
+    os.close(fd)
 
 
 def mount_new(target, row, flags, data):
@@ -2685,12 +2701,13 @@ def mount_layers(target, row, flags, _):
         if key in ("upperdir", "workdir"):
             os.makedirs(path, 0o755, exist_ok=True)
         number.setdefault(key, []).append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
     os.chdir("/proc/self/fd")  # where descriptors have short names
     data = ",".join(f"{key}={':'.join(map(str, fds))}" for key, fds in number.items())
     data += ",redirect_dir=off,metacopy=off"  # the upper directory stays what commit understands
     mount("overlay", target, "overlay", flags, data)  # layers below, what is written on top
-    os.chdir("/")
-    for fd in sum(number.values(), []):
+    os.fchdir(here)  # back again
+    for fd in [here, *sum(number.values(), [])]:
         os.close(fd)
 
 
@@ -2827,6 +2844,7 @@ def make_devices(root, spec):
         kind = stat.S_IFBLK if device["type"] == "b" else stat.S_IFCHR
         directory, _, name = device["path"].rpartition("/")
         above = make_in_root(root, directory or "/")
+        remove_tree(name, above)  # one of the six may be asked for, too
         os.mknod(name, kind | device.get("fileMode", 0o666),
                  os.makedev(device["major"], device["minor"]), dir_fd=above)  # from --device
         os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=above)
@@ -3636,8 +3654,8 @@ def volume_rows(options, image, own_root):
         rows.append(mount_row(path, "tmpfs", "nosuid", "nodev", "noexec",
                               *filter(None, more.split(","))))
     taken = {os.path.normpath(row["destination"]) for row in rows}
-    rows += [parse_volume(path) for path in image.get("Volumes") or {}
-             if os.path.normpath(path) not in taken]
+    rows += [volume_row("", path, []) for path in image.get("Volumes") or {}
+             if os.path.normpath(path) not in taken]  # a place and no more: CVE-2022-23648
     for row in rows:
         if not row["destination"].startswith("/"):
             raise Failure(f"--volume, on {row['destination']}: the place in the container must be "
@@ -3809,6 +3827,8 @@ def find_image_to_run(name):
     try:
         return find_image(name)
     except Failure as failure:
+        if "no such image" not in failure.message:
+            raise
         program = f"run /bin/{os.path.basename(name) or 'sh'}"
         raise Failure(failure.message.replace("image,", "run,", 1), hint="an image: run IMAGE "
                       f"[COMMAND...] (see images); a program of this box: {program}") from None
@@ -4228,7 +4248,8 @@ def cmd_volume_inspect(_, words):
     show(json.dumps(found, indent=4))
 
 
-@command("", "remove the volumes that no container uses")
+@command("[OPTIONS]", "remove the volumes that no container uses",
+         ("-f --force", "", "without asking, as always"))
 def cmd_volume_prune(_, __):
     """Remove unused volumes, and say which."""
     for name in volume_names():

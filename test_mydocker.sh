@@ -1071,7 +1071,7 @@ test_init_option() { # init: --init puts a reaper before the command
   is "$out$err" ''
   run 0 run --init /bin/sh -c 'sleep 1000 & exit 0' # the end of the command is the end of the container
   run 143 run --init /bin/sh -c "kill -TERM \$\$"
-  tty 0 '[#$] $' $'sh -c "echo b""usy; exec sleep 1000"\r' '^busy$' $'\x1a' 'Stopped|Suspended' $'fg\r' '^sh -c.*$' $'\x03' '[#$] $' $'exit 0\r' -- \
+  tty 0 '[#$] $' $'sh -c "echo b""usy; exec sleep 1000"\r' '^busy$' $'\x1a' 'Stopped|Suspended' '' '[#$] $' $'kill -KILL %1; wait; exit 0\r' -- \
     "${mydocker[@]}" run -it --init /bin/sh
 }
 
@@ -1452,8 +1452,8 @@ bench() { # bench [PATTERN]
   cd "$scratch/bench" || exit
   while IFS= read -r area; do
     mapfile -t rows < <(functions bench | while read -r name; do [[ $(title "$name" area) != "$area" ]] || echo "$name"; done)
-    if [[ $(type -t "prepare_${area##* }") ]]; then "prepare_${area##* }" >"$scratch/log" 2>&1; fi
-    measure "$area" "${rows[@]}"
+    if [[ $(type -t "prepare_${area##* }") ]]; then "prepare_${area##* }" >"$scratch/log" 2>&1 </dev/null; fi
+    measure "$area" "${rows[@]}" </dev/null # else one of the programs eats the other areas' names
   done < <(functions bench | while read -r name; do title "$name" area; done | uniq | grep -E -e "$1")
   echo
   ( trap 'kill -KILL $(jobs -p)' EXIT; measure_memory ) 2>"$scratch/log"
