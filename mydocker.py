@@ -547,89 +547,6 @@ def write_json(path, value, durable=False):
     write_file(path, to_json(value) + "\n", durable)
 
 
-OPEN_ENTRY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-
-def copy_entry(source, name, target, new_name, owner=None):
-    """Copy NAME in directory SOURCE to NEW_NAME in directory TARGET (descriptors), with all below.
-
-    No link is followed on either side, whatever somebody swaps meanwhile: CVE-2018-15664.  A
-    directory that is there is merged, anything else replaced.  OWNER: (uid, gid) instead of theirs.
-    """
-    info = os.stat(name, dir_fd=source, follow_symlinks=False)
-    kind = stat.S_IFMT(info.st_mode)
-    if kind == stat.S_IFSOCK or kind == stat.S_IFCHR and info.st_rdev == 0:
-        return  # only its server can make a socket; the other is an overlay's whiteout
-    if kind == stat.S_IFDIR:
-        copy_directory(source, name, target, new_name, owner)
-    else:
-        remove_entry(target, new_name)
-        if kind == stat.S_IFLNK:
-            os.symlink(os.readlink(name, dir_fd=source), new_name, dir_fd=target)
-        elif kind == stat.S_IFREG:
-            copy_bytes(source, name, target, new_name)
-        else:
-            os.mknod(new_name, kind | 0o600, info.st_rdev, dir_fd=target)
-    copy_attributes(source, name, target, new_name, info, owner)
-
-
-def copy_directory(source, name, target, new_name, owner):
-    """The part of copy_entry for a directory."""
-    try:
-        os.mkdir(new_name, 0o700, dir_fd=target)
-    except FileExistsError:
-        if not stat.S_ISDIR(os.stat(new_name, dir_fd=target, follow_symlinks=False).st_mode):
-            os.unlink(new_name, dir_fd=target)
-            os.mkdir(new_name, 0o700, dir_fd=target)
-    above = os.open(name, OPEN_ENTRY | os.O_DIRECTORY, dir_fd=source)
-    below = os.open(new_name, OPEN_ENTRY | os.O_DIRECTORY, dir_fd=target)
-    try:
-        for entry in os.listdir(above):
-            copy_entry(above, entry, below, entry, owner)
-    except RecursionError:
-        raise Failure(f"copy, on {name}: directories are nested too deeply") from None
-    finally:
-        os.close(above)
-        os.close(below)
-
-
-def copy_bytes(source, name, target, new_name):
-    """The part of copy_entry for a regular file's contents."""
-    above = os.open(name, OPEN_ENTRY, dir_fd=source)
-    below = os.open(new_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600,
-                    dir_fd=target)
-    with open(above, "rb") as reader, open(below, "wb") as writer:
-        if not stat.S_ISREG(os.fstat(above).st_mode):
-            raise Failure(f"copy, on {name}: it was a file and is none any more")
-        while os.sendfile(below, above, None, 1 << 30):
-            pass
-
-
-def copy_attributes(source, name, target, new_name, info, owner):
-    """Give a copy the owner, mode, attributes and times of what it was copied from."""
-    os.chown(new_name, *(owner or (info.st_uid, info.st_gid)), dir_fd=target, follow_symlinks=False)
-    if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
-        above, below = (os.open(each, OPEN_ENTRY, dir_fd=fd)
-                        for each, fd in ((name, source), (new_name, target)))
-        os.fchmod(below, stat.S_IMODE(info.st_mode))  # after chown, which clears set-user-ID
-        for attribute in os.listxattr(above):
-            if not attribute.startswith(("trusted.overlay.", "system.")):
-                os.setxattr(below, attribute, os.getxattr(above, attribute))
-        os.close(above)
-        os.close(below)
-    os.utime(new_name, ns=(info.st_atime_ns, info.st_mtime_ns), dir_fd=target, follow_symlinks=False)
-
-
-def remove_entry(directory, name):
-    """Remove a file, a link, or an empty directory, if it's there."""
-    try:
-        os.unlink(name, dir_fd=directory)
-    except IsADirectoryError:
-        os.rmdir(name, dir_fd=directory)
-    except FileNotFoundError:  # all the better
-        pass
-
-
 class locked:
     """Hold a lock file for the time of a `with`; wait=False: BlockingIOError if it is taken."""
 
@@ -841,55 +758,56 @@ def volume_path(name):
 #   index.json ──name──▶ manifest ──▶ config   what to run; its digest is the image's id
 #                               └───▶ layers   tar archives, bottom first, mostly compressed
 #
-# The store images/ is an OCI image layout, so that other tools read it in place, and write it:
-# `skopeo inspect oci:/var/lib/mydocker/images:docker.io/library/alpine:latest`.  Names are kept in
-# full, as a registry knows them; "alpine" is only what is typed and shown.  Every layer is also
-# unpacked, once, in layers/<diff id>: the diff id is the digest of the uncompressed tar, so the
-# same layer is there once however it was compressed.  Overlayfs stacks these directories; a
-# "whiteout" that hides a lower file is ".wh.NAME" in a tar, a 0/0 character device in overlayfs.
+# images/ is an OCI image layout, which other tools read and write in place, `skopeo inspect
+# oci:/var/lib/mydocker/images:docker.io/library/alpine:latest`.  A layer is also unpacked, once,
+# in layers/<diff id>, the digest of the plain tar, for overlayfs to stack.  A "whiteout", which
+# hides a lower file, is ".wh.NAME" in a tar and a 0/0 character device in overlayfs.
 #
 # All of it comes from strangers.  A digest is checked for its form before it becomes a path, and
-# against the bytes before they count; JSON is small and of the right types or refused; a layer is
-# unpacked on directory descriptors in a directory of its own that no name and no link leads out
-# of, and gets its real name by one rename at the very end.
+# against the bytes before they count; JSON is small and of the right shape or refused; a layer is
+# unpacked by descriptors in a directory that no name and no link leads out of, and gets its real
+# name by one rename at the very end.  Nothing is counted: what index.json and the containers reach
+# stays, the rest is swept.  Who adds or uses holds images.lock shared, who sweeps holds it alone.
 #
-# Nothing is counted: what index.json and the containers reach stays, the rest is swept.  Who adds
-# or uses holds images.lock shared, who sweeps holds it alone, so a sweep meets no half-made thing
-# of the living, and takes away those of the dead.
-#
-# Bytes travel as iterables of chunks and stages stack up: read, measure, save, decompress, unpack.
-# To add a source (a registry), write a function that yields chunks.  To add a compression, add a
-# row to MAGIC, LAYER_TYPES and decoder().
+# Bytes travel as iterables of chunks, and stages stack up: read, measure, save, decompress, unpack.
+# A new source (a registry) is a function that yields chunks; a new compression, a row in MAGIC and
+# LAYER_TYPES and a case in decompress().
 
 JSON_LIMIT = 4 << 20  # bytes of one manifest, config or index; registries use the same limit
 CHUNK = 1 << 18
 OCI_TYPE = "application/vnd.oci.image."
 REF_NAME = "org.opencontainers.image.ref.name"
-MAGIC = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"),
-         (b"\x28\xb5\x2f\xfd", "zstd"))
+DOCKER_NAME = "io.containerd.image.name"  # docker's and containerd's place for the full name
+MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 LAYER_TYPES = {"plain": OCI_TYPE + "layer.v1.tar", "gzip": OCI_TYPE + "layer.v1.tar+gzip",
                "zstd": OCI_TYPE + "layer.v1.tar+zstd"}  # OCI knows no other: xz is stored plain
-PLATFORMS = {  # what a machine can run, best first; uname -m → (architecture, variant)
-    "x86_64": (("amd64", ""), ("386", "")), "i686": (("386", ""),),
-    "aarch64": (("arm64", "v8"), ("arm", "v8"), ("arm", "v7"), ("arm", "v6"), ("arm", "v5")),
-    "armv7l": (("arm", "v7"), ("arm", "v6"), ("arm", "v5")),
-    "armv6l": (("arm", "v6"), ("arm", "v5")),
-    "ppc64le": (("ppc64le", ""),), "s390x": (("s390x", ""),), "riscv64": (("riscv64", ""),)}
-DEFAULT_VARIANTS = {("arm64", ""): "v8", ("arm", ""): "v7", ("amd64", "v1"): ""}
+PLATFORMS = {  # what a machine can run, best first; unlisted ones are called as by uname -m
+    "x86_64": "amd64 386", "i686": "386", "aarch64": "arm64/v8 arm/v8 arm/v7 arm/v6 arm/v5",
+    "armv7l": "arm/v7 arm/v6 arm/v5", "armv6l": "arm/v6 arm/v5"}
+SAME_PLATFORM = {"arm64": "arm64/v8", "arm": "arm/v7", "amd64/v1": "amd64"}
 OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-OPEN_CHILD = OPEN_DIR | os.O_NOFOLLOW
-OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a fifo mustn't block
+OPEN_ENTRY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+OPEN_CHILD = OPEN_ENTRY | os.O_DIRECTORY
 OPEN_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 # Names
 
-def full_name(text):
-    """Return the full form of an image name: REGISTRY/PATH:TAG, or REGISTRY/PATH[:TAG]@DIGEST.
+NAME_PARTS = {  # what a part of a name is called → how it looks, and in words
+    "registry": (r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?",
+                 "a registry is HOST or HOST:PORT"),
+    "component": (r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*",
+                  "lower-case letters and digits, separated by '.', '_', '__' or '-'"),
+    "tag": (r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", "at most 128 letters, digits, '_', '.' and '-'"),
+    "length of": (r".{1,255}", "a name has at most 255 characters")}
 
-    The grammar is that of distribution/reference: without a registry it is docker.io, without a
-    second component there library/, without tag and digest :latest.
+
+def full_name(text):
+    """Return an image name in full: REGISTRY/PATH:TAG, or REGISTRY/PATH[:TAG]@DIGEST.
+
+    The grammar is distribution/reference's: docker.io, library/ and :latest may be left out.
     """
+    import re
     rest, at, digest = text.partition("@")
     head, slash, tail = rest.rpartition("/")
     path, colon, tag = tail.partition(":")
@@ -898,45 +816,29 @@ def full_name(text):
         domain, path = "docker.io", domain + slash + path
     if domain in ("docker.io", "index.docker.io"):
         domain, path = "docker.io", path if "/" in path else "library/" + path
-    check_name(text, domain, path, tag if colon else "latest")
+    tag = tag if colon else "latest"
+    for what, part in (("registry", domain), *(("component", each) for each in path.split("/")),
+                       ("tag", tag), ("length of", f"{domain}/{path}")):
+        pattern, hint = NAME_PARTS[what]
+        if not re.fullmatch(pattern, part):
+            raise Failure(f"image name, on {text!r}: {what} {part!r} is not allowed", hint=hint)
     if at:
         check_digest(digest, f'image name, on "{text}"')
-    return f"{domain}/{path}" + (f":{tag or 'latest'}" if colon or not at else "") + at + digest
-
-
-def check_name(text, domain, path, tag):
-    """Say which part of an image name breaks the grammar."""
-    import re
-    def need(part, pattern, what, hint):
-        if not re.fullmatch(pattern, part):
-            raise Failure(f'image name, on {text!r}: {what} {part!r} is not allowed', hint=hint)
-    host = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?"
-    need(domain, host, "registry", "a registry is HOST or HOST:PORT")
-    for part in path.split("/"):
-        need(part, r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*", "component",
-             "lower-case letters and digits, separated by '.', '_', '__' or '-'")
-    need(tag, r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", "tag",
-         "at most 128 letters, digits, '_', '.' and '-'")
-    need(f"{domain}/{path}", r".{1,255}", "length of", "a name has at most 255 characters")
+    return f"{domain}/{path}" + (f":{tag}" if colon or not at else "") + at + digest
 
 
 def short_name(name):
     """Return an image name as it is typed: without docker.io/ and library/."""
-    for prefix in ("docker.io/library/", "docker.io/"):
-        if name.startswith(prefix):
-            return name[len(prefix):]
+    for prefix in ("docker.io/", "library/"):
+        name = name[len(prefix):] if name.startswith(prefix) else name
     return name
-
-
-def is_hex(text):
-    return bool(text) and not text.strip("0123456789abcdef")
 
 
 def check_digest(digest, what):
     """Refuse what isn't exactly "sha256:" and 64 hex digits: it is going to be a path."""
-    if not (isinstance(digest, str) and digest[:7] == "sha256:" and len(digest) == 71
-            and is_hex(digest[7:])):  # CVE-2014-9357
-        raise Failure(f"{what}: bad digest {digest!r:.100}")
+    import re
+    if not (isinstance(digest, str) and re.fullmatch("sha256:[0-9a-f]{64}", digest)):
+        raise Failure(f"{what}: bad digest {digest!r:.100}")  # CVE-2014-9357
     return digest
 
 
@@ -948,60 +850,64 @@ def layer_path(diff_id):
     return state_path("layers", check_digest(diff_id, "layer")[7:])
 
 
-# Documents: index, manifest, config
+# Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE] or {key: SHAPE}.
 
-def parse_json(data, what):
-    """Return the value in DATA; whoever wrote it is not trusted."""
+DIGEST = "sha256:"  # the shape of what check_digest accepts
+DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str, "annotations": dict,
+              "platform": {"architecture": str, "variant": str}}
+MANIFEST = {"manifests": [DESCRIPTOR],  # an index
+            "layers": [DESCRIPTOR], "config": DESCRIPTOR, "mediaType": str}
+RUN_CONFIG = {"Entrypoint": [str], "Cmd": [str], "Env": [str], "WorkingDir": str, "User": str,
+              "StopSignal": str, "Volumes": dict, "Labels": dict, "ExposedPorts": dict}
+CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [dict], "created": str}
+DOCKER_ARCHIVE = [{"Config": str, "Layers": [str], "RepoTags": [str]}]
+
+
+def parse_json(data, what, shape):
+    """Return the value in DATA if it has that SHAPE; whoever wrote it is not trusted."""
     import json
     try:
-        return json.loads(data)
+        return check(json.loads(data), shape, what)
     except (ValueError, RecursionError) as why:
         raise Failure(f"image, on {what}: bad JSON: {why}") from None
 
 
-def parse_document(data, what):
-    """Return the JSON object in DATA."""
-    return expect(parse_json(data, what), dict, what)
-
-
-def expect(value, kind, what):
-    """Return VALUE if it is of type KIND, else fail."""
-    if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
+def check(value, shape, what):
+    """Return VALUE if it has that SHAPE.  A null is nothing, as Go writes it; only digests and
+    sizes must be there."""
+    kind = shape if isinstance(shape, type) else type(shape)
+    if shape == DIGEST:
+        return check_digest(value, f"image, on {what}")
+    if not isinstance(value, kind) or kind is int and (isinstance(value, bool) or value < 0):
         raise Failure(f"image, on {what}: {kind.__name__} wanted, found {value!r:.60}")
+    if isinstance(shape, list):
+        for each in value:
+            check(each, shape[0], what)
+    elif isinstance(shape, dict):
+        for key, inner in shape.items():
+            if value.get(key) is not None or inner in (int, DIGEST):
+                check(value.get(key), inner, f"{what}: {key}")
     return value
 
 
-def part(document, key, kind, what):
-    """Return DOCUMENT[KEY], an empty KIND if it isn't there; a null is nothing, as Go writes it."""
-    value = document.get(key)
-    return kind() if value is None else expect(value, kind, f"{what}: {key}")
-
-
-def check_descriptor(value, what):
-    """Return VALUE if it is a descriptor (image-spec, descriptor.md)."""
-    expect(value, dict, what)
-    check_digest(value.get("digest"), f"image, on {what}")
-    expect(value.get("size"), int, f"{what}: size")
-    part(value, "annotations", dict, what), part(value, "mediaType", str, what)
-    return value
-
-
-def read_document(chunks, descriptor):
-    """Return the bytes that DESCRIPTOR names, checked; they are few."""
-    if descriptor["size"] > JSON_LIMIT:
-        raise Failure(f"image, on {descriptor['digest']}: larger than {humane_size(JSON_LIMIT)}")
-    meter = Meter(descriptor["digest"], descriptor["size"])
-    data = b"".join(meter.watch(chunks))
+def read_document(chunks, what, digest="", size=None):
+    """Return CHUNKS joined, checked against what is known of them; they must be few."""
+    meter, data = Meter(digest, size), b""
+    for chunk in meter.watch(chunks):
+        data += chunk
+        if len(data) > JSON_LIMIT:
+            raise Failure(f"image, on {what}: larger than {humane_size(JSON_LIMIT)}")
     meter.check()
     return data
 
 
 def read_blob(descriptor):
     """Return a small blob of the store."""
+    digest = descriptor["digest"]
     try:
-        return read_document(read_path(blob_path(descriptor["digest"])), descriptor)
+        return read_document(read_path(blob_path(digest)), digest, digest, descriptor["size"])
     except FileNotFoundError:
-        raise Failure(f"image, on {descriptor['digest']}: not in the store") from None
+        raise Failure(f"image, on {digest}: not in the store") from None
 
 
 def read_image(read, descriptor):
@@ -1011,95 +917,67 @@ def read_image(read, descriptor):
     config, and the documents' own bytes as raw.
     """
     for _ in range(3):
-        data = read(check_descriptor(descriptor, "index"))
-        what = descriptor["digest"]
-        manifest = parse_document(data, what)
+        data, what = read(descriptor), descriptor["digest"]
+        manifest = parse_json(data, what, MANIFEST)
         if "manifests" in manifest and ("layers" in manifest or "config" in manifest):
             raise Failure(f"image, on {what}: manifest and index in one")  # CVE-2021-41190
         if "manifests" not in manifest:
             break
-        descriptor = choose_platform(part(manifest, "manifests", list, what), what)
+        descriptor = choose_platform(manifest["manifests"] or (), what)
     else:
         raise Failure(f"image, on {what}: an index in an index in an index")
-    if "config" not in manifest or "layers" not in manifest:
+    if not manifest.get("config") or "layers" not in manifest:
         raise Failure(f"image, on {what}: not an image manifest of OCI or Docker's schema 2")
-    layers = [check_descriptor(each, what) for each in part(manifest, "layers", list, what)]
-    config_data = read(check_descriptor(manifest["config"], what))
-    config = parse_document(config_data, manifest["config"]["digest"])
-    diff_ids = config_diff_ids(config, manifest["config"]["digest"])
-    if len(diff_ids) != len(layers):
-        raise Failure(f"image, on {what}: {len(layers)} layers, but {len(diff_ids)} diff ids")
-    return {"id": manifest["config"]["digest"], "digest": what, "layers": layers, "config": config,
-            "diff_ids": diff_ids, "raw": (data, config_data),
-            "descriptor": {"mediaType": manifest.get("mediaType") or OCI_TYPE + "manifest.v1+json",
-                           "digest": what, "size": len(data)}}
+    layers, image_id = manifest["layers"] or [], manifest["config"]["digest"]
+    config_data = read(manifest["config"])
+    config, diff_ids = parse_config(config_data, image_id, len(layers))
+    kind = manifest.get("mediaType") or OCI_TYPE + "manifest.v1+json"
+    return {"id": image_id, "digest": what, "layers": layers, "diff_ids": diff_ids,
+            "config": config, "raw": (data, config_data),
+            "descriptor": {"mediaType": kind, "digest": what, "size": len(data)}}
 
 
-def config_diff_ids(config, what):
-    """Return the digests of an image's unpacked layers, bottom first."""
-    diff_ids = part(part(config, "rootfs", dict, what), "diff_ids", list, what)
-    return [check_digest(each, f"image, on {what}") for each in diff_ids]
+def parse_config(data, what, count):
+    """Return an image's config and the digests of its COUNT unpacked layers, bottom first."""
+    config = parse_json(data, what, CONFIG)
+    diff_ids = (config.get("rootfs") or {}).get("diff_ids") or []
+    if len(diff_ids) != count:
+        raise Failure(f"image, on {what}: {count} layers, but {len(diff_ids)} diff ids")
+    return config, diff_ids
 
 
 def choose_platform(manifests, what, machine=os.uname().machine):
     """Return the descriptor, of those in an index, that suits this machine best."""
-    wanted, found = PLATFORMS.get(machine, ((machine, ""),)), {}
+    found = {}
     for each in manifests:
-        platform = part(check_descriptor(each, what), "platform", dict, what)
-        architecture = part(platform, "architecture", str, what)
-        variant = part(platform, "variant", str, what)
-        variant = DEFAULT_VARIANTS.get((architecture, variant), variant)
+        platform = each.get("platform") or {}
+        name = "/".join(filter(None, map(platform.get, ("architecture", "variant"))))
         if platform.get("os", "linux") == "linux":
-            found.setdefault((architecture, variant), each)
-    for key in (*wanted, ("", "")):
-        if key in found:
-            return found[key]
-    there = ", ".join("/".join(filter(None, key)) for key in found) or "nothing for linux"
+            found.setdefault(SAME_PLATFORM.get(name, name), each)
+    for name in (*PLATFORMS.get(machine, machine).split(), ""):
+        if name in found:
+            return found[name]
+    there = ", ".join(found) or "nothing for linux"
     raise Failure(f"image, on {what}: not for this machine ({machine}): {there}")
 
 
 def image_config(image):
-    """Return what the image wants run: Entrypoint, Cmd, Env, ... as a dict whose types are sure."""
-    config, what = part(image["config"], "config", dict, image["id"]), image["id"]
-    kinds = {"Entrypoint": list, "Cmd": list, "Env": list, "WorkingDir": str, "User": str,
-             "StopSignal": str, "Volumes": dict, "Labels": dict, "ExposedPorts": dict}
-    checked = {key: part(config, key, kind, what) for key, kind in kinds.items()}
-    for key in ("Entrypoint", "Cmd", "Env"):
-        for word in checked[key]:
-            expect(word, str, f"{what}: {key}")
-    return checked
+    """Return what the image wants run: Entrypoint, Cmd, Env, ...; what isn't there is empty."""
+    config = image["config"].get("config") or {}
+    return {key: config.get(key) or (shape if isinstance(shape, type) else list)()
+            for key, shape in RUN_CONFIG.items()}
 
 
 # Bytes on the move
 
-class Progress:
-    """A line on stderr while long work goes on, if that is a terminal: bytes, rate, entries."""
-
-    def __init__(self, title, total=0):
-        self.title, self.total, self.bytes, self.entries = title, total, 0, 0
-        self.started = self.drawn = time.monotonic()
+class Descriptor(int):
+    """A file descriptor that is closed after a `with`."""
 
     def __enter__(self):
-        self.shown = sys.stderr.isatty()
         return self
 
-    def add(self, size=0, entries=0):
-        self.bytes, self.entries = self.bytes + size, self.entries + entries
-        if self.shown and time.monotonic() > self.drawn + 0.1:
-            self.draw()
-
-    def draw(self):
-        self.drawn = time.monotonic()
-        rate = humane_size(self.bytes / (self.drawn - self.started))
-        done = min(20, 20 * self.bytes // self.total) if self.total else 0
-        bar = f"[{'=' * done:20}] " if self.total else ""
-        sys.stderr.write(f"\r\033[K{self.title} {bar}{humane_size(self.bytes)} {rate}/s"
-                         f"{f' {self.entries} entries' if self.entries else ''}")
-        sys.stderr.flush()
-
     def __exit__(self, *_):
-        if self.shown:
-            sys.stderr.write("\r\033[K")
+        os.close(self)
 
 
 class Meter:
@@ -1110,10 +988,11 @@ class Meter:
         self.sha256, self.size, self.wanted = hashlib.sha256(), 0, (digest, size)
 
     def watch(self, chunks, bar=None):
+        digest, size = self.wanted
         for chunk in chunks:
             self.size += len(chunk)
-            if self.wanted[1] is not None and self.size > self.wanted[1]:
-                raise Failure(f"blob, on {self.wanted[0]}: longer than its {self.wanted[1]} bytes")
+            if size is not None and self.size > size:
+                raise Failure(f"blob, on {digest}: longer than its {size} bytes")
             self.sha256.update(chunk)
             if bar:
                 bar.add(len(chunk))
@@ -1130,29 +1009,18 @@ class Meter:
         return "sha256:" + self.sha256.hexdigest()
 
 
-def read_file(file):
-    """Yield what is left in FILE."""
+def read_path(path):
+    """Return the bytes of a file (or a descriptor) in chunks; FileNotFoundError comes at once."""
+    file = open(path, "rb", buffering=0, closefd=not isinstance(path, int))
     return iter(lambda: file.read(CHUNK), b"")
 
 
-def read_path(path):
-    """Yield the bytes of the file PATH; FileNotFoundError comes at once."""
-    return read_file(open(path, "rb", buffering=0))
-
-
-def save_chunks(chunks, file):
-    """Write what passes to FILE."""
-    with file:
+def save_chunks(chunks, path):
+    """Write what passes to a file (or to a descriptor, and close it)."""
+    with open(path, "wb") as file:
         for chunk in chunks:
-            write_all(file.fileno(), chunk)
+            file.write(chunk)
             yield chunk
-
-
-def write_all(fd, data):
-    """Write all of DATA: write(2) may take less."""
-    done = os.write(fd, data)
-    while done < len(data):
-        done += os.write(fd, memoryview(data)[done:])
 
 
 def gather(chunks):
@@ -1170,57 +1038,31 @@ def gather(chunks):
 def read_ahead(chunks):
     """Run CHUNKS in a thread, a little ahead: hashing and inflating use a second processor."""
     import queue, threading
-    pipe, stop = queue.Queue(16), threading.Event()
+    pipe = queue.Queue(16)
 
     def feed():
-        last = None
         try:
             for chunk in chunks:
                 pipe.put(chunk)
-                if stop.is_set():
-                    break
+            pipe.put(None)
         except BaseException as why:  # to be raised where the bytes are wanted
-            last = why
-        pipe.put(last)
+            pipe.put(why)
 
-    threading.Thread(target=feed, daemon=True).start()
-    try:
-        while isinstance(item := pipe.get(), bytes):
-            yield item
-        if item:
-            raise item
-    finally:
-        stop.set()
-        while not pipe.empty():  # a put that waits can go on, and then sees the flag
-            pipe.get()
+    threading.Thread(target=feed, daemon=True).start()  # it ends with the process at the latest
+    while isinstance(item := pipe.get(), bytes):
+        yield item
+    if item:
+        raise item
 
 
 def sniff(chunks):
     """Return how CHUNKS are compressed, and chunks again."""
     from itertools import chain
     head, chunks = b"", iter(chunks)
-    for chunk in chunks:
-        head += chunk
-        if len(head) >= 512:
-            break
-    kinds = [kind for magic, kind in MAGIC if head.startswith(magic) and head[257:262] != b"ustar"]
-    return kinds[0] if kinds else "plain", chain([head] if head else [], chunks)
-
-
-def decoder(kind):
-    """Return what makes a decompressor for KIND; fails if this Python has none."""
-    if kind == "gzip":
-        import zlib
-        return lambda: zlib.decompressobj(31)
-    try:
-        if kind == "zstd":
-            from compression.zstd import ZstdDecompressor
-            return ZstdDecompressor
-        import bz2, lzma
-        return bz2.BZ2Decompressor if kind == "bzip2" else lzma.LZMADecompressor
-    except ImportError:
-        raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
-                      hint="zstd needs Python 3.14, or: skopeo copy --dest-compress-format gzip")
+    while len(head) < 512 and (more := next(chunks, b"")):
+        head += more
+    kind = next((MAGIC[magic] for magic in MAGIC if head.startswith(magic)), "plain")
+    return "plain" if head[257:262] == b"ustar" else kind, chain([head], chunks)
 
 
 def decompress(kind, chunks):
@@ -1228,24 +1070,29 @@ def decompress(kind, chunks):
     if kind == "plain":
         yield from chunks
         return
-    new, engine = decoder(kind), None
-    for chunk in chunks:
-        more = True
-        while more:
-            if engine is None or engine.eof:  # several streams in a row are one file (gzip(1))
-                if engine and not chunk.strip(b"\0"):
-                    break
-                engine = new()
-            try:
-                piece = engine.decompress(chunk, CHUNK)
-            except Exception as why:
-                raise Failure(f"layer, on its {kind} data: damaged: {why}") from None
-            if piece:
-                yield piece
-            chunk = engine.unused_data or getattr(engine, "unconsumed_tail", b"")
-            more = chunk or (len(piece) == CHUNK and not engine.eof)
-    if not (engine and engine.eof):
-        raise Failure(f"layer, on its {kind} data: breaks off")
+    source = Stream(chunks)
+    try:
+        if kind == "gzip":
+            from gzip import GzipFile
+            file = GzipFile(fileobj=source, mode="rb")
+        elif kind == "xz":
+            from lzma import LZMAFile
+            file = LZMAFile(source)
+        else:
+            from compression.zstd import ZstdFile
+            file = ZstdFile(source)
+        while piece := file.read(CHUNK):
+            yield piece
+    except ImportError:
+        raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
+                      hint="zstd needs Python 3.14, or: skopeo copy --dest-compress-format gzip")
+    except EOFError:
+        raise Failure(f"layer, on its {kind} data: breaks off") from None
+    except Exception as why:
+        raise why if isinstance(why, Failure) else Failure(
+            f"layer, on its {kind} data: damaged: {why}") from None
+    for _ in source.chunks:  # the digest covers what is behind, too
+        pass
 
 
 # Reading tar.  POSIX.1-2017 pax, "ustar Interchange Format"; GNU: tar manual, "Basic Tar Format".
@@ -1254,10 +1101,10 @@ def decompress(kind, chunks):
 # tarfile takes a damaged header for the end), and names stay the bytes that they are.
 
 class Stream:
-    """Exact reads from chunks; FILE is where these come from, if it can seek."""
+    """Exact reads from chunks; FD is where these come from, if it can seek."""
 
-    def __init__(self, chunks, file=None):
-        self.chunks, self.file, self.rest, self.offset = iter(chunks), file, memoryview(b""), 0
+    def __init__(self, chunks, fd=None):
+        self.chunks, self.fd, self.rest, self.offset = iter(chunks), fd, memoryview(b""), 0
 
     def some(self, limit):
         """Return 1 to limit bytes; none at the end only."""
@@ -1271,6 +1118,10 @@ class Stream:
         self.offset += len(piece)
         return piece
 
+    def read(self, size):
+        """Return what the library's decompressors expect of a file."""
+        return bytes(self.some(size))
+
     def take(self, size):
         """Return exactly size bytes."""
         piece = bytes(self.some(size)) if size else b""
@@ -1283,8 +1134,8 @@ class Stream:
 
     def skip(self, size):
         beyond = size - len(self.rest)
-        if self.file and beyond > 0:
-            self.file.seek(beyond, 1)
+        if self.fd is not None and beyond > 0:
+            os.lseek(self.fd, beyond, os.SEEK_CUR)
             self.rest, self.offset = memoryview(b""), self.offset + size
             return
         while size > 0:
@@ -1298,34 +1149,25 @@ class Entry:
                  "xattrs", "extents", "stored")
 
     def __init__(self, block, pax):
-        (name, mode, uid, gid, size, mtime, checksum, kind, link, magic, major, minor,
+        (name, mode, uid, gid, size, mtime, _, kind, link, magic, major, minor,
          prefix) = struct.unpack("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x", block)
-        self.name, self.link = name.partition(b"\0")[0], link.partition(b"\0")[0]
+        self.name = name.partition(b"\0")[0]
         if magic[:6] == b"ustar\0" and prefix[0]:
             self.name = prefix.partition(b"\0")[0] + b"/" + self.name
-        self.mode, self.uid, self.gid = number(mode) & 0o7777, number(uid), number(gid)
-        self.size, self.mtime = number(size), number(mtime) * 10**9
-        self.device = (number(major), number(minor)) if kind in b"34" else None
-        self.kind, self.xattrs, self.extents = kind, (), None
-        if pax:
-            self.apply(pax)
+        self.name = pax.get(b"GNU.sparse.name") or pax.get(b"path", self.name)
+        self.link = pax.get(b"linkpath") or link.partition(b"\0")[0]
+        self.mode, self.extents = number(mode) & 0o7777, None
+        self.size, self.uid, self.gid = (int(pax.get(key, number(field))) for key, field in (
+            (b"size", size), (b"uid", uid), (b"gid", gid)))
+        self.mtime = nanoseconds(pax[b"mtime"]) if b"mtime" in pax else number(mtime) * 10**9
+        self.device = os.makedev(number(major), number(minor)) if kind in b"34" else 0
+        self.xattrs = [(key[13:], pax[key]) for key in pax if key.startswith(b"SCHILY.xattr.")]
         if kind in b"\0" b"07":
-            self.kind = b"5" if self.name.endswith(b"/") else b"0"
-        self.stored = self.size
-        if kind in b"123456":  # no data follows, whatever the size says: as every reader but one
-            self.stored = 0
+            kind = b"5" if self.name.endswith(b"/") else b"0"
+        # No data follows some kinds, whatever the size says: as every reader but one has it.
+        self.kind, self.stored = kind, 0 if kind in b"123456" else self.size
         if min(self.size, self.uid, self.gid) < 0:
             raise Failure(f"archive, on {shown(self.name)}: negative size or owner")
-
-    def apply(self, pax):
-        self.name = pax.get(b"GNU.sparse.name") or pax.get(b"path", self.name)
-        self.link = pax.get(b"linkpath", self.link)
-        self.size, self.uid = int(pax.get(b"size", self.size)), int(pax.get(b"uid", self.uid))
-        self.gid = int(pax.get(b"gid", self.gid))
-        if b"mtime" in pax:
-            self.mtime = nanoseconds(pax[b"mtime"])
-        self.xattrs = [(key[13:], value) for key, value in pax.items()
-                       if key.startswith(b"SCHILY.xattr.")]
 
 
 def number(field):
@@ -1339,9 +1181,8 @@ def number(field):
 def nanoseconds(text):
     """Return a PAX time ("-1.5") in nanoseconds; a float would lose some."""
     whole, _, fraction = text.partition(b".")
-    value = int(whole or b"0") * 10**9
     fraction = int(fraction[:9].ljust(9, b"0"))
-    return value - fraction if whole.startswith(b"-") else value + fraction
+    return int(whole or b"0") * 10**9 + (-fraction if whole.startswith(b"-") else fraction)
 
 
 def shown(name):
@@ -1360,15 +1201,16 @@ def read_tar(stream, strict=False):
         block = bytes(stream.some(512))
         if not block and not strict:
             return
-        if len(block) < 512:
-            block += stream.take(512 - len(block))
+        block += stream.take(512 - len(block))
         if not block[0] and block == bytes(512):
             return
         try:
-            check_header(block)
-            kind, size = block[156:157], number(block[124:136])
+            field = block[148:156]  # the sum of all bytes, its own eight counting as blanks
+            if number(field) != sum(block) - sum(field) + 256:
+                raise ValueError("wrong checksum, not a tar archive or damaged")
+            kind = block[156:157]
             if kind in b"xXgLK":
-                read_extension(stream, kind, size, common, once)
+                read_extension(stream, kind, number(block[124:136]), common, once)
                 continue
             entry = Entry(block, {**common, **once} if common or once else {})
             start, end = stream.offset, stream.offset + (entry.stored + 511) // 512 * 512
@@ -1376,19 +1218,12 @@ def read_tar(stream, strict=False):
                 read_sparse_map(stream, block, entry, once)
                 if kind == b"S":  # its map comes before the data and isn't counted in the size
                     end += stream.offset - start
-        except (ValueError, OverflowError, struct.error) as why:
+        except (ValueError, OverflowError, KeyError) as why:
             raise Failure(f"archive: bad header before byte {stream.offset}: {why}") from None
         yield entry
         if end != stream.offset:
             stream.skip(end - stream.offset)
         once = {}
-
-
-def check_header(block):
-    """Check a header's checksum: the sum of its bytes, its own eight counting as blanks."""
-    field = block[148:156]
-    if number(field) != sum(block) - sum(field) + 256:
-        raise ValueError("wrong checksum, not a tar archive or damaged")
 
 
 def read_extension(stream, kind, size, common, once):
@@ -1417,15 +1252,14 @@ def read_extension(stream, kind, size, common, once):
 def read_sparse_map(stream, block, entry, pax):
     """Find where the data of a sparse file belongs: GNU's old form and PAX 0.0, 0.1, 1.0."""
     if block[156:157] == b"S":
-        words, more = [block[at:at + 12] for at in range(386, 482, 12)], block[482]
+        fields, more = [block[at:at + 12] for at in range(386, 482, 12)], block[482]
         while more:
             extra = stream.take(512)
-            words += [extra[at:at + 12] for at in range(0, 504, 12)]
+            fields += [extra[at:at + 12] for at in range(0, 504, 12)]
             more = extra[504]
-        words, real = [number(each) for each in words if each.strip(b"\0")], number(block[483:495])
+        words, real = [number(each) for each in fields if each.strip(b"\0")], number(block[483:495])
     elif pax.get(b"GNU.sparse.major") == b"1":
-        words, start = [], stream.offset
-        lines, want = b"", 1
+        words, lines, want, start = [], b"", 1, stream.offset
         while len(words) < want:
             lines += stream.take(512)
             if len(lines) > 1 << 20 or stream.offset - start > entry.stored:
@@ -1441,36 +1275,37 @@ def read_sparse_map(stream, block, entry, pax):
     else:
         return
     entry.kind, entry.size, entry.extents = b"0", real, list(zip(words[::2], words[1::2]))
-    at = 0
-    for offset, length in entry.extents:
-        if not at <= offset <= offset + length <= real:
-            raise ValueError("a sparse map out of order")
-        at = offset + length
+    ends = [end for offset, length in entry.extents for end in (offset, offset + length)]
+    if [0, *ends, real] != sorted([0, *ends, real]):
+        raise ValueError("a sparse map out of order")
     if sum(length for _, length in entry.extents) != entry.stored:
         raise ValueError("a sparse map that doesn't fit its data")
 
 
 # Unpacking
 
-def unpack_layer(chunks, layer_fd, bar=None, strict=False):
-    """Unpack a plain tar into the empty directory layer_fd, in the form overlayfs wants.
+NODES = {b"2": stat.S_IFLNK, b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}
+
+
+def unpack_layer(chunks, layer_fd, bar=None, strict=False, **how):
+    """Unpack a plain tar into the directory layer_fd, by default in the form overlayfs wants.
 
     Nothing is written outside, and all CHUNKS are read, whatever the archive says.
     """
-    stream, tree, mask = Stream(chunks), Tree(layer_fd), os.umask(0)
+    stream, tree, mask = Stream(chunks), Tree(layer_fd, **how), os.umask(0)
     try:
         for entry in read_tar(stream, strict):
             try:
                 tree.place(entry, stream)
             except (OSError, ValueError, OverflowError) as why:
-                reason = why.strerror if isinstance(why, OSError) and why.strerror else why
-                raise Failure(f"unpack, on {shown(entry.name)}: {reason}") from why
+                because = reason(why) if isinstance(why, OSError) else why
+                raise Failure(f"unpack, on {shown(entry.name)}: {because}") from why
             if bar:
                 bar.add(entries=1)
         tree.finish()
     finally:
         os.umask(mask)
-        tree.close()
+        os.close(tree.fd)
     for _ in stream.chunks:  # the digest covers the padding too
         pass
 
@@ -1484,35 +1319,36 @@ class Tree:
     set-group-id, and nothing changes its time any more.
     """
 
-    def __init__(self, root):
+    def __init__(self, root, whiteouts="mark", owned_by=None):
         self.root, self.path, self.fd, self.dirs = root, b"", os.dup(root), {}
-        self.owner = (os.geteuid(), os.getegid())
-        self.makers = {b"0": self.make_file, b"1": self.make_link, b"2": self.make_symlink,
-                       b"3": self.make_node, b"4": self.make_node, b"6": self.make_node}
-
-    def close(self):
-        os.close(self.fd)
+        self.owner, self.whiteouts = (os.geteuid(), os.getegid()), whiteouts  # mark, apply or keep
+        self.owned_by = owned_by  # (uid, gid) instead of each entry's own
 
     def place(self, entry, stream):
         """Make ENTRY; what is in its place goes: the last one of a name counts."""
-        parts = [each for each in entry.name.split(b"/") if each not in (b"", b".")]
-        if b".." in parts:
-            raise ValueError('".." in a name')
-        if b".wh." in entry.name and any(each.startswith(b".wh.") for each in parts):
+        parts, kind = split_name(entry.name, '".." or NUL in a name'), entry.kind
+        if self.owned_by:
+            entry.uid, entry.gid = self.owned_by
+        if b".wh." in entry.name and self.whiteouts != "keep" and any(
+                each.startswith(b".wh.") for each in parts):
             self.white_out(parts)
             return
         path = b"/".join(parts)
-        if entry.kind == b"5":
+        if kind == b"5":
             self.dirs[path] = entry
         if not parts:
             return
         parent, name = self.parent(path[:-len(parts[-1]) - 1]), parts[-1]
-        if entry.kind == b"5":
+        if kind == b"0":
+            self.make_file(entry, name, parent, stream)
+        elif kind == b"1":
+            self.make_link(entry, name, parent)
+        elif kind == b"5":
             self.make_dir(name, parent)
-        elif entry.kind in self.makers:
-            self.makers[entry.kind](entry, name, parent, stream)
-        elif entry.kind != b"V":  # V: GNU's label of a volume
-            raise ValueError(f"unknown kind of entry {entry.kind!r}")
+        elif kind in NODES:
+            self.make_node(entry, name, parent)
+        elif kind != b"V":  # V: GNU's label of a volume
+            raise ValueError(f"unknown kind of entry {kind!r}")
 
     def parent(self, path):
         """Return a descriptor for the directory PATH; that of the last entry is kept open."""
@@ -1522,57 +1358,39 @@ class Tree:
             self.path, self.fd = path, fd
         return self.fd
 
+    def open(self, path, flags=OPEN_DIR):
+        """Open PATH as if the layer were the root."""
+        return open_in_root(self.root, path.decode("utf-8", "surrogateescape") or ".", flags)
+
     def open_dir(self, path):
-        """Open the directory PATH of the layer; what is missing of it is made."""
+        """Open the directory PATH; what is missing of it is made."""
         try:
-            return open_in_root(self.root, path or b".", OPEN_DIR)
+            return self.open(path)
         except (FileNotFoundError, NotADirectoryError):
             fd, done = os.dup(self.root), b""
-        try:
-            for name in path.split(b"/"):
-                done = done + b"/" + name
-                child = self.open_child(done, name, fd)
-                os.close(fd)
-                fd = child
-            return os.dup(fd)
-        finally:
-            os.close(fd)
+        for name in path.split(b"/"):
+            done += b"/" + name
+            with Descriptor(fd) as above:
+                self.make_dir(name, above, implied=True)
+                try:
+                    fd = os.open(name, OPEN_CHILD, dir_fd=above)
+                except NotADirectoryError:  # a link, perhaps to a directory
+                    fd = self.open(done)
+        return fd
 
-    def open_child(self, path, name, fd):
-        """Open the directory NAME in fd; make it if need be."""
-        try:
-            return os.open(name, OPEN_CHILD, dir_fd=fd)
-        except NotADirectoryError:
-            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if stat.S_ISLNK(info.st_mode):
-                return open_in_root(self.root, path, OPEN_DIR)
-            if not is_whiteout(info):
-                raise
-        except FileNotFoundError:
-            pass
-        self.make_dir(name, fd)
-        return os.open(name, OPEN_CHILD, dir_fd=fd)
-
-    def make_dir(self, name, parent):
-        """Make the directory NAME, or keep it if it is there."""
+    def make_dir(self, name, parent, implied=False):
+        """Make the directory NAME, or keep it.  What else is there goes, unless the directory is
+        only implied by a name below it: it may be a link to one."""
         try:
             os.mkdir(name, 0o755, dir_fd=parent)
         except FileExistsError:
             info = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            if stat.S_ISDIR(info.st_mode):
+            if stat.S_ISDIR(info.st_mode) or implied and not is_whiteout(info):
                 return
             os.unlink(name, dir_fd=parent)
             os.mkdir(name, 0o755, dir_fd=parent)
             if is_whiteout(info):
-                self.hide_lower(name, parent)
-
-    def hide_lower(self, name, parent):
-        """Mark the directory NAME: what lower layers have in it stays hidden."""
-        fd = os.open(name, OPEN_CHILD, dir_fd=parent)
-        try:
-            os.setxattr(fd, "trusted.overlay.opaque", b"y")
-        finally:
-            os.close(fd)
+                hide_lower(name, parent)
 
     def white_out(self, parts):
         """Hide what lower layers have (image-spec layer.md, "Whiteouts"; kernel overlayfs.rst)."""
@@ -1582,26 +1400,24 @@ class Tree:
         if any(each.startswith(b".wh.") for each in above) or name[4:] in (b"", b".", b".."):
             raise ValueError("not a valid whiteout")
         parent = self.parent(b"/".join(above))
-        if name == b".wh..wh..opq":
-            self.hide_lower(b".", parent)
+        if self.whiteouts == "apply":
+            hidden = os.listdir(parent) if name == b".wh..wh..opq" else [name[4:]]
+            for each in hidden:
+                remove_tree(each, parent)
             return
         try:
+            if name == b".wh..wh..opq":
+                hide_lower(b".", parent)
+                return
             os.mknod(name[4:], stat.S_IFCHR, 0, dir_fd=parent)
+        except PermissionError:  # on an overlay, where no other can lie on: copy_layers reads these
+            os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=parent))
         except FileExistsError:  # what this layer itself has stays
             if stat.S_ISDIR(os.stat(name[4:], dir_fd=parent, follow_symlinks=False).st_mode):
-                self.hide_lower(name[4:], parent)
-
-    def put(self, name, parent, make, *args, **options):
-        """Call make(...); when something of that name is in the way, remove it first."""
-        try:
-            return make(*args, **options)
-        except FileExistsError:
-            remove_tree(name, parent)
-            return make(*args, **options)
+                hide_lower(name[4:], parent)
 
     def make_file(self, entry, name, parent, stream):
-        fd = self.put(name, parent, os.open, name, OPEN_NEW, entry.mode, dir_fd=parent)
-        try:
+        with Descriptor(put(name, parent, os.open, name, OPEN_NEW, entry.mode, dir_fd=parent)) as fd:
             if entry.extents is not None:
                 os.ftruncate(fd, entry.size)
             for offset, left in ((0, entry.size),) if entry.extents is None else entry.extents:
@@ -1609,50 +1425,33 @@ class Tree:
                     os.lseek(fd, offset, os.SEEK_SET)
                 while left:
                     piece = stream.some(left) or stream.take(1)
-                    write_all(fd, piece)
                     left -= len(piece)
+                    while piece:  # write(2) may take less
+                        piece = piece[os.write(fd, piece):]
             self.dress(fd, entry, entry.mode & 0o7000)
-        finally:
-            os.close(fd)
 
-    def make_link(self, entry, name, parent, _):
+    def make_link(self, entry, name, parent):
         """Make a hard link; its target is a name in this layer, and isn't followed itself."""
-        parts = [each for each in entry.link.split(b"/") if each not in (b"", b".")]
-        if not parts or b".." in parts:
-            raise ValueError(f"a hard link to {shown(entry.link)}")
-        source = open_in_root(self.root, b"/".join(parts[:-1]) or b".", OPEN_DIR)
-        try:
-            target = os.stat(parts[-1], dir_fd=source, follow_symlinks=False)
-            if stat.S_ISDIR(target.st_mode):
-                raise ValueError(f"a hard link to the directory {shown(entry.link)}")
-            try:
-                there = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                if os.path.samestat(there, target):
-                    return
-            except FileNotFoundError:
-                pass
-            self.put(name, parent, os.link, parts[-1], name, src_dir_fd=source, dst_dir_fd=parent,
-                     follow_symlinks=False)
-        finally:
-            os.close(source)
+        what = f"a hard link to {shown(entry.link)}"
+        *above, old = split_name(entry.link, what) or [b""]
+        with Descriptor(self.open(b"/".join(above))) as source:
+            info = os.stat(old or b".", dir_fd=source, follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                raise ValueError(f"{what}, a directory")
+            put(name, parent, os.link, old, name, src_dir_fd=source, dst_dir_fd=parent,
+                follow_symlinks=False, same=info)
 
-    def make_symlink(self, entry, name, parent, _):
-        self.put(name, parent, os.symlink, entry.link, name, dir_fd=parent)
-        self.dress_name(name, parent, entry)
-
-    def make_node(self, entry, name, parent, _):
-        """Make a device or a fifo; inside a container mknod(2) may be denied, and /dev is ours."""
-        kind = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}[entry.kind]
-        device = os.makedev(*entry.device) if entry.device else 0
+    def make_node(self, entry, name, parent):
+        """Make a symbolic link, fifo or device; mknod(2) may be denied, and /dev is ours."""
         try:
-            self.put(name, parent, os.mknod, name, kind | entry.mode, device, dir_fd=parent)
+            if entry.kind == b"2":
+                put(name, parent, os.symlink, entry.link, name, dir_fd=parent)
+            else:
+                mode = NODES[entry.kind] | entry.mode
+                put(name, parent, os.mknod, name, mode, entry.device, dir_fd=parent)
         except PermissionError:
             warn(f"unpack, on {shown(entry.name)}: no right to make devices, ignoring")
             return
-        self.dress_name(name, parent, entry)
-
-    def dress_name(self, name, parent, entry):
-        """Give owner and time to what can't be opened."""
         if (entry.uid, entry.gid) != self.owner:
             os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
@@ -1665,27 +1464,48 @@ class Tree:
         if chmod:
             os.fchmod(fd, entry.mode)
         for name, value in entry.xattrs:
-            if keeps_xattr(name):
-                self.set_xattr(fd, name, value, entry)
+            try:
+                if keeps_xattr(name):
+                    os.setxattr(fd, name, value)
+            except OSError as why:  # the file system has none, or a user namespace may not
+                warn(f"unpack, on {shown(entry.name)}: {shown(name)}: {reason(why)}, ignoring")
         os.utime(fd, ns=(entry.mtime, entry.mtime))
-
-    def set_xattr(self, fd, name, value, entry):
-        try:
-            os.setxattr(fd, name, value)
-        except OSError as why:  # the file system has none, or a user namespace may not
-            warn(f"unpack, on {shown(entry.name)}: {shown(name)}: {why.strerror}, ignoring")
 
     def finish(self):
         """Give the directories what was kept back, unless something else has taken the name."""
         for path, entry in self.dirs.items():
             try:
-                fd = open_in_root(self.root, path or b".", OPEN_CHILD)
+                fd = self.open(path, OPEN_CHILD)
             except OSError:  # a later entry replaced it
                 continue
-            try:
+            with Descriptor(fd):
                 self.dress(fd, entry, True)
-            finally:
-                os.close(fd)
+
+
+def split_name(name, complaint):
+    """Return the components of a name from an archive."""
+    parts = [each for each in name.split(b"/") if each not in (b"", b".")]
+    if b".." in parts or b"\0" in name:
+        raise ValueError(complaint)
+    return parts
+
+
+def put(name, parent, make, *args, same=None, **options):
+    """Call make(...); if something of that name is in the way, and not the SAME, remove it first."""
+    try:
+        return make(*args, **options)
+    except FileExistsError:
+        there = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if same and os.path.samestat(same, there):
+            return None
+        remove_tree(name, parent)
+        return make(*args, **options)
+
+
+def hide_lower(name, parent):
+    """Mark the directory NAME: what lower layers have in it stays hidden."""
+    with Descriptor(os.open(name, OPEN_CHILD, dir_fd=parent)) as fd:
+        os.setxattr(fd, "trusted.overlay.opaque", b"y")
 
 
 def is_whiteout(info):
@@ -1699,164 +1519,118 @@ def keeps_xattr(name):
 
 
 def remove_tree(name, dir_fd=None):
-    """Remove NAME, whatever it is.  However deep it is, two descriptors and no recursion do."""
+    """Remove NAME, whatever it is.  Its directories are laid flat, so none is too deep for us."""
     try:
         os.unlink(name, dir_fd=dir_fd)
         return
     except FileNotFoundError:
         return
     except IsADirectoryError:
-        fd = os.open(name, OPEN_CHILD, dir_fd=dir_fd)
-    todo, above = unlink_files(fd), []
-    while todo or above:
-        step = todo.pop() if todo else b".."
-        next_fd = os.open(step, OPEN_CHILD, dir_fd=fd)
-        os.close(fd)
-        fd = next_fd
-        if step == b"..":
-            done, todo = above.pop()
-            os.rmdir(done, dir_fd=fd)
-        else:
-            above.append((step, todo))
-            todo = unlink_files(fd)
-    os.close(fd)
+        pass
+    with Descriptor(os.open(name, OPEN_CHILD, dir_fd=dir_fd)) as top:
+        todo = strip_dir(top, top)
+        while todo:
+            with Descriptor(os.open(todo[-1], OPEN_CHILD, dir_fd=top)) as fd:
+                more = strip_dir(fd, top)
+            os.rmdir(todo.pop(), dir_fd=top)
+            todo += more
     os.rmdir(name, dir_fd=dir_fd)
 
 
-def unlink_files(fd):
-    """Remove the files in a directory; return the names of its directories."""
+def strip_dir(fd, top):
+    """Remove the files in a directory, move its directories to TOP; return their names there."""
+    moved = []
     with os.scandir(fd) as entries:
-        found = [(os.fsencode(each.name), each.is_dir(follow_symlinks=False)) for each in entries]
+        found = [(each.name, each.is_dir(follow_symlinks=False)) for each in entries]
     for name, is_dir in found:
-        if not is_dir:
+        if is_dir:
+            moved.append(os.urandom(16).hex())
+            os.rename(name, moved[-1], src_dir_fd=fd, dst_dir_fd=top)
+        else:
             os.unlink(name, dir_fd=fd)
-    return [name for name, is_dir in found if is_dir]
+    return moved
 
 
-# Writing tar: pax where ustar is too narrow.  The same tree gives the same bytes.
+# Writing tar
 
-def tar_header(name, kind, mode=0o644, uid=0, gid=0, size=0, mtime=0, link=b"", device=(0, 0),
-               pax=()):
-    """Return the header of one member, with an extended one before it if it needs one."""
-    pax = dict(pax)
-    for key, value in ((b"path", name), (b"linkpath", link)):
-        if len(value) > 100 or not value.isascii():
-            pax.setdefault(key, value)
-    for key, value, bits in ((b"uid", uid, 21), (b"gid", gid, 21), (b"size", size, 33)):
-        if value >= 1 << bits:
-            pax[key] = b"%d" % value
-    if mtime % 10**9 or not 0 <= mtime < 10**9 << 33:
-        seconds, rest = divmod(abs(mtime), 10**9)
-        pax[b"mtime"] = b"%s%d.%09d" % (b"-" if mtime < 0 else b"", seconds, rest)
-    front = b""
-    if pax:
-        records = b"".join(pax_record(key, pax[key]) for key in sorted(pax))
-        front = tar_block(b"PaxHeaders/x", b"x", size=len(records)) + padded(records)
-    return front + tar_block(name, kind, mode, uid, gid, size, mtime // 10**9, link, device)
+def tar_header(name, kind, info=None, size=0, link=b"", pax=()):
+    """Return the header of one member, with PAX records before it for what ustar can't hold."""
+    import tarfile
+    entry, pax = tarfile.TarInfo(os.fsdecode(name)), dict(pax)
+    entry.type, entry.size, entry.linkname = kind, size, os.fsdecode(link)
+    if info:
+        entry.mode, entry.uid, entry.gid = info.st_mode & 0o7777, info.st_uid, info.st_gid
+        entry.mtime, rest = divmod(info.st_mtime_ns, 10**9)
+        if rest:  # a float would lose some
+            seconds, rest = divmod(abs(info.st_mtime_ns), 10**9)
+            pax["mtime"] = f"{'-' if entry.mtime < 0 else ''}{seconds}.{rest:09}"
+        if kind in b"34":
+            entry.devmajor, entry.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
+    entry.pax_headers = pax
+    return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-def pax_record(key, value):
-    """Return "LENGTH KEY=VALUE\\n"; the length counts itself."""
-    rest = len(key) + len(value) + 3
-    length = rest + len(str(rest + len(str(rest))))
-    return b"%d %s=%s\n" % (length, key, value)
+def pack_tree(root_fd, as_layer=False, path=b""):
+    """Yield the tree at root_fd as a tar, sorted by name; PATH stands in front of each.
 
-
-def tar_block(name, kind, mode=0o644, uid=0, gid=0, size=0, seconds=0, link=b"", device=(0, 0)):
-    def octal(value, width):
-        limit = 8 ** (width - 1)
-        return b"%0*o" % (width - 1, value if 0 <= value < limit else 0)
-    block = struct.pack("100s8s8s8s12s12s8sc100s8s64x8s8s167x", name, octal(mode, 8), octal(uid, 8),
-                        octal(gid, 8), octal(size, 12), octal(seconds, 12), b" " * 8, kind, link,
-                        b"ustar\x0000", octal(device[0], 8), octal(device[1], 8))
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
-
-
-def padded(data):
-    return data + bytes(-len(data) % 512)
-
-
-def pack_tree(root_fd, as_layer=False):
-    """Yield the tree at root_fd as a tar, sorted by name.
-
-    as_layer: it is the upper directory of an overlay, and its whiteouts become an image's.
+    as_layer: it is the upper directory of an overlay, and its whiteouts become an image's; or,
+    "stored", one of our layers.
     """
-    return gather(pack_members(root_fd, as_layer))
-
-
-def pack_members(root_fd, as_layer):
-    seen, stack = {}, []
-
-    def enter(fd, path):
-        stack.append((fd, path, iter(sorted(map(os.fsencode, os.listdir(fd))))))
-        return pack_directory(fd, path, as_layer)
-
     try:
-        yield from enter(os.open(".", OPEN_DIR, dir_fd=root_fd), b"")
-        while stack:
-            fd, path, names = stack[-1]
-            name = next(names, None)
-            if name is None:
-                os.close(stack.pop()[0])
-                continue
-            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if stat.S_ISDIR(info.st_mode):
-                yield from enter(os.open(name, OPEN_CHILD, dir_fd=fd), path + name + b"/")
-            elif as_layer and name.startswith(b".wh."):
-                warn(f"commit, on {shown(path + name)}: the name would mean a whiteout, ignoring")
-            elif as_layer and is_whiteout(info):
-                yield tar_header(path + b".wh." + name, b"0", 0)
-            else:
-                yield from pack_file(fd, name, path + name, info, seen)
-        yield bytes(1024)
-    finally:
-        for fd, _, _ in stack:
-            os.close(fd)
+        yield from gather(pack_directory(root_fd, path, as_layer, {}))
+    except RecursionError:
+        raise Failure("pack: directories are nested too deeply") from None
+    yield bytes(1024)
 
 
-def about(info):
-    """Return what a header takes from a stat result."""
-    return {"mode": info.st_mode & 0o7777, "uid": info.st_uid, "gid": info.st_gid,
-            "mtime": info.st_mtime_ns}
-
-
-def pack_directory(fd, path, as_layer):
-    marks = {each for each in os.listxattr(fd) if each.startswith("trusted.overlay.")}
-    yield tar_header(path or b"./", b"5", pax=pack_xattrs(fd), **about(os.fstat(fd)))
-    if as_layer and "trusted.overlay.redirect" in marks:
+def pack_directory(fd, path, as_layer, seen):
+    yield tar_header(path or b"./", b"5", os.fstat(fd), pax=pack_xattrs(fd))
+    marks = os.listxattr(fd) if as_layer else ()
+    if "trusted.overlay.redirect" in marks:
         raise Failure(f"commit, on {shown(path)}: a renamed directory (overlayfs redirect_dir)")
-    if as_layer and "trusted.overlay.opaque" in marks:
-        if os.getxattr(fd, "trusted.overlay.opaque") == b"y":  # "x" is something else
-            yield tar_header(path + b".wh..wh..opq", b"0", 0)
+    if "trusted.overlay.opaque" in marks and os.getxattr(fd, "trusted.overlay.opaque") == b"y":
+        yield tar_header(path + b".wh..wh..opq", b"0")  # "x" would be something else
+    for name in sorted(map(os.fsencode, os.listdir(fd))):
+        try:
+            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:  # gone meanwhile; or a whiteout, itself on an overlay
+            if as_layer == "stored":
+                yield tar_header(path + b".wh." + name, b"0")
+            continue
+        if stat.S_ISDIR(info.st_mode):
+            with Descriptor(os.open(name, OPEN_CHILD, dir_fd=fd)) as child:
+                yield from pack_directory(child, path + name + b"/", as_layer, seen)
+        elif as_layer is True and name.startswith(b".wh."):
+            warn(f"commit, on {shown(path + name)}: the name would mean a whiteout, ignoring")
+        elif as_layer and is_whiteout(info):
+            yield tar_header(path + b".wh." + name, b"0")
+        else:
+            yield from pack_file(fd, name, path + name, info, seen)
 
 
 def pack_xattrs(fd):
-    return {b"SCHILY.xattr." + name: os.getxattr(fd, name)
-            for name in map(os.fsencode, os.listxattr(fd)) if keeps_xattr(name)}
+    return {"SCHILY.xattr." + name: os.fsdecode(os.getxattr(fd, name))
+            for name in os.listxattr(fd) if keeps_xattr(os.fsencode(name))}
 
 
 def pack_file(dir_fd, name, path, info, seen):
     """Yield anything but a directory; the second name of an inode becomes a hard link."""
-    kind, what = stat.S_IFMT(info.st_mode), about(info)
+    kind = {stat.S_IFREG: b"0", **{mode: kind for kind, mode in NODES.items()}}.get(
+        stat.S_IFMT(info.st_mode))
     first = seen.setdefault((info.st_dev, info.st_ino), path) if info.st_nlink > 1 else path
+    if kind is None:  # a socket is nothing without its server: left out
+        return
     if first != path:
-        yield tar_header(path, b"1", link=first, **what)
-    elif kind == stat.S_IFREG:
-        fd = os.open(name, OPEN_FILE, dir_fd=dir_fd)
-        try:
-            yield from pack_data(fd, path, what)
-        finally:
-            os.close(fd)
-    elif kind == stat.S_IFLNK:
-        yield tar_header(path, b"2", link=os.readlink(name, dir_fd=dir_fd), **what)
-    elif kind in (stat.S_IFCHR, stat.S_IFBLK):
-        device = os.major(info.st_rdev), os.minor(info.st_rdev)
-        yield tar_header(path, b"3" if kind == stat.S_IFCHR else b"4", device=device, **what)
-    elif kind == stat.S_IFIFO:
-        yield tar_header(path, b"6", **what)  # a socket is nothing without its server: left out
+        yield tar_header(path, b"1", info, link=first)
+    elif kind == b"0":
+        with Descriptor(os.open(name, OPEN_ENTRY, dir_fd=dir_fd)) as fd:
+            yield from pack_data(fd, path)
+    else:
+        link = os.readlink(name, dir_fd=dir_fd) if kind == b"2" else b""
+        yield tar_header(path, kind, info, link=link)
 
 
-def pack_data(fd, path, what):
+def pack_data(fd, path):
     """Yield a regular file.  With holes: PAX sparse 1.0, which GNU tar, Go and libarchive read;
     plain zeros would blow it up in every copy from here on."""
     info, pax = os.fstat(fd), pack_xattrs(fd)
@@ -1864,13 +1638,13 @@ def pack_data(fd, path, what):
     if info.st_blocks * 512 < info.st_size:
         extents = data_extents(fd, info.st_size)
     if extents != [(0, info.st_size)]:
-        numbers = [len(extents), *(number for extent in extents for number in extent)]
-        front = padded(b"".join(b"%d\n" % number for number in numbers))
-        pax.update({b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.name": path,
-                    b"GNU.sparse.realsize": b"%d" % info.st_size})
+        front = b"%d\n" % len(extents) + b"".join(b"%d\n%d\n" % extent for extent in extents)
+        front += bytes(-len(front) % 512)
+        pax.update({"GNU.sparse.major": "1", "GNU.sparse.minor": "0",
+                    "GNU.sparse.name": os.fsdecode(path), "GNU.sparse.realsize": str(info.st_size)})
         path = b"GNUSparseFile.0/" + path.rpartition(b"/")[2]
     size = len(front) + sum(length for _, length in extents)
-    yield tar_header(path, b"0", size=size, pax=pax, **what) + front
+    yield tar_header(path, b"0", info, size, pax=pax) + front
     for offset, length in extents:
         yield from read_extent(fd, offset, length)
     yield bytes(-size % 512)
@@ -1881,10 +1655,10 @@ def data_extents(fd, size):
     extents, end = [], 0
     while end < size:
         try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
+            start = min(os.lseek(fd, end, os.SEEK_DATA), size)
+            end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         except OSError:  # ENXIO: only a hole is left
             return [*extents, (size, 0)]
-        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         extents.append((start, end - start))
     return extents
 
@@ -1898,10 +1672,26 @@ def read_extent(fd, offset, length):
         yield data
 
 
-def export_tree(root_fd, out, as_layer=False):
+def copy_entry(source, name, target, new_name, owner=None):
+    """Copy NAME in the directory SOURCE to NEW_NAME in TARGET (descriptors), with all below.
+
+    By way of a tar that never exists as a whole: no link is followed on either side, whatever
+    somebody swaps meanwhile (CVE-2018-15664).  OWNER: (uid, gid) instead of theirs.
+    """
+    name, new_name = encode(name), encode(new_name)
+    info = os.stat(name, dir_fd=source, follow_symlinks=False)
+    if stat.S_ISDIR(info.st_mode):
+        inner = os.open(name, OPEN_CHILD, dir_fd=source)
+        chunks = pack_tree(inner, path=b"" if new_name == b"." else new_name + b"/")
+    else:
+        chunks = pack_file(source, name, new_name, info, {})
+    unpack_layer(chunks, target, whiteouts="keep", owned_by=owner)
+
+
+def export_tree(root_fd, out):
     """Write the tree at root_fd to the file OUT as a tar."""
-    for chunk in pack_tree(root_fd, as_layer):
-        out.write(chunk)
+    for piece in pack_tree(root_fd):
+        out.write(piece)
 
 
 # The store
@@ -1911,15 +1701,74 @@ def using_images():
     return locked(state_path("images.lock"), exclusive=False)
 
 
+class adding_images:
+    """Hold the images, show on a terminal how far the work is, and sweep up behind it."""
+
+    def __init__(self, title, total=0):
+        self.title, self.total, self.bytes, self.entries = title, total, 0, 0
+        self.started = self.drawn = time.monotonic()
+        self.lock, self.clear = using_images(), "\r\033[K" if sys.stderr.isatty() else ""
+
+    def __enter__(self):
+        self.lock.__enter__()
+        return self
+
+    def add(self, size=0, entries=0):
+        self.bytes, self.entries = self.bytes + size, self.entries + entries
+        if self.clear and time.monotonic() > self.drawn + 0.1:
+            self.drawn = time.monotonic()
+            done = "=" * min(20, 20 * self.bytes // (self.total or 1))
+            rate = humane_size(self.bytes / (self.drawn - self.started))
+            print(f"{self.clear}{self.title} {f'[{done:20}] ' if self.total else ''}"
+                  f"{humane_size(self.bytes)} {rate}/s {self.entries} entries",
+                  end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *why):
+        self.lock.__exit__(*why)
+        sys.stderr.write(self.clear)
+        try:
+            with locked(state_path("images.lock"), wait=False):
+                sweep_images()
+        except BlockingIOError:  # somebody is at work: the last one sweeps
+            pass
+
+
+def sweep_images():
+    """Remove what no image and no container needs; the caller holds images.lock alone."""
+    needed = set()
+    for descriptor in read_index():
+        mark(descriptor["digest"], needed)
+    for record in container_records():
+        mark(record.get("image") or "", needed)
+        needed.update(record.get("layers") or ())
+    for folder in (state_path("images", "blobs", "sha256"), state_path("layers")):
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            if "sha256:" + name not in needed:
+                path = gone = os.path.join(folder, name)
+                if os.path.isdir(path):  # not half a layer under a whole one's name, ever
+                    gone = temporary_path("layers")
+                    os.rename(path, gone)
+                remove_tree(gone)
+
+
+def mark(digest, needed):
+    """Add DIGEST, and all that the document of that digest mentions: rather too much than less."""
+    import re
+    path, known = state_path("images", "blobs", "sha256", digest[7:]), digest in needed
+    needed.add(digest)
+    if not known and os.path.isfile(path) and os.path.getsize(path) <= JSON_LIMIT:
+        for each in re.findall(rb"sha256:[0-9a-f]{64}", b"".join(read_path(path))):
+            mark(each.decode(), needed)
+
+
 def read_index():
     """Return the descriptors in index.json."""
+    what = "index.json"
     try:
-        with open(state_path("images", "index.json"), "rb") as file:
-            data = file.read(JSON_LIMIT)
+        data = read_document(read_path(state_path("images", what)), what)
+        return parse_json(data, what, MANIFEST).get("manifests") or []
     except FileNotFoundError:
         return []
-    entries = part(parse_document(data, "index.json"), "manifests", list, "index.json")
-    return [check_descriptor(each, "index.json") for each in entries]
 
 
 def write_index(entries):
@@ -1929,61 +1778,55 @@ def write_index(entries):
 
 
 def ref_name(entry):
-    """Return the full name in an index entry; "" if it has none.
-
-    containerd and docker give the tag alone as ref.name, and the name in a field of their own.
-    """
+    """Return the full name in an index entry; "" if it has none, or only a tag."""
     notes = entry.get("annotations") or {}
-    name = notes.get("io.containerd.image.name") or notes.get(REF_NAME) or ""
+    name = notes.get(DOCKER_NAME) or notes.get(REF_NAME) or ""
     try:
         return full_name(name) if name else ""
     except (Failure, TypeError, AttributeError):
         return ""
 
 
-def manifest_id(descriptor):
-    """Return the id of the image a descriptor in the index leads to."""
-    try:
-        return read_image(read_blob, descriptor)["id"]
-    except Failure:  # put there by others, and not for this machine
-        return descriptor["digest"]
-
-
 def name_image(name, descriptor):
     """Let NAME (full, or "" for none) mean an image; what lost its last name stays without one."""
+    def image_id(entry):
+        try:
+            return read_image(read_blob, entry)["id"]
+        except Failure:  # put there by others, and not for this machine
+            return entry["digest"]
+
     with locked(state_path("images", "index.lock")):
-        entries = read_index()
-        rest, lost = [], []
-        for each in entries:
-            (lost if name and ref_name(each) == name else rest).append(each)
-        rest += [{key: each.get(key) for key in ("mediaType", "digest", "size")} for each in lost]
-        rest.append({**descriptor, "annotations": {REF_NAME: name}} if name else descriptor)
-        named = {manifest_id(each) for each in rest if ref_name(each)}
-        unnamed = {manifest_id(each): each for each in rest if not ref_name(each)}
-        write_index([each for each in rest if ref_name(each)]
-                    + [each for image_id, each in unnamed.items() if image_id not in named])
+        rest = [{**each, "annotations": {}} if name and ref_name(each) == name else each
+                for each in read_index()]
+        rest.append({**descriptor, "annotations": {REF_NAME: name} if name else {}})
+        named = [each for each in rest if ref_name(each)]
+        unnamed = {image_id(each): each for each in rest if not ref_name(each)}
+        for each in named:
+            unnamed.pop(image_id(each), None)
+        write_index([*named, *unnamed.values()])
 
 
 def find_image(text):
     """Return the image that TEXT names: a name, NAME@DIGEST, or the beginning of an id."""
-    entries, name = read_index(), ""
+    import re
+    entries = read_index()
+    prefix = re.fullmatch("(?:sha256:)?([0-9a-f]+)", text)
     try:
         name = full_name(text)
-        named = [each for each in entries if ref_name(each) == name]
-        if not named and "@" in name:
-            repository, digest = name.split("@")
-            named = [each for each in entries if each["digest"] == digest
-                     and ref_name(each).rpartition(":")[0] == repository]
-        if named:
-            return {**read_image(read_blob, named[0]), "name": ref_name(named[0])}
     except Failure:
-        if not entries or not is_hex(text.partition(":")[2] or text):
+        if not entries or not prefix:
             raise
-    prefix = text[7:] if text.startswith("sha256:") else text
+        name = ""
+    repository, _, digest = name.partition("@")
+    named = ([each for each in entries if name and ref_name(each) == name]
+             or [each for each in entries if each["digest"] == digest
+                 and ref_name(each).rpartition(":")[0] == repository])
+    if named:
+        return {**read_image(read_blob, named[0]), "name": ref_name(named[0])}
     found = {}
-    for each in entries if is_hex(prefix) else ():
-        image = read_image(read_blob, each)
-        if image["id"].startswith("sha256:" + prefix) or each["digest"] == "sha256:" + prefix:
+    for image in (read_image(read_blob, each) for each in entries if prefix):
+        wanted = "sha256:" + prefix[1]
+        if image["id"].startswith(wanted) or image["digest"] == wanted:
             found[image["id"]] = {**image, "name": ""}
     if len(found) > 1:
         raise Failure(f"image, on {text}: {len(found)} ids begin like this")
@@ -2002,8 +1845,7 @@ def image_layers(image):
         if not os.path.isdir(layer_path(diff_id)):
             store_layer(read_path(blob_path(descriptor["digest"])), diff_id, descriptor)
     paths = []
-    for diff_id in reversed(image["diff_ids"]):
-        path = layer_path(diff_id)
+    for path in map(layer_path, reversed(image["diff_ids"])):
         if path not in paths:
             paths.insert(0, path)
         if "trusted.overlay.opaque" in os.listxattr(path):
@@ -2012,8 +1854,7 @@ def image_layers(image):
 
 
 def temporary_path(*parts):
-    make_dirs(state_path(*parts))
-    return state_path(*parts, f"tmp.{os.getpid()}.{os.urandom(8).hex()}")
+    return os.path.join(make_dirs(state_path(*parts)), f"tmp.{os.getpid()}.{os.urandom(8).hex()}")
 
 
 def store_blob(data):
@@ -2030,32 +1871,31 @@ def store_layer(chunks, diff_id="", descriptor=None, bar=None, strict=False):
     What is known of it beforehand is checked.  Nothing stays if anything fails.
     """
     kind, chunks = sniff(chunks)
-    decoder("gzip" if kind == "plain" else kind)  # fails now if it can't be read
-    promised = descriptor or {"digest": "", "size": None}
-    packed, plain = Meter(promised["digest"], promised["size"]), Meter(diff_id)
+    packed = Meter(descriptor["digest"], descriptor["size"]) if descriptor else Meter()
+    plain = packed if kind == "plain" else Meter()
     blob, layer = temporary_path("images", "blobs", "sha256"), temporary_path("layers")
-    file = open(blob, "xb", buffering=0)
     chunks = packed.watch(chunks, bar)
-    if descriptor or kind in LAYER_TYPES:
-        chunks = save_chunks(chunks, file)
-        chunks = plain.watch(decompress(kind, chunks)) if kind != "plain" else chunks
+    if kind == "plain":
+        chunks = save_chunks(chunks, blob)
+    elif descriptor or kind in LAYER_TYPES:
+        chunks = plain.watch(decompress(kind, save_chunks(chunks, blob)))
     else:
-        chunks, packed = save_chunks(plain.watch(decompress(kind, chunks)), file), plain
-        kind = "plain"
-    plain = packed if kind == "plain" else plain
+        chunks = save_chunks(plain.watch(decompress(kind, chunks)), blob)
+        kind, packed = "plain", plain
     try:
-        os.mkdir(layer, 0o755)
-        fd = os.open(layer, OPEN_DIR)
-        try:
+        os.mkdir(layer)
+        with Descriptor(os.open(layer, OPEN_DIR)) as fd:
             os.fchmod(fd, 0o755)  # whatever the umask is
             unpack_layer(read_ahead(chunks), fd, bar, strict)
-        finally:
-            os.close(fd)
-        packed.check(), plain.check()
+        packed.check()
         if diff_id not in ("", plain.digest()):
-            raise Failure(f"layer, on {diff_id}: the data is {plain.digest()}")
-        publish(layer, layer_path(plain.digest()))
-        publish(blob, blob_path(packed.digest()))
+            raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain.digest()}")
+        os.rename(blob, blob_path(packed.digest()))
+        try:
+            os.rename(layer, layer_path(plain.digest()))
+        except OSError:  # the same is there already
+            if not os.path.isdir(layer_path(plain.digest())):
+                raise
     finally:
         remove_tree(blob)
         remove_tree(layer)
@@ -2063,27 +1903,14 @@ def store_layer(chunks, diff_id="", descriptor=None, bar=None, strict=False):
                           "size": packed.size}, plain.digest()
 
 
-def publish(temporary, path):
-    """Give what is finished its name; another process may have been faster with the same."""
-    try:
-        os.rename(temporary, path)
-    except OSError:
-        if not os.path.isdir(path):
-            raise
-
-
 def store_image(image, chunks_of, bar=None):
     """Store an image as read_image returns it; chunks_of(descriptor) yields a layer's blob.
 
     A layer that is there isn't asked for, and two processes don't work on the same one.
     """
-    for descriptor in image["layers"]:
-        media = descriptor.get("mediaType") or ""
-        if media.endswith("+encrypted"):
-            raise Failure(f"layer, on {descriptor['digest']}: encrypted")
-        if media.endswith("zstd"):
-            decoder("zstd")
     for descriptor, diff_id in zip(image["layers"], image["diff_ids"]):
+        if (descriptor.get("mediaType") or "").endswith("+encrypted"):
+            raise Failure(f"layer, on {descriptor['digest']}: encrypted")
         with locked(layer_path(diff_id) + ".lock"):
             if not (os.path.isdir(layer_path(diff_id))
                     and os.path.exists(blob_path(descriptor["digest"]))):
@@ -2092,148 +1919,54 @@ def store_image(image, chunks_of, bar=None):
         store_blob(data)
 
 
-def sweep_images(wait=False):
-    """Remove what no image and no container needs, and what killed commands have left."""
-    try:
-        with locked(state_path("images.lock"), wait=wait):
-            sweep()
-    except BlockingIOError:  # somebody is at work: the last one sweeps
-        pass
-
-
-def sweep():
-    """Do it; the caller holds images.lock alone."""
-    needed = set()
-    for each in read_index():
-        mark(each, needed)
-    for record in container_records():
-        needed.update(record.get("layers") or ())
-        if record.get("image"):
-            mark({"digest": record["image"], "size": None}, needed)
-    for folder in (state_path("images", "blobs", "sha256"), state_path("layers")):
-        for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            if "sha256:" + name not in needed:
-                path = os.path.join(folder, name)
-                if os.path.isdir(path):  # not half a layer under a whole one's name, ever
-                    gone = temporary_path("layers")
-                    os.rename(path, gone)
-                    path = gone
-                remove_tree(path)
-
-
-def mark(descriptor, needed):
-    """Add all digests that DESCRIPTOR leads to, as far as the documents can be read."""
-    digest = descriptor["digest"]
-    if digest in needed:
-        return
-    needed.add(digest)
-    try:
-        path = blob_path(digest)
-        if os.path.getsize(path) > JSON_LIMIT:
-            return
-        document = parse_document(b"".join(read_path(path)), digest)
-        needed.update(config_diff_ids(document, digest))
-        children = [*part(document, "manifests", list, digest), document.get("config")]
-        needed.update(check_descriptor(each, digest)["digest"]
-                      for each in part(document, "layers", list, digest))
-    except (Failure, OSError):
-        return
-    for child in children:
-        if isinstance(child, dict) and isinstance(child.get("digest"), str):
-            mark(child, needed)
+def store_manifest(config, layers, names):
+    """Store an image's config (bytes) and manifest, and give it names; return its id."""
+    image_id = store_blob(config)
+    kind = OCI_TYPE + "manifest.v1+json"
+    data = to_json({
+        "schemaVersion": 2, "mediaType": kind, "layers": layers,
+        "config": {"mediaType": OCI_TYPE + "config.v1+json", "digest": image_id,
+                   "size": len(config)}}).encode()
+    descriptor = {"mediaType": kind, "digest": store_blob(data), "size": len(data)}
+    for name in names or [""]:
+        name_image(name, descriptor)
+    return image_id
 
 
 # Images in and out
 
-def now():
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 def import_image(source, name="", changes=()):
     """Make an image of one layer from a root file system: a tar, "-" for stdin, or a directory."""
-    name = full_name(name) if name else ""
-    config = new_config()
-    for change in changes:
-        apply_change(config["config"], change)
-    total = os.path.getsize(source) if os.path.isfile(source) else 0
-    with Progress("import", total) as bar, using_images_swept():
-        layer, diff_id = store_layer(tree_or_file(source), bar=bar, strict=True)
-        return add_layer(config, [], layer, diff_id, name, f"imported from {source}")
-
-
-def tree_or_file(source):
-    """Yield SOURCE as a tar."""
-    if source == "-":
-        return read_file(open(0, "rb", buffering=0, closefd=False))
-    if not os.path.isdir(source):
-        return read_path(source)
-    fd = os.open(source, OPEN_DIR)
-    return pack_tree(fd)
-
-
-def new_config():
     machine = os.uname().machine
-    architecture, variant = PLATFORMS.get(machine, ((machine, ""),))[0]
-    config = {"architecture": architecture, "os": "linux", "config": {}, "history": [],
-              "rootfs": {"type": "layers", "diff_ids": []}}
-    return {**config, "variant": variant} if variant else config
-
-
-def add_layer(config, layers, layer, diff_id, name, comment):
-    """Store an image: CONFIG and LAYERS with one LAYER more on top; return its id."""
-    import json
-    created = now()
-    config["created"] = created
-    config["rootfs"]["diff_ids"] = [*config["rootfs"]["diff_ids"], diff_id]
-    config["history"] = [*(config.get("history") or ()), {"created": created, "comment": comment,
-                                                         "created_by": "mydocker"}]
-    return store_manifest(json.dumps(config, sort_keys=True).encode(), [*layers, layer], [name])
-
-
-def store_manifest(config_data, layers, names):
-    """Store config and manifest, and give the image its names; return its id."""
-    import json
-    config = {"mediaType": OCI_TYPE + "config.v1+json", "digest": store_blob(config_data),
-              "size": len(config_data)}
-    manifest = {"schemaVersion": 2, "mediaType": OCI_TYPE + "manifest.v1+json", "config": config,
-                "layers": layers}
-    data = json.dumps(manifest, sort_keys=True).encode()
-    for name in names or [""]:
-        name_image(name, {"mediaType": manifest["mediaType"], "digest": store_blob(data),
-                          "size": len(data)})
-    return config["digest"]
-
-
-class using_images_swept:
-    """Hold the images while some are added; sweep up behind, above all after a failure."""
-
-    def __enter__(self):
-        self.lock = using_images()
-        self.lock.__enter__()
-
-    def __exit__(self, *why):
-        self.lock.__exit__(*why)
-        sweep_images()
+    platform = PLATFORMS.get(machine, machine).split()[0].split("/")
+    config = {"os": "linux", **dict(zip(("architecture", "variant"), platform))}
+    if os.path.isdir(source):
+        chunks = pack_tree(os.open(source, OPEN_DIR))
+    else:
+        chunks = read_path(0 if source == "-" else source)
+    with adding_images("import", os.path.getsize(source) if os.path.isfile(source) else 0) as bar:
+        return add_layer(config, [], [], chunks, name, changes, f"imported from {source}", bar)
 
 
 def commit(image, upper_dir, name="", changes=(), comment="", author=""):
-    """Make an image: IMAGE (None: nothing) and on it what is in an overlay's upper directory."""
-    import json
+    """Make an image: IMAGE and on it what is in an overlay's upper directory."""
+    config = {**image["config"], **({"author": author} if author else {})}
+    with Descriptor(os.open(upper_dir, OPEN_DIR)) as fd, adding_images("commit") as bar:
+        return add_layer(config, image["layers"], image["diff_ids"], pack_tree(fd, True), name, changes, comment, bar)
+
+
+def add_layer(config, layers, diff_ids, chunks, name, changes, comment, bar):
+    """Store an image: CONFIG and LAYERS with one layer more on top; return its id."""
     name = full_name(name) if name else ""
-    config = json.loads(image["raw"][1]) if image else new_config()
-    config["config"] = config.get("config") or {}
+    config["config"] = dict(config.get("config") or {})
     for change in changes:
         apply_change(config["config"], change)
-    if author:
-        config["author"] = author
-    fd = os.open(upper_dir, OPEN_DIR)
-    try:
-        with Progress("commit") as bar, using_images_swept():
-            layer, diff_id = store_layer(pack_tree(fd, as_layer=True), bar=bar)
-            below = image["layers"] if image else []
-            return add_layer(config, below, layer, diff_id, name, comment)
-    finally:
-        os.close(fd)
+    layer, diff_id = store_layer(chunks, bar=bar, strict=True)
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    step = {"created": created, "comment": comment, "created_by": "mydocker"}
+    config.update(created=created, history=[*(config.get("history") or ()), step],
+                  rootfs={"type": "layers", "diff_ids": [*diff_ids, diff_id]})
+    return store_manifest(to_json(config).encode(), [*layers, layer], [name])
 
 
 def apply_change(config, text):
@@ -2252,18 +1985,17 @@ def apply_change(config, text):
     elif word in ("CMD", "ENTRYPOINT"):
         config[word.capitalize()] = listed if listed is not None else ["/bin/sh", "-c", rest]
     elif word in ("ENV", "LABEL") and rest:
-        pairs = words if "=" in words[0] else [rest.replace(" ", "=", 1)]
-        for key, _, value in (pair.partition("=") for pair in pairs):
+        for pair in words if "=" in words[0] else [rest.replace(" ", "=", 1)]:
+            key, _, value = pair.partition("=")
             if word == "LABEL":
-                config.setdefault("Labels", {})[key] = value
+                config["Labels"] = {**(config.get("Labels") or {}), key: value}
             else:
                 env = [each for each in config.get("Env") or () if each.partition("=")[0] != key]
                 config["Env"] = [*env, f"{key}={value}"]
-    elif word == "EXPOSE" and rest:
-        ports = {each if "/" in each else each + "/tcp": {} for each in words}
-        config["ExposedPorts"] = {**(config.get("ExposedPorts") or {}), **ports}
-    elif word == "VOLUME" and rest:
-        config["Volumes"] = {**(config.get("Volumes") or {}), **{each: {} for each in words}}
+    elif word in ("EXPOSE", "VOLUME") and rest:
+        key, end = ("Volumes", "") if word == "VOLUME" else ("ExposedPorts", "/tcp")
+        added = {each if "/" in each else each + end: {} for each in words}
+        config[key] = {**(config.get(key) or {}), **added}
     else:
         raise Failure(f"change, on {text!r}: not one of CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, "
                       "STOPSIGNAL, USER, VOLUME, WORKDIR with a value")
@@ -2272,41 +2004,32 @@ def apply_change(config, text):
 def load(source):
     """Store the images of a docker-archive, OCI archive or OCI layout; return [(name, id)]."""
     if os.path.isdir(source):
-        return load_from(lambda path: open_member(source, path), source)
-    with open(0 if source == "-" else source, "rb", buffering=0, closefd=source != "-") as file:
-        kind, chunks = sniff(read_file(file))
-        if kind == "plain" and stat.S_ISREG(os.fstat(file.fileno()).st_mode) and source != "-":
-            archive = file
-        else:  # what is asked for first may come last: it is laid down once
-            import tempfile
-            make_dirs(state_path("images"))
-            archive = tempfile.TemporaryFile(dir=state_path("images"))
-            for chunk in decompress(kind, chunks):
-                archive.write(chunk)
-            archive.flush()
-        members = list_archive(archive)
+        return load_from(lambda path: read_path(os.path.join(source, path)), source)
+    fd = 0 if source == "-" else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    kind, chunks = sniff(read_path(fd))
+    if kind != "plain" or source == "-" or not stat.S_ISREG(os.fstat(fd).st_mode):
+        import tempfile  # what is asked for first may come last: it is laid down once
+        archive = tempfile.TemporaryFile(dir=make_dirs(state_path("images")), buffering=0)
+        fd = archive.fileno()
+        for _ in save_chunks(decompress(kind, chunks), os.dup(fd)):
+            pass
+    members = list_archive(fd)
 
-        def member(path):
-            return read_extent(archive.fileno(), *members[path]) if path in members else None
-        return load_from(member, source)
-
-
-def open_member(directory, path):
-    try:
-        return read_path(os.path.join(directory, path))
-    except FileNotFoundError:
-        return None
+    def member(path):
+        if path not in members:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return read_extent(fd, *members[path])
+    return load_from(member, source)
 
 
-def list_archive(file):
+def list_archive(fd):
     """Return where in an archive each file is: name → (offset, size)."""
-    members, links, end = {}, {}, file.seek(0, os.SEEK_END)
-    file.seek(0)
-    stream = Stream(read_file(file), file)
+    members, links, stream = {}, {}, Stream(read_path(fd), fd)
+    os.lseek(fd, 0, os.SEEK_SET)
     for entry in read_tar(stream):
         name = os.path.normpath(os.fsdecode(entry.name))
         if entry.kind == b"0" and entry.extents is None:
-            if stream.offset + entry.size > end:
+            if stream.offset + entry.size > os.fstat(fd).st_size:
                 raise Failure(f"load, on {shown(entry.name)}: the archive breaks off")
             members[name] = stream.offset, entry.size
         elif entry.kind in b"12":  # old archives share a layer by a symlink
@@ -2319,72 +2042,56 @@ def list_archive(file):
 
 
 def load_from(member, source):
-    """Load what member(path), which yields a file's bytes or is None, has to offer."""
-    with Progress("load") as bar, using_images_swept():
-        index = member("index.json")
-        if index:
-            return load_oci(member, parse_document(at_most(index, JSON_LIMIT, source), source), bar)
-        manifest = member("manifest.json")
-        if manifest:
-            return load_docker(member, at_most(manifest, JSON_LIMIT, source), source, bar)
+    """Load what member(path), which yields a file's bytes, has to offer."""
+    def wanted(path):
+        try:
+            return member(os.path.normpath(path))
+        except FileNotFoundError:
+            raise Failure(f"load, on {source}: {path} is missing") from None
+
+    for name, load_all in (("index.json", load_oci), ("manifest.json", load_docker)):
+        try:
+            data = read_document(member(name), name)
+        except FileNotFoundError:
+            continue
+        with adding_images("load") as bar:
+            return load_all(wanted, data, bar)
     raise Failure(f"load, on {source}: no image archive: neither index.json nor manifest.json",
                   hint="import makes an image from a root file system")
 
 
-def at_most(chunks, limit, what):
-    """Return CHUNKS joined, if they aren't too many."""
-    data = b""
-    for chunk in chunks:
-        data += chunk
-        if len(data) > limit:
-            raise Failure(f"image, on {what}: a document larger than {humane_size(limit)}")
-    return data
-
-
-def load_oci(member, index, bar):
+def load_oci(wanted, data, bar):
     """Load from an OCI layout: the images in its index, each for this machine's platform."""
     def chunks_of(descriptor):
-        chunks = member(f"blobs/sha256/{descriptor['digest'][7:]}")
-        if chunks is None:
-            raise Failure(f"load, on {descriptor['digest']}: the blob is missing")
-        return chunks
+        return wanted(f"blobs/sha256/{descriptor['digest'][7:]}")
 
-    groups = {}
-    for each in part(index, "manifests", list, "index.json"):
-        check_descriptor(each, "index.json")
-        name = ref_name(each) if REF_NAME in (each.get("annotations") or {}) else ""
-        groups.setdefault(name or ("" if each.get("platform") else each["digest"]), []).append(each)
-    loaded = []
-    for name, entries in groups.items():
-        entry = entries[0] if len(entries) == 1 else choose_platform(entries, name or "index.json")
-        image = read_image(lambda each: read_document(chunks_of(each), each), entry)
+    def read(descriptor):
+        digest = descriptor["digest"]
+        return read_document(chunks_of(descriptor), digest, digest, descriptor["size"])
+
+    groups, loaded, what = {}, [], "index.json"
+    for each in parse_json(data, what, MANIFEST).get("manifests") or ():
+        key = ref_name(each) or ("" if each.get("platform") else each["digest"])
+        groups.setdefault(key, []).append(each)
+    for entries in groups.values():
+        entry = entries[0] if len(entries) == 1 else choose_platform(entries, what)
+        image = read_image(read, entry)
         store_image(image, chunks_of, bar)
-        name = ref_name(entry)
-        name_image(name, image["descriptor"])
-        loaded.append((name, image["id"]))
+        name_image(ref_name(entry), image["descriptor"])
+        loaded.append((ref_name(entry), image["id"]))
     return loaded
 
 
-def load_docker(member, data, source, bar):
+def load_docker(wanted, data, bar):
     """Load from a docker-archive: a list of configs, their layers' files and names."""
     loaded, what = [], "manifest.json"
-    for each in expect(parse_json(data, what), list, what):
-        expect(each, dict, what)
-        def chunks_of(path):
-            chunks = member(os.path.normpath(expect(path, str, what)))
-            if chunks is None:
-                raise Failure(f"load, on {source}: {path} is missing")
-            return chunks
-        config = at_most(chunks_of(each.get("Config")), JSON_LIMIT, what)
-        diff_ids = config_diff_ids(parse_document(config, each["Config"]), each["Config"])
-        paths = part(each, "Layers", list, what)
-        if len(paths) != len(diff_ids):
-            raise Failure(f"load, on {source}: {len(paths)} layers, but {len(diff_ids)} diff ids")
-        names = [full_name(expect(name, str, what)) for name in part(each, "RepoTags", list, what)]
-        layers = []
-        for path, diff_id in zip(paths, diff_ids):
+    for each in parse_json(data, what, DOCKER_ARCHIVE):
+        path, paths = each.get("Config") or "", each.get("Layers") or []
+        names = [full_name(name) for name in each.get("RepoTags") or ()]
+        config, layers = read_document(wanted(path), path), []
+        for layer, diff_id in zip(paths, parse_config(config, path, len(paths))[1]):
             with locked(layer_path(diff_id) + ".lock"):
-                layers.append(store_layer(chunks_of(path), diff_id, bar=bar)[0])
+                layers.append(store_layer(wanted(layer), diff_id, bar=bar)[0])
         image_id = store_manifest(config, layers, names)
         loaded += [(name, image_id) for name in names or [""]]
     return loaded
@@ -2395,40 +2102,36 @@ def save(names, out, form="docker"):
 
     The bytes depend on nothing but the images and their names.
     """
-    import json
+    def blob(digest):
+        return f"blobs/sha256/{digest[7:]}"
+
+    def write(name, size, chunks):
+        out.write(tar_header(name.encode(), b"0", size=size))
+        for chunk in chunks:
+            out.write(chunk)
+        out.write(bytes(-size % 512))
+
     with using_images():
         images = [find_image(name) for name in names]
-        index = [{**image["descriptor"], "annotations": {REF_NAME: image["name"],
-                  "io.containerd.image.name": image["name"]} if image["name"] else {}}
-                 for image in images]
-        blob = lambda digest: f"blobs/sha256/{digest[7:]}"
+        index = [{**image["descriptor"], "annotations": {
+            REF_NAME: image["name"], DOCKER_NAME: image["name"]} if image["name"] else {}}
+            for image in images]
         entries = [{"Config": blob(image["id"]),
                     "RepoTags": [short_name(image["name"])] if image["name"] else [],
                     "Layers": [blob(each["digest"]) for each in image["layers"]]}
                    for image in images]
         documents = {"oci-layout": {"imageLayoutVersion": "1.0.0"},
-                     "index.json": {"schemaVersion": 2, "manifests": index}}
-        if form == "docker":
-            documents["manifest.json"] = entries
+                     "index.json": {"schemaVersion": 2, "manifests": index},
+                     **({"manifest.json": entries} if form == "docker" else {})}
         for name, value in documents.items():
-            data = json.dumps(value, sort_keys=True).encode()
-            out.write(tar_header(name.encode(), b"0", size=len(data)) + padded(data))
-        digests = {each for image in images for each in
-                   (image["id"], image["digest"], *(layer["digest"] for layer in image["layers"]))}
-        for digest in sorted(digests):
-            save_blob(digest, blob(digest), out)
+            data = to_json(value).encode()
+            write(name, len(data), [data])
+        for digest in sorted({each for image in images for each in (
+                image["id"], image["digest"], *(layer["digest"] for layer in image["layers"]))}):
+            meter = Meter(digest, os.path.getsize(blob_path(digest)))
+            write(blob(digest), meter.wanted[1], meter.watch(read_path(blob_path(digest))))
+            meter.check()
         out.write(bytes(1024))
-
-
-def save_blob(digest, name, out):
-    """Write a blob of the store to a tar, and look at it while it goes by."""
-    size = os.path.getsize(blob_path(digest))
-    out.write(tar_header(name.encode(), b"0", size=size))
-    meter = Meter(digest, size)
-    for chunk in meter.watch(read_path(blob_path(digest))):
-        out.write(chunk)
-    meter.check()
-    out.write(bytes(-size % 512))
 
 
 # What is there
@@ -2468,7 +2171,7 @@ def remove_image(text, force=False):
             raise Failure(f"rmi, on {text}: container {users[0]['id'][:12]} uses it")
         write_index([each for each in entries if each not in gone])
         lines = [f"Untagged: {short_name(ref_name(each))}" for each in gone if ref_name(each)]
-        sweep()
+        sweep_images()
     return lines + ([f"Deleted: {image['id']}"] if len(gone) == len(mine) and not users else [])
 
 
@@ -2647,7 +2350,7 @@ def mount_point(root, row, directory):
 def is_proc(fd):
     """True if a descriptor is of a file in a proc file system: statfs(2)."""
     buffer = (INT * 64)()  # a struct statfs, whose first field is f_type
-    statfs(f"/proc/self/fd/{fd}", buffer)
+    statfs(f"/proc/self/fd/{fd}", buffer)  # what kind of file system is this?
     return buffer[0] == PROC_SUPER_MAGIC
 
 
@@ -2748,35 +2451,14 @@ def mount_copy(target, row, flags, data):
         new = row["source"] + ".new"
         remove_tree(new)
         os.mkdir(new, 0o755)
-        below = os.open(new, OPEN_DIR)
-        layers = [option[9:] for option in row["options"] if option.startswith("lowerdir=")]
-        for layer in reversed(layers):
-            above = os.open(layer, OPEN_DIR)
-            hide_whited_out(above, below)
-            copy_entry(above, ".", below, ".")
-            os.close(above)
-        os.close(below)
+        with Descriptor(os.open(new, OPEN_DIR)) as below:
+            for option in reversed(row["options"]):
+                key, _, layer = option.partition("=")
+                if key == "lowerdir":
+                    with Descriptor(os.open(layer, OPEN_DIR)) as above:
+                        unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply")
         os.rename(new, row["source"])
     return mount_bind(target, row, flags | MS_BIND, data)
-
-
-def hide_whited_out(layer, below):
-    """Remove from the directory BELOW what the directory LAYER hides of it."""
-    if "trusted.overlay.opaque" in os.listxattr(layer):
-        for name in os.listdir(below):
-            remove_tree(name, below)
-    for name in os.listdir(layer):
-        info = os.stat(name, dir_fd=layer, follow_symlinks=False)
-        if is_whiteout(info) or not stat.S_ISDIR(info.st_mode):
-            remove_tree(name, below)
-            continue
-        try:
-            inner = os.open(name, OPEN_CHILD, dir_fd=layer), os.open(name, OPEN_CHILD, dir_fd=below)
-        except (FileNotFoundError, NotADirectoryError):  # nothing there to hide
-            continue
-        hide_whited_out(*inner)
-        for fd in inner:
-            os.close(fd)
 
 
 MOUNTERS = {"layers": mount_layers, "cgroup": mount_cgroups, "copy": mount_copy}

@@ -1071,7 +1071,7 @@ test_init_option() { # init: --init puts a reaper before the command
   is "$out$err" ''
   run 0 run --init /bin/sh -c 'sleep 1000 & exit 0' # the end of the command is the end of the container
   run 143 run --init /bin/sh -c "kill -TERM \$\$"
-  tty 0 '[#$] $' $'sh -c "echo b""usy; exec sleep 1000"\r' '^busy$' $'\x1a' 'Stopped|Suspended' '' '[#$] $' $'kill -KILL %1; wait; exit 0\r' -- \
+  tty 0 '[#$] $' $'sh -c "echo b""usy; exec sleep 1000"\r' '^busy$' $'\x1a' 'Stopped|Suspended' '' '[#$] $' $'exit 0\r' 'stopped jobs' $'exit 0\r' -- \
     "${mydocker[@]}" run -it --init /bin/sh
 }
 
