@@ -29,8 +29,8 @@ each costs every container milliseconds, so the others are imported where they a
 # ── 1. Imports and settings ────────────────────────────────────────────────
 # _ctypes, _signal and _socket are the C halves of ctypes, signal and socket.  The Python halves add
 # enums and data types that nothing here needs, for 10 ms at the two starts that each container
-# takes (README, "Where the time goes").  Whatever init needs must be imported before it changes its root: afterwards
-# an `import` would look for the module in the container's files, and run what it finds there.
+# takes (README, "Where the time goes").  Whatever init needs must be imported before it changes its
+# root: afterwards an `import` would find the container's files, and run them.
 
 import errno
 import fcntl
@@ -205,7 +205,7 @@ def c_value(value, kind=None):
         return "{" + ", ".join(map(c_value, value)) + "}"
     if kind is BYTES:
         return "{...}"
-    if kind is TEXT and isinstance(value, str) and value.startswith("/proc/self/fd/") and os.path.islink(value):
+    if kind is TEXT and encode(value).startswith(b"/proc/self/fd/") and os.path.islink(value):
         value = os.readlink(value)
     if isinstance(value, (str, bytes)):
         return '"' + encode(value).decode("utf-8", "backslashreplace").replace('"', '\\"') + '"'
@@ -731,8 +731,8 @@ def check_new_name(name, what):
     """Refuse a name that isn't made as docker's names are; it is going to be a path."""
     plain = name.replace("_", "a").replace(".", "a").replace("-", "a")
     if not (name[:1].isalnum() and plain.isalnum() and name.isascii() and len(name) < 129):
-        raise Failure(f"{what}, on {name or chr(39) * 2}: a name has letters, digits and _ . -, and "
-                      "starts with one of the first two")
+        raise Failure(f"{what}, on {name or chr(39) * 2}: a name has letters, digits and _ . -, "
+                      "and starts with one of the first two")
     return name
 
 
@@ -1417,7 +1417,8 @@ class Tree:
                 hide_lower(name[4:], parent)
 
     def make_file(self, entry, name, parent, stream):
-        with Descriptor(put(name, parent, os.open, name, OPEN_NEW, entry.mode, dir_fd=parent)) as fd:
+        new = put(name, parent, os.open, name, OPEN_NEW, entry.mode, dir_fd=parent)
+        with Descriptor(new) as fd:
             if entry.extents is not None:
                 os.ftruncate(fd, entry.size)
             for offset, left in ((0, entry.size),) if entry.extents is None else entry.extents:
@@ -1491,7 +1492,7 @@ def split_name(name, complaint):
 
 
 def put(name, parent, make, *args, same=None, **options):
-    """Call make(...); if something of that name is in the way, and not the SAME, remove it first."""
+    """Call make(...); what is in the way, unless it is the SAME, is removed first."""
     try:
         return make(*args, **options)
     except FileExistsError:
@@ -1952,7 +1953,8 @@ def commit(image, upper_dir, name="", changes=(), comment="", author=""):
     """Make an image: IMAGE and on it what is in an overlay's upper directory."""
     config = {**image["config"], **({"author": author} if author else {})}
     with Descriptor(os.open(upper_dir, OPEN_DIR)) as fd, adding_images("commit") as bar:
-        return add_layer(config, image["layers"], image["diff_ids"], pack_tree(fd, True), name, changes, comment, bar)
+        return add_layer(config, image["layers"], image["diff_ids"], pack_tree(fd, True), name,
+                         changes, comment, bar)
 
 
 def add_layer(config, layers, diff_ids, chunks, name, changes, comment, bar):
@@ -2165,7 +2167,8 @@ def remove_image(text, force=False):
         mine = [each for each in entries if each["digest"] == image["digest"]]
         gone = [each for each in mine if not image["name"] or ref_name(each) == image["name"]]
         if len(gone) > 1 and not force:
-            raise Failure(f"rmi, on {text}: the image has {len(gone)} names", hint="name one, or -f")
+            raise Failure(f"rmi, on {text}: the image has {len(gone)} names",
+                          hint="name one, or -f")
         users = [each for each in container_records() if each["image"] == image["digest"]]
         if users and len(gone) == len(mine) and not force:
             raise Failure(f"rmi, on {text}: container {users[0]['id'][:12]} uses it")
@@ -2446,8 +2449,8 @@ def own_cgroups():
 def mount_copy(target, row, flags, data):
     """Where overlayfs can't stack the layers, copy them one over the other, once."""
     if not os.path.isdir(row["source"]):
-        warn("overlay, on the image's layers: the kernel can't stack them here (the state root lies "
-             "on an overlay itself?): copying them")
+        warn("overlay, on the image's layers: the kernel can't stack them here (does the state root "
+             "lie on an overlay?): copying them")
         new = row["source"] + ".new"
         remove_tree(new)
         os.mkdir(new, 0o755)
@@ -3027,13 +3030,21 @@ def start_container(spec, record, stdin, guard):
         record.update(pid=pid, pid_start=process_start(pid), started=time.time())
         write_json(state_path("containers", record["id"], "state.json"), record)
     except (Failure, OSError):
-        os.kill(pid, _signal.SIGKILL)
-        os.waitpid(pid, 0)
+        kill_child(pid)
         raise
     finally:
         channel.close()
         os.close(signals)
     return {"pid": pid, "master": master, "program": program, "record": record, "before": None}
+
+
+def kill_child(pid):
+    """Kill a container's PID 1, and with it all of its processes, and wait for it."""
+    try:
+        os.kill(pid, _signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):  # it has been waited for already
+        pass
 
 
 def await_exec(pid, channel, signals):
@@ -3073,8 +3084,7 @@ def watch(state, small):
         if state["before"]:
             set_terminal(0, state["before"])
         if status is None:  # something failed here: no container outlives that
-            os.kill(state["pid"], _signal.SIGKILL)
-            os.waitpid(state["pid"], 0)
+            kill_child(state["pid"])
         end_container(state["record"], status)
         os.close(state["lock"])
         sweep_containers()  # what killed commands left
@@ -3517,7 +3527,7 @@ def find_image_to_run(name):
 
 
 def plan_root(options, words):
-    """What the container's root is, from the options and the first word: (plan, the other words)."""
+    """What the container's root is, by the options and the first word: (plan, the other words)."""
     container_id = os.urandom(32).hex()
     path = state_path("containers", container_id)
     plan = {"id": container_id, "path": path, "root": path + "/rootfs", "layers": [], "image": {},
@@ -3553,7 +3563,7 @@ def plan_root(options, words):
          ("-u --user", "USER[:GROUP]", "run as this user, by name or number"),
          ("-w --workdir", "DIR", "start in this directory"),
          ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
-         ("--mount", "SPEC...", "the same, spelled out: type=bind|volume|tmpfs,source=,target=,..."),
+         ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."),
          ("--tmpfs", "PLACE[:OPTS]...", "mount an empty file system in memory"),
          ("--shm-size", "SIZE", "size of /dev/shm (default: 64m)"),
          ("--device", "HOST[:PLACE]...", "add a device of the host's"),
@@ -3660,8 +3670,8 @@ def remove_container(record, options):
     show(record["name"])
 
 
-def container_root(record):
-    """A descriptor of a container's root directory, running or not.
+def container_root(record, volumes=True):
+    """A descriptor of a container's root directory, running or not, with its VOLUMES or without.
 
     Of one that doesn't run the root is mounted again, in a mount namespace of this process's own.
     """
@@ -3669,13 +3679,18 @@ def container_root(record):
     if record["running"]:
         return os.open(f"/proc/{live_pid(record)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     spec = read_json(path + "/config.json")
-    if os.path.isdir(path + "/copy"):
-        return os.open(path + "/copy", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.unshare(CLONE_NEWNS)
+    mount(None, "/", None, MS_REC | MS_PRIVATE, None)  # what is mounted here the host won't see
+    top = spec["root"]["path"]
     if record["layers"]:
-        os.unshare(CLONE_NEWNS)
-        mount(None, "/", None, MS_REC | MS_PRIVATE, None)  # what is mounted here the host won't see
-        mount_layers(spec["root"]["path"], spec["mounts"][0], 0, "")
-    return os.open(spec["root"]["path"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        copied = os.path.isdir(path + "/copy")
+        row = spec["mounts"][0]["fallback"] if copied else spec["mounts"][0]
+        MOUNTERS[row["type"]](top, row, 0, "")
+    for row in spec["mounts"] if volumes else []:
+        if row["type"] == "bind" and not row["source"].startswith(path):
+            with Descriptor(os.open(top, os.O_PATH | os.O_CLOEXEC)) as root:
+                mount_one(root, row)
+    return os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def live_pid(record):
@@ -3765,7 +3780,7 @@ def cmd_export(options, words):
     """Write the tree that the container sees, without its volumes."""
     need_words("export", words, 1, 1)
     record = find_container(words[0])
-    root = own_files(record)
+    root = container_root(dict(record, running=False), volumes=False)
     with open_output(options["output"]) as out:
         export_tree(readable(root), out)
 
@@ -3827,7 +3842,8 @@ def cmd_images(options, _):
     show("\n".join([row["id"][7:19] for row in rows] if options["quiet"] else columns(table)))
 
 
-@command("[OPTIONS] IMAGE...", "remove images", ("-f --force", "", "also with several names, or used"))
+@command("[OPTIONS] IMAGE...", "remove images",
+         ("-f --force", "", "also with several names, or used"))
 def cmd_rmi(options, words):
     """Take names from images, and remove what nothing needs any more."""
     each("rmi", words, lambda name: show("\n".join(remove_image(name, options["force"]))))
@@ -3862,13 +3878,6 @@ def need_words(name, words, least, most=None):
     """Fail unless there are as many arguments as a command takes."""
     if len(words) < least or most is not None and len(words) > most:
         raise Failure(f"{name}: it takes {COMMANDS[name][1]}", hint=f"mydocker {name} --help")
-
-
-def own_files(record):
-    """The root of a container's own files, without what is mounted on it."""
-    if not record["running"]:
-        return container_root(record)
-    return container_root(dict(record, running=False))
 
 
 def volume_names():
@@ -3930,17 +3939,18 @@ def cmd_volume_inspect(_, words):
     show(json.dumps(found, indent=4))
 
 
-@command("[OPTIONS]", "remove the volumes that no container uses",
-         ("-f --force", "", "without asking, as always"))
-def cmd_volume_prune(_, __):
+@command("[OPTIONS]", "remove the volumes without a name that no container uses",
+         ("-a --all", "", "named ones, too"), ("-f --force", "", "without asking, as always"))
+def cmd_volume_prune(options, _):
     """Remove unused volumes, and say which."""
     for name in volume_names():
-        if not volume_users(name):
+        if not volume_users(name) and (options["all"] or len(name) == 64):
             remove_volume(name)
             show(name)
 
 
-@command("CONTAINER:PATH PATH  or  cp PATH CONTAINER:PATH", "copy files out of a container or into it",
+@command("CONTAINER:PATH PATH  or  cp PATH CONTAINER:PATH",
+         "copy files out of a container or into it",
          ("-a --archive", "", "keep owner and group"))
 def cmd_cp(options, words):
     """Copy a file or a tree between the host and a container, which may run and be hostile."""
@@ -3998,7 +4008,7 @@ def cmd_init(_, words):
     except (IndexError, ValueError, OSError):
         raise Failure("init: it can't be typed, only `run` starts it, inside the new namespaces",
                       hint="mydocker run -it /bin/sh") from None
-    close_all_but(channel.fileno(), *trees)  # CVE-2024-21626: no descriptor of the caller's comes along
+    close_all_but(channel.fileno(), *trees)  # nothing of the caller's comes along: CVE-2024-21626
     if os.environ.get("MYDOCKER_EXPLAIN"):
         explain_calls()
     try:

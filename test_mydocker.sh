@@ -17,6 +17,7 @@
 # A new test is a function `test_x() { # area: what is true` at the end of its chapter; it is
 # found by its first line, runs in a directory of its own under `set -ex`, and fails by the first
 # command that does. A new measurement is a `bench_x() { # area: program` likewise.
+# shellcheck disable=SC2016 # what stands in single quotes is for a shell in a container
 set -u
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -1279,6 +1280,1784 @@ ps_line() {
 }
 none() { # none COMMAND...: it prints nothing
   [[ ! $("$@") ]]
+}
+
+# ── Images and roots: helpers ──────────────────────────────────────────────
+
+own_state() { # the images, volumes and containers of this test alone
+  export MYDOCKER_ROOT=$PWD/state
+}
+
+small_root() { # small_root DIR: a root file system of the box's own programs
+  local - tool file busybox='' tools=(sh cat chmod id ln ls mkdir mv readlink rm rmdir sleep touch)
+  set +x
+  mkdir -p "$1/bin" "$1/etc" "$1/root" "$1/tmp"
+  chmod 1777 "$1/tmp"
+  printf 'root:x:0:0::/root:/bin/sh\nuser:x:1234:5678::/home:/bin/sh\n' >"$1/etc/passwd"
+  printf 'root:x:0:\nuser:x:5678:\n' >"$1/etc/group"
+  if [[ ! ${NO_BUSYBOX-} ]] && busybox=$(type -P busybox); then
+    with_libraries "$busybox" "$1" busybox
+    for tool in "${tools[@]}"; do ln -s busybox "$1/bin/$tool"; done
+  else
+    for tool in "${tools[@]}"; do with_libraries "$(type -P "$tool")" "$1" "$tool"; done
+  fi
+}
+
+with_libraries() { # with_libraries PROGRAM ROOT NAME: copy it to ROOT/bin/NAME, with what it is linked to
+  local file
+  cp -L "$1" "$2/bin/$3"
+  while read -r file; do
+    mkdir -p "$2${file%/*}"
+    cp -nL "$file" "$2$file"
+  done < <(ldd "$1" 2>/dev/null | grep -o '/[^ )]*' || :)
+}
+
+make_image() { # make_image NAME [OPTION...]: import ./root, a small one unless it is there
+  own_state
+  [[ -d root ]] || small_root root
+  run 0 import "${@:2}" root "$1"
+}
+
+set_config() { # set_config NAME JSON [STATUS]: put these keys into the image's config, as a hostile builder would
+  if [[ ! -d layout ]]; then
+    mkdir layout
+    run 0 save --format oci -o layout.tar "$1"
+    tar -C layout -xf layout.tar
+  fi
+  "$PYTHON" -I - layout "$2" <<'PYTHON'
+import hashlib, json, os, sys
+os.chdir(sys.argv[1])
+index = json.load(open("index.json"))
+
+def path(of):
+    return "blobs/sha256/" + of["digest"][7:]
+
+def store(of, value):
+    data = json.dumps(value).encode()
+    of["digest"], of["size"] = "sha256:" + hashlib.sha256(data).hexdigest(), len(data)
+    open(path(of), "wb").write(data)
+
+manifest = json.load(open(path(index["manifests"][0])))
+config = json.load(open(path(manifest["config"])))
+config.setdefault("config", {}).update(json.loads(sys.argv[2]))
+store(manifest["config"], config)
+store(index["manifests"][0], manifest)
+json.dump(index, open("index.json", "w"))
+for name in os.listdir("."):
+    if name == "manifest.json":
+        os.unlink(name)
+PYTHON
+  run "${3-0}" load -i layout
+}
+
+add_layers() { # add_layers LAYOUT NUMBER: put so many layers more on the saved image
+  "$PYTHON" -I - "$@" <<'PYTHON'
+import hashlib, io, json, os, sys, tarfile
+os.chdir(sys.argv[1])
+index = json.load(open("index.json"))
+
+def path(of):
+    return "blobs/sha256/" + of["digest"][7:]
+
+def store(of, data):
+    of["digest"], of["size"] = "sha256:" + hashlib.sha256(data).hexdigest(), len(data)
+    open(path(of), "wb").write(data)
+    return of
+
+manifest = json.load(open(path(index["manifests"][0])))
+config = json.load(open(path(manifest["config"])))
+for number in range(int(sys.argv[2])):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name in "layer%d" % number, "top":
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            tar.addfile(info, io.BytesIO(b"%03d\n" % number))
+    data = out.getvalue()
+    config["rootfs"]["diff_ids"].append("sha256:" + hashlib.sha256(data).hexdigest())
+    manifest["layers"].append(store({"mediaType": "application/vnd.oci.image.layer.v1.tar"}, data))
+config.pop("history", None)
+store(manifest["config"], json.dumps(config).encode())
+store(index["manifests"][0], json.dumps(manifest).encode())
+json.dump(index, open("index.json", "w"))
+if os.path.exists("manifest.json"):
+    os.unlink("manifest.json")
+PYTHON
+}
+
+layer_of() { # layer_of NAME: the directory of an image's top layer, into $layer
+  run 0 inspect "$1"
+  layer=$MYDOCKER_ROOT/layers/$("$PYTHON" -I -c '
+import json, sys
+print(json.load(sys.stdin)[0]["RootFS"]["Layers"][-1][7:])' <"$scratch/stdout")
+}
+
+id_of() { # id_of NAME: an image's id, into $id
+  run 0 inspect "$1"
+  id=$("$PYTHON" -I -c 'import json, sys; print(json.load(sys.stdin)[0]["Id"])' <"$scratch/stdout")
+}
+
+nothing_half_done() { # no unfinished blob, layer or image is left
+  is "$(find "$MYDOCKER_ROOT/images" "$MYDOCKER_ROOT/layers" -maxdepth 3 -name 'tmp.*' 2>/dev/null)" ''
+}
+
+nothing_kept() { # no blob and no layer is left
+  nothing_half_done
+  is "$(find "$MYDOCKER_ROOT/images/blobs" -type f)" ''
+  is "$(find "$MYDOCKER_ROOT/layers" -mindepth 1 -maxdepth 1)" ''
+}
+
+# All that a tree is: types, modes, owners, sizes, times, links, xattrs, hard links, contents.
+tree_of() { # tree_of DIR
+  "$PYTHON" -I - "$1" <<'PYTHON'
+import hashlib, os, stat, sys
+os.chdir(sys.argv[1])
+first = {}
+for path, dirs, names in os.walk(b"."):
+    dirs.sort()
+    for name in [path] * (path != b".") + sorted(os.path.join(path, name) for name in names + dirs
+                                                 if not os.path.isdir(os.path.join(path, name))
+                                                 or os.path.islink(os.path.join(path, name))):
+        s, what = os.lstat(name), b""
+        if stat.S_ISLNK(s.st_mode):
+            what = os.readlink(name)
+        elif stat.S_ISREG(s.st_mode):
+            with open(name, "rb") as file:
+                what = hashlib.sha256(file.read()).hexdigest()
+        twin = first.setdefault(s.st_ino, name) if not stat.S_ISDIR(s.st_mode) else name
+        xattrs = [(x, os.getxattr(name, x, follow_symlinks=False))
+                  for x in sorted(os.listxattr(name, follow_symlinks=False)) if "overlay" not in x]
+        print(name, oct(s.st_mode), s.st_uid, s.st_gid, s.st_rdev, s.st_mtime_ns, what, twin, xattrs,
+              s.st_size if stat.S_ISREG(s.st_mode) else 0)
+PYTHON
+}
+
+rich_root() { # rich_root DIR: a small tree of whatever a file system can hold
+  local -
+  set +x
+  mkdir -p "$1/sub/deep" "$1/times"
+  echo text >"$1/file"
+  ln "$1/file" "$1/sub/twin"
+  ln -s ../file "$1/sub/link"
+  ln -s /nowhere "$1/sub/dangling"
+  mkfifo "$1/sub/fifo"
+  mknod "$1/sub/null" c 1 3
+  echo suid >"$1/suid"
+  chown 12:34 "$1/suid"
+  chmod 6755 "$1/suid"
+  chmod 1733 "$1/sub/deep"
+  truncate -s 3M "$1/sparse"
+  echo end >>"$1/sparse"
+  echo odd >"$1/sub/"$'\xff\x80 \n"name'
+  "$PYTHON" -I -c '
+import os, sys
+os.setxattr(sys.argv[1], "security.capability", b"\1\0\0\2\0\x20\0\0" + bytes(12))
+os.setxattr(sys.argv[2], "user.colour", b"blue\0\xff") if os.statvfs(".") else 0
+' "$1/suid" "$1/file" || :
+  touch -h -d '1999-01-01 01:02:03.456789123' "$1/file" "$1/times" "$1/sub/link"
+}
+
+hostile_tar() { # hostile_tar FILE 'TYPE NAME [TARGET|DATA]'...: by hand, since tar(1) would not do it
+  "$PYTHON" -I - "$@" <<'PYTHON'
+import io, sys, tarfile
+tar = tarfile.open(sys.argv[1], "w", format=tarfile.GNU_FORMAT)
+for line in sys.argv[2:]:
+    kind, name, rest = (line.split(" ", 2) + [""])[:3]
+    info = tarfile.TarInfo(name)
+    info.type = dict(f=b"0", h=b"1", l=b"2", c=b"3", b=b"4", d=b"5", p=b"6")[kind]
+    info.mode, info.linkname = 0o755, rest if kind in "hl" else ""
+    info.size = len(rest) if kind == "f" else 0
+    if kind in "cb":
+        info.devmajor, info.devminor = 1, 3
+    tar.addfile(info, io.BytesIO(rest.encode()))
+tar.close()
+PYTHON
+}
+
+make_canary() { # ./canary, a part of the host that nothing may touch, and what it looks like
+  mkdir -p canary/dir
+  echo secret >canary/file
+  echo secret >canary/dir/file
+  listing canary >canary.before
+  cp /proc/self/mountinfo mountinfo.before
+}
+
+canary_lives() { # the canary and the host's mounts are as they were
+  listing canary | diff canary.before -
+  diff mountinfo.before /proc/self/mountinfo
+}
+
+flipper() { # flipper A B: swap two names as fast as it goes, from a container; process $flipper
+  start run "$PYTHON" -I -c '
+import ctypes, os, sys
+swap = ctypes.CDLL(None, use_errno=True).renameat2
+a, b = map(os.fsencode, sys.argv[1:])
+if swap(-100, a, -100, b, 2):
+    print("cannot", os.strerror(ctypes.get_errno()), flush=True)
+print("ready", flush=True)
+while True:
+    swap(-100, a, -100, b, 2)' "$1" "$2"
+  wait_for has out ready
+  if has out cannot; then skip "renameat2: $(<out)"; fi
+  flipper=$pid
+}
+
+peer_podman() { # podman with a storage of its own below this directory; arguments into $podman
+  need podman
+  podman=(podman --root "$PWD/podman" --runroot "$PWD/podman-run" --tmpdir "$PWD/podman-tmp" --storage-driver vfs
+    --cgroup-manager cgroupfs --events-backend none)
+}
+
+# ── 8. Images ──────────────────────────────────────────────────────────────
+
+test_import_directory() { # images: import of a directory keeps the tree as it is
+  own_state
+  rich_root root
+  run 0 import root "t$n/dir:1"
+  like "$out" '^sha256:[0-9a-f]{64}$'
+  layer_of "t$n/dir:1"
+  tree_of root >want
+  tree_of "$layer" | diff want -
+}
+
+test_import_compressions() { # images: tar, tar.gz and tar.xz, from a file or stdin, give one and the same layer
+  local file digest
+  own_state
+  rich_root root
+  tar --format=pax --xattrs --xattrs-include='*' -C root -cf a.tar .
+  gzip -k a.tar
+  "$PYTHON" -I -c 'import lzma; open("a.tar.xz", "wb").write(lzma.compress(open("a.tar", "rb").read()))'
+  digest=$(sha256sum <a.tar)
+  tree_of root >want
+  for file in a.tar a.tar.gz a.tar.xz; do
+    run 0 import "$file" "t$n/$file"
+    layer_of "t$n/$file"
+    is "${layer##*/}" "${digest%% *}"
+    tree_of "$layer" | diff want -
+    run 0 import - "t$n/stdin" <"$file"
+    layer_of "t$n/stdin"
+    is "${layer##*/}" "${digest%% *}"
+  done
+}
+
+test_import_zstd() { # images: zstd is read where Python can, else refused by name
+  need zstd
+  own_state
+  small_root root
+  tar -C root -c . | zstd -q >a.tar.zst
+  if "$PYTHON" -c 'import compression.zstd' 2>/dev/null; then
+    run 0 import a.tar.zst "t$n"
+  else
+    fails 125 'zstd' import a.tar.zst "t$n"
+    nothing_half_done
+  fi
+}
+
+test_import_without_name() { # images: an image without a name goes by its id, or the beginning of it
+  local id
+  own_state
+  small_root root
+  run 0 import root
+  id=${out#sha256:}
+  run 0 run --rm "${id:0:12}" /bin/sh -c 'echo hello'
+  is "$out" hello
+  run 0 rmi "${id:0:12}"
+  run 125 inspect "$id"
+}
+
+test_import_change() { # images: import --change sets Cmd, Entrypoint, Env, WorkingDir, User and more
+  local want
+  make_image "t$n" --change 'CMD ["a","b c"]' --change 'ENV X=1 Y="2 3"' --change 'ENTRYPOINT echo hi' \
+    --change 'WORKDIR /tmp' -c 'USER 5:6' -c 'VOLUME /data' -c 'LABEL k=v' -c 'EXPOSE 80' -c 'STOPSIGNAL SIGINT'
+  run 0 inspect "t$n"
+  for want in '"b c"' '"X=1"' '"Y=2 3"' '"echo hi"' '"WorkingDir": "/tmp"' '"User": "5:6"' '"/data": ' '"k": "v"' \
+    '"80/tcp": ' '"StopSignal": "SIGINT"'; do
+    like "$out" "$want"
+  done
+  fails 125 'FROM x' import --change 'FROM x' root "t$n:2"
+}
+
+test_import_cut_off() { # images: an archive that breaks off anywhere is refused, and nothing of it is kept
+  local size part
+  own_state
+  mkdir root
+  head -c 200000 /dev/urandom >root/data
+  tar -C root -cf a.tar .
+  gzip -k a.tar
+  size=$(stat -c %s a.tar.gz)
+  for part in 1 100 5000 $((size / 2)) $((size - 1)); do
+    head -c "$part" a.tar.gz >cut.tar.gz
+    fails 125 . import cut.tar.gz "t$n"
+    nothing_kept
+  done
+  head -c 102400 a.tar >cut.tar
+  fails 125 'breaks off' import cut.tar "t$n"
+  nothing_kept
+  run 125 inspect "t$n"
+}
+
+test_save_load() { # images: what save writes, load reads back with the same id; the same image gives the same bytes
+  local format want
+  make_image "t$n:1"
+  id_of "t$n:1"
+  want=$id
+  for format in docker oci; do
+    run 0 save --format "$format" -o "$format.tar" "t$n:1"
+    "${mydocker[@]}" save --format "$format" "t$n:1" | cmp - "$format.tar"
+    run 0 rmi "t$n:1"
+    nothing_kept
+    run 0 load -i "$format.tar"
+    is "$out" "Loaded image: t$n:1"
+    id_of "t$n:1"
+    is "$id" "$want"
+  done
+  run 0 run --rm "t$n:1" /bin/sh -c 'echo hello'
+  is "$out" hello
+  layer_of "t$n:1"
+  is "$(tree_of "$layer")" "$(tree_of root)"
+}
+
+test_save_several() { # images: several images go into one archive, with all their names
+  make_image "t$n/a:1"
+  run 0 tag "t$n/a:1" "t$n/b:2"
+  echo other >root/other
+  run 0 import root "t$n/c:3"
+  run 0 save -o all.tar "t$n/a:1" "t$n/b:2" "t$n/c:3"
+  run 0 rmi "t$n/a:1" "t$n/b:2" "t$n/c:3"
+  nothing_kept
+  run 0 load -i all.tar
+  is "$(sort <<<"$out")" "Loaded image: t$n/a:1"$'\n'"Loaded image: t$n/b:2"$'\n'"Loaded image: t$n/c:3"
+}
+
+test_load_layout() { # images: load reads an OCI layout, and an archive compressed or from stdin
+  make_image "t$n:1"
+  run 0 save --format oci -o a.tar "t$n:1"
+  mkdir layout
+  tar -C layout -xf a.tar
+  gzip -k a.tar
+  run 0 rmi "t$n:1"
+  run 0 load -i layout
+  run 0 load -i a.tar.gz
+  run 0 load <a.tar
+  run 0 run --rm "t$n:1" /bin/sh -c 'echo hello'
+  is "$out" hello
+}
+
+test_load_platform() { # images: an index with images for several machines gives this machine's
+  make_image "t$n:1"
+  run 0 save --format oci -o a.tar "t$n:1"
+  mkdir layout
+  tar -C layout -xf a.tar
+  run 0 rmi "t$n:1"
+  "$PYTHON" -I - layout <<'PYTHON'
+import hashlib, json, os, platform, sys
+os.chdir(sys.argv[1])
+index = json.load(open("index.json"))
+mine = index["manifests"][0]
+arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+other = dict(mine, digest="sha256:" + "0" * 64, platform={"os": "linux", "architecture": "s390x-no"})
+inner = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [
+    other, dict(mine, platform={"os": "linux", "architecture": arch})]}).encode()
+digest = hashlib.sha256(inner).hexdigest()
+open("blobs/sha256/" + digest, "wb").write(inner)
+index["manifests"] = [{"mediaType": "application/vnd.oci.image.index.v1+json", "digest": "sha256:" + digest,
+                       "size": len(inner), "annotations": mine["annotations"]}]
+json.dump(index, open("index.json", "w"))
+if os.path.exists("manifest.json"):
+    os.unlink("manifest.json")
+PYTHON
+  run 0 load -i layout
+  run 0 run --rm "t$n:1" /bin/sh -c 'echo hello'
+  is "$out" hello
+}
+
+test_load_wrong_digest() { # images: a blob that isn't what its digest says is refused, and nothing is kept
+  local blob
+  make_image "t$n:1"
+  run 0 save --format oci -o a.tar "t$n:1"
+  run 0 rmi "t$n:1"
+  mkdir layout
+  tar -C layout -xf a.tar
+  for blob in layout/blobs/sha256/*; do
+    cp "$blob" blob
+    "$PYTHON" -I -c 'import sys
+with open(sys.argv[1], "r+b") as f: f.seek(-9, 2); c = f.read(1); f.seek(-9, 2); f.write(bytes([c[0] ^ 1]))' "$blob"
+    fails 125 '[0-9a-f]{12}' load -i layout
+    nothing_kept
+    cp blob "$blob"
+  done
+  run 0 load -i layout
+}
+
+test_load_ambiguous_document() { # images: a document that is manifest and index at once is refused, CVE-2021-41190
+  local digest
+  own_state
+  mkdir -p l/blobs/sha256
+  echo '{"imageLayoutVersion":"1.0.0"}' >l/oci-layout
+  printf '{"schemaVersion":2,"config":{},"layers":[],"manifests":[]}' >doc
+  digest=$(sha256sum <doc)
+  digest=${digest%% *}
+  cp doc "l/blobs/sha256/$digest"
+  echo "{\"manifests\":[{\"digest\":\"sha256:$digest\",\"size\":$(stat -c %s doc)}]}" >l/index.json
+  fails 125 'manifest and index|bad digest' load -i l
+  # a digest that is a path, CVE-2014-9357
+  echo '{"manifests":[{"digest":"sha256:../../../../etc/passwd","size":5}]}' >l/index.json
+  fails 125 'digest' load -i l
+}
+
+test_config_nonsense() { # images: a config that makes no sense is refused in one line, CVE-2021-21285
+  local json got
+  make_image "t$n:1"
+  cp -a state good
+  while read -r json; do
+    rm -rf state layout
+    cp -a good state
+    if (set_config "t$n:1" "$json" 125 2>/dev/null); then # refused by load, or else by run
+      read_output
+      one_line .
+      continue
+    fi
+    got=0
+    timeout "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c : >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
+    read_output
+    ((got == 0)) || one_line .
+    unlike "$err" Traceback
+  done <<'END'
+{"Volumes": 5}
+{"Env": 5}
+{"Env": ["A\u0000=b"]}
+{"Cmd": "text", "Entrypoint": 5}
+{"User": 5}
+{"WorkingDir": "/a\u0000b"}
+{"WorkingDir": "\ud800"}
+{"Labels": 7, "ExposedPorts": "x", "StopSignal": []}
+END
+}
+
+test_tag_rmi() { # images: an image goes with its last name, a layer with the last image that needs it
+  local first
+  make_image "t$n:1"
+  layer_of "t$n:1"
+  first=$layer
+  run 0 tag "t$n:1" "t$n:2"
+  run 0 rmi "t$n:1"
+  is "$out" "Untagged: t$n:1"
+  fails 125 'no such image' rmi "t$n:1"
+  run 0 import --change 'ENV A=1' root "t$n:3" # another image of the same layer
+  layer_of "t$n:3"
+  is "$layer" "$first"
+  run 0 rmi "t$n:2"
+  like "$out" 'Deleted: sha256:'
+  [[ -d $first ]]
+  run 0 rmi "t$n:3"
+  nothing_kept
+}
+
+test_rmi_used() { # images: an image that a container uses stays, with its layers
+  make_image "t$n:1"
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c :
+  fails 125 "c$n|use" rmi "t$n:1"
+  run 0 run --rm "t$n:1" /bin/sh -c 'echo hello'
+  start run --name "d$n" "t$n:1" /bin/sh -c 'echo ready; exec sleep 1000'
+  wait_for has out ready
+  run 0 rm "c$n"
+  fails 125 "d$n|use" rmi "t$n:1"
+  kill -KILL "$pid"
+  ended 137
+  run 0 rm "d$n"
+  run 0 rmi "t$n:1"
+  nothing_kept
+}
+
+test_rmi_force_running() { # images: not even rmi -f takes the layers from under a container
+  make_image "t$n:1"
+  start run --name "c$n" "t$n:1" /bin/sh -c 'echo ready; while [ ! -e /tmp/go ]; do sleep 0.05; done; ls -d /bin/sh /etc'
+  wait_for has out ready
+  layer_of "t$n:1"
+  timeout "$patience" "${mydocker[@]}" rmi -f "t$n:1" || : # refused, or only the name goes
+  run 0 run /bin/true # which sweeps
+  run 0 images
+  [[ -e $layer/bin/sh ]]
+  echo >go
+  run 0 cp go "c$n:/tmp/go"
+  ended 0
+  has out '^/bin/sh$'
+  run 0 rm "c$n"
+}
+
+test_images_table() { # images: images shows a row for each name, -q ids alone; inspect has what docker's has
+  make_image "t$n/x:1"
+  id_of "t$n/x:1"
+  run 0 images
+  like "$out" '^REPOSITORY +TAG +IMAGE ID +CREATED +SIZE'
+  like "$out" $'\n'"t$n/x +1 +${id:7:12} "
+  run 0 images -q
+  is "$out" "${id:7:12}"
+  run 0 inspect "t$n/x:1"
+  "$PYTHON" -I - "$scratch/stdout" <<'PYTHON'
+import json, sys
+(image,) = json.load(open(sys.argv[1]))
+for key in "Id", "RepoTags", "Created", "Architecture", "Os", "Config", "RootFS", "Size":
+    assert key in image, key
+assert image["Os"] == "linux" and len(image["RootFS"]["Layers"]) == 1
+PYTHON
+}
+
+test_imports_at_once() { # images: commands at the same time don't disturb each other
+  local i jobs=()
+  own_state
+  for i in 1 2 3 4 5 6; do
+    mkdir "r$i"
+    echo "$((i / 2))" >"r$i/file"
+    touch -d 2020-01-01 "r$i/file" "r$i"
+    "${mydocker[@]}" import "r$i" "t$n:$i" >"log$i" 2>&1 &
+    jobs+=("$!")
+  done
+  for i in "${jobs[@]}"; do wait "$i"; done
+  for i in 1 2 3 4 5 6; do
+    layer_of "t$n:$i"
+    is "$(<"$layer/file")" "$((i / 2))"
+  done
+  nothing_half_done
+}
+
+test_import_killed() { # images: an import killed at any moment leaves nothing that the next command doesn't sweep
+  local delay
+  own_state
+  mkdir root
+  head -c 20000000 /dev/urandom >root/data
+  for delay in 0.1 0.2 0.3 0.4; do
+    timeout -s KILL "$delay" "${mydocker[@]}" import root "t$n:1" >out 2>&1 || :
+    run 0 images
+    [[ $out != *"t$n"* ]] || run 0 rmi "t$n:1"
+    run 0 run /bin/true
+  done
+  run 0 import root "t$n:1"
+  run 0 rmi "t$n:1"
+  nothing_kept
+}
+
+test_image_names() { # images: a bad name is refused with the part that is bad
+  local name bad
+  own_state
+  mkdir root
+  while IFS='|' read -r name bad; do
+    fails 125 "$bad" import root "$name"
+  done <<'END'
+Upper/x|Upper
+x:bad tag|bad tag
+a//b|a//b|empty
+a/../b|\.\.
+x@sha256:12|sha256:12
+END
+  fails 125 'a' import root $'a\e[2J'
+  unlike "$err" $'\e'
+}
+
+test_hostile_layers() { # images: no name and no link in a layer leads out of it
+  local status members list
+  own_state
+  make_canary
+  while IFS='|' read -r status members; do
+    IFS=';' read -ra list <<<"${members//CANARY/$PWD/canary}"
+    hostile_tar hostile.tar "${list[@]}"
+    run "$status" import hostile.tar "t$n:h"
+    if ((status)); then one_line .; nothing_half_done; fi
+    canary_lives
+  done <<'END'
+125|f ../canary/file bad
+125|f a/../../../canary/file bad
+0|f CANARY/file bad
+125|l up CANARY;f up/file bad
+125|l up ../../../../../../../../../../../../../CANARY;f up/file bad
+125|h hard ../../../etc/passwd
+125|h hard CANARY/file
+125|l up CANARY;h hard up/file
+0|l to CANARY/file;f to bad
+0|l up CANARY;d up;f up/file bad
+0|d up;f up/file x;l up CANARY
+125|d up;l up CANARY;f up/file bad
+125|l a b;l b a;f a/f bad
+125|f .wh.. bad
+125|f .wh... bad
+125|f .wh. bad
+125|f .wh.x/f bad
+125|l dir CANARY;f dir/.wh.file x
+125|l dir CANARY;f dir/.wh..wh..opq x
+0|f .wh..wh.plnk/f x
+0|c null;b disk;p pipe
+END
+}
+
+test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it
+  make_canary
+  own_state
+  "$PYTHON" -I - "$PWD/canary" <<'PYTHON'
+import hashlib, io, json, os, sys, tarfile
+canary = sys.argv[1]
+
+def layer(*members):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for kind, name, rest in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.mode = kind, 0o755
+            if kind == tarfile.SYMTYPE:
+                info.linkname = rest
+            elif kind == tarfile.REGTYPE:
+                info.size = len(rest)
+            tar.addfile(info, io.BytesIO(rest if kind == tarfile.REGTYPE else b""))
+    return out.getvalue()
+
+os.makedirs("l/blobs/sha256")
+
+def store(data, kind):
+    digest = hashlib.sha256(data).hexdigest()
+    open("l/blobs/sha256/" + digest, "wb").write(data)
+    return {"mediaType": kind, "digest": "sha256:" + digest, "size": len(data)}
+
+layers = [layer((tarfile.SYMTYPE, "up", canary), (tarfile.SYMTYPE, "f", canary + "/file")),
+          layer((tarfile.REGTYPE, "up/file", b"bad"), (tarfile.REGTYPE, "f", b"bad"),
+                (tarfile.REGTYPE, "up/.wh.dir", b""))]
+config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {
+    "type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(x).hexdigest() for x in layers]}}
+manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": store(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json"),
+            "layers": [store(x, "application/vnd.oci.image.layer.v1.tar") for x in layers]}
+index = store(json.dumps(manifest).encode(), "application/vnd.oci.image.manifest.v1+json")
+index["annotations"] = {"org.opencontainers.image.ref.name": "hostile:1"}
+json.dump({"schemaVersion": 2, "manifests": [index]}, open("l/index.json", "w"))
+open("l/oci-layout", "w").write('{"imageLayoutVersion":"1.0.0"}')
+PYTHON
+  run 0 load -i l # each layer is unpacked in a directory of its own: the link isn't there
+  nothing_half_done
+  canary_lives
+}
+
+test_hostile_headers() { # images: pax headers, sparse maps and lengths that lie are refused
+  own_state
+  make_canary
+  "$PYTHON" -I - <<'PYTHON'
+import io, tarfile
+for number, (name, kind, headers) in enumerate((
+        ("f", b"0", {"path": "../canary/file"}), ("f", b"1", {"linkpath": "../canary/file"}),
+        ("f", b"0", {"path": "a\0b"}), ("f", b"0", {"size": "-5"}), ("f", b"0", {"size": "99999999999"}),
+        ("f", b"0", {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "../canary/file",
+                     "GNU.sparse.realsize": "3"}),
+        ("f", b"0", {"GNU.sparse.map": "0,-1", "GNU.sparse.size": "3"}),
+        ("a" * 300, b"0", {}), ("../\x1b[2Jx", b"0", {}), ("/".join(["d" * 200] * 30) + "/../../../x", b"0", {}))):
+    with tarfile.open("h%02d.tar" % number, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo(name)
+        info.type, info.size, info.linkname = kind, 3 * (kind == b"0"), "x" * (kind == b"1")
+        info.pax_headers = headers
+        tar.addfile(info, io.BytesIO(b"bad"))
+PYTHON
+  for file in h??.tar; do
+    timeout "$patience" "${mydocker[@]}" import "$file" "t$n:h" >out 2>err && is "$file" 'refused'
+    err=$(<err)
+    one_line .
+    unlike "$err" $'\e'
+    nothing_half_done
+    canary_lives
+  done
+}
+
+test_whiteouts() { # images: whiteouts become overlayfs' own, and hide what they should
+  own_state
+  hostile_tar w.tar 'd a' 'f a/.wh.gone' 'f b/.wh..wh..opq'
+  run 0 import w.tar "t$n:w"
+  layer_of "t$n:w"
+  is "$(stat -c '%F %t:%T' "$layer/a/gone")" 'character special file 0:0'
+  is "$("$PYTHON" -I -c 'import os, sys; print(os.getxattr(sys.argv[1], "trusted.overlay.opaque").decode())' "$layer/b")" y
+}
+
+test_sparse_layers() { # images: a file of 10 GB without data takes no space, in all of tar's forms
+  local form
+  own_state
+  mkdir s
+  truncate -s 10G s/big
+  echo end >>s/big
+  for form in gnu 'pax --sparse-version=0.0' 'pax --sparse-version=0.1' 'pax --sparse-version=1.0'; do
+    # shellcheck disable=SC2086 # two words
+    tar --format=$form -S -C s -cf a.tar .
+    run 0 import a.tar "t$n:1"
+    layer_of "t$n:1"
+    is "$(stat -c %s "$layer/big") $(tail -c 4 "$layer/big")" '10737418244 end'
+    (($(stat -c %b "$layer/big") < 1000))
+  done
+}
+
+test_odd_names() { # images: names that are long or no UTF-8 come through, at any depth
+  local form deep
+  own_state
+  deep=$(printf 'd%.0s' {1..250})
+  mkdir -p "r/$deep/${deep//d/e}/${deep//d/f}"
+  touch "r/"$'\xff\x80x' "r/$deep/${deep//d/e}/${deep//d/f}/x" $'r/new\nline' "r/ "
+  tree_of r >want
+  for form in gnu pax; do
+    tar --format=$form -C r -cf a.tar .
+    run 0 import a.tar "t$n:$form"
+    layer_of "t$n:$form"
+    tree_of "$layer" | sed 's/\([0-9]\{10\}\)[0-9]\{9\} /\1 /' >got
+    sed 's/\([0-9]\{10\}\)[0-9]\{9\} /\1 /' want | diff - got
+  done
+}
+
+test_image_config() { # images: the image's Entrypoint, Cmd, Env, WorkingDir and User are honoured
+  make_image "t$n:1"
+  # shellcheck disable=SC2016 # the container's shell
+  set_config "t$n:1" '{"Entrypoint": ["/bin/sh", "-c", "echo $A $B $HOME; pwd; id -u; id -g; echo \"$@\"", "sh"],
+    "Cmd": ["one", "two words"], "Env": ["A=1", "B=2 3", "HOME=/set"], "WorkingDir": "/made/here", "User": "user"}'
+  run 0 run --rm "t$n:1"
+  is "$out" $'1 2 3 /set\n/made/here\n1234\n5678\none two words'
+  run 0 run --rm -e A=x -w /tmp -u 0 "t$n:1" other
+  is "$out" $'x 2 3 /set\n/tmp\n0\n0\nother'
+  run 0 run --rm -w sub "t$n:1" # relative to the image's
+  like "$out" $'\n/made/here/sub\n'
+}
+
+test_entrypoint() { # images: --entrypoint takes the place of the image's, whose Cmd then doesn't count
+  make_image "t$n:1" -c 'ENTRYPOINT ["/bin/sh","-c","echo image"]' -c 'CMD ["arg"]'
+  run 0 run --rm "t$n:1"
+  is "$out" image
+  run 0 run --rm --entrypoint /bin/ls "t$n:1" -d /etc
+  is "$out" /etc
+  fails 125 'command' run --rm --entrypoint '' "t$n:1"
+  run 0 run --rm --entrypoint '' "t$n:1" /bin/sh -c 'echo none'
+  is "$out" none
+  fails 127 'nothing' run --rm --entrypoint /nothing "t$n:1"
+  make_image "t$n:2"
+  fails 125 'command' run --rm "t$n:2"
+}
+
+test_image_status() { # images: exit statuses and the environment are those of any container
+  make_image "t$n:1"
+  run 7 run --rm "t$n:1" /bin/sh -c 'exit 7'
+  fails 127 '/none' run --rm "t$n:1" /none
+  fails 127 'none' run --rm "t$n:1" none
+  fails 126 '/etc' run --rm "t$n:1" /etc
+  fails 125 'no such image' run "none$n"
+  # shellcheck disable=SC2016 # the container's shell
+  run 0 run --rm "t$n:1" sh -c 'echo $PATH $HOME; id -u'
+  is "$out" $'/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /root\n0'
+  run 0 ps -a -q
+  is "$out" ''
+}
+
+test_containers_stay() { # images: a container keeps what it wrote until rm, and no other sees it
+  make_image "t$n:1"
+  run 0 run --name "a$n" "t$n:1" /bin/sh -c 'echo mine >/etc/mine; rm /etc/group'
+  run 0 run --rm "t$n:1" /bin/ls /etc
+  like "$out" 'group'
+  unlike "$out" 'mine'
+  run 0 ps -a
+  like "$out" "Exited \(0\).* a$n"
+  fails 125 "a$n" run --name "a$n" "t$n:1" /bin/ls
+  run 0 cp "a$n:/etc/mine" "$PWD"
+  is "$(<mine)" mine
+  run 0 rm "a$n"
+  run 0 ps -aq
+  is "$out" ''
+  is "$(find "$MYDOCKER_ROOT/containers" -mindepth 1)" ''
+}
+
+test_commit() { # images: commit makes a layer of what a container made, changed, deleted and replaced
+  need overlay
+  small_root root
+  mkdir root/old root/gone
+  touch root/old/a root/gone/x
+  make_image "t$n:1"
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c '
+    echo new >/new; rm /etc/passwd; rm -r /old /gone; mkdir /old; echo b >/old/b; ln /new /tmp/hard
+    echo user >>/etc/group; chmod 700 /root; ln -s nowhere /link; touch "/tmp/two words"'
+  run 0 commit -m why -a me -c 'CMD ["/bin/ls","/old"]' "c$n" "t$n:2"
+  like "$out" '^sha256:[0-9a-f]{64}$'
+  run 0 run --rm "t$n:2"
+  is "$out" b
+  run 0 run --rm "t$n:2" /bin/sh -c 'cat /new /tmp/hard; ls -d /gone /etc/passwd 2>/dev/null; readlink /link; ls /tmp'
+  is "$out" $'new\nnew\nnowhere\nhard\ntwo words'
+  # the same tree as the container's own, which has no mount points left of the other
+  run 0 export -o "$PWD/one.tar" "c$n"
+  run 0 run --name "d$n" "t$n:2" /bin/ls
+  run 0 export -o "$PWD/two.tar" "d$n"
+  mkdir one two
+  tar -C one -xf one.tar
+  tar -C two -xf two.tar
+  tree_of one >want
+  tree_of two | diff want -
+  fails 125 . rmi "t$n:1"
+  run 0 rm "c$n" "d$n"
+  run 0 rmi "t$n:2" "t$n:1"
+  nothing_kept
+}
+
+test_commit_keeps() { # images: a commit keeps owners, times, xattrs, hard links and holes
+  need overlay
+  make_image "t$n:1"
+  run 0 run --name "c$n" "t$n:1" /bin/ls
+  rich_root rich
+  run 0 cp -a "$PWD/rich" "c$n:/"
+  run 0 commit "c$n" "t$n:2"
+  layer_of "t$n:2"
+  tree_of rich >want
+  tree_of "$layer/rich" | diff want -
+  (($(stat -c %b "$layer/rich/sparse") < 1000))
+}
+
+test_commit_without_volumes() { # images: volumes and what is mounted stay out of a commit and of an export
+  need overlay
+  local name
+  mkdir host
+  echo host >host/file
+  make_image "t$n:1"
+  run 0 run --name "c$n" -v "$PWD/host:/bind" -v "v$n:/named" --tmpfs /mem "t$n:1" /bin/sh -c '
+    for d in bind named mem dev/shm; do echo x >/$d/x; done; echo own >/own'
+  run 0 commit "c$n" "t$n:2"
+  run 0 run --rm "t$n:2" /bin/sh -c 'ls /bind /named /mem /own'
+  is "$out" $'/own\n\n/bind:\n\n/mem:\n\n/named:'
+  run 0 export -o "$PWD/e.tar" "c$n"
+  tar -tf e.tar >names
+  for name in bind/x bind/file named/x mem/x dev/null etc/hosts/x; do has names "^(\./)?$name$" && is "$name" 'left out'; done
+  has names '^(\./)?own$'
+}
+
+test_commit_running() { # images: a running container is committed as of one moment, and goes on
+  need overlay
+  make_image "t$n:1"
+  start run --name "c$n" "t$n:1" /bin/sh -c '
+    i=0; while [ ! -e /tmp/stop ]; do i=$((i + 1)); echo $i >>/a; echo $i >>/b; [ $i != 9 ] || echo ready; done; echo done'
+  wait_for has out ready
+  run 0 commit "c$n" "t$n:2"
+  layer_of "t$n:2"
+  (($(wc -l <"$layer/a") - $(wc -l <"$layer/b") < 2 && $(wc -l <"$layer/b") > 7))
+  is "$(tail -n 1 "$layer/a")" "$(wc -l <"$layer/a")"
+  echo >stop
+  run 0 cp stop "c$n:/tmp/"
+  ended 0
+  has out 'done'
+}
+
+test_relative_paths() { # images: export -o and cp take paths relative to where the caller is
+  local name
+  make_image "t$n:1"
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'echo text >/mydocker-test-a'
+  for name in /mydocker-test-*; do [[ ! -e $name ]] || fail "$name is there"; done
+  trap 'rm -f /mydocker-test-[abe]; kill -KILL $(jobs -p) 2>/dev/null || :' EXIT
+  run 0 export -o mydocker-test-e "c$n"
+  run 0 cp "c$n:/mydocker-test-a" .
+  run 0 cp "c$n:/mydocker-test-a" mydocker-test-b
+  is "$(cat mydocker-test-a mydocker-test-b)" $'text\ntext'
+  [[ -s mydocker-test-e ]]
+  echo more >'more'
+  run 0 cp more "c$n:/more"
+  run 0 cp "c$n:/more" ./back
+  is "$(<back)" more
+}
+
+test_export() { # images: export gives the tree that the container sees; imported again it runs
+  make_image "t$n:1" -c 'ENV A=1'
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'echo new >/new; rm /etc/group'
+  run 0 export -o "$PWD/e.tar" "c$n"
+  "${mydocker[@]}" export "c$n" | cmp - e.tar
+  run 0 import e.tar "t$n:2"
+  run 0 run --rm "t$n:2" /bin/sh -c 'cat /new; ls /etc/group 2>/dev/null || echo gone; id -u'
+  is "$out" $'new\ngone\n0'
+}
+
+test_many_layers() { # images: 120 layers are no problem, the top one wins
+  need overlay
+  make_image "t$n:1"
+  run 0 save --format oci -o a.tar "t$n:1"
+  run 0 rmi "t$n:1"
+  mkdir layout
+  tar -C layout -xf a.tar
+  add_layers layout 120
+  run 0 load -i layout
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'cat /top /layer0 /layer77; echo x >/top'
+  is "$out" $'119\n000\n077'
+  run 0 commit "c$n" "t$n:2"
+  run 0 run --rm "t$n:2" /bin/cat /top
+  is "$out" x
+}
+
+# ── 9. Root file system, from an image ─────────────────────────────────────
+
+test_image_kernel_files() { # root: a container from an image has Docker's /proc, /sys and /dev
+  make_image "t$n:1"
+  run 0 run --rm "t$n:1" /bin/cat /proc/self/mountinfo
+  like "$out" ' / rw[^ ]* '
+  like "$out" ' /proc rw,nosuid,nodev,noexec[^ ]* [^-]*- proc '
+  like "$out" ' /sys ro,nosuid,nodev,noexec[^ ]* [^-]*- sysfs '
+  like "$out" ' /sys/fs/cgroup ro,nosuid,nodev,noexec'
+  like "$out" ' /dev rw,nosuid[^ ]* [^-]*- tmpfs [^ ]+ rw,size=65536k,mode=755'
+  like "$out" ' /dev/pts rw,nosuid,noexec[^ ]* [^-]*- devpts [^ ]+ rw,gid=5,mode=620,ptmxmode=666'
+  like "$out" ' /dev/shm rw,nosuid,nodev,noexec[^ ]* [^-]*- tmpfs [^ ]+ rw,size=65536k'
+  like "$out" ' /dev/mqueue rw,nosuid,nodev,noexec[^ ]* [^-]*- mqueue '
+  unlike "$out" "$PWD/(host|root)"
+  run 0 run --rm "t$n:1" /bin/sh -c 'ls /dev; ls -l /dev; for d in /sys /sys/fs/cgroup; do mkdir $d/x 2>/dev/null && echo $d; done
+    echo x >/dev/null; cat /dev/null; echo x 2>/dev/null >/dev/full || echo full; [ -t 0 ] || echo </dev/tty || echo none' 2>/dev/null
+  like "$out" $'^fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n'
+  like "$out" $'crw-rw-rw- [^\n]*1, +3 [^\n]* null\n'
+  like "$out" 'fd -> /proc/self/fd'
+  like "$out" 'ptmx -> pts/ptmx'
+  like "$out" $'\nfull\n'
+  unlike "$out" $'\n/sys'
+  run 0 run --rm -t "t$n:1" /bin/sh -c 'ls -l /dev/console; [ -t 0 ] && echo terminal; id -u >/dev/tty'
+  like "$out" 'crw[^ ]* .*/dev/console'
+  like "$out" terminal
+}
+
+test_image_root_is_all() { # root: nothing of the host's root is left inside, the working directory is inside
+  make_image "t$n:1"
+  run 0 run --rm "t$n:1" /bin/sh -c "ls /; pwd; ls -d '$PWD' /.pivot_root /.old 2>/dev/null; cd ..; pwd; ls / | cat"
+  like "$(sort -u <<<"$out" | tr '\n' ' ')" '^/ bin dev etc (lib[0-9]* )*proc root sys tmp (usr )?$'
+  run 0 run --rm "t$n:1" /bin/sh -c 'ls -l /proc/self/fd/ | cat; cat /proc/mounts'
+  unlike "$out" 'unreachable|/(home|boot) '
+}
+
+test_etc_files() { # root: /etc/hosts, hostname and resolv.conf are the container's own
+  small_root root
+  echo image >root/etc/hosts
+  make_image "t$n:1"
+  run 0 run --rm --hostname box "t$n:1" /bin/sh -c 'cat /etc/hosts /etc/hostname /proc/sys/kernel/hostname; echo $HOSTNAME'
+  like "$out" $'^127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n'
+  like "$out" $'\tbox\nbox\nbox\nbox$'
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'cat /etc/hostname; cat /etc/resolv.conf >&2; echo x >>/etc/hosts'
+  like "$out" '^[0-9a-f]{12}$'
+  like "$err" 'nameserver'
+  unlike "$err" 'nameserver (127\.|::1)'
+  run 0 export -o "$PWD/e.tar" "c$n"
+  mkdir e
+  tar -C e -xf e.tar
+  is "$(<e/etc/hosts)" image
+}
+
+test_image_mount_table() { # root: the host's mount table never shows a container from an image, or what it wrote
+  make_image "t$n:1"
+  cp /proc/self/mountinfo before
+  start run --name "c$n" -v "v$n:/v" --tmpfs /mem "t$n:1" /bin/sh -c 'echo ready; exec sleep 1000'
+  wait_for has out ready
+  cmp before /proc/self/mountinfo
+  is "$(find "$MYDOCKER_ROOT"/containers/*/rootfs -mindepth 1)" ''
+  run 0 cp "c$n:/etc/passwd" "$PWD"
+  cmp before /proc/self/mountinfo
+  kill -KILL "$pid"
+  ended 137
+  cmp before /proc/self/mountinfo
+  run 0 cp "c$n:/etc/passwd" "$PWD"
+  run 0 export -o "$PWD/e.tar" "c$n"
+  run 0 rm "c$n"
+  cmp before /proc/self/mountinfo
+}
+
+test_kernel_place_is_a_link() { # root: /proc, /sys or /dev as a link or a file is refused, CVE-2019-19921, CVE-2026-41579
+  local name target
+  make_canary
+  for name in proc sys dev; do
+    for target in "$PWD/canary" ../../../../..; do
+      rm -rf root state
+      small_root root
+      ln -s "$target" "root/$name"
+      mkdir -p "root/$PWD/canary"
+      make_image "t$n:1"
+      fails 125 "/$name.*(link|directory)" run --rm "t$n:1" /bin/sh -c 'echo started'
+      canary_lives
+      fails 125 "/$name.*(link|directory)" run --rootfs root /bin/sh -c 'echo started'
+      canary_lives
+    done
+    rm -rf root state
+    small_root root
+    echo file >"root/$name"
+    make_image "t$n:1"
+    fails 125 "/$name" run --rm "t$n:1" /bin/sh -c 'echo started'
+  done
+}
+
+test_kernel_place_below() { # root: links at /sys/fs/cgroup, /dev/shm, /dev/pts, /dev/null, /dev/console lead nowhere
+  make_canary
+  small_root root
+  mkdir -p root/sys/fs root/dev root/proc
+  ln -s "$PWD/canary" root/sys/fs/cgroup
+  ln -s "$PWD/canary" root/dev/shm
+  ln -s ../../../../../../../../"$PWD/canary" root/dev/pts
+  ln -s /proc/sys/kernel/core_pattern root/dev/null # CVE-2025-31133
+  ln -s /proc/sysrq-trigger root/dev/console        # CVE-2025-52565
+  mkdir -p "root/$PWD/canary"
+  make_image "t$n:1"
+  run 0 run --rm "t$n:1" /bin/sh -c "ls -l /dev/null /dev/zero; ls '$PWD/canary'; echo x >/dev/null"
+  like "$out" 'crw-rw-rw-.* 1, +3 .*/dev/null'
+  run 0 run --rm -t "t$n:1" /bin/ls -l /dev/console
+  like "$out" '^crw.* /dev/console'
+  canary_lives
+  # a plain file as /dev/null
+  rm root/dev/null
+  echo file >root/dev/null
+  run 0 import root "t$n:2"
+  run 0 run --rm "t$n:2" /bin/ls -l /dev/null
+  like "$out" '^crw-rw-rw-.* 1, +3 '
+}
+
+test_etc_is_a_link() { # root: /etc, or a file in it, as a link out of the image leads to no file of the host's
+  local target
+  make_canary
+  for target in "$PWD/canary" "../../../../../../../../$PWD/canary" / /proc/1 /nowhere/else; do
+    rm -rf root state
+    small_root root
+    rm -r root/etc
+    ln -s "$target" root/etc
+    make_image "t$n:1"
+    timeout "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c ':' 2>err || is "$? $(grep -c '^mydocker: ' err)" '125 1'
+    canary_lives
+  done
+  rm -rf root state
+  small_root root
+  ln -s "$PWD/canary/file" root/etc/hosts
+  ln -s "../../../../../../../../../$PWD/canary/new" root/etc/hostname
+  ln -s hosts root/etc/resolv.conf
+  make_image "t$n:1"
+  timeout "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c ':' || is "$?" 125
+  canary_lives
+}
+
+test_destination_is_a_link() { # root: a volume's place that is a link stays inside the container, CVE-2021-30465
+  local target
+  make_canary
+  mkdir volume
+  echo mine >volume/mine
+  for target in / ../../../../../.. "../../../../../../../$PWD/canary" /proc/1/root; do
+    rm -rf root state
+    small_root root
+    ln -s "$target" root/data
+    make_image "t$n:1"
+    timeout "$patience" "${mydocker[@]}" run --rm -v "$PWD/volume:/data/in/it" "t$n:1" /bin/sh -c ':' || is "$?" 125
+    timeout "$patience" "${mydocker[@]}" run --rm -v "$PWD/volume:/data" "t$n:1" /bin/sh -c ':' || [[ $? -ge 125 ]]
+    timeout "$patience" "${mydocker[@]}" run --rm -v "new:/data/new" --tmpfs /data/mem -w /data/work "t$n:1" /bin/sh -c ':' || is "$?" 125
+    canary_lives
+    is "$(ls volume)" mine
+  done
+  [[ ! -e /in && ! -e /new && ! -e /mem ]]
+}
+
+test_pivot_root_planted() { # root: names that engines use for the old root can be in the image
+  make_canary
+  small_root root
+  ln -s "$PWD/canary" root/.pivot_root
+  mkdir root/.old
+  echo x >root/.pivot_root_file
+  make_image "t$n:1"
+  run 0 run --rm "t$n:1" /bin/sh -c 'readlink /.pivot_root; ls /.old'
+  is "$out" "$PWD/canary"
+  canary_lives
+}
+
+test_mount_on_proc() { # root: nothing is mounted on or under /proc, CVE-2019-16884
+  local place
+  small_root root
+  mkdir root/proc volume
+  ln -s /proc root/link
+  ln -s /proc/self root/self
+  make_image "t$n:1"
+  for place in /proc /proc/self/attr /proc/sys ../proc /x/../proc/ //proc/sys; do
+    run 125 run --rm -v "$PWD/volume:$place" "t$n:1" /bin/sh -c 'echo started'
+    is "$out" ''
+  done
+  for place in /proc /proc/self/attr; do
+    fails 125 '/proc' run --rm -v "v$n:$place" "t$n:1" /bin/sh -c 'echo started'
+    fails 125 '/proc' run --rm --tmpfs "$place" "t$n:1" /bin/sh -c 'echo started'
+    fails 125 '/proc' run --rm --mount "type=tmpfs,target=$place" "t$n:1" /bin/sh -c 'echo started'
+    set_config "t$n:1" "{\"Volumes\": {\"$place\": {}}}"
+    fails 125 '/proc' run --rm "t$n:1" /bin/sh -c 'echo started'
+    set_config "t$n:1" '{"Volumes": {}}'
+  done
+}
+
+test_mount_on_proc_by_link() { # root: nor by way of a link in the image
+  local place
+  small_root root
+  mkdir root/proc volume
+  ln -s /proc root/link
+  ln -s proc root/relative
+  rm -r root/tmp
+  ln -s /proc/sys root/tmp
+  make_image "t$n:1"
+  for place in /link /link/sys /relative/self/attr /tmp /tmp/kernel; do
+    fails 125 "$place|proc" run --rm -v "$PWD/volume:$place" "t$n:1" /bin/sh -c 'echo started'
+  done
+  rm -rf root/etc/hosts
+  ln -s /proc/sys/kernel/core_pattern root/etc/hosts
+  run 0 import root "t$n:2"
+  fails 125 'hosts|proc' run --rm "t$n:2" /bin/sh -c 'echo started'
+}
+
+test_image_volumes_hostile() { # root: an image's Volumes are places inside it and nothing else, CVE-2022-23648
+  local json
+  make_canary
+  make_image "t$n:1"
+  while read -r json; do
+    set_config "t$n:1" "{\"Volumes\": {\"${json//CANARY/$PWD/canary}\": {}}}"
+    timeout "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c \
+      'cat /proc/mounts; for d in /seen /seen/dir /data; do cat $d/file; echo bad >$d/file; done' >out 2>&1 || [[ $? -eq 125 || $? -eq 1 ]]
+    if has out secret; then fail "the container saw the host's files by $json"; fi
+    canary_lives
+  done <<'END'
+/../../../../../../../../CANARY
+/../../../../etc
+CANARY:/seen
+CANARY:/seen:rw
+../../CANARY
+..
+/
+data
+END
+}
+
+test_image_user_and_dir_hostile() { # root: an image's WorkingDir and User are no way out, CVE-2024-21626
+  local number json
+  make_image "t$n:1"
+  for number in 3 5 9; do
+    set_config "t$n:1" "{\"WorkingDir\": \"/proc/self/fd/$number\"}"
+    run 125 run --rm "t$n:1" /bin/sh -c 'pwd; ls ..' 9</etc
+    is "$out" ''
+  done
+  for json in '"4294967296"' '"-1"' '":"'; do
+    set_config "t$n:1" "{\"WorkingDir\": \"/\", \"User\": $json}"
+    run 125 run --rm "t$n:1" /bin/sh -c 'id -u'
+    is "$out" ''
+  done
+}
+
+test_rootfs_race() { # root: /proc or /etc flipped by one container while another starts never reaches the host, CVE-2023-27561
+  local i
+  own_state
+  make_canary
+  small_root root
+  mkdir root/proc root/bad
+  ln -s "$PWD/canary" root/link
+  flipper "$PWD/root/proc" "$PWD/root/link"
+  for i in {1..10}; do
+    timeout "$patience" "${mydocker[@]}" run --rm --rootfs root /bin/sh -c ':' || is "$?" 125
+    canary_lives
+  done
+  kill -KILL "$flipper"
+}
+
+test_volume_race() { # root: links flipped by one container while another starts on the same volume, CVE-2021-30465
+  local i
+  make_canary
+  mkdir shared shared/place source
+  echo mine >source/mine
+  ln -s "../../../../../../../../../../$PWD/canary" shared/link
+  make_image "t$n:1"
+  flipper "$PWD/shared/place" "$PWD/shared/link"
+  for i in {1..20}; do
+    timeout "$patience" "${mydocker[@]}" run --rm -v "$PWD/shared:/v" -v "$PWD/source:/v/place/new$i" -v "v$n:/v/place/dir/x" "t$n:1" \
+      /bin/sh -c ':' || is "$?" 125
+    canary_lives
+  done
+  kill -KILL "$flipper"
+  is "$(ls source)" mine
+}
+
+test_rootfs_option() { # root: --rootfs runs on a directory as it is, writes and all
+  own_state
+  small_root root
+  run 0 run --rootfs root /bin/sh -c 'echo new >/new; ls -d /bin; pwd; echo /proc/[0-9]*; echo $HOSTNAME'
+  like "$out" $'^/bin\n/\n/proc/1\n[0-9a-f]{12}$'
+  is "$(<root/new)" new
+  run 3 run --rm --rootfs root --read-only /bin/sh -c 'echo bad >/new; exit 3'
+  is "$(<root/new)" new
+  fails 125 'none' run --rootfs "$PWD/none" /bin/ls
+}
+
+test_image_read_only() { # root: --read-only leaves only volumes, /dev and tmpfs mounts to write to
+  make_image "t$n:1"
+  run 0 run --rm --read-only -v "v$n:/v" --tmpfs /mem "t$n:1" /bin/sh -c '
+    for d in / /etc /tmp /root /v /mem /dev/shm; do touch $d/x 2>/dev/null && echo $d; done; echo x 2>/dev/null >/etc/hosts || :'
+  is "$out" $'/v\n/mem\n/dev/shm'
+}
+
+test_tmpfs_option() { # root: --tmpfs mounts an empty file system in memory, with the options given
+  make_image "t$n:1"
+  run 0 run --rm --tmpfs /etc --tmpfs /a/b:size=1m,mode=1770,exec --mount type=tmpfs,target=/c,tmpfs-size=2m "t$n:1" \
+    /bin/sh -c 'ls /etc/passwd 2>/dev/null; ls -ld /a/b; cat /proc/mounts'
+  unlike "$out" passwd
+  like "$out" 'drwxrwx--T'
+  like "$out" ' /a/b tmpfs rw,nosuid,nodev,relatime,size=1024k,mode=1770'
+  like "$out" ' /c tmpfs rw,nosuid,nodev,noexec[^ ]*size=2048k'
+  like "$out" ' /etc tmpfs rw,nosuid,nodev,noexec'
+  fails 125 '/x' run --rm --tmpfs /x:nonsense=1 "t$n:1" /bin/sh -c :
+}
+
+test_shm_size() { # root: --shm-size is the size of /dev/shm
+  make_image "t$n:1"
+  run 0 run --rm --shm-size 1m "t$n:1" /bin/cat /proc/mounts
+  like "$out" '/dev/shm tmpfs [^ ]*size=1024k'
+  fails 125 'shm-size' run --rm --shm-size much "t$n:1" /bin/sh -c :
+}
+
+test_device_option() { # root: --device adds a device of the host's, there or elsewhere
+  make_image "t$n:1"
+  run 0 run --rm --device /dev/null:/dev/hole --device /dev/full:/dev/sub/full "t$n:1" /bin/sh -c 'ls -l /dev/hole; ls -l /dev/sub/full'
+  like "$out" $'^c.* 1, +3 .*/dev/hole\nc.* 1, +7 .*/dev/sub/full$'
+  run 0 run --rm --device /dev/null "t$n:1" /bin/ls -l /dev/null # one that is there anyway
+  like "$out" '^c.* 1, +3 '
+  fails 125 '/dev/none' run --rm --device /dev/none "t$n:1" /bin/sh -c :
+  fails 125 '/etc/passwd' run --rm --device /etc/passwd "t$n:1" /bin/sh -c :
+}
+
+test_root_copied() { # root: where overlayfs doesn't work the layers are copied, with one warning
+  need unshare
+  make_image "t$n:1"
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'rm /etc/group; echo new >/new'
+  timeout "$patience" "${mydocker[@]}" commit "c$n" "t$n:2"
+  # a state root on an overlay: the kernel refuses an upper directory there
+  mkdir lower upper work merged
+  mv state lower/state
+  # shellcheck disable=SC2016 # the inner shell
+  unshare -m bash -ec 'mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
+    export MYDOCKER_ROOT=$PWD/merged/state; "$@"' bash "${mydocker[@]}" run --name "d$n" "t$n:2" \
+    /bin/sh -c 'ls /etc; cat /new; echo more >/more' >out 2>err || cat err >&2
+  is "$(<out)" $'hostname\nhosts\npasswd\nresolv.conf\nnew'
+  is "$(grep -c '^mydocker: ' err)" 1
+  # shellcheck disable=SC2016 # the inner shell
+  unshare -m bash -ec 'mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
+    export MYDOCKER_ROOT=$PWD/merged/state; "${@:2}" export -o $PWD/e.tar "$1"; "${@:2}" rm "$1"' bash "d$n" "${mydocker[@]}"
+  tar -tf e.tar | sort >names
+  has names '^(\./)?more$'
+}
+
+# ── 9. Volumes ─────────────────────────────────────────────────────────────
+
+test_bind_mounts() { # volumes: -v shows directories and files of the host's; a directory that isn't there is made
+  mkdir dir
+  echo one >dir/file
+  echo two >single
+  make_image "t$n:1"
+  run 0 run --rm -v "$PWD/dir:/a/b" -v ./single:/etc/single -v "$PWD/made/deep:/made" "t$n:1" \
+    /bin/sh -c 'cat /a/b/file /etc/single; echo three >>/etc/single; echo four >/made/file; rm /a/b/file'
+  is "$out" $'one\ntwo'
+  is "$(<single)" $'two\nthree'
+  is "$(<made/deep/file)" four
+  [[ ! -e dir/file ]]
+  fails 125 'nonsense' run --rm -v "$PWD/dir:/a:nonsense" "t$n:1" /bin/sh -c :
+  fails 125 '' run --rm -v "$PWD/dir:relative" "t$n:1" /bin/sh -c :
+  fails 125 '' run --rm -v '' "t$n:1" /bin/sh -c :
+}
+
+test_bind_over_wrong_kind() { # volumes: a file over a directory, or the other way, is an error that names the place
+  echo file >file
+  mkdir dir
+  make_image "t$n:1"
+  fails 125 '/etc' run --rm -v "$PWD/file:/etc" "t$n:1" /bin/sh -c :
+  fails 125 '/etc/passwd' run --rm -v "$PWD/dir:/etc/passwd" "t$n:1" /bin/sh -c :
+}
+
+test_read_only_volume() { # volumes: ro really is, for what is mounted below as well
+  mkdir dir
+  make_image "t$n:1"
+  # shellcheck disable=SC2016 # the inner shell
+  unshare -m bash -ec 'mkdir dir/inner; mount -t tmpfs inner dir/inner; "$@"' bash "${mydocker[@]}" run --rm -v "$PWD/dir:/v:ro" -v "n$n:/w:ro" \
+    "t$n:1" /bin/sh -c 'for d in /v /v/inner /w; do touch $d/x && echo $d; done; [ -d /v/inner ] && echo seen' >out 2>err
+  is "$(<out)" seen
+  is "$(grep -c 'ead-only' err)" 3
+  run 1 run --rm --mount "type=bind,source=$PWD/dir,target=/v,readonly" "t$n:1" /bin/sh -c 'rmdir /v/inner || exit 1'
+  [[ -d dir/inner ]]
+}
+
+test_mount_option() { # volumes: --mount says the same in words, and refuses what it doesn't know
+  mkdir dir
+  echo one >dir/file
+  make_image "t$n:1"
+  run 0 run --rm --mount "type=bind,src=$PWD/dir,dst=/a" --mount "type=volume,source=v$n,target=/b" --mount type=volume,target=/c \
+    "t$n:1" /bin/sh -c 'cat /a/file; touch /b/x /c/x'
+  is "$out" one
+  run 0 volume ls -q
+  is "$out" "v$n"
+  fails 125 "$PWD/none" run --rm --mount "type=bind,source=$PWD/none,target=/a" "t$n:1" /bin/sh -c :
+  [[ ! -e none ]]
+  fails 125 'nonsense' run --rm --mount type=nonsense,target=/a "t$n:1" /bin/sh -c :
+  fails 125 'nonsense' run --rm --mount nonsense=1,target=/a "t$n:1" /bin/sh -c :
+  fails 125 'target' run --rm --mount "type=bind,source=$PWD/dir" "t$n:1" /bin/sh -c :
+}
+
+test_named_volume() { # volumes: a named volume is filled from the image at first, then stays as it is
+  small_root root
+  mkdir root/data
+  echo image >root/data/file
+  chown 12:34 root/data
+  chmod 2750 root/data
+  make_image "t$n:1"
+  run 0 run --rm -v "v$n:/data" "t$n:1" /bin/sh -c 'cat /data/file; ls -ldn /data; echo mine >/data/file; touch /data/new'
+  like "$out" $'^image\ndrwxr-s--- +2 12 +34 '
+  run 0 run --rm -v "v$n:/data" "t$n:1" /bin/sh -c 'cat /data/file; ls /data'
+  is "$out" $'mine\nfile\nnew'
+  run 0 run --rm -v "v$n:/data:ro" "t$n:1" /bin/sh -c 'touch /data/x 2>/dev/null || echo refused'
+  is "$out" refused
+  run 0 run --rm -v "w$n:/data:nocopy" "t$n:1" /bin/ls /data
+  is "$out" ''
+  fails 125 'no/such|no' run --rm -v 'no/such:/data' "t$n:1" /bin/sh -c :
+}
+
+test_anonymous_volume() { # volumes: an anonymous one goes with rm -v and --rm, a named one doesn't
+  make_image "t$n:1" -c 'VOLUME /data'
+  run 0 run --name "c$n" -v "v$n:/named" -v /more "t$n:1" /bin/sh -c 'touch /data/x /more/x'
+  run 0 volume ls -q
+  is "$(wc -l <<<"$out")" 3
+  run 0 rm -v "c$n"
+  run 0 volume ls -q
+  is "$out" "v$n"
+  run 0 run --rm "t$n:1" /bin/sh -c 'touch /data/x'
+  run 127 run --rm "t$n:1" /none
+  run 0 volume ls -q
+  is "$out" "v$n"
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'touch /data/x'
+  run 0 rm "c$n"
+  run 0 volume ls -q
+  is "$(wc -l <<<"$out")" 2
+  # a place that -v names is no anonymous volume
+  run 0 run --name "c$n" -v "v$n:/data/" "t$n:1" /bin/sh -c :
+  run 0 rm -v "c$n"
+  run 0 volume ls -q
+  is "$(wc -l <<<"$out")" 2
+}
+
+test_volumes_untouched() { # volumes: removing a container touches no byte of what was mounted in it
+  local how
+  mkdir -p dir/sub
+  echo one >dir/file
+  echo two >dir/sub/file
+  echo three >single
+  make_image "t$n:1"
+  run 0 run --rm -v "v$n:/v" "t$n:1" /bin/sh -c 'echo named >/v/file'
+  listing dir single "$MYDOCKER_ROOT/volumes/v$n" >before
+  for how in rm 'rm -v' 'rm -f' 'rm -f -v'; do
+    start run --name "c$n" -v "$PWD/dir:/dir" -v "$PWD/single:/single" -v "v$n:/v" -v "$PWD/dir/sub:/v/sub" "t$n:1" \
+      /bin/sh -c 'echo ready; [ "$1" ] || exec sleep 1000' sh "${how/rm -f*/}"
+    wait_for has out ready
+    if [[ $how == rm\ -f* ]]; then fails 125 "c$n" rm "c$n"; else ended 0; fi
+    # shellcheck disable=SC2086 # words
+    run 0 $how "c$n"
+    listing dir single "$MYDOCKER_ROOT/volumes/v$n" | grep -v "/_data/sub'\|/_data'" >after
+    grep -v "/_data/sub'\|/_data'" before | diff - after
+  done
+  run 0 run --rm -v "$PWD/dir:/dir" "t$n:1" /bin/sh -c :
+  listing dir | diff <(grep "'dir" before) -
+}
+
+test_volume_command() { # volumes: volume create, ls, inspect, rm and prune do what docker's do
+  make_image "t$n:1"
+  run 0 volume create "a$n"
+  is "$out" "a$n"
+  run 0 volume create "b$n"
+  run 0 volume create
+  like "$out" '^[0-9a-f]{64}$'
+  run 0 volume rm "$out"
+  run 0 volume ls -q
+  is "$out" "a$n"$'\n'"b$n"
+  run 0 volume ls
+  is "$out" "DRIVER   VOLUME NAME"$'\n'"local    a$n"$'\n'"local    b$n"
+  run 0 volume inspect "a$n"
+  like "$out" "\"Mountpoint\": \"$MYDOCKER_ROOT/volumes/a$n/_data\""
+  like "$out" "\"Name\": \"a$n\""
+  like "$out" '"Driver": "local"'
+  run 0 run --name "c$n" -v "a$n:/a" "t$n:1" /bin/sh -c 'touch /a/x'
+  fails 125 "c$n" volume rm "a$n"
+  fails 125 "none$n" volume rm "none$n"
+  fails 125 "none$n" volume inspect "none$n"
+  fails 125 '\.\.' volume create ../x
+  run 0 volume create "b$n" # is there
+  run 0 rm "c$n"
+  run 0 volume rm "a$n"
+  is "$out" "a$n"
+}
+
+test_volume_prune() { # volumes: volume prune removes those that no container uses
+  make_image "t$n:1"
+  run 0 run --name "c$n" -v "used$n:/a" -v /anonymous "t$n:1" /bin/sh -c :
+  run 0 run --rm -v "kept$n:/a" "t$n:1" /bin/sh -c :
+  run 0 volume create "free$n"
+  run 0 volume ls -q
+  is "$(wc -l <<<"$out")" 4
+  run 0 volume prune -a -f
+  like "$out" "free$n"
+  like "$out" "kept$n"
+  unlike "$out" "used$n"
+  run 0 volume ls -q
+  like "$out" "used$n"
+  is "$(wc -l <<<"$out")" 2
+  # without -a only volumes without a name go, as docker does it
+  run 0 volume create "free$n"
+  run 0 rm "c$n"
+  run 0 volume prune -f
+  run 0 volume ls -q
+  is "$(sort <<<"$out")" "free$n"$'\n'"used$n"
+}
+
+# ── 16. cp ─────────────────────────────────────────────────────────────────
+
+test_cp() { # cp: files and trees go both ways, running or stopped
+  local state
+  make_image "t$n:1"
+  rich_root rich
+  tree_of rich >want
+  for state in running stopped; do
+    start run --name "c$n" "t$n:1" /bin/sh -c 'echo inside >/tmp/inside; echo ready; [ "$1" = stopped ] || exec sleep 1000' sh "$state"
+    wait_for has out ready
+    [[ $state == running ]] || ended 0
+    run 0 cp "c$n:/tmp/inside" "$PWD/got"
+    is "$(<got)" inside
+    rm got
+    mkdir got
+    run 0 cp "c$n:/tmp/inside" "$PWD/got"
+    run 0 cp "c$n:tmp/inside" "$PWD/got/again"
+    is "$(cat got/inside got/again)" $'inside\ninside'
+    rm -r got
+    run 0 cp -a "$PWD/rich" "c$n:/tmp"
+    run 0 cp -a "c$n:/tmp/rich" "$PWD/got"
+    tree_of got | diff want -
+    rm -r got
+    run 0 cp -a "$PWD/rich/." "c$n:/tmp"
+    run 0 cp "c$n:/tmp/file" "$PWD/c$n.file"
+    is "$(<"c$n.file")" text
+    run 0 cp "c$n:/tmp/suid" "$PWD/mine"
+    is "$(stat -c %u:%g mine)" 0:0
+    fails 125 'none' cp "c$n:/none" .
+    fails 125 'none' cp "$PWD/none" "c$n:/"
+    fails 125 'none' cp "$PWD/got" "none:/"
+    fails 125 'cp' cp "c$n:/tmp/inside" "c$n:/tmp/other"
+    run 0 rm -f "c$n"
+    [[ $state == stopped ]] || ended 137
+  done
+}
+
+test_cp_volumes() { # cp: what is mounted in a container can be copied, running or stopped
+  mkdir host
+  echo host >host/file
+  make_image "t$n:1"
+  start run --name "c$n" -v "$PWD/host:/bind" -v "v$n:/named" "t$n:1" /bin/sh -c 'echo named >/named/file; echo ready; exec sleep 1000'
+  wait_for has out ready
+  run 0 cp "c$n:/bind/file" "$PWD/one"
+  run 0 cp "c$n:/named/file" "$PWD/two"
+  is "$(cat one two)" $'host\nnamed'
+  kill -KILL "$pid"
+  ended 137
+  run 0 cp "c$n:/bind/file" "$PWD/three"
+  run 0 cp "c$n:/named/file" "$PWD/four"
+  is "$(cat three four)" $'host\nnamed'
+}
+
+test_cp_read_only() { # cp: nothing is copied into a read-only volume or root
+  mkdir host
+  make_image "t$n:1"
+  start run --name "c$n" --read-only -v "$PWD/host:/v:ro" "t$n:1" /bin/sh -c 'echo ready; exec sleep 1000'
+  wait_for has out ready
+  echo x >x
+  fails 125 . cp x "c$n:/v/x"
+  fails 125 . cp x "c$n:/etc/x"
+  is "$(ls host)" ''
+  kill -KILL "$pid"
+  ended 137
+}
+
+test_cp_links() { # cp: a link in the container leads to nothing of the host's
+  local path state
+  make_canary
+  make_image "t$n:1"
+  for state in running stopped; do
+    start run --name "c$n" "t$n:1" /bin/sh -c 'ln -s "$2" /tmp/abs; ln -s "../../../../../../../../../../../$2" /tmp/up
+      ln -s "$2/file" /tmp/to; ln -s / /tmp/root; ln -s /proc/1/root /tmp/magic; echo ready; [ "$1" = stopped ] || exec sleep 1000' \
+      sh "$state" "$PWD/canary"
+    wait_for has out ready
+    [[ $state == running ]] || ended 0
+    echo bad >bad
+    for path in /tmp/abs/file /tmp/up/file /tmp/to "/tmp/magic$PWD/canary/file" "/../../../../../..$PWD/canary/file"; do
+      rm -rf got
+      timeout "$patience" "${mydocker[@]}" cp "c$n:$path" "$PWD/got" || is "$?" 125
+      [[ ! -e got || -L got ]]
+      timeout "$patience" "${mydocker[@]}" cp "$PWD/bad" "c$n:$path" || is "$?" 125
+      canary_lives
+    done
+    run 0 rm -f "c$n"
+    [[ $state == stopped ]] || ended 137
+  done
+}
+
+test_cp_race() { # cp: safe against a container that swaps links under it, CVE-2018-15664
+  local i container
+  make_canary
+  mkdir shared shared/dir
+  echo shared >shared/dir/file
+  ln -s "../../../../../../../../../../$PWD/canary" shared/link
+  make_image "t$n:1"
+  mkdir other
+  cd other
+  start run --name "c$n" -v "$OLDPWD/shared:/s" "t$n:1" /bin/sh -c 'echo ready; exec sleep 1000'
+  wait_for has out ready
+  container=$pid
+  cd ..
+  flipper "$PWD/shared/dir" "$PWD/shared/link"
+  echo bad >bad
+  for i in {1..7}; do
+    rm -rf got
+    timeout "$patience" "${mydocker[@]}" cp "c$n:/s/dir/file" "$PWD/got" || is "$?" 125
+    if [[ -e got ]]; then is "$(<got)" shared; fi
+    rm -rf got
+    timeout "$patience" "${mydocker[@]}" cp "c$n:/s/dir" "$PWD/got" || is "$?" 125
+    if [[ ! -L got && -e got/file ]]; then is "$(<got/file)" shared; fi
+    timeout "$patience" "${mydocker[@]}" cp "$PWD/bad" "c$n:/s/dir/new" || is "$?" 125
+    canary_lives
+  done
+  kill -KILL "$flipper" "$container"
+  pid=$container
+  ended 137
+}
+
+test_cp_runs_nothing() { # cp: no program, library or module of the container's is loaded, CVE-2019-14271
+  need strace
+  local place
+  small_root root
+  make_image "t$n:1"
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'for d in /lib /usr/lib /etc; do mkdir -p $d; echo bad >$d/libnss_files.so.2; done
+    echo passwd: bad >/etc/nsswitch.conf; echo text >/tmp/file'
+  strace -f -qq -o trace -e trace=execve,open,openat,openat2 "${mydocker[@]}" cp "c$n:/tmp/file" "$PWD"
+  is "$(<file)" text
+  has trace 'openat2?\('
+  for place in nsswitch.conf libnss; do
+    grep -F "$place" trace >found || continue
+    fail "$(<found)"
+  done
+  is "$(grep -c execve trace)" 1
+}
+
+# ── Other programs ─────────────────────────────────────────────────────────
+
+test_skopeo_reads_store() { # peers: skopeo reads the store in place, and what it puts there runs
+  need skopeo
+  make_image "t$n/x:1" -c 'ENV A=1'
+  skopeo inspect "oci:$MYDOCKER_ROOT/images:docker.io/t$n/x:1" >got
+  has got '"A=1"'
+  run 0 save --format oci -o a.tar "t$n/x:1"
+  run 0 save -o b.tar "t$n/x:1"
+  skopeo copy -q oci-archive:a.tar "dir:$PWD/one"
+  skopeo copy -q docker-archive:b.tar "dir:$PWD/two"
+  id_of "t$n/x:1"
+  has one/manifest.json "${id#sha256:}"
+  has two/manifest.json "${id#sha256:}"
+  skopeo copy -q oci-archive:a.tar "oci:$PWD/layout:t$n/y:1"
+  skopeo copy -q oci-archive:a.tar "docker-archive:$PWD/c.tar:t$n/z:1"
+  run 0 rmi "t$n/x:1"
+  run 0 load -i layout
+  run 0 load -i c.tar
+  run 0 run --rm "t$n/z:1" /bin/sh -c 'echo $A'
+  is "$out" 1
+}
+
+test_podman_loads_saved() { # peers: podman loads both formats of save with the same id, and sees the same tree
+  local format place
+  peer_podman
+  small_root root
+  rich_root root/rich
+  make_image "t$n:1"
+  id_of "t$n:1"
+  tree_of root >want
+  for format in docker oci; do
+    run 0 save --format "$format" -o a.tar "t$n:1"
+    "${podman[@]}" load -q -i a.tar
+    is "$("${podman[@]}" images --no-trunc -q "t$n:1")" "$id"
+    place=$("${podman[@]}" image mount "t$n:1")
+    tree_of "$place" | diff want -
+    "${podman[@]}" image umount "t$n:1"
+    "${podman[@]}" rmi -f "t$n:1"
+  done
+}
+
+test_podman_image_runs() { # peers: an image of podman's runs here with the same id and the same tree, however it is saved
+  local format want
+  peer_podman
+  own_state
+  small_root root
+  rich_root root/rich
+  tar --format=pax --xattrs --xattrs-include='*' -C root -cf root.tar .
+  "${podman[@]}" import -q -c 'CMD ["/bin/sh", "-c", "echo hello"]' root.tar "localhost/t$n:1"
+  want=$("${podman[@]}" images --no-trunc -q "localhost/t$n:1")
+  tree_of root >tree
+  for format in docker-archive oci-archive oci-dir; do
+    rm -rf saved
+    "${podman[@]}" save -q --format "$format" -o saved "localhost/t$n:1"
+    run 0 load -i saved
+    id_of "localhost/t$n:1"
+    is "$id" "$want"
+    run 0 run --rm "localhost/t$n:1"
+    is "$out" hello
+    layer_of "localhost/t$n:1"
+    tree_of "$layer" | diff tree -
+    run 0 rmi "localhost/t$n:1"
+  done
+}
+
+test_podman_sees_commit() { # peers: what commit makes has the same tree in podman as here
+  local place
+  need overlay
+  peer_podman
+  small_root root
+  mkdir -p root/old/deep root/gone
+  touch root/old/a root/gone/x
+  make_image "t$n:1"
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'rm -r /old /gone /etc/group; mkdir /old; echo b >/old/b; echo x >>/etc/passwd'
+  rich_root rich
+  run 0 cp -a "$PWD/rich" "c$n:/"
+  run 0 commit "c$n" "t$n:2"
+  run 0 export -o "$PWD/e.tar" "c$n"
+  mkdir here
+  tar --xattrs --xattrs-include='*' -C here -xf e.tar
+  run 0 save -o a.tar "t$n:2"
+  "${podman[@]}" load -q -i a.tar
+  place=$("${podman[@]}" image mount "t$n:2")
+  tree_of here >want
+  tree_of "$place" | diff want -
+  "${podman[@]}" image umount "t$n:2"
+}
+
+test_podman_runs_saved() { # peers: podman runs an image that was made here
+  peer_podman
+  need runc
+  make_image "t$n:1" -c 'CMD ["/bin/sh","-c","echo hello from $A"]' -c 'ENV A=here'
+  run 0 save -o a.tar "t$n:1"
+  "${podman[@]}" load -q -i a.tar
+  is "$("${podman[@]}" --runtime runc run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
+    "t$n:1" 2>err || cat err)" 'hello from here'
+}
+
+test_umoci() { # peers: umoci unpacks what save writes to the same tree, and what it makes runs here
+  need umoci
+  local -
+  small_root root
+  rich_root root/rich
+  make_image "t$n:1"
+  run 0 save --format oci -o a.tar "t$n:1"
+  mkdir layout
+  tar -C layout -xf a.tar
+  umoci unpack --image "layout:$(umoci ls --layout layout)" bundle
+  tree_of root >want
+  tree_of bundle/rootfs | diff want -
+  umoci init --layout made
+  umoci new --image "made:t$n-umoci:2"
+  umoci unpack --image "made:t$n-umoci:2" other
+  cp -a root/. other/rootfs
+  umoci repack --image "made:t$n-umoci:2" other
+  umoci config --image "made:t$n-umoci:2" --config.cmd /bin/sh --config.cmd -c --config.cmd 'echo umoci'
+  run 0 load -i made
+  run 0 run --rm "t$n-umoci:2"
+  is "$out" umoci
+}
+
+test_debootstrap() { # peers: a Debian of debootstrap's is a system: packages, su, useradd, python
+  need debootstrap
+  [[ ${DEBIAN_ROOT-} ]] || skip 'needs DEBIAN_ROOT=DIR, a root that debootstrap made'
+  own_state
+  run 0 import "$DEBIAN_ROOT" debian
+  mkdir -p p/DEBIAN p/usr/bin
+  printf 'Package: t\nVersion: 1\nArchitecture: all\nMaintainer: t <t@t>\nDescription: t\n' >p/DEBIAN/control
+  echo 'echo installed' >p/usr/bin/t
+  chmod 755 p/usr/bin/t
+  dpkg-deb -b p t.deb
+  run 0 run --rm -v "$PWD/t.deb:/t.deb" debian /bin/bash -ec 'apt-get install -y /t.deb >/dev/null; t
+    useradd -m someone; su someone -c "id -un; cd; pwd"; perl -e "print qq(perl\n)"; dpkg -l | grep -c ^ii >/dev/null'
+  is "$out" $'installed\nsomeone\n/home/someone\nperl'
+}
+
+# ── Measurements ───────────────────────────────────────────────────────────
+
+prepare_unpack() { # a 300 MB layer of 30,000 files, as tar and as images
+  big_root big 30000 10000
+  tar --format=pax -C big -cf big.tar .
+  MYDOCKER_ROOT=$PWD/made "${mydocker[@]}" import big.tar big:1
+  MYDOCKER_ROOT=$PWD/made "${mydocker[@]}" save -o saved.tar big:1
+  rm -rf big layout made
+  mkdir layout
+  tar -C layout -xf saved.tar # for umoci
+}
+
+big_root() { # big_root DIR FILES BYTES: so many files of this mean size, half of each compressible
+  "$PYTHON" -I - "$@" <<'PYTHON'
+import os, random, sys
+top, files, mean = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+random.seed(1)
+for number in range(files):
+    path = "%s/dir%d/sub%d" % (top, number % 50, number // 50 % 50)
+    if number < 2500:
+        os.makedirs(path)
+    size = min(int(random.expovariate(1 / mean)), 400000)
+    with open("%s/file%d" % (path, number), "wb") as file:
+        file.write(random.randbytes(size // 2) + b"text " * (size // 10))
+PYTHON
+}
+
+bench_unpack_tar() { # unpack: tar -x of the layer (300 MB, 30,000 files), then rm -r
+  row=(unpack_and_remove rm -rf out -- tar -C out -xf big.tar)
+}
+
+bench_unpack_load() { # unpack: mydocker.py load of the layer's image, then rm -r of all
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" load -i saved.tar)
+}
+
+bench_unpack_import() { # unpack: mydocker.py import of the layer, then rm -r of all
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" import big.tar big:1)
+}
+
+bench_unpack_umoci() { # unpack: umoci unpack of the layer's image, then rm -r
+  need umoci
+  row=(unpack_and_remove rm -rf out -- umoci unpack --image "layout:$(umoci ls --layout layout | head -n 1)" out/bundle)
+}
+
+bench_unpack_podman() { # unpack: podman load of the layer's image, then podman rmi
+  need podman
+  peer_podman
+  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" load -q -i saved.tar)
+}
+
+unpack_and_remove() { # unpack_and_remove COMMAND... -- COMMAND...: the second with an empty ./out, then the first
+  local remove=()
+  while [[ $1 != -- ]]; do remove+=("$1"); shift; done
+  shift
+  mkdir -p out
+  "$@" && "${remove[@]}"
+}
+
+prepare_images() { # images that differ in one thing: files, layers
+  local number
+  own_state
+  rm -rf root big layout
+  small_root root
+  run 0 import root "layers:1"
+  small_root big
+  big_root big/many 30000 200
+  run 0 import big files:1
+  for number in 10 100; do
+    run 0 import root "layers:$number"
+    rm -rf layout
+    run 0 save --format oci -o layers.tar "layers:$number"
+    mkdir layout
+    tar -C layout -xf layers.tar
+    add_layers layout $((number - 1))
+    run 0 load -i layout
+  done
+}
+
+bench_image_1() { # images: run --rm of a small image, 1 layer
+  row=(env "MYDOCKER_ROOT=$PWD/state" "${mydocker[@]}" run --rm layers:1 /bin/sh -c :)
+}
+
+bench_image_files() { # images: run --rm of an image of 30,000 files
+  row=(env "MYDOCKER_ROOT=$PWD/state" "${mydocker[@]}" run --rm files:1 /bin/sh -c :)
+}
+
+bench_image_10() { # images: run --rm of an image of 10 layers
+  row=(env "MYDOCKER_ROOT=$PWD/state" "${mydocker[@]}" run --rm layers:10 /bin/sh -c :)
+}
+
+bench_image_100() { # images: run --rm of an image of 100 layers
+  row=(env "MYDOCKER_ROOT=$PWD/state" "${mydocker[@]}" run --rm layers:100 /bin/sh -c :)
 }
 
 test_nothing_left() { # main: nothing is left behind on this box
