@@ -77,7 +77,6 @@ MS_NOSYMFOLLOW = 256
 MS_NOATIME = 1024
 MS_NODIRATIME = 2048
 MS_BIND = 4096
-MS_MOVE = 8192
 MS_REC = 16384
 MS_UNBINDABLE = 1 << 17
 MS_PRIVATE = 1 << 18
@@ -99,12 +98,9 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
 MFD_NOEXEC_SEAL = 8
 
-# linux/prctl.h, linux/seccomp.h
+# linux/prctl.h
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
-PR_SET_NAME = 15
-SECCOMP_GET_ACTION_AVAIL = 2
-SECCOMP_RET_ERRNO = 0x00050000
 
 # asm-generic/ioctls.h, linux/sockios.h, linux/if.h, linux/netlink.h, linux/nf_tables.h
 TIOCSCTTY = 0x540E
@@ -225,7 +221,6 @@ umount2 = kernel("umount2", TEXT, "MNT_")  # umount(2)
 sethostname = kernel("sethostname", TEXT, LONG)  # sethostname(2)
 pivot_root = kernel("pivot_root", TEXT, TEXT)  # pivot_root(2)
 prctl = kernel("prctl", "PR_", LONG, LONG, LONG, LONG)  # prctl(2)
-prctl_text = kernel("prctl", "PR_", TEXT, LONG, LONG, LONG)  # prctl(2), PR_SET_NAME
 signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
 statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
 openat2 = kernel("openat2", INT, TEXT, BYTES, LONG, number=437)  # openat2(2), since 5.6
@@ -873,8 +868,7 @@ def parse_json(data, what, shape):
 
 
 def check(value, shape, what):
-    """Return VALUE if it has that SHAPE.  A null is nothing, as Go writes it; only digests and
-    sizes must be there."""
+    """Return VALUE if it has that SHAPE; null is nothing, as Go writes it, but for digest and size."""
     kind = shape if isinstance(shape, type) else type(shape)
     if shape == DIGEST:
         return check_digest(value, f"image, on {what}")
@@ -892,12 +886,11 @@ def check(value, shape, what):
 
 def read_document(chunks, what, digest="", size=None):
     """Return CHUNKS joined, checked against what is known of them; they must be few."""
-    meter, data = Meter(digest, size), b""
-    for chunk in meter.watch(chunks):
+    data = b""
+    for chunk in measure(chunks, {}, digest, size):
         data += chunk
         if len(data) > JSON_LIMIT:
             raise Failure(f"image, on {what}: larger than {humane_size(JSON_LIMIT)}")
-    meter.check()
     return data
 
 
@@ -918,10 +911,10 @@ def read_image(read, descriptor):
     """
     for _ in range(3):
         data, what = read(descriptor), descriptor["digest"]
-        manifest = parse_json(data, what, MANIFEST)
+        manifest = parse_json(data, what, dict)
         if "manifests" in manifest and ("layers" in manifest or "config" in manifest):
             raise Failure(f"image, on {what}: manifest and index in one")  # CVE-2021-41190
-        if "manifests" not in manifest:
+        if "manifests" not in check(manifest, MANIFEST, what):
             break
         descriptor = choose_platform(manifest["manifests"] or (), what)
     else:
@@ -980,33 +973,23 @@ class Descriptor(int):
         os.close(self)
 
 
-class Meter:
-    """Measures what passes, and refuses what isn't what was promised."""
-
-    def __init__(self, digest="", size=None):
-        import hashlib
-        self.sha256, self.size, self.wanted = hashlib.sha256(), 0, (digest, size)
-
-    def watch(self, chunks, bar=None):
-        digest, size = self.wanted
-        for chunk in chunks:
-            self.size += len(chunk)
-            if size is not None and self.size > size:
-                raise Failure(f"blob, on {digest}: longer than its {size} bytes")
-            self.sha256.update(chunk)
-            if bar:
-                bar.add(len(chunk))
-            yield chunk
-
-    def check(self):
-        digest, size = self.wanted
-        if size not in (None, self.size):
-            raise Failure(f"blob, on {digest}: {self.size} bytes of {size}: cut off")
-        if digest not in ("", self.digest()):
-            raise Failure(f"blob, on {digest}: damaged or forged: the data is {self.digest()}")
-
-    def digest(self):
-        return "sha256:" + self.sha256.hexdigest()
+def measure(chunks, found, digest="", size=None, bar=None):
+    """Pass CHUNKS on; at their end refuse what isn't what was promised, else fill FOUND in."""
+    import hashlib
+    sha256, passed = hashlib.sha256(), 0
+    for chunk in chunks:
+        passed += len(chunk)
+        if size is not None and passed > size:
+            raise Failure(f"blob, on {digest}: longer than its {size} bytes")
+        sha256.update(chunk)
+        if bar:
+            bar.add(len(chunk))
+        yield chunk
+    found.update(digest="sha256:" + sha256.hexdigest(), size=passed)
+    if size not in (None, passed):
+        raise Failure(f"blob, on {digest}: {passed} bytes of {size}: cut off")
+    if digest not in ("", found["digest"]):
+        raise Failure(f"blob, on {digest}: damaged or forged: the data is {found['digest']}")
 
 
 def read_path(path):
@@ -1021,18 +1004,6 @@ def save_chunks(chunks, path):
         for chunk in chunks:
             file.write(chunk)
             yield chunk
-
-
-def gather(chunks):
-    """Join small chunks into large ones: each hand-over costs."""
-    held, size = [], 0
-    for chunk in chunks:
-        held.append(chunk)
-        size += len(chunk)
-        if size >= CHUNK:
-            yield b"".join(held)
-            held, size = [], 0
-    yield b"".join(held)
 
 
 def read_ahead(chunks):
@@ -1096,9 +1067,8 @@ def decompress(kind, chunks):
 
 
 # Reading tar.  POSIX.1-2017 pax, "ustar Interchange Format"; GNU: tar manual, "Basic Tar Format".
-#
-# A reader of its own, not tarfile: four times as fast, the same under every Python (the older
-# tarfile takes a damaged header for the end), and names stay the bytes that they are.
+# Not tarfile: this is four times as fast and the same under every Python, of which the older ones
+# take a damaged header for the end.
 
 class Stream:
     """Exact reads from chunks; FD is where these come from, if it can seek."""
@@ -1276,10 +1246,9 @@ def read_sparse_map(stream, block, entry, pax):
         return
     entry.kind, entry.size, entry.extents = b"0", real, list(zip(words[::2], words[1::2]))
     ends = [end for offset, length in entry.extents for end in (offset, offset + length)]
-    if [0, *ends, real] != sorted([0, *ends, real]):
-        raise ValueError("a sparse map out of order")
-    if sum(length for _, length in entry.extents) != entry.stored:
-        raise ValueError("a sparse map that doesn't fit its data")
+    stored = sum(length for _, length in entry.extents)
+    if [0, *ends, real] != sorted([0, *ends, real]) or stored != entry.stored:
+        raise ValueError("a sparse map out of order, or that doesn't fit its data")
 
 
 # Unpacking
@@ -1287,7 +1256,7 @@ def read_sparse_map(stream, block, entry, pax):
 NODES = {b"2": stat.S_IFLNK, b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}
 
 
-def unpack_layer(chunks, layer_fd, bar=None, strict=False, **how):
+def unpack_layer(chunks, layer_fd, strict=False, **how):
     """Unpack a plain tar into the directory layer_fd, by default in the form overlayfs wants.
 
     Nothing is written outside, and all CHUNKS are read, whatever the archive says.
@@ -1300,8 +1269,6 @@ def unpack_layer(chunks, layer_fd, bar=None, strict=False, **how):
             except (OSError, ValueError, OverflowError) as why:
                 because = reason(why) if isinstance(why, OSError) else why
                 raise Failure(f"unpack, on {shown(entry.name)}: {because}") from why
-            if bar:
-                bar.add(entries=1)
         tree.finish()
     finally:
         os.umask(mask)
@@ -1313,10 +1280,9 @@ def unpack_layer(chunks, layer_fd, bar=None, strict=False, **how):
 class Tree:
     """A layer's directory while it fills up.
 
-    A layer lies in a directory of its own, so the only links in it are its own, and a name that
-    leads through one is followed as if the layer were the whole root, which is what docker does.
-    Mode, owner and time of directories come last: until then each can be written to, none is
-    set-group-id, and nothing changes its time any more.
+    The only links in it are its own, and a name that leads through one is followed as if the layer
+    were the whole root, as docker does.  Mode, owner and time of directories come last: until then
+    each can be written to, none is set-group-id, and nothing changes its time any more.
     """
 
     def __init__(self, root, whiteouts="mark", owned_by=None):
@@ -1379,8 +1345,7 @@ class Tree:
         return fd
 
     def make_dir(self, name, parent, implied=False):
-        """Make the directory NAME, or keep it.  What else is there goes, unless the directory is
-        only implied by a name below it: it may be a link to one."""
+        """Make the directory NAME, or keep it.  What else is there goes; not if it's only IMPLIED."""
         try:
             os.mkdir(name, 0o755, dir_fd=parent)
         except FileExistsError:
@@ -1417,8 +1382,8 @@ class Tree:
                 hide_lower(name[4:], parent)
 
     def make_file(self, entry, name, parent, stream):
-        new = put(name, parent, os.open, name, OPEN_NEW, entry.mode, dir_fd=parent)
-        with Descriptor(new) as fd:
+        fd = put(name, parent, os.open, name, OPEN_NEW, entry.mode, dir_fd=parent)
+        with Descriptor(fd):
             if entry.extents is not None:
                 os.ftruncate(fd, entry.size)
             for offset, left in ((0, entry.size),) if entry.extents is None else entry.extents:
@@ -1458,8 +1423,7 @@ class Tree:
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
 
     def dress(self, fd, entry, chmod):
-        """Give owner, mode, attributes, time, in this order: chown clears set-user-id and
-        capabilities, a write to either sets the time."""
+        """Give owner, mode, attributes, time, in this order: chown clears two, all set the time."""
         if (entry.uid, entry.gid) != self.owner:
             os.fchown(fd, entry.uid, entry.gid)
         if chmod:
@@ -1492,7 +1456,7 @@ def split_name(name, complaint):
 
 
 def put(name, parent, make, *args, same=None, **options):
-    """Call make(...); what is in the way, unless it is the SAME, is removed first."""
+    """Call make(...); what has the name already, and is not the SAME, is removed first."""
     try:
         return make(*args, **options)
     except FileExistsError:
@@ -1520,36 +1484,30 @@ def keeps_xattr(name):
 
 
 def remove_tree(name, dir_fd=None):
-    """Remove NAME, whatever it is.  Its directories are laid flat, so none is too deep for us."""
+    """Remove NAME, whatever it is.  Its directories are laid flat, so that none is too deep, and
+    ".." isn't used: in a running container, it could lead anywhere by now."""
     try:
         os.unlink(name, dir_fd=dir_fd)
-        return
     except FileNotFoundError:
-        return
-    except IsADirectoryError:
         pass
-    with Descriptor(os.open(name, OPEN_CHILD, dir_fd=dir_fd)) as top:
-        todo = strip_dir(top, top)
-        while todo:
-            with Descriptor(os.open(todo[-1], OPEN_CHILD, dir_fd=top)) as fd:
-                more = strip_dir(fd, top)
-            os.rmdir(todo.pop(), dir_fd=top)
-            todo += more
-    os.rmdir(name, dir_fd=dir_fd)
-
-
-def strip_dir(fd, top):
-    """Remove the files in a directory, move its directories to TOP; return their names there."""
-    moved = []
-    with os.scandir(fd) as entries:
-        found = [(each.name, each.is_dir(follow_symlinks=False)) for each in entries]
-    for name, is_dir in found:
-        if is_dir:
-            moved.append(os.urandom(16).hex())
-            os.rename(name, moved[-1], src_dir_fd=fd, dst_dir_fd=top)
-        else:
-            os.unlink(name, dir_fd=fd)
-    return moved
+    except IsADirectoryError:
+        with Descriptor(os.open(name, OPEN_CHILD, dir_fd=dir_fd)) as top:
+            found = ["."]
+            for each in found:  # it grows meanwhile
+                with Descriptor(os.open(each, OPEN_CHILD, dir_fd=top)) as fd:
+                    for entry in list(os.scandir(fd)):
+                        if not entry.is_dir(follow_symlinks=False):
+                            os.unlink(entry.name, dir_fd=fd)
+                            continue
+                        flat = os.urandom(16).hex()
+                        try:
+                            os.rename(entry.name, flat, src_dir_fd=fd, dst_dir_fd=top)
+                            found.append(flat)
+                        except OSError:  # EXDEV: overlayfs doesn't move a lower layer's
+                            remove_tree(entry.name, fd)
+            for each in found[1:]:
+                os.rmdir(each, dir_fd=top)
+        os.rmdir(name, dir_fd=dir_fd)
 
 
 # Writing tar
@@ -1577,8 +1535,11 @@ def pack_tree(root_fd, as_layer=False, path=b""):
     as_layer: it is the upper directory of an overlay, and its whiteouts become an image's; or,
     "stored", one of our layers.
     """
+    from itertools import islice
     try:
-        yield from gather(pack_directory(root_fd, path, as_layer, {}))
+        pieces = pack_directory(root_fd, path, as_layer, {})
+        while chunk := b"".join(islice(pieces, 16)):  # each hand-over costs
+            yield chunk
     except RecursionError:
         raise Failure("pack: directories are nested too deeply") from None
     yield bytes(1024)
@@ -1706,27 +1667,25 @@ class adding_images:
     """Hold the images, show on a terminal how far the work is, and sweep up behind it."""
 
     def __init__(self, title, total=0):
-        self.title, self.total, self.bytes, self.entries = title, total, 0, 0
-        self.started = self.drawn = time.monotonic()
-        self.lock, self.clear = using_images(), "\r\033[K" if sys.stderr.isatty() else ""
+        self.title, self.total, self.bytes, self.started = title, total, 0, time.monotonic()
+        self.lock, self.drawn = using_images(), self.started if sys.stderr.isatty() else 1e99
 
     def __enter__(self):
         self.lock.__enter__()
         return self
 
-    def add(self, size=0, entries=0):
-        self.bytes, self.entries = self.bytes + size, self.entries + entries
-        if self.clear and time.monotonic() > self.drawn + 0.1:
-            self.drawn = time.monotonic()
-            done = "=" * min(20, 20 * self.bytes // (self.total or 1))
-            rate = humane_size(self.bytes / (self.drawn - self.started))
-            print(f"{self.clear}{self.title} {f'[{done:20}] ' if self.total else ''}"
-                  f"{humane_size(self.bytes)} {rate}/s {self.entries} entries",
-                  end="", file=sys.stderr, flush=True)
+    def add(self, size):
+        self.bytes, now = self.bytes + size, time.monotonic()
+        if now > self.drawn + 0.1:
+            done = "=" * (20 * self.bytes // self.total) if self.total else ""
+            print(f"\r\033[K{self.title} [{done:20.20}] {humane_size(self.bytes)}, "
+                  f"{humane_size(self.bytes / (now - self.started))}/s", end="", file=sys.stderr,
+                  flush=True)
+            self.drawn = now
 
     def __exit__(self, *why):
         self.lock.__exit__(*why)
-        sys.stderr.write(self.clear)
+        sys.stderr.write("\r\033[K" if self.drawn < 1e99 else "")
         try:
             with locked(state_path("images.lock"), wait=False):
                 sweep_images()
@@ -1788,47 +1747,53 @@ def ref_name(entry):
         return ""
 
 
+def stored_images(wanted=lambda entry: True):
+    """Yield the images that wanted entries of the index lead to, with their names."""
+    for entry in filter(wanted, read_index()):
+        try:
+            yield {**read_image(read_blob, entry), "name": ref_name(entry), "entry": entry}
+        except Failure as why:  # put there by others, and not for this machine
+            warn(f"{why}, ignoring")
+
+
+def image_id(entry):
+    """Return the id of the image that an entry of the index leads to, if it can be read."""
+    try:
+        return read_image(read_blob, entry)["id"]
+    except Failure:
+        return entry["digest"]
+
+
 def name_image(name, descriptor):
     """Let NAME (full, or "" for none) mean an image; what lost its last name stays without one."""
-    def image_id(entry):
-        try:
-            return read_image(read_blob, entry)["id"]
-        except Failure:  # put there by others, and not for this machine
-            return entry["digest"]
-
     with locked(state_path("images", "index.lock")):
-        rest = [{**each, "annotations": {}} if name and ref_name(each) == name else each
+        kept = [{**each, "annotations": {}} if name and ref_name(each) == name else each
                 for each in read_index()]
-        rest.append({**descriptor, "annotations": {REF_NAME: name} if name else {}})
-        named = [each for each in rest if ref_name(each)]
-        unnamed = {image_id(each): each for each in rest if not ref_name(each)}
-        for each in named:
-            unnamed.pop(image_id(each), None)
-        write_index([*named, *unnamed.values()])
+        kept.append({**descriptor, "annotations": {REF_NAME: name} if name else {}})
+        named, unnamed = {}, {}
+        for each in kept:
+            (named if ref_name(each) else unnamed).setdefault(image_id(each), []).append(each)
+        last = [entries[-1] for each, entries in unnamed.items() if each not in named]
+        write_index([*filter(ref_name, kept), *last])
 
 
 def find_image(text):
     """Return the image that TEXT names: a name, NAME@DIGEST, or the beginning of an id."""
     import re
-    entries = read_index()
-    prefix = re.fullmatch("(?:sha256:)?([0-9a-f]+)", text)
+    prefix, name = re.fullmatch("(?:sha256:)?([0-9a-f]+)", text), ""
     try:
         name = full_name(text)
     except Failure:
-        if not entries or not prefix:
+        if not prefix:
             raise
-        name = ""
     repository, _, digest = name.partition("@")
-    named = ([each for each in entries if name and ref_name(each) == name]
-             or [each for each in entries if each["digest"] == digest
-                 and ref_name(each).rpartition(":")[0] == repository])
-    if named:
-        return {**read_image(read_blob, named[0]), "name": ref_name(named[0])}
-    found = {}
-    for image in (read_image(read_blob, each) for each in entries if prefix):
-        wanted = "sha256:" + prefix[1]
-        if image["id"].startswith(wanted) or image["digest"] == wanted:
-            found[image["id"]] = {**image, "name": ""}
+    found = name and [*stored_images(lambda each: ref_name(each) == name or each["digest"] == digest
+                                     and ref_name(each).rpartition(":")[0] == repository)]
+    if found:
+        return found[0]
+    start = "sha256:" + prefix[1] if prefix else "none"
+    found = {each["id"]: {**each, "name": ""} for each in (stored_images() if prefix else ())
+             if each["id"].startswith(start) or each["digest"] == start}
     if len(found) > 1:
         raise Failure(f"image, on {text}: {len(found)} ids begin like this")
     if not found:
@@ -1839,8 +1804,7 @@ def find_image(text):
 def image_layers(image):
     """Return the directories of an image's layers, bottom first, for overlayfs.
 
-    Each is there once, as overlayfs insists: the upper one of two hides the lower one anyway.
-    What was put into the layout by others is unpacked now.  An opaque root hides all below.
+    Each is there once, as overlayfs insists; what others put into the store is unpacked now.
     """
     for descriptor, diff_id in zip(image["layers"], image["diff_ids"]):
         if not os.path.isdir(layer_path(diff_id)):
@@ -1849,7 +1813,7 @@ def image_layers(image):
     for path in map(layer_path, reversed(image["diff_ids"])):
         if path not in paths:
             paths.insert(0, path)
-        if "trusted.overlay.opaque" in os.listxattr(path):
+        if "trusted.overlay.opaque" in os.listxattr(path):  # it hides all below
             break
     return paths
 
@@ -1872,47 +1836,42 @@ def store_layer(chunks, diff_id="", descriptor=None, bar=None, strict=False):
     What is known of it beforehand is checked.  Nothing stays if anything fails.
     """
     kind, chunks = sniff(chunks)
-    packed = Meter(descriptor["digest"], descriptor["size"]) if descriptor else Meter()
-    plain = packed if kind == "plain" else Meter()
+    packed, plain = {}, {}
     blob, layer = temporary_path("images", "blobs", "sha256"), temporary_path("layers")
-    chunks = packed.watch(chunks, bar)
+    known = (descriptor["digest"], descriptor["size"]) if descriptor else ()
+    chunks = measure(chunks, packed, *known, bar=bar)
     if kind == "plain":
-        chunks = save_chunks(chunks, blob)
+        chunks, plain = save_chunks(chunks, blob), packed
     elif descriptor or kind in LAYER_TYPES:
-        chunks = plain.watch(decompress(kind, save_chunks(chunks, blob)))
+        chunks = measure(decompress(kind, save_chunks(chunks, blob)), plain)
     else:
-        chunks = save_chunks(plain.watch(decompress(kind, chunks)), blob)
+        chunks = save_chunks(measure(decompress(kind, chunks), plain), blob)
         kind, packed = "plain", plain
     try:
         os.mkdir(layer)
         with Descriptor(os.open(layer, OPEN_DIR)) as fd:
             os.fchmod(fd, 0o755)  # whatever the umask is
-            unpack_layer(read_ahead(chunks), fd, bar, strict)
-        packed.check()
-        if diff_id not in ("", plain.digest()):
-            raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain.digest()}")
-        os.rename(blob, blob_path(packed.digest()))
+            unpack_layer(read_ahead(chunks), fd, strict)
+        if diff_id not in ("", plain["digest"]):
+            raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain['digest']}")
+        os.rename(blob, blob_path(packed["digest"]))
         try:
-            os.rename(layer, layer_path(plain.digest()))
+            os.rename(layer, layer_path(plain["digest"]))
         except OSError:  # the same is there already
-            if not os.path.isdir(layer_path(plain.digest())):
+            if not os.path.isdir(layer_path(plain["digest"])):
                 raise
     finally:
         remove_tree(blob)
         remove_tree(layer)
-    return descriptor or {"mediaType": LAYER_TYPES[kind], "digest": packed.digest(),
-                          "size": packed.size}, plain.digest()
+    return descriptor or {"mediaType": LAYER_TYPES[kind], **packed}, plain["digest"]
 
 
 def store_image(image, chunks_of, bar=None):
-    """Store an image as read_image returns it; chunks_of(descriptor) yields a layer's blob.
-
-    A layer that is there isn't asked for, and two processes don't work on the same one.
-    """
+    """Store an image of read_image's; chunks_of(descriptor) yields a layer, if it isn't there."""
     for descriptor, diff_id in zip(image["layers"], image["diff_ids"]):
         if (descriptor.get("mediaType") or "").endswith("+encrypted"):
             raise Failure(f"layer, on {descriptor['digest']}: encrypted")
-        with locked(layer_path(diff_id) + ".lock"):
+        with locked(layer_path(diff_id) + ".lock"):  # two processes don't work on the same one
             if not (os.path.isdir(layer_path(diff_id))
                     and os.path.exists(blob_path(descriptor["digest"]))):
                 store_layer(chunks_of(descriptor), diff_id, descriptor, bar)
@@ -1953,8 +1912,8 @@ def commit(image, upper_dir, name="", changes=(), comment="", author=""):
     """Make an image: IMAGE and on it what is in an overlay's upper directory."""
     config = {**image["config"], **({"author": author} if author else {})}
     with Descriptor(os.open(upper_dir, OPEN_DIR)) as fd, adding_images("commit") as bar:
-        return add_layer(config, image["layers"], image["diff_ids"], pack_tree(fd, True), name,
-                         changes, comment, bar)
+        return add_layer(config, image["layers"], image["diff_ids"], pack_tree(fd, True),
+                         name, changes, comment, bar)
 
 
 def add_layer(config, layers, diff_ids, chunks, name, changes, comment, bar):
@@ -1982,11 +1941,11 @@ def apply_change(config, text):
         words = listed or shlex.split(rest)
     except ValueError as why:
         raise Failure(f"change, on {text!r}: {why}") from None
-    if word in plain and rest:
-        config[plain[word]] = rest
-    elif word in ("CMD", "ENTRYPOINT"):
+    if word in ("CMD", "ENTRYPOINT"):
         config[word.capitalize()] = listed if listed is not None else ["/bin/sh", "-c", rest]
-    elif word in ("ENV", "LABEL") and rest:
+    elif word in plain and rest:
+        config[plain[word]] = rest
+    elif word in ("ENV", "LABEL") and words:
         for pair in words if "=" in words[0] else [rest.replace(" ", "=", 1)]:
             key, _, value = pair.partition("=")
             if word == "LABEL":
@@ -1994,7 +1953,7 @@ def apply_change(config, text):
             else:
                 env = [each for each in config.get("Env") or () if each.partition("=")[0] != key]
                 config["Env"] = [*env, f"{key}={value}"]
-    elif word in ("EXPOSE", "VOLUME") and rest:
+    elif word in ("EXPOSE", "VOLUME") and words:
         key, end = ("Volumes", "") if word == "VOLUME" else ("ExposedPorts", "/tcp")
         added = {each if "/" in each else each + end: {} for each in words}
         config[key] = {**(config.get(key) or {}), **added}
@@ -2100,39 +2059,33 @@ def load_docker(wanted, data, bar):
 
 
 def save(names, out, form="docker"):
-    """Write images to the file OUT as a tar: an OCI layout, and for docker its manifest.json too.
-
-    The bytes depend on nothing but the images and their names.
-    """
-    def blob(digest):
-        return f"blobs/sha256/{digest[7:]}"
-
-    def write(name, size, chunks):
+    """Write images to the file OUT as a tar: an OCI layout, and for docker its manifest.json too."""
+    def put_in(name, size, chunks):
         out.write(tar_header(name.encode(), b"0", size=size))
         for chunk in chunks:
             out.write(chunk)
         out.write(bytes(-size % 512))
 
+    def blob(digest):
+        return f"blobs/sha256/{digest[7:]}"
+
+    index, entries, digests = [], [], set()
     with using_images():
-        images = [find_image(name) for name in names]
-        index = [{**image["descriptor"], "annotations": {
-            REF_NAME: image["name"], DOCKER_NAME: image["name"]} if image["name"] else {}}
-            for image in images]
-        entries = [{"Config": blob(image["id"]),
-                    "RepoTags": [short_name(image["name"])] if image["name"] else [],
-                    "Layers": [blob(each["digest"]) for each in image["layers"]]}
-                   for image in images]
-        documents = {"oci-layout": {"imageLayoutVersion": "1.0.0"},
-                     "index.json": {"schemaVersion": 2, "manifests": index},
-                     **({"manifest.json": entries} if form == "docker" else {})}
-        for name, value in documents.items():
+        for image in map(find_image, names):
+            name, layers = image["name"], [each["digest"] for each in image["layers"]]
+            index.append({**image["descriptor"], "annotations": {
+                REF_NAME: name, DOCKER_NAME: name} if name else {}})
+            entries.append({"Config": blob(image["id"]), "Layers": [*map(blob, layers)],
+                            "RepoTags": [short_name(name)] if name else []})
+            digests.update((image["id"], image["digest"], *layers))
+        documents = [("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("manifest.json", entries),
+                     ("index.json", {"schemaVersion": 2, "manifests": index})]
+        for name, value in documents if form == "docker" else documents[::2]:
             data = to_json(value).encode()
-            write(name, len(data), [data])
-        for digest in sorted({each for image in images for each in (
-                image["id"], image["digest"], *(layer["digest"] for layer in image["layers"]))}):
-            meter = Meter(digest, os.path.getsize(blob_path(digest)))
-            write(blob(digest), meter.wanted[1], meter.watch(read_path(blob_path(digest))))
-            meter.check()
+            put_in(name, len(data), [data])
+        for digest in sorted(digests):
+            size = os.path.getsize(blob_path(digest))
+            put_in(blob(digest), size, measure(read_path(blob_path(digest)), {}, digest, size))
         out.write(bytes(1024))
 
 
@@ -2141,13 +2094,8 @@ def save(names, out, form="docker"):
 def images_list():
     """Return a row per name: name, tag, id, created, size (of the blobs); newest first."""
     rows = []
-    for entry in read_index():
-        try:
-            image = read_image(read_blob, entry)
-        except Failure as why:  # put there by others
-            warn(f"{why}, ignoring")
-            continue
-        name, _, tag = short_name(ref_name(entry)).partition("@")[0].rpartition(":")
+    for image in stored_images():
+        name, _, tag = short_name(image["name"]).partition("@")[0].rpartition(":")
         rows.append({"name": name or "<none>", "tag": tag or "<none>", "id": image["id"],
                      "created": image["config"].get("created") or "",
                      "size": sum(each["size"] for each in image["layers"])})
@@ -2167,8 +2115,7 @@ def remove_image(text, force=False):
         mine = [each for each in entries if each["digest"] == image["digest"]]
         gone = [each for each in mine if not image["name"] or ref_name(each) == image["name"]]
         if len(gone) > 1 and not force:
-            raise Failure(f"rmi, on {text}: the image has {len(gone)} names",
-                          hint="name one, or -f")
+            raise Failure(f"rmi, on {text}: it has {len(gone)} names", hint="name one, or -f")
         users = [each for each in container_records() if each["image"] == image["digest"]]
         if users and len(gone) == len(mine) and not force:
             raise Failure(f"rmi, on {text}: container {users[0]['id'][:12]} uses it")
@@ -2449,7 +2396,7 @@ def own_cgroups():
 def mount_copy(target, row, flags, data):
     """Where overlayfs can't stack the layers, copy them one over the other, once."""
     if not os.path.isdir(row["source"]):
-        warn("overlay, on the image's layers: the kernel can't stack them here (does the state root "
+        warn("overlay, on the image's layers: the kernel can't stack them (does the state root "
              "lie on an overlay?): copying them")
         new = row["source"] + ".new"
         remove_tree(new)

@@ -554,6 +554,7 @@ test_output_closed() { # fail: output that nobody reads any more ends the comman
 }
 
 test_disk_full() { # fail: a full disk is one line, wherever it is
+  : >"$scratch/stdout"
   local status=0
   "${mydocker[@]}" info >/dev/full 2>"$scratch/stderr" || status=$?
   read_output
