@@ -128,23 +128,19 @@ PROC_SUPER_MAGIC = 0x9FA0
 # in OS_CALLS.  What the call is for is the comment behind the line that makes it, so a reader of
 # the file and a reader of the output are told the same.
 
-
 def encode(text):
     """The bytes of a path or argument; undecodable ones travel as surrogates (PEP 383)."""
     return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
-
 
 class INT(_ctypes._SimpleCData):
     """C's int: ctypes.c_int."""
 
     _type_ = "i"
 
-
 class LONG(_ctypes._SimpleCData):
     """C's unsigned long, for flags and the unused arguments of variadic calls: ctypes.c_ulong."""
 
     _type_ = "L"
-
 
 class Kind:
     """An argument that isn't a number: convert(value) gives what C receives."""
@@ -152,18 +148,15 @@ class Kind:
     def __init__(self, convert):
         self.from_param = convert
 
-
 class CFunction(_ctypes.CFuncPtr):
     """A function of libc that returns an int and keeps errno: what ctypes.CDLL makes."""
 
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = INT
 
-
 TEXT = Kind(encode)
 BYTES = Kind(lambda value: value)
 LIBC = _ctypes.dlopen(None, os.RTLD_NOW)
-
 
 def kernel(name, *kinds, number=None):
     """Bind libc's NAME, or the system call NUMBER, so that a result of -1 raises OSError."""
@@ -182,12 +175,10 @@ def kernel(name, *kinds, number=None):
     call.kinds, call.__name__ = kinds, name
     return call
 
-
 def c_call(name, args, kinds=()):
     """A call as C would write it: mount("proc", "/proc", "proc", MS_NOSUID, NULL)."""
     kinds = (*kinds, *[None] * len(args))
     return f"{name}({', '.join(c_value(arg, kind) for arg, kind in zip(args, kinds))})"
-
 
 def c_value(value, kind=None):
     """One argument of a call as C would write it, by its kind; /proc/self/fd/N by its real name."""
@@ -207,14 +198,12 @@ def c_value(value, kind=None):
         return '"' + encode(value).decode("utf-8", "backslashreplace").replace('"', '\\"') + '"'
     return str(value)
 
-
 def c_flags(value, prefix):
     """The names of the bits of VALUE, from the constants that start with PREFIX."""
     known = {name: bits for name, bits in globals().items() if name.startswith(prefix)}
     exact = [name for name, bits in known.items() if bits == value]
     names = exact or [n for n, bits in known.items() if bits & value == bits]
     return "|".join(names) if value and names else hex(value) if value else "0"
-
 
 mount = kernel("mount", TEXT, TEXT, TEXT, "MS_", TEXT)  # mount(2)
 umount2 = kernel("umount2", TEXT, "MNT_")  # umount(2)
@@ -240,7 +229,6 @@ OS_CALLS = {
     "setgroups": (), "setresgid": (), "setresuid": (), "fchown": (),
 }
 
-
 def explain_calls():
     """From here on print each kernel call before it is made, and what it is for, on stderr."""
     reasons, stderr = source_comments(), fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
@@ -249,7 +237,6 @@ def explain_calls():
     for name, value in list(globals().items()):
         if hasattr(value, "kinds"):
             globals()[name] = explained(value, value.__name__, value.kinds, reasons, stderr)
-
 
 def explained(call, name, kinds, reasons, stderr):
     """CALL behind a line on stderr: who calls, the call in C's notation, why."""
@@ -260,7 +247,6 @@ def explained(call, name, kinds, reasons, stderr):
         return call(*args, **more)
 
     return shell
-
 
 def source_comments():
     """What stands behind the lines of this file: {line number: comment}; {} without the source."""
@@ -278,7 +264,6 @@ def source_comments():
 # `mydocker: what, on what: why`, with a hint where the cause is known.  An OSError doesn't say
 # what was being done, but the function that it came out of does, by its name.
 
-
 class Failure(Exception):
     """What the user asked for can't be done: one sentence, an exit status, perhaps a hint."""
 
@@ -286,12 +271,10 @@ class Failure(Exception):
         super().__init__(message)
         self.message, self.status, self.hint = message, status, hint
 
-
 def reason(error):
     """The kernel's word for an errno, as a clause: "no such file or directory"."""
     text = error.strerror or str(error)
     return text[:1].lower() + text[1:]
-
 
 def describe(error):
     """An error as what Failure is made of: (message, status, hint)."""
@@ -306,7 +289,6 @@ def describe(error):
     on = f", on {os.fsdecode(error.filename)}" if error.filename else ""
     return f"{what}{on}: {reason(error)}", 125, hint_for(error, what)
 
-
 def hint_for(error, what):
     """What to look at after an error of the kernel's, or ""."""
     call = str(error.filename).partition("(")[0]  # the os module doesn't name its calls
@@ -319,14 +301,12 @@ def hint_for(error, what):
         return "CAP_SYS_ADMIN is missing, or a seccomp filter forbids it: inside a container?"
     return ""
 
-
 def show(text):
     """Print a command's answer; an output that is full or closed is a Failure."""
     try:
         print(text, flush=True)
     except OSError as error:
         raise Failure(f"write, on standard output: {reason(error)}") from None
-
 
 def print_line(text, fd=2):
     """Write one line on stderr in a single write, so that two processes' lines don't mix."""
@@ -336,12 +316,10 @@ def print_line(text, fd=2):
     except OSError:  # nobody can be told; the exit status still says it
         pass
 
-
 def loud(level):
     """True if messages of this level are wanted; --log-level travels as MYDOCKER_LOG."""
     wanted = os.environ.get("MYDOCKER_LOG", "warning")
     return LEVELS.index(level) >= LEVELS.index(wanted if wanted in LEVELS else "warning")
-
 
 def narrate(message, level="info"):
     """Tell a step of a container's life as the tutorial does: one JSON line on stderr."""
@@ -349,7 +327,6 @@ def narrate(message, level="info"):
         from _json import encode_basestring_ascii as quoted  # json itself would cost 5 ms
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         print_line(f'{{"level":"{level}","msg":{quoted(message)},"time":"{now[:-2]}:{now[-2:]}"}}')
-
 
 def warn(message):
     """Say that something asked for, but not essential, is not to be had."""
@@ -359,7 +336,6 @@ def warn(message):
 
 # ── 5. Small tools ─────────────────────────────────────────────────────────
 # Plain answers: no function here changes anything.
-
 
 def read_text(path):
     """A small file's text; bytes that are not UTF-8 come as surrogates.
@@ -372,7 +348,6 @@ def read_text(path):
             raise Failure(f"read, on {path}: not a regular file")
         return file.read(SMALL_FILE).decode("utf-8", "surrogateescape")
 
-
 def parse_size(text, option):
     """A size as docker reads it, 64m, 1.5g, 1024, in bytes."""
     number, unit = text.rstrip("bkmgtBKMGTiI"), text.lower().lstrip("0123456789.")
@@ -382,7 +357,6 @@ def parse_size(text, option):
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a size, such as 64m or 1g")
     return int(float(number) * 1024 ** power)
 
-
 def humane_size(size):
     """Bytes for people: 12.3MB."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -391,12 +365,10 @@ def humane_size(size):
         size /= 1000
     return f"{size:.3g}TB"
 
-
 def shorten(text, width):
     """Text cut to WIDTH, as docker shows commands, and safe to print."""
     text = "".join(c if c.isprintable() else "?" for c in text)
     return f'"{text if len(text) <= width else text[:width - 1] + "…"}"'
-
 
 def age_of(moment):
     """How long ago a time was, in words: 3 minutes ago."""
@@ -406,13 +378,11 @@ def age_of(moment):
             return f"{seconds // size} {unit} ago"
     return f"{seconds} seconds ago"
 
-
 def exit_status(wait_status):
     """The shell's number for how a process ended: its own status, or 128 + the signal."""
     if os.WIFSIGNALED(wait_status):
         return 128 + os.WTERMSIG(wait_status)
     return os.WEXITSTATUS(wait_status)
-
 
 def columns(rows):
     """Rows of text as lines with aligned columns."""
@@ -424,7 +394,6 @@ def columns(rows):
 # A path inside a container is attacker input: its links are the container's, and may change while
 # we look.  So it is resolved by the kernel with the container's root as "/", and what comes back
 # is a descriptor; all further work is on that, never on the path again.
-
 
 def open_in_root(root, path, flags=os.O_PATH, resolve=0):
     """Open PATH with the directory ROOT (a descriptor) as "/": neither ".." nor a link leaves it.
@@ -439,7 +408,6 @@ def open_in_root(root, path, flags=os.O_PATH, resolve=0):
         if error.errno not in (errno.ENOSYS, errno.EPERM):  # old kernel; a container's seccomp
             raise
         return walk_in_root(root, path, flags, resolve)
-
 
 def walk_in_root(root, path, flags, resolve):
     """What openat2 does, for kernels before 5.6: a component at a time, links followed by hand."""
@@ -466,7 +434,6 @@ def walk_in_root(root, path, flags, resolve):
         for fd in trail:
             os.close(fd)
 
-
 def make_in_root(root, path, directory=True, resolve=0, links=0):
     """Open PATH below ROOT, making it, and the directories on the way, where they are missing."""
     if links > 40:
@@ -490,7 +457,6 @@ def make_in_root(root, path, directory=True, resolve=0, links=0):
         os.close(above)
     return open_in_root(root, path, os.O_PATH, resolve)
 
-
 def link_target(directory, name):
     """Where a symbolic link points, or None if NAME is no link."""
     try:
@@ -499,7 +465,6 @@ def link_target(directory, name):
         if error.errno not in (errno.EINVAL, errno.ENOENT):
             raise
         return None
-
 
 def write_file(path, data, durable=False):
     """Replace a file in one step: a reader, or a crash, finds the old bytes or the new, never both.
@@ -515,12 +480,10 @@ def write_file(path, data, durable=False):
         os.fsync(fd) if durable else None
     os.rename(temporary, path)
 
-
 def read_json(path):
     """The value in a JSON file of ours."""
     import json
     return json.loads(read_all(path))
-
 
 def to_json(value):
     """A value as JSON; strings that are not UTF-8 survive as \\udcXX escapes.
@@ -536,26 +499,9 @@ def to_json(value):
         return encode_basestring_ascii(value)
     return "null" if value is None else repr(value).lower()  # true, false, 17, 1.5
 
-
 def write_json(path, value, durable=False):
     """Replace a JSON file."""
     write_file(path, to_json(value) + "\n", durable)
-
-
-class locked:
-    """Hold a lock file for the time of a `with`; wait=False: BlockingIOError if it is taken."""
-
-    def __init__(self, path, exclusive=True, wait=True):
-        self.path = path
-        self.mode = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
-
-    def __enter__(self):
-        make_dirs(os.path.dirname(self.path))
-        self.fd = hold(self.path, self.mode)
-
-    def __exit__(self, *_):
-        os.close(self.fd)
-
 
 def unlink_if_there(path):
     """Remove a file that another process may be removing, too."""
@@ -564,18 +510,25 @@ def unlink_if_there(path):
     except FileNotFoundError:  # it was faster
         pass
 
+class Descriptor(int):
+    """A file descriptor that is closed after a `with`."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self)
 
 def hold(path, mode=fcntl.LOCK_EX):
     """Lock a file or directory until the descriptor that is returned is closed: flock(2)."""
     flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    fd = Descriptor(os.open(path, flags | os.O_CLOEXEC, 0o600))
     try:
         fcntl.flock(fd, mode)
     except OSError:
         os.close(fd)
         raise
     return fd
-
 
 def mounts_here():
     """This process's mounts in order: [(mount point, file system type, options, device)].
@@ -590,7 +543,6 @@ def mounts_here():
             fields[4] = fields[4].replace(code, character)
         rows.append((fields[4], after.split(" ")[0], fields[5].split(","), fields[2]))
     return rows
-
 
 def read_all(path):
     """The whole text of a file of the host's, such as one in /proc that grows with the box."""
@@ -614,11 +566,9 @@ def read_all(path):
 # mark, and sweeping costs what runs, not what is on record.  Whoever makes or sweeps holds
 # containers/ itself for that moment, shared or alone, so nobody meets a half-made directory.
 
-
 def state_path(*names):
     """A path below the state root."""
     return os.path.join(os.environ.get("MYDOCKER_ROOT") or STATE_ROOT, *names)
-
 
 def make_dirs(path):
     """Make a directory of the state root's, with what is above it, closed to others."""
@@ -626,7 +576,6 @@ def make_dirs(path):
     os.makedirs(path, exist_ok=True)
     os.umask(umask)
     return path
-
 
 def make_container_dir(record, named):
     """Make a container's directory, marked and locked; returns the descriptor of the lock.
@@ -647,7 +596,6 @@ def make_container_dir(record, named):
     os.close(guard)
     return lock
 
-
 def end_container(record, status=None):
     """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
     path = state_path("containers", record["id"])
@@ -659,7 +607,6 @@ def end_container(record, status=None):
         for name in record.get("own_volumes", []):
             remove_tree(state_path("volumes", name))
     unlink_if_there(state_path("running", record["id"]))
-
 
 def remove_container_dir(path):
     """Remove a container's directory with all that the container wrote.
@@ -676,7 +623,6 @@ def remove_container_dir(path):
             shutil.rmtree(f"{path}/{name}")  # by descriptors: no link leads it out
     os.rmdir(path)
 
-
 def sweep_containers():
     """Tidy up after killed monitors; every command that makes or shows containers does it."""
     guard = hold(make_dirs(state_path("containers")))  # nothing is half made now
@@ -687,7 +633,6 @@ def sweep_containers():
         elif os.path.exists(path + "/lock") and not is_running(path):
             end_container(read_record(path) or {"id": container_id, "keep": False})
     os.close(guard)
-
 
 def is_running(path):
     """True while the monitor of the container at PATH lives: its lock can't be had."""
@@ -703,14 +648,12 @@ def is_running(path):
         os.close(lock)
     return False
 
-
 def read_record(path):
     """The record of the container in the directory PATH, or None while it has none."""
     try:
         return read_json(path + "/state.json")
     except FileNotFoundError:  # being made or removed
         return None
-
 
 def container_records():
     """All containers' records, the newest first, with "running" as it is now."""
@@ -721,7 +664,6 @@ def container_records():
             records.append(dict(record, running=is_running(f"{top}/{container_id}")))
     return sorted(records, key=lambda record: record["created"], reverse=True)
 
-
 def check_new_name(name, what):
     """Refuse a name that isn't made as docker's names are; it is going to be a path."""
     plain = name.replace("_", "a").replace(".", "a").replace("-", "a")
@@ -729,7 +671,6 @@ def check_new_name(name, what):
         raise Failure(f"{what}, on {name or chr(39) * 2}: a name has letters, digits and _ . -, "
                       "and starts with one of the first two")
     return name
-
 
 def find_container(text):
     """The record of the container that a name, an id or the unique beginning of one means."""
@@ -740,7 +681,6 @@ def find_container(text):
         why = "more than one container's id begins so" if found else "no such container"
         raise Failure(f"container, on {text or chr(39) * 2}: {why}")
     return found[0]
-
 
 def volume_path(name):
     """Where a named volume's files are."""
@@ -785,7 +725,6 @@ OPEN_ENTRY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CL
 OPEN_CHILD = OPEN_ENTRY | os.O_DIRECTORY
 OPEN_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-
 # Names
 
 NAME_PARTS = {  # what a part of a name is called → how it looks, and in words
@@ -795,7 +734,6 @@ NAME_PARTS = {  # what a part of a name is called → how it looks, and in words
                   "lower-case letters and digits, separated by '.', '_', '__' or '-'"),
     "tag": (r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", "at most 128 letters, digits, '_', '.' and '-'"),
     "length of": (r".{1,255}", "a name has at most 255 characters")}
-
 
 def full_name(text):
     """Return an image name in full: REGISTRY/PATH:TAG, or REGISTRY/PATH[:TAG]@DIGEST.
@@ -821,13 +759,11 @@ def full_name(text):
         check_digest(digest, f'image name, on "{text}"')
     return f"{domain}/{path}" + (f":{tag}" if colon or not at else "") + at + digest
 
-
 def short_name(name):
     """Return an image name as it is typed: without docker.io/ and library/."""
     for prefix in ("docker.io/", "library/"):
         name = name[len(prefix):] if name.startswith(prefix) else name
     return name
-
 
 def check_digest(digest, what):
     """Refuse what isn't exactly "sha256:" and 64 hex digits: it is going to be a path."""
@@ -836,14 +772,11 @@ def check_digest(digest, what):
         raise Failure(f"{what}: bad digest {digest!r:.100}")  # CVE-2014-9357
     return digest
 
-
 def blob_path(digest):
     return state_path("images", "blobs", "sha256", check_digest(digest, "blob")[7:])
 
-
 def layer_path(diff_id):
     return state_path("layers", check_digest(diff_id, "layer")[7:])
-
 
 # Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE] or {key: SHAPE}.
 
@@ -857,7 +790,6 @@ RUN_CONFIG = {"Entrypoint": [str], "Cmd": [str], "Env": [str], "WorkingDir": str
 CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [dict], "created": str}
 DOCKER_ARCHIVE = [{"Config": str, "Layers": [str], "RepoTags": [str]}]
 
-
 def parse_json(data, what, shape):
     """Return the value in DATA if it has that SHAPE; whoever wrote it is not trusted."""
     import json
@@ -866,9 +798,8 @@ def parse_json(data, what, shape):
     except (ValueError, RecursionError) as why:
         raise Failure(f"image, on {what}: bad JSON: {why}") from None
 
-
 def check(value, shape, what):
-    """Return VALUE if it has that SHAPE; null is nothing, as Go writes it, but for digest and size."""
+    """Return VALUE if it has that SHAPE; null is nothing, but for a digest or a size."""
     kind = shape if isinstance(shape, type) else type(shape)
     if shape == DIGEST:
         return check_digest(value, f"image, on {what}")
@@ -883,7 +814,6 @@ def check(value, shape, what):
                 check(value.get(key), inner, f"{what}: {key}")
     return value
 
-
 def read_document(chunks, what, digest="", size=None):
     """Return CHUNKS joined, checked against what is known of them; they must be few."""
     data = b""
@@ -893,7 +823,6 @@ def read_document(chunks, what, digest="", size=None):
             raise Failure(f"image, on {what}: larger than {humane_size(JSON_LIMIT)}")
     return data
 
-
 def read_blob(descriptor):
     """Return a small blob of the store."""
     digest = descriptor["digest"]
@@ -901,7 +830,6 @@ def read_blob(descriptor):
         return read_document(read_path(blob_path(digest)), digest, digest, descriptor["size"])
     except FileNotFoundError:
         raise Failure(f"image, on {digest}: not in the store") from None
-
 
 def read_image(read, descriptor):
     """Return the image that DESCRIPTOR leads to (through an index: the one for this machine).
@@ -929,7 +857,6 @@ def read_image(read, descriptor):
             "config": config, "raw": (data, config_data),
             "descriptor": {"mediaType": kind, "digest": what, "size": len(data)}}
 
-
 def parse_config(data, what, count):
     """Return an image's config and the digests of its COUNT unpacked layers, bottom first."""
     config = parse_json(data, what, CONFIG)
@@ -937,7 +864,6 @@ def parse_config(data, what, count):
     if len(diff_ids) != count:
         raise Failure(f"image, on {what}: {count} layers, but {len(diff_ids)} diff ids")
     return config, diff_ids
-
 
 def choose_platform(manifests, what, machine=os.uname().machine):
     """Return the descriptor, of those in an index, that suits this machine best."""
@@ -953,25 +879,13 @@ def choose_platform(manifests, what, machine=os.uname().machine):
     there = ", ".join(found) or "nothing for linux"
     raise Failure(f"image, on {what}: not for this machine ({machine}): {there}")
 
-
 def image_config(image):
     """Return what the image wants run: Entrypoint, Cmd, Env, ...; what isn't there is empty."""
     config = image["config"].get("config") or {}
     return {key: config.get(key) or (shape if isinstance(shape, type) else list)()
             for key, shape in RUN_CONFIG.items()}
 
-
 # Bytes on the move
-
-class Descriptor(int):
-    """A file descriptor that is closed after a `with`."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        os.close(self)
-
 
 def measure(chunks, found, digest="", size=None, bar=None):
     """Pass CHUNKS on; at their end refuse what isn't what was promised, else fill FOUND in."""
@@ -991,12 +905,10 @@ def measure(chunks, found, digest="", size=None, bar=None):
     if digest not in ("", found["digest"]):
         raise Failure(f"blob, on {digest}: damaged or forged: the data is {found['digest']}")
 
-
 def read_path(path):
     """Return the bytes of a file (or a descriptor) in chunks; FileNotFoundError comes at once."""
     file = open(path, "rb", buffering=0, closefd=not isinstance(path, int))
     return iter(lambda: file.read(CHUNK), b"")
-
 
 def save_chunks(chunks, path):
     """Write what passes to a file (or to a descriptor, and close it)."""
@@ -1004,7 +916,6 @@ def save_chunks(chunks, path):
         for chunk in chunks:
             file.write(chunk)
             yield chunk
-
 
 def read_ahead(chunks):
     """Run CHUNKS in a thread, a little ahead: hashing and inflating use a second processor."""
@@ -1025,7 +936,6 @@ def read_ahead(chunks):
     if item:
         raise item
 
-
 def sniff(chunks):
     """Return how CHUNKS are compressed, and chunks again."""
     from itertools import chain
@@ -1034,7 +944,6 @@ def sniff(chunks):
         head += more
     kind = next((MAGIC[magic] for magic in MAGIC if head.startswith(magic)), "plain")
     return "plain" if head[257:262] == b"ustar" else kind, chain([head], chunks)
-
 
 def decompress(kind, chunks):
     """Yield CHUNKS decompressed, a piece at a time, so that a bomb needs no memory."""
@@ -1064,7 +973,6 @@ def decompress(kind, chunks):
             f"layer, on its {kind} data: damaged: {why}") from None
     for _ in source.chunks:  # the digest covers what is behind, too
         pass
-
 
 # Reading tar.  POSIX.1-2017 pax, "ustar Interchange Format"; GNU: tar manual, "Basic Tar Format".
 # Not tarfile: this is four times as fast and the same under every Python, of which the older ones
@@ -1111,7 +1019,6 @@ class Stream:
         while size > 0:
             size -= len(self.take(min(size, CHUNK)))
 
-
 class Entry:
     """One member of a tar archive; names are bytes, times are nanoseconds."""
 
@@ -1139,7 +1046,6 @@ class Entry:
         if min(self.size, self.uid, self.gid) < 0:
             raise Failure(f"archive, on {shown(self.name)}: negative size or owner")
 
-
 def number(field):
     """Return a number of a tar header: octal text, or GNU's base 256 when the top bit is set."""
     if field[0] < 0x80:
@@ -1147,19 +1053,16 @@ def number(field):
     value = int.from_bytes(field, "big", signed=field[0] == 0xff)
     return value if field[0] == 0xff else value - (0x80 << 8 * (len(field) - 1))
 
-
 def nanoseconds(text):
     """Return a PAX time ("-1.5") in nanoseconds; a float would lose some."""
     whole, _, fraction = text.partition(b".")
     fraction = int(fraction[:9].ljust(9, b"0"))
     return int(whole or b"0") * 10**9 + (-fraction if whole.startswith(b"-") else fraction)
 
-
 def shown(name):
     """Return a name from an archive so that it can't play with the terminal."""
     text = repr(name.decode("utf-8", "backslashreplace"))[1:-1]
     return text if len(text) < 120 else f"{text[:80]}...{text[-30:]}"
-
 
 def read_tar(stream, strict=False):
     """Yield an Entry per member; who wants its data reads it from STREAM before the next one.
@@ -1195,7 +1098,6 @@ def read_tar(stream, strict=False):
             stream.skip(end - stream.offset)
         once = {}
 
-
 def read_extension(stream, kind, size, common, once):
     """Read what an extra header says about the next entry (x, L, K) or about all (g)."""
     if not 0 <= size <= 1 << 20:
@@ -1217,7 +1119,6 @@ def read_extension(stream, kind, size, common, once):
         if not value and not key.startswith(b"SCHILY.xattr."):  # "": as if it weren't there
             del records[key]
         data = data[length:]
-
 
 def read_sparse_map(stream, block, entry, pax):
     """Find where the data of a sparse file belongs: GNU's old form and PAX 0.0, 0.1, 1.0."""
@@ -1250,13 +1151,11 @@ def read_sparse_map(stream, block, entry, pax):
     if [0, *ends, real] != sorted([0, *ends, real]) or stored != entry.stored:
         raise ValueError("a sparse map out of order, or that doesn't fit its data")
 
-
 # Unpacking
 
 NODES = {b"2": stat.S_IFLNK, b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}
 
-
-def unpack_layer(chunks, layer_fd, strict=False, **how):
+def unpack_layer(chunks, layer_fd, strict=False, bar=None, **how):
     """Unpack a plain tar into the directory layer_fd, by default in the form overlayfs wants.
 
     Nothing is written outside, and all CHUNKS are read, whatever the archive says.
@@ -1269,13 +1168,14 @@ def unpack_layer(chunks, layer_fd, strict=False, **how):
             except (OSError, ValueError, OverflowError) as why:
                 because = reason(why) if isinstance(why, OSError) else why
                 raise Failure(f"unpack, on {shown(entry.name)}: {because}") from why
+            if bar:
+                bar.add(entries=1)
         tree.finish()
     finally:
         os.umask(mask)
         os.close(tree.fd)
     for _ in stream.chunks:  # the digest covers the padding too
         pass
-
 
 class Tree:
     """A layer's directory while it fills up.
@@ -1345,7 +1245,7 @@ class Tree:
         return fd
 
     def make_dir(self, name, parent, implied=False):
-        """Make the directory NAME, or keep it.  What else is there goes; not if it's only IMPLIED."""
+        """Make the directory NAME, or keep it; what else is there goes, unless it's IMPLIED."""
         try:
             os.mkdir(name, 0o755, dir_fd=parent)
         except FileExistsError:
@@ -1446,14 +1346,12 @@ class Tree:
             with Descriptor(fd):
                 self.dress(fd, entry, True)
 
-
 def split_name(name, complaint):
     """Return the components of a name from an archive."""
     parts = [each for each in name.split(b"/") if each not in (b"", b".")]
     if b".." in parts or b"\0" in name:
         raise ValueError(complaint)
     return parts
-
 
 def put(name, parent, make, *args, same=None, **options):
     """Call make(...); what has the name already, and is not the SAME, is removed first."""
@@ -1466,22 +1364,18 @@ def put(name, parent, make, *args, same=None, **options):
         remove_tree(name, parent)
         return make(*args, **options)
 
-
 def hide_lower(name, parent):
     """Mark the directory NAME: what lower layers have in it stays hidden."""
     with Descriptor(os.open(name, OPEN_CHILD, dir_fd=parent)) as fd:
         os.setxattr(fd, "trusted.overlay.opaque", b"y")
 
-
 def is_whiteout(info):
     return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
-
 
 def keeps_xattr(name):
     """Tell if an attribute belongs to an image; overlayfs' own would steer the mount."""
     return (name == b"security.capability" or name.startswith(b"system.posix_acl_")
             or name.startswith(b"user.") and not name.startswith(b"user.overlay."))
-
 
 def remove_tree(name, dir_fd=None):
     """Remove NAME, whatever it is.  Its directories are laid flat, so that none is too deep, and
@@ -1509,7 +1403,6 @@ def remove_tree(name, dir_fd=None):
                 os.rmdir(each, dir_fd=top)
         os.rmdir(name, dir_fd=dir_fd)
 
-
 # Writing tar
 
 def tar_header(name, kind, info=None, size=0, link=b"", pax=()):
@@ -1528,7 +1421,6 @@ def tar_header(name, kind, info=None, size=0, link=b"", pax=()):
     entry.pax_headers = pax
     return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
-
 def pack_tree(root_fd, as_layer=False, path=b""):
     """Yield the tree at root_fd as a tar, sorted by name; PATH stands in front of each.
 
@@ -1543,7 +1435,6 @@ def pack_tree(root_fd, as_layer=False, path=b""):
     except RecursionError:
         raise Failure("pack: directories are nested too deeply") from None
     yield bytes(1024)
-
 
 def pack_directory(fd, path, as_layer, seen):
     yield tar_header(path or b"./", b"5", os.fstat(fd), pax=pack_xattrs(fd))
@@ -1569,11 +1460,9 @@ def pack_directory(fd, path, as_layer, seen):
         else:
             yield from pack_file(fd, name, path + name, info, seen)
 
-
 def pack_xattrs(fd):
     return {"SCHILY.xattr." + name: os.fsdecode(os.getxattr(fd, name))
             for name in os.listxattr(fd) if keeps_xattr(os.fsencode(name))}
-
 
 def pack_file(dir_fd, name, path, info, seen):
     """Yield anything but a directory; the second name of an inode becomes a hard link."""
@@ -1590,7 +1479,6 @@ def pack_file(dir_fd, name, path, info, seen):
     else:
         link = os.readlink(name, dir_fd=dir_fd) if kind == b"2" else b""
         yield tar_header(path, kind, info, link=link)
-
 
 def pack_data(fd, path):
     """Yield a regular file.  With holes: PAX sparse 1.0, which GNU tar, Go and libarchive read;
@@ -1611,7 +1499,6 @@ def pack_data(fd, path):
         yield from read_extent(fd, offset, length)
     yield bytes(-size % 512)
 
-
 def data_extents(fd, size):
     """Return where a file has data, as (offset, length); an empty one ends it (lseek(2))."""
     extents, end = [], 0
@@ -1624,7 +1511,6 @@ def data_extents(fd, size):
         extents.append((start, end - start))
     return extents
 
-
 def read_extent(fd, offset, length):
     """Yield exactly LENGTH bytes: a file that shrinks meanwhile goes on as zeros."""
     end = offset + length
@@ -1632,7 +1518,6 @@ def read_extent(fd, offset, length):
         data = os.pread(fd, min(CHUNK, end - offset), offset) or bytes(min(CHUNK, end - offset))
         offset += len(data)
         yield data
-
 
 def copy_entry(source, name, target, new_name, owner=None):
     """Copy NAME in the directory SOURCE to NEW_NAME in TARGET (descriptors), with all below.
@@ -1649,49 +1534,47 @@ def copy_entry(source, name, target, new_name, owner=None):
         chunks = pack_file(source, name, new_name, info, {})
     unpack_layer(chunks, target, whiteouts="keep", owned_by=owner)
 
-
 def export_tree(root_fd, out):
     """Write the tree at root_fd to the file OUT as a tar."""
     for piece in pack_tree(root_fd):
         out.write(piece)
 
-
 # The store
 
 def using_images():
     """Hold the images: none goes while the lock is held.  To find one and to record its use."""
-    return locked(state_path("images.lock"), exclusive=False)
-
+    return hold(make_dirs(state_path()) + "/images.lock", fcntl.LOCK_SH)
 
 class adding_images:
     """Hold the images, show on a terminal how far the work is, and sweep up behind it."""
 
     def __init__(self, title, total=0):
-        self.title, self.total, self.bytes, self.started = title, total, 0, time.monotonic()
+        self.title, self.total, self.bytes, self.entries = title, total, 0, 0
+        self.started = time.monotonic()
         self.lock, self.drawn = using_images(), self.started if sys.stderr.isatty() else 1e99
 
     def __enter__(self):
         self.lock.__enter__()
         return self
 
-    def add(self, size):
-        self.bytes, now = self.bytes + size, time.monotonic()
+    def add(self, size=0, entries=0):
+        self.bytes, self.entries = self.bytes + size, self.entries + entries
+        now = time.monotonic()
         if now > self.drawn + 0.1:
             done = "=" * (20 * self.bytes // self.total) if self.total else ""
             print(f"\r\033[K{self.title} [{done:20.20}] {humane_size(self.bytes)}, "
-                  f"{humane_size(self.bytes / (now - self.started))}/s", end="", file=sys.stderr,
-                  flush=True)
+                  f"{humane_size(self.bytes / (now - self.started))}/s, {self.entries} entries",
+                  end="", file=sys.stderr, flush=True)
             self.drawn = now
 
     def __exit__(self, *why):
         self.lock.__exit__(*why)
         sys.stderr.write("\r\033[K" if self.drawn < 1e99 else "")
         try:
-            with locked(state_path("images.lock"), wait=False):
+            with hold(state_path("images.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB):
                 sweep_images()
         except BlockingIOError:  # somebody is at work: the last one sweeps
             pass
-
 
 def sweep_images():
     """Remove what no image and no container needs; the caller holds images.lock alone."""
@@ -1710,7 +1593,6 @@ def sweep_images():
                     os.rename(path, gone)
                 remove_tree(gone)
 
-
 def mark(digest, needed):
     """Add DIGEST, and all that the document of that digest mentions: rather too much than less."""
     import re
@@ -1719,7 +1601,6 @@ def mark(digest, needed):
     if not known and os.path.isfile(path) and os.path.getsize(path) <= JSON_LIMIT:
         for each in re.findall(rb"sha256:[0-9a-f]{64}", b"".join(read_path(path))):
             mark(each.decode(), needed)
-
 
 def read_index():
     """Return the descriptors in index.json."""
@@ -1730,12 +1611,10 @@ def read_index():
     except FileNotFoundError:
         return []
 
-
 def write_index(entries):
     write_file(state_path("images", "oci-layout"), b'{"imageLayoutVersion": "1.0.0"}', durable=True)
     write_json(state_path("images", "index.json"), {
         "schemaVersion": 2, "mediaType": OCI_TYPE + "index.v1+json", "manifests": entries}, True)
-
 
 def ref_name(entry):
     """Return the full name in an index entry; "" if it has none, or only a tag."""
@@ -1746,7 +1625,6 @@ def ref_name(entry):
     except (Failure, TypeError, AttributeError):
         return ""
 
-
 def stored_images(wanted=lambda entry: True):
     """Yield the images that wanted entries of the index lead to, with their names."""
     for entry in filter(wanted, read_index()):
@@ -1755,7 +1633,6 @@ def stored_images(wanted=lambda entry: True):
         except Failure as why:  # put there by others, and not for this machine
             warn(f"{why}, ignoring")
 
-
 def image_id(entry):
     """Return the id of the image that an entry of the index leads to, if it can be read."""
     try:
@@ -1763,10 +1640,9 @@ def image_id(entry):
     except Failure:
         return entry["digest"]
 
-
 def name_image(name, descriptor):
     """Let NAME (full, or "" for none) mean an image; what lost its last name stays without one."""
-    with locked(state_path("images", "index.lock")):
+    with hold(make_dirs(state_path("images")) + "/index.lock"):
         kept = [{**each, "annotations": {}} if name and ref_name(each) == name else each
                 for each in read_index()]
         kept.append({**descriptor, "annotations": {REF_NAME: name} if name else {}})
@@ -1775,7 +1651,6 @@ def name_image(name, descriptor):
             (named if ref_name(each) else unnamed).setdefault(image_id(each), []).append(each)
         last = [entries[-1] for each, entries in unnamed.items() if each not in named]
         write_index([*filter(ref_name, kept), *last])
-
 
 def find_image(text):
     """Return the image that TEXT names: a name, NAME@DIGEST, or the beginning of an id."""
@@ -1800,7 +1675,6 @@ def find_image(text):
         raise Failure(f"image, on {text}: no such image", hint="images lists those that are there")
     return found.popitem()[1]
 
-
 def image_layers(image):
     """Return the directories of an image's layers, bottom first, for overlayfs.
 
@@ -1817,10 +1691,8 @@ def image_layers(image):
             break
     return paths
 
-
 def temporary_path(*parts):
     return os.path.join(make_dirs(state_path(*parts)), f"tmp.{os.getpid()}.{os.urandom(8).hex()}")
-
 
 def store_blob(data):
     """Store a small blob; return its digest."""
@@ -1828,7 +1700,6 @@ def store_blob(data):
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     write_file(blob_path(digest), data, durable=True)
     return digest
-
 
 def store_layer(chunks, diff_id="", descriptor=None, bar=None, strict=False):
     """Store the layer CHUNKS, packed and unpacked; return its descriptor and diff id.
@@ -1851,7 +1722,7 @@ def store_layer(chunks, diff_id="", descriptor=None, bar=None, strict=False):
         os.mkdir(layer)
         with Descriptor(os.open(layer, OPEN_DIR)) as fd:
             os.fchmod(fd, 0o755)  # whatever the umask is
-            unpack_layer(read_ahead(chunks), fd, strict)
+            unpack_layer(read_ahead(chunks), fd, strict, bar)
         if diff_id not in ("", plain["digest"]):
             raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain['digest']}")
         os.rename(blob, blob_path(packed["digest"]))
@@ -1865,19 +1736,17 @@ def store_layer(chunks, diff_id="", descriptor=None, bar=None, strict=False):
         remove_tree(layer)
     return descriptor or {"mediaType": LAYER_TYPES[kind], **packed}, plain["digest"]
 
-
 def store_image(image, chunks_of, bar=None):
     """Store an image of read_image's; chunks_of(descriptor) yields a layer, if it isn't there."""
     for descriptor, diff_id in zip(image["layers"], image["diff_ids"]):
         if (descriptor.get("mediaType") or "").endswith("+encrypted"):
             raise Failure(f"layer, on {descriptor['digest']}: encrypted")
-        with locked(layer_path(diff_id) + ".lock"):  # two processes don't work on the same one
+        with hold(make_dirs(state_path("layers")) + f"/{diff_id[7:]}.lock"):  # one process each
             if not (os.path.isdir(layer_path(diff_id))
                     and os.path.exists(blob_path(descriptor["digest"]))):
                 store_layer(chunks_of(descriptor), diff_id, descriptor, bar)
     for data in reversed(image["raw"]):
         store_blob(data)
-
 
 def store_manifest(config, layers, names):
     """Store an image's config (bytes) and manifest, and give it names; return its id."""
@@ -1891,7 +1760,6 @@ def store_manifest(config, layers, names):
     for name in names or [""]:
         name_image(name, descriptor)
     return image_id
-
 
 # Images in and out
 
@@ -1907,14 +1775,12 @@ def import_image(source, name="", changes=()):
     with adding_images("import", os.path.getsize(source) if os.path.isfile(source) else 0) as bar:
         return add_layer(config, [], [], chunks, name, changes, f"imported from {source}", bar)
 
-
 def commit(image, upper_dir, name="", changes=(), comment="", author=""):
     """Make an image: IMAGE and on it what is in an overlay's upper directory."""
     config = {**image["config"], **({"author": author} if author else {})}
     with Descriptor(os.open(upper_dir, OPEN_DIR)) as fd, adding_images("commit") as bar:
         return add_layer(config, image["layers"], image["diff_ids"], pack_tree(fd, True),
                          name, changes, comment, bar)
-
 
 def add_layer(config, layers, diff_ids, chunks, name, changes, comment, bar):
     """Store an image: CONFIG and LAYERS with one layer more on top; return its id."""
@@ -1928,7 +1794,6 @@ def add_layer(config, layers, diff_ids, chunks, name, changes, comment, bar):
     config.update(created=created, history=[*(config.get("history") or ()), step],
                   rootfs={"type": "layers", "diff_ids": [*diff_ids, diff_id]})
     return store_manifest(to_json(config).encode(), [*layers, layer], [name])
-
 
 def apply_change(config, text):
     """Apply one instruction in a Dockerfile's words to an image's config."""
@@ -1961,7 +1826,6 @@ def apply_change(config, text):
         raise Failure(f"change, on {text!r}: not one of CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, "
                       "STOPSIGNAL, USER, VOLUME, WORKDIR with a value")
 
-
 def load(source):
     """Store the images of a docker-archive, OCI archive or OCI layout; return [(name, id)]."""
     if os.path.isdir(source):
@@ -1982,7 +1846,6 @@ def load(source):
         return read_extent(fd, *members[path])
     return load_from(member, source)
 
-
 def list_archive(fd):
     """Return where in an archive each file is: name → (offset, size)."""
     members, links, stream = {}, {}, Stream(read_path(fd), fd)
@@ -2001,7 +1864,6 @@ def list_archive(fd):
             members.setdefault(name, members[target])
     return members
 
-
 def load_from(member, source):
     """Load what member(path), which yields a file's bytes, has to offer."""
     def wanted(path):
@@ -2019,7 +1881,6 @@ def load_from(member, source):
             return load_all(wanted, data, bar)
     raise Failure(f"load, on {source}: no image archive: neither index.json nor manifest.json",
                   hint="import makes an image from a root file system")
-
 
 def load_oci(wanted, data, bar):
     """Load from an OCI layout: the images in its index, each for this machine's platform."""
@@ -2042,7 +1903,6 @@ def load_oci(wanted, data, bar):
         loaded.append((ref_name(entry), image["id"]))
     return loaded
 
-
 def load_docker(wanted, data, bar):
     """Load from a docker-archive: a list of configs, their layers' files and names."""
     loaded, what = [], "manifest.json"
@@ -2051,15 +1911,14 @@ def load_docker(wanted, data, bar):
         names = [full_name(name) for name in each.get("RepoTags") or ()]
         config, layers = read_document(wanted(path), path), []
         for layer, diff_id in zip(paths, parse_config(config, path, len(paths))[1]):
-            with locked(layer_path(diff_id) + ".lock"):
+            with hold(make_dirs(state_path("layers")) + f"/{diff_id[7:]}.lock"):
                 layers.append(store_layer(wanted(layer), diff_id, bar=bar)[0])
         image_id = store_manifest(config, layers, names)
         loaded += [(name, image_id) for name in names or [""]]
     return loaded
 
-
 def save(names, out, form="docker"):
-    """Write images to the file OUT as a tar: an OCI layout, and for docker its manifest.json too."""
+    """Write images to the file OUT as a tar: an OCI layout, and docker's manifest.json too."""
     def put_in(name, size, chunks):
         out.write(tar_header(name.encode(), b"0", size=size))
         for chunk in chunks:
@@ -2088,7 +1947,6 @@ def save(names, out, form="docker"):
             put_in(blob(digest), size, measure(read_path(blob_path(digest)), {}, digest, size))
         out.write(bytes(1024))
 
-
 # What is there
 
 def images_list():
@@ -2101,16 +1959,14 @@ def images_list():
                      "size": sum(each["size"] for each in image["layers"])})
     return sorted(rows, key=lambda row: row["created"], reverse=True)
 
-
 def tag(source, target):
     """Give the image SOURCE the name TARGET too."""
     with using_images():
         name_image(full_name(target), find_image(source)["descriptor"])
 
-
 def remove_image(text, force=False):
     """Take a name from an image, and with the last one the image; return lines that say so."""
-    with locked(state_path("images.lock")):
+    with hold(make_dirs(state_path()) + "/images.lock"):
         image, entries = find_image(text), read_index()
         mine = [each for each in entries if each["digest"] == image["digest"]]
         gone = [each for each in mine if not image["name"] or ref_name(each) == image["name"]]
@@ -2123,7 +1979,6 @@ def remove_image(text, force=False):
         lines = [f"Untagged: {short_name(ref_name(each))}" for each in gone if ref_name(each)]
         sweep_images()
     return lines + ([f"Deleted: {image['id']}"] if len(gone) == len(mine) and not users else [])
-
 
 def inspect_image(text):
     """Return what is known of an image, in docker's words."""
@@ -2180,12 +2035,10 @@ DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("u
 DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
              ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"))
 
-
 def mount_row(destination, kind, *options, source=None):
     """A mount as the OCI's config.json writes it."""
     return {"destination": destination, "type": kind, "source": source or kind,
             "options": list(options)}
-
 
 def kernel_mounts(shm_size=64 << 20):
     """The rows that give a container its own view of the kernel: Docker's, in Docker's order."""
@@ -2201,24 +2054,20 @@ def kernel_mounts(shm_size=64 << 20):
                   f"size={shm_size}"),
     ]
 
-
 def host_mounts(rows):
     """Those rows that fit over the host's own root: /dev stays the host's, the rest doesn't."""
     return [row for row in rows
             if row["destination"] != "/dev" and os.path.isdir(row["destination"])]
-
 
 def layers_row(destination, layers, path):
     """A row for directories one over the other, the top one first; PATH/upper takes the writes."""
     return mount_row(destination, "layers", *[f"lowerdir={layer}" for layer in layers],
                      f"upperdir={path}/upper", f"workdir={path}/work")
 
-
 def image_row(layers, path):
     """The row for an image's root: its layers under the container's own, or else a copy of them."""
     row = layers_row("/", layers, path)
     return dict(row, fallback=dict(row, type="copy", source=path + "/copy"))
-
 
 def ephemeral_mounts(scratch):
     """The rows that put a throw-away layer over the host's root and each file system on it.
@@ -2236,7 +2085,6 @@ def ephemeral_mounts(scratch):
         rows.append(layered if os.path.isdir(point) else as_it_is)
     return rows
 
-
 def parse_mount_options(options):
     """Mount options as (flags, propagation, data): data is what the file system itself reads."""
     flags, propagation, data = 0, [], []
@@ -2249,7 +2097,6 @@ def parse_mount_options(options):
         else:
             data.append(option)
     return flags, propagation, ",".join(data)
-
 
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
@@ -2267,7 +2114,6 @@ def mount_one(root, row):
         mounted = mounted or f"/proc/self/fd/{open_in_root(root, row['destination'])}"
         mount(None, mounted, None, change, None)  # who sees mounts made below it later
 
-
 def copy_up(target, volume):
     """Fill a new volume with what the image has at its place, as docker does."""
     below = os.open(volume, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -2276,7 +2122,6 @@ def copy_up(target, volume):
         copy_entry(above, ".", below, ".")
         os.close(above)
     os.close(below)
-
 
 def mount_point(root, row, directory):
     """Open the place of a row's mount, which is made if need be; neither can be fooled with links.
@@ -2296,13 +2141,11 @@ def mount_point(root, row, directory):
         raise Failure(f"mount, on {where}: nothing can be mounted on or under /proc")
     return fd
 
-
 def is_proc(fd):
     """True if a descriptor is of a file in a proc file system: statfs(2)."""
     buffer = (INT * 64)()  # a struct statfs, whose first field is f_type
     statfs(f"/proc/self/fd/{fd}", buffer)  # what kind of file system is this?
     return buffer[0] == PROC_SUPER_MAGIC
-
 
 def check_proc(root, where):
     """Make sure that proc is still where it was mounted: CVE-2023-27561."""
@@ -2311,11 +2154,9 @@ def check_proc(root, where):
         raise Failure(f"mount, on {where}: it was moved while proc was being mounted")
     os.close(fd)
 
-
 def mount_new(target, row, flags, data):
     """Mount a file system that has no files yet but the kernel's."""
     mount(row["source"], target, row["type"], flags, data or None)  # the container's own
-
 
 def mount_bind(target, row, flags, _):
     """Show files of the host's at TARGET; returns the mount as a path that can't be moved.
@@ -2341,7 +2182,6 @@ def mount_bind(target, row, flags, _):
         set_mount_flags(here, flags & BIND_FLAGS)
     return here
 
-
 def mount_layers(target, row, flags, _):
     """Stack directories with overlayfs.
 
@@ -2363,7 +2203,6 @@ def mount_layers(target, row, flags, _):
     for fd in [here, *sum(number.values(), [])]:
         os.close(fd)
 
-
 def mount_cgroups(target, _, flags, __):
     """Show the container its own cgroup, in the form that the host has: v2, or v1's directories."""
     kinds = own_cgroups()
@@ -2382,7 +2221,6 @@ def mount_cgroups(target, _, flags, __):
             os.symlink(name, f"{place}/{alias}")  # as distributions have it
     mount(None, place, None, flags | MS_REMOUNT | MS_BIND, None)  # now as read-only as asked for
 
-
 def own_cgroups():
     """The cgroup of this process in each mounted hierarchy: {controllers: path}; "" is v2's.
 
@@ -2391,7 +2229,6 @@ def own_cgroups():
     rows = [line.split(":", 2)[1:] for line in read_all("/proc/self/cgroup").split("\n") if line]
     mounted = {row[1] for row in mounts_here()}
     return {name: path for name, path in rows if ("cgroup" if name else "cgroup2") in mounted}
-
 
 def mount_copy(target, row, flags, data):
     """Where overlayfs can't stack the layers, copy them one over the other, once."""
@@ -2410,9 +2247,7 @@ def mount_copy(target, row, flags, data):
         os.rename(new, row["source"])
     return mount_bind(target, row, flags | MS_BIND, data)
 
-
 MOUNTERS = {"layers": mount_layers, "cgroup": mount_cgroups, "copy": mount_copy}
-
 
 def set_mount_flags(path, flags):
     """Set MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC on the mount at PATH and on all below it.
@@ -2430,7 +2265,6 @@ def set_mount_flags(path, flags):
             if point == above or point.startswith(above.rstrip("/") + "/"):
                 kept = parse_mount_options(options)[0] | MS_REMOUNT | MS_BIND
                 mount(None, point, None, kept | flags, None)  # from here on with this, too
-
 
 def build_root(spec):
     """Make the container's root file system and step into it."""
@@ -2454,7 +2288,6 @@ def build_root(spec):
     if own:
         swap_root(path)
 
-
 def mount_or_fall_back(root, row):
     """Mount a row, or what the row says to mount if the kernel can't."""
     try:
@@ -2463,7 +2296,6 @@ def mount_or_fall_back(root, row):
         if "fallback" not in row:
             raise
         mount_one(root, row["fallback"])
-
 
 def make_devices(root, spec):
     """Fill the fresh /dev: what any program expects, and what --device added."""
@@ -2485,7 +2317,6 @@ def make_devices(root, spec):
         os.symlink(target, name)  # as every program expects them
     os.close(dev)
 
-
 def swap_root(path):
     """Make PATH the root of this mount namespace and let the old root go.
 
@@ -2503,14 +2334,12 @@ def swap_root(path):
 # after its root has become ours, as text: the C library would ask the container's nsswitch.conf
 # which of the container's libraries to load into this process (CVE-2019-14271).
 
-
 def account_lines(path):
     """The rows of a file in the form of passwd(5) or group(5); [] where there is none."""
     try:
         return [line.split(":") for line in read_text(path).split("\n") if line.count(":") >= 3]
     except (FileNotFoundError, NotADirectoryError):
         return []
-
 
 def parse_id(text, what):
     """A user or group id; anything but a number up to 2^31 - 1 is an error, never 0.
@@ -2520,7 +2349,6 @@ def parse_id(text, what):
     if not (text.isascii() and text.isdigit() and int(text) < 1 << 31):
         raise Failure(f"--user, on {text or chr(39) * 2}: there is no such {what} in the container")
     return int(text)
-
 
 def resolve_user(wanted):
     """NAME|UID[:GROUP|GID] by the container's files: (uid, gid, supplementary gids, home).
@@ -2541,7 +2369,6 @@ def resolve_user(wanted):
     more = [int(row[2]) for row in groups if account[0] in row[3].split(",") and row[2].isdigit()]
     return uid, parse_id(account[3], "group"), more, account[5] or "/"
 
-
 def become_user(uid, gid, groups):
     """Change to the user for good: groups before gid before uid, each needs the one before."""
     os.setgroups(groups)  # none of root's groups stay
@@ -2552,7 +2379,6 @@ def become_user(uid, gid, groups):
 
 # ── 12. Network ────────────────────────────────────────────────────────────
 # A new network namespace holds one link, lo, and that is down.
-
 
 def bring_up_loopback():
     """Set lo up: 127.0.0.1 works inside, and nothing else does.  See netdevice(7)."""
@@ -2571,7 +2397,6 @@ def bring_up_loopback():
 #
 # Without -t nothing is copied: the command has the caller's own descriptors.
 
-
 def make_terminal(size):
     """Open a new pty of the container's: (master, slave).  SIZE is (rows, columns) or None."""
     master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
@@ -2582,12 +2407,10 @@ def make_terminal(size):
         fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     return master, slave
 
-
 def show_console(slave):
     """Make /dev/console the container's terminal; /dev is still as we made it."""
     os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # where boot messages go
-
 
 def window_size(fd):
     """A terminal's (rows, columns), or None if FD is no terminal.  See ioctl_tty(2)."""
@@ -2597,26 +2420,20 @@ def window_size(fd):
         return None
     return rows, width
 
+def caller_size():
+    """The (rows, columns) of the caller's terminal, or None if it has none."""
+    return next(filter(None, map(window_size, (0, 1, 2))), None)
 
 def raw_mode(fd):
-    """Put a terminal in raw mode; returns its attributes before.  See termios(3), "Raw mode"."""
+    """Put a terminal in raw mode, what was typed ahead is kept; returns its attributes before."""
     import termios
+    import tty
     before = termios.tcgetattr(fd)
-    iflag, oflag, cflag, lflag, ispeed, ospeed, cc = before
-    iflag &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR
-               | termios.IGNCR | termios.ICRNL | termios.IXON)
-    oflag &= ~termios.OPOST
-    cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-    lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
-    cc = list(cc)
-    cc[termios.VMIN], cc[termios.VTIME] = 1, 0
-    after = [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
-    set_terminal(fd, after)
+    tty.setraw(fd, termios.TCSADRAIN)
     return before
 
-
 def set_terminal(fd, attributes):
-    """Change a terminal's attributes, what was typed ahead is kept; it may have gone meanwhile."""
+    """Change a terminal's attributes; it may have gone meanwhile."""
     import termios
     try:
         termios.tcsetattr(fd, termios.TCSADRAIN, attributes)
@@ -2624,13 +2441,11 @@ def set_terminal(fd, attributes):
         if error.args[0] != errno.EIO:
             raise OSError(*error.args) from None
 
-
 def end_of_file_key(master, last):
     """What to type for end-of-file after the bytes LAST: ^D, twice if a line is unfinished."""
     import termios
     key = termios.tcgetattr(master)[6][termios.VEOF]
     return key if last.endswith(b"\n") or not last else key + key
-
 
 class Relay:
     """Bytes on their way from one descriptor to another; neither end ever blocks the monitor."""
@@ -2668,7 +2483,6 @@ class Relay:
 # soon to be replaced by the command.  It knows nothing but the spec.  Each step says why it
 # stands where it does; if one fails, the command never starts.
 
-
 def send(channel, message, fds=()):
     """Send a value to the other side, and descriptors with it (unix(7), SCM_RIGHTS)."""
     data = marshal.dumps(message)
@@ -2676,7 +2490,6 @@ def send(channel, message, fds=()):
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
     sent = channel.sendmsg([data], rights if fds else [])
     channel.sendall(data[sent:])
-
 
 def receive(channel):
     """The next value and descriptors from the other side: (message, fds); (None, []) at its end."""
@@ -2692,7 +2505,6 @@ def receive(channel):
             return None, []
         data += more
     return marshal.loads(data), fds
-
 
 def container_main(channel, trees):
     """Turn this process into the container's command.  Returns only by raising.
@@ -2745,7 +2557,6 @@ def container_main(channel, trees):
     forget_signals()
     execute(process["args"], environment)
 
-
 def chown_tree(directory, name, uid, gid):
     """Give a file, and all below it, to a user (-v ...:U); no link is followed."""
     os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
@@ -2754,7 +2565,6 @@ def chown_tree(directory, name, uid, gid):
         for entry in os.listdir(inner):
             chown_tree(inner, entry, uid, gid)
         os.close(inner)
-
 
 def close_all_but(*kept):
     """Close every descriptor above the standard three except KEPT, and keep those from the command.
@@ -2771,7 +2581,6 @@ def close_all_but(*kept):
     for fd in kept:
         os.set_inheritable(fd, False)
 
-
 def enter_workdir(path, make):
     """Change to the command's working directory; MAKE it where it is missing, as Docker does."""
     if make:
@@ -2780,12 +2589,10 @@ def enter_workdir(path, make):
     if not os.getcwd().startswith("/"):  # CVE-2024-21626: "(unreachable)" is outside
         raise Failure(f"--workdir, on {path}: it lies outside of the container")
 
-
 def take_terminal(slave):
     """Make the container's terminal the three standard descriptors."""
     for fd in (0, 1, 2):
         os.dup2(slave, fd)  # the caller's own descriptor is gone with this
-
 
 def become_reaper(channel, slave):
     """Fork; the child goes on to be the command, PID 1 passes signals to it and buries the dead."""
@@ -2808,14 +2615,12 @@ def become_reaper(channel, slave):
                 os._exit(exit_status(status))
             pid, status = os.waitpid(-1, os.WNOHANG)
 
-
 def forget_signals():
     """Give the command the signals of a fresh process: Python ignores two, `run` blocks most."""
     for number in range(1, _signal.NSIG):
         if number not in (_signal.SIGKILL, _signal.SIGSTOP, 32, 33):
             _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-
 
 def find_program(name, path):
     """Where a command's file is, by PATH as execvp(3) does; 127 if nowhere, 126 if unusable."""
@@ -2826,7 +2631,6 @@ def find_program(name, path):
     if not found:
         raise Failure(f"exec, on {name}: executable file not found in $PATH", 127)
     return next((program for program in found if os.access(program, os.X_OK)), found[0])
-
 
 def execute(args, environment):
     """Become the command: execve(2).  Raises Failure with Docker's statuses, 126 and 127."""
@@ -2840,7 +2644,6 @@ def execute(args, environment):
         if missing and os.path.exists(program):
             why += f" (its interpreter, {interpreter_of(program)})"
         raise Failure(f"exec, on {program}: {why}", 127 if missing else 126) from None
-
 
 def interpreter_of(program):
     """The program that a script or an ELF file names as its interpreter, for an error message."""
@@ -2867,16 +2670,13 @@ FORWARDED = set(range(1, _signal.NSIG)) - NOT_FORWARDED
 DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
 GRACE = 10  # seconds between a hang-up and SIGKILL, as for `docker stop`
 
-
 def has_namespace(spec, kind):
     """True if the spec asks for a new namespace of this kind."""
     return any(row["type"] == kind for row in spec["linux"]["namespaces"])
 
-
 def namespace_flags(spec):
     """The CLONE_ flags of the new namespaces in the spec."""
     return sum(flag for kind, flag in NAMESPACES.items() if has_namespace(spec, kind))
-
 
 def own_bytecode():
     """A sealed memfd with this program, compiled: init starts from it.
@@ -2900,11 +2700,9 @@ def own_bytecode():
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return fd
 
-
 def shared_rows(spec):
     """The mounts that the host is to see mounts in, too: -v ...:rshared."""
     return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])]
-
 
 def start_init(spec, stdin):
     """Start `init` in the spec's namespaces: (pid, channel to it, this program compiled)."""
@@ -2923,7 +2721,6 @@ def start_init(spec, stdin):
             os._exit(125)
     theirs.close()
     return pid, ours, program
-
 
 def reexec_as_init(channel, program, flags, stdin, shared):
     """In the child: make the other namespaces and execute this file again, as `init`.
@@ -2945,14 +2742,12 @@ def reexec_as_init(channel, program, flags, stdin, shared):
     python_words = [python, "-I", "-S", "-X", "utf8", f"/proc/self/fd/{program}"]
     os.execvp(python, [*python_words, "init", *kept])  # this file again
 
-
 def watch_signals():
     """A descriptor that becomes readable when one of the blocked signals arrives: signalfd(2)."""
     mask = bytearray(128)  # sigset_t of both C libraries
     for number in FORWARDED | {_signal.SIGCHLD}:
         mask[(number - 1) // 8] |= 1 << (number - 1) % 8
     return signalfd(-1, bytes(mask), os.O_CLOEXEC | os.O_NONBLOCK)  # signals as bytes to read
-
 
 def take_signals(signals):
     """The numbers of the signals that have arrived: signalfd_siginfo's first field, ssi_signo."""
@@ -2961,7 +2756,6 @@ def take_signals(signals):
     except BlockingIOError:
         return []
     return [struct.unpack_from("I", data, start)[0] for start in range(0, len(data), 128)]
-
 
 def start_container(spec, record, stdin, guard):
     """Start the container of SPEC; returns what is needed to watch it, once its command runs."""
@@ -2984,7 +2778,6 @@ def start_container(spec, record, stdin, guard):
         os.close(signals)
     return {"pid": pid, "master": master, "program": program, "record": record, "before": None}
 
-
 def kill_child(pid):
     """Kill a container's PID 1, and with it all of its processes, and wait for it."""
     try:
@@ -2992,7 +2785,6 @@ def kill_child(pid):
         os.waitpid(pid, 0)
     except (ProcessLookupError, ChildProcessError):  # it has been waited for already
         pass
-
 
 def await_exec(pid, channel, signals):
     """Wait until the command runs; returns the terminal's master end or None.
@@ -3013,7 +2805,6 @@ def await_exec(pid, channel, signals):
             master = fds[0]  # sync 2
         for number in set(take_signals(signals)) & DEADLY:
             raise Failure("run: interrupted before the command started", 128 + number)
-
 
 def watch(state, small):
     """Stay with a running container to its end, then tidy up; returns its exit status.
@@ -3036,7 +2827,6 @@ def watch(state, small):
         os.close(state["lock"])
         sweep_containers()  # what killed commands left
 
-
 def make_room(state):
     """Execute this program again, from its bytecode, as `monitor`: compiling took 15 MB.
 
@@ -3051,13 +2841,11 @@ def make_room(state):
     os.execv(python, [python, "-I", "-S", "-X", "utf8", f"/proc/self/fd/{state['program']}",
                       "monitor", str(carried), *sys.argv])  # the last for those who read ps
 
-
 def resize(master):
     """Give the terminal inside the size of the caller's."""
-    caller = next((fd for fd in (0, 1, 2) if os.isatty(fd)), None)
-    if master is not None and caller is not None:
-        fcntl.ioctl(master, TIOCSWINSZ, struct.pack("HHHH", *window_size(caller), 0, 0))
-
+    size = caller_size()
+    if size:
+        fcntl.ioctl(master, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
 
 def carry(state, signals, crowded):
     """The monitor's loop; returns the exit status when PID 1 is gone and all output delivered.
@@ -3095,7 +2883,6 @@ def carry(state, signals, crowded):
             outputs, inputs, terminal, crowded = [], [], None, None
             killing = time.monotonic() + GRACE
 
-
 def pass_on(number, pid, terminal, status):
     """Act on a signal that the monitor got; returns the exit status if PID 1 is gone."""
     if status is not None:
@@ -3109,7 +2896,6 @@ def pass_on(number, pid, terminal, status):
         os.kill(pid, number)
     return None
 
-
 def moved(stream):
     """Let a stream move; False if the terminal at its end is gone."""
     try:
@@ -3119,7 +2905,6 @@ def moved(stream):
             raise Failure(f"write, on standard output: {reason(error)}") from None
         return False
     return True
-
 
 def wait_ready(signals, streams, deadline):
     """Wait for a signal or for bytes to move; returns the streams that can."""
@@ -3147,7 +2932,6 @@ def wait_ready(signals, streams, deadline):
 COMMANDS = {}
 HIDDEN = "not for typing"  # the summary of what the program starts as by itself
 
-
 def command(usage, summary, *rows):
     """Make a function cmd_NAME the subcommand NAME; cmd_GROUP_NAME is GROUP NAME."""
     def register(function):
@@ -3156,11 +2940,9 @@ def command(usage, summary, *rows):
 
     return register
 
-
 def long_name(row):
     """The name an option goes by: its first long one, without dashes."""
     return next(name[2:] for name in row[0].split() if name.startswith("--"))
-
 
 def parse_options(rows, words, where, anywhere=False):
     """Split WORDS by an option table: ({name: value}, the positional words).
@@ -3186,7 +2968,6 @@ def parse_options(rows, words, where, anywhere=False):
             store_option(options, row, words.pop(0) if value is None and row[1] else value, where)
     return options, rest + words
 
-
 def split_option(by_name, word, where):
     """The options in one word as [(row, value)]; the value is None where it isn't in the word.
 
@@ -3208,7 +2989,6 @@ def split_option(by_name, word, where):
             return found
     raise Failure(f"{where}, on {word}: unknown option", hint=f"see {where} --help")
 
-
 def store_option(options, row, value, where):
     """Put one option's value where the table says."""
     name = long_name(row)
@@ -3221,7 +3001,6 @@ def store_option(options, row, value, where):
     else:
         raise Failure(f"{where}, on --{name}={value}: it takes no value")
 
-
 def help_text(name):
     """The help of one subcommand, from its row."""
     _, usage, summary, rows = COMMANDS[name]
@@ -3230,13 +3009,11 @@ def help_text(name):
     return "\n".join([f"Usage: mydocker {name} {usage}".rstrip(), "", summary.capitalize() + "."]
                      + (["", "Options (one dash is as good as two):"] + lines if lines else []))
 
-
 def require_root(what):
     """Only root makes namespaces here."""
     if os.geteuid():
         raise Failure(f"{what}, as user {os.geteuid()}: only root can make containers",
                       hint=f"sudo python3 {sys.argv[0]} {what} ...")
-
 
 def environment_of(options, hostname, image):
     """The container's environment, [K=V]: clean but for what the image and the options say."""
@@ -3256,7 +3033,6 @@ def environment_of(options, hostname, image):
             values[key] = os.environ[key]
     return [f"{key}={value}" for key, value in values.items()]
 
-
 def env_file_items(path):
     """The lines of an --env-file, each K=V or K; empty ones and # comments are skipped."""
     try:
@@ -3268,7 +3044,6 @@ def env_file_items(path):
             raise Failure(f"--env-file, on {path} line {number}: white space in a variable's name")
     return [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
-
 def command_of(options, words, image):
     """The arguments to execute, from the image's Entrypoint and Cmd and what was typed."""
     entrypoint, cmd = image.get("Entrypoint") or [], image.get("Cmd") or []
@@ -3279,7 +3054,6 @@ def command_of(options, words, image):
         raise Failure("run: no command given, and the image has none",
                       hint="mydocker run -it IMAGE /bin/sh")
     return args
-
 
 def volume_rows(options, image, own_root):
     """The mounts that -v, --mount, --tmpfs and the image's Volumes ask for: (rows, [new volume]).
@@ -3304,7 +3078,6 @@ def volume_rows(options, image, own_root):
                           "and it won't be made on the host's own root")
     return sorted(rows, key=lambda row: os.path.normpath(row["destination"]).count("/"))
 
-
 def parse_volume(text):
     """A -v argument, [HOST:|NAME:]PLACE[:OPTIONS], as a mount row."""
     parts = text.split(":")
@@ -3319,7 +3092,6 @@ def parse_volume(text):
         raise Failure(f"--volume, on {text}: unknown option {unknown[0]}")
     return volume_row(source, place, words)
 
-
 def volume_row(source, place, words):
     """A row for a host path, a named volume or, without a source, a new one."""
     kept = [word for word in words if word in PROPAGATION or word in MOUNT_FLAGS]
@@ -3332,7 +3104,6 @@ def volume_row(source, place, words):
     row = mount_row(place, "bind", "rbind", *kept, source=volume_path(name))
     return dict(row, copyUp="nocopy" not in words, chown="U" in words, volume=name,
                 anonymous=not source)
-
 
 def parse_mount(text):
     """A --mount argument, type=bind|volume|tmpfs,source=...,target=...[,readonly], as a row."""
@@ -3356,7 +3127,6 @@ def parse_mount(text):
     source = os.path.abspath(pairs["source"]) if kind == "bind" else pairs.get("source", "")
     return volume_row(source, pairs["target"], words)
 
-
 def working_directory(typed, image, own_root):
     """Where the command starts; on the host's own root that is where the caller is."""
     if own_root or typed.startswith("/"):
@@ -3365,7 +3135,6 @@ def working_directory(typed, image, own_root):
         return os.path.normpath(os.path.join(os.getcwd(), typed))
     except OSError as error:
         raise Failure(f"run, on the current directory: {reason(error)}") from None
-
 
 def device_of(text):
     """A --device argument, HOST[:PLACE[:rwm]], as the spec's linux.devices has it."""
@@ -3381,7 +3150,6 @@ def device_of(text):
             "major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev),
             "fileMode": stat.S_IMODE(info.st_mode), "uid": info.st_uid, "gid": info.st_gid}
 
-
 def make_spec(options, words, plan):
     """The spec of a container, in the form of the OCI's config.json.
 
@@ -3389,12 +3157,11 @@ def make_spec(options, words, plan):
     """
     own_root, image, path = plan["root"] is not None, plan["image"], plan["path"]
     hostname = options["hostname"] or (plan["id"][:12] if own_root else os.uname().nodename)
-    caller = next((fd for fd in (0, 1, 2) if os.isatty(fd)), None)
     spec = {
         "ociVersion": "1.2.0",
         "process": {
             "terminal": options["tty"],
-            "consoleSize": window_size(caller) if caller is not None else None,
+            "consoleSize": caller_size(),
             "user": {"username": image.get("User") or "0" if options["user"] is None
                      else options["user"]},
             "args": command_of(options, words, image),
@@ -3422,7 +3189,6 @@ def make_spec(options, words, plan):
     spec["mounts"] += volume_rows(options, image, own_root)
     return spec
 
-
 def write_network_files(path, hostname):
     """Write what lies over the image's /etc/hosts, /etc/hostname and /etc/resolv.conf."""
     write_file(path + "/hosts", f"""127.0.0.1\tlocalhost
@@ -3438,14 +3204,12 @@ ff02::2\tip6-allrouters
     for name in ("hosts", "hostname", "resolv.conf"):
         os.chmod(f"{path}/{name}", 0o644)
 
-
 def process_start(pid):
     """When a process started, in clock ticks since boot: with its pid it names it for good."""
     try:
         return int(read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
     except FileNotFoundError:
         return None
-
 
 def resolv_conf():
     """The host's resolv.conf by Docker's rules: no server that only the host's lo can reach."""
@@ -3460,7 +3224,6 @@ def resolv_conf():
             return "\n".join(kept)
     return "\n".join([*filter(None, kept), "nameserver 8.8.8.8", "nameserver 8.8.4.4", ""])
 
-
 def find_image_to_run(name):
     """The image that a name means; a program of the box could have been meant as well."""
     try:
@@ -3471,7 +3234,6 @@ def find_image_to_run(name):
         program = f"run /bin/{os.path.basename(name) or 'sh'}"
         raise Failure(failure.message.replace("image,", "run,", 1), hint="an image: run IMAGE "
                       f"[COMMAND...] (see images); a program of this box: {program}") from None
-
 
 def plan_root(options, words):
     """What the container's root is, by the options and the first word: (plan, the other words)."""
@@ -3489,8 +3251,7 @@ def plan_root(options, words):
     elif words[0].startswith(("/", ".")):  # no image can be called so
         plan.update(root=path + "/rootfs" if options["ephemeral"] else None, keep=False)
     else:
-        make_dirs(state_path())
-        plan["guard"] = hold(state_path("images.lock"), fcntl.LOCK_SH)
+        plan["guard"] = using_images()
         image = find_image_to_run(words[0])
         plan.update(layers=image_layers(image)[::-1], image=image_config(image),
                     reference=words[0], digest=image["digest"], diff_ids=image["diff_ids"])
@@ -3498,7 +3259,6 @@ def plan_root(options, words):
     if options["ephemeral"] and (options["rootfs"] or plan["layers"]):
         raise Failure("run, on --ephemeral: it is for the host's own root")
     return plan, words
-
 
 @command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  run [OPTIONS] /PROGRAM [ARG...]",
          "run a command in a new container, from an image or on the host's own root",
@@ -3545,8 +3305,7 @@ def cmd_run(options, words):
         end_container(record)
         os.close(lock)
         raise
-    return watch(dict(state, lock=lock, interactive=options["interactive"], typed=b""), False)
-
+    return watch(dict(state, lock=int(lock), interactive=options["interactive"], typed=b""), False)
 
 @command("FD [ARG...]", HIDDEN)
 def cmd_monitor(_, words):
@@ -3558,7 +3317,6 @@ def cmd_monitor(_, words):
     except (IndexError, ValueError, OSError, EOFError, TypeError):
         raise Failure("monitor: it can't be typed, only `run` becomes it") from None
     return watch(state, True)
-
 
 def prepare_container(spec, record, guard):
     """Put on disk what init and the other commands need; init is booting meanwhile.
@@ -3579,7 +3337,6 @@ def prepare_container(spec, record, guard):
     if guard is not None:
         os.close(guard)
 
-
 def apply_log_options(options):
     """Let --log-level and --explain travel to init: in the environment."""
     level = options["log-level"] or os.environ.get("MYDOCKER_LOG") or (
@@ -3591,7 +3348,6 @@ def apply_log_options(options):
         os.environ["MYDOCKER_EXPLAIN"] = "1"
         explain_calls()
 
-
 @command("[OPTIONS] CONTAINER...", "remove containers, with what they wrote",
          ("-f --force", "", "also if it runs: it's killed first"),
          ("-v --volumes", "", "with the volumes that were made for it"))
@@ -3599,7 +3355,6 @@ def cmd_rm(options, words):
     """Remove containers; never a byte of a bind mount or of a named volume."""
     require_root("rm")
     each("rm", words, lambda name: remove_container(find_container(name), options))
-
 
 def remove_container(record, options):
     """Remove one container by its record."""
@@ -3615,7 +3370,6 @@ def remove_container(record, options):
     for volume in record["own_volumes"] if options["volumes"] else []:
         remove_volume(volume)
     show(record["name"])
-
 
 def container_root(record, volumes=True):
     """A descriptor of a container's root directory, running or not, with its VOLUMES or without.
@@ -3639,18 +3393,15 @@ def container_root(record, volumes=True):
                 mount_one(root, row)
     return os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
-
 def live_pid(record):
     """The pid of a running container's PID 1, made sure of by its start time."""
     if not record["pid"] or process_start(record["pid"]) != record["pid_start"]:
         raise Failure(f"container, on {record['name']}: it is not running")
     return record["pid"]
 
-
 def kill_container(record):
     """Kill PID 1 of a running container, and so all of it."""
     os.kill(live_pid(record), _signal.SIGKILL)
-
 
 def each(command_name, words, action):
     """Do something for every name; all are tried, and the last failure is raised at the end."""
@@ -3664,7 +3415,6 @@ def each(command_name, words, action):
             failed = failure
     if failed:
         raise failed
-
 
 @command("[OPTIONS]", "list the containers",
          ("-a --all", "", "also those that have ended"),
@@ -3682,7 +3432,6 @@ def cmd_ps(options, _):
     show("\n".join([record["id"][:12] for record in records] if options["quiet"]
                    else columns(rows)))
 
-
 @command("[OPTIONS] FILE|DIR|- [NAME[:TAG]]", "make an image from a root file system",
          ("-c --change", "INSTRUCTION...", "set CMD, ENTRYPOINT, ENV, WORKDIR, USER, ... in it"))
 def cmd_import(options, words):
@@ -3690,14 +3439,12 @@ def cmd_import(options, words):
     need_words("import", words, 1, 2)
     show(import_image(words[0], words[1] if words[1:] else "", options["change"]))
 
-
 @command("[OPTIONS]", "load images from an archive of docker's or of the OCI's",
          ("-i --input", "FILE|DIR", "the archive, or an OCI layout (default: standard input)"))
 def cmd_load(options, _):
     """Load what `docker save`, `podman save`, skopeo and `save` write."""
     for name, image_id in load(options["input"] or "-"):
         show(f"Loaded image: {short_name(name) or image_id}")
-
 
 @command("[OPTIONS] IMAGE...", "write images to an archive",
          ("-o --output", "FILE", "where to (default: standard output)"),
@@ -3711,7 +3458,6 @@ def cmd_save(options, words):
     with open_output(options["output"]) as out:
         save(words, out, form)
 
-
 def open_output(path):
     """A file to write an archive to; standard output only if it's no terminal."""
     if path:
@@ -3719,7 +3465,6 @@ def open_output(path):
     if os.isatty(1):
         raise Failure("--output: not given, and standard output is a terminal", hint="-o FILE")
     return open(1, "wb", closefd=False)
-
 
 @command("[OPTIONS] CONTAINER", "write a container's files to a tar archive",
          ("-o --output", "FILE", "where to (default: standard output)"))
@@ -3730,7 +3475,6 @@ def cmd_export(options, words):
     root = container_root(dict(record, running=False), volumes=False)
     with open_output(options["output"]) as out:
         export_tree(readable(root), out)
-
 
 @command("[OPTIONS] CONTAINER [NAME[:TAG]]", "make an image of a container's changes",
          ("-c --change", "INSTRUCTION...", "set CMD, ENTRYPOINT, ENV, WORKDIR, USER, ... in it"),
@@ -3754,7 +3498,6 @@ def cmd_commit(options, words):
         for pid in stopped:
             os.kill(pid, _signal.SIGCONT)
 
-
 def stop_processes(record):
     """Stop all processes of a running container with SIGSTOP, until none is left that ran.
 
@@ -3770,14 +3513,12 @@ def stop_processes(record):
             os.kill(pid, _signal.SIGSTOP)
         stopped += found
 
-
 def pid_namespace(pid):
     """The PID namespace of a process, or None if it is gone."""
     try:
         return os.readlink(f"/proc/{pid}/ns/pid")
     except OSError:
         return None
-
 
 @command("[OPTIONS]", "list the images", ("-q --quiet", "", "ids only"))
 def cmd_images(options, _):
@@ -3788,13 +3529,11 @@ def cmd_images(options, _):
          humane_size(row["size"])) for row in rows]
     show("\n".join([row["id"][7:19] for row in rows] if options["quiet"] else columns(table)))
 
-
 @command("[OPTIONS] IMAGE...", "remove images",
          ("-f --force", "", "also with several names, or used"))
 def cmd_rmi(options, words):
     """Take names from images, and remove what nothing needs any more."""
     each("rmi", words, lambda name: show("\n".join(remove_image(name, options["force"]))))
-
 
 @command("IMAGE NEW-NAME", "give an image another name")
 def cmd_tag(_, words):
@@ -3802,15 +3541,20 @@ def cmd_tag(_, words):
     need_words("tag", words, 2, 2)
     tag(*words)
 
-
 @command("NAME...", "show all that is known of containers and images, as JSON")
 def cmd_inspect(_, words):
     """Print an array with one object for each name."""
+    show_json("inspect", words, inspected)
+
+def show_json(command_name, words, look_up):
+    """Print an array of what LOOK_UP finds for each name."""
     import json
     found = []
-    each("inspect", words, lambda name: found.append(inspected(name)))
-    show(json.dumps(found, indent=4))
-
+    try:
+        each(command_name, words, lambda name: found.append(look_up(name)))
+    finally:
+        if found:
+            show(json.dumps(found, indent=4))
 
 def inspected(name):
     """A container's record and spec, or an image, by name."""
@@ -3820,23 +3564,19 @@ def inspected(name):
         return inspect_image(name)
     return dict(record, spec=read_json(state_path("containers", record["id"], "config.json")))
 
-
 def need_words(name, words, least, most=None):
     """Fail unless there are as many arguments as a command takes."""
     if len(words) < least or most is not None and len(words) > most:
         raise Failure(f"{name}: it takes {COMMANDS[name][1]}", hint=f"mydocker {name} --help")
-
 
 def volume_names():
     """The names of all volumes, in order."""
     top = state_path("volumes")
     return sorted(os.listdir(top)) if os.path.isdir(top) else []
 
-
 def volume_users(name):
     """The names of the containers that use a volume."""
     return [record["name"] for record in container_records() if name in record["volumes"]]
-
 
 def volume_info(name):
     """What `volume inspect` shows of a volume."""
@@ -3846,7 +3586,6 @@ def volume_info(name):
     return {"Name": name, "Mountpoint": path, "Driver": "local", "Scope": "local",
             "UsedBy": volume_users(name)}
 
-
 def remove_volume(name):
     """Remove a volume that no container uses."""
     info = volume_info(name)
@@ -3854,13 +3593,11 @@ def remove_volume(name):
         raise Failure(f"volume rm, on {name}: container {info['UsedBy'][0]} uses it")
     remove_tree(os.path.dirname(volume_path(name)))
 
-
 @command("[OPTIONS]", "list the volumes", ("-q --quiet", "", "names only"))
 def cmd_volume_ls(options, _):
     """List the volumes by name."""
     rows = [("DRIVER", "VOLUME NAME")] + [("local", name) for name in volume_names()]
     show("\n".join(volume_names() if options["quiet"] else columns(rows)))
-
 
 @command("[NAME]", "make a volume")
 def cmd_volume_create(_, words):
@@ -3870,21 +3607,15 @@ def cmd_volume_create(_, words):
     make_dirs(volume_path(name))
     show(name)
 
-
 @command("NAME...", "remove volumes, with what is in them")
 def cmd_volume_rm(_, words):
     """Remove volumes; one that a container uses stays."""
     each("volume rm", words, lambda name: (remove_volume(name), show(name)))
 
-
 @command("NAME...", "show volumes as JSON")
 def cmd_volume_inspect(_, words):
     """Print an array with one object for each name."""
-    import json
-    found = []
-    each("volume inspect", words, lambda name: found.append(volume_info(name)))
-    show(json.dumps(found, indent=4))
-
+    show_json("volume inspect", words, volume_info)
 
 @command("[OPTIONS]", "remove the volumes without a name that no container uses",
          ("-a --all", "", "named ones, too"), ("-f --force", "", "without asking, as always"))
@@ -3894,7 +3625,6 @@ def cmd_volume_prune(options, _):
         if not volume_users(name) and (options["all"] or len(name) == 64):
             remove_volume(name)
             show(name)
-
 
 @command("CONTAINER:PATH PATH  or  cp PATH CONTAINER:PATH",
          "copy files out of a container or into it",
@@ -3917,7 +3647,6 @@ def cmd_cp(options, words):
     target, new_name = place_for(roots[1], paths[1], name if not paths[0].endswith("/.") else ".")
     copy_entry(source, name, target, new_name, owner)
 
-
 def split_entry(root, path):
     """Open the directory that holds PATH below ROOT: (descriptor, the entry's name in it)."""
     parent, _, name = path.rstrip("/").rpartition("/")
@@ -3926,7 +3655,6 @@ def split_entry(root, path):
     above = readable(open_in_root(root, parent or "/"))
     os.stat(name, dir_fd=above, follow_symlinks=False)
     return above, name
-
 
 def place_for(root, path, name):
     """Where to copy to: into PATH if it is a directory, else to PATH itself."""
@@ -3938,14 +3666,12 @@ def place_for(root, path, name):
     parent, _, new_name = path.rstrip("/").rpartition("/")
     return readable(open_in_root(root, parent or "/")), new_name
 
-
 def readable(fd):
     """A directory that was opened with O_PATH, for reading; NotADirectoryError if it is none."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     finally:
         os.close(fd)
-
 
 @command("FD...", HIDDEN)
 def cmd_init(_, words):
@@ -3965,7 +3691,6 @@ def cmd_init(_, words):
     finally:
         os._exit(125)  # nothing of the outside's clean-up may run twice
 
-
 def attempt(action):
     """Do something in a child process, for a probe: True if the kernel lets it."""
     pid = os.fork()
@@ -3979,7 +3704,6 @@ def attempt(action):
             os._exit(2)
     return os.waitpid(pid, 0)[1] == 0
 
-
 def try_overlay():
     """Mount an overlay, in a mount namespace of this process's own."""
     os.unshare(CLONE_NEWNS)
@@ -3989,7 +3713,6 @@ def try_overlay():
     for name in ("lower", "upper", "work", "merged"):
         os.mkdir(name)
     mount("overlay", "merged", "overlay", 0, "lowerdir=lower,upperdir=upper,workdir=work")
-
 
 def try_nf_tables():
     """Ask the kernel's nf_tables for its generation, in a network namespace of this process's."""
@@ -4002,7 +3725,6 @@ def try_nf_tables():
     if answer == 2:  # NLMSG_ERROR
         raise OSError(errno.EOPNOTSUPP, "nf_tables")
 
-
 def try_seccomp():
     """Pass no filter: a kernel that knows filters finds the address bad, another the request."""
     try:
@@ -4011,38 +3733,24 @@ def try_seccomp():
         if error.errno != errno.EFAULT:
             raise
 
-
 def need_mount(kind):
     """Fail unless a file system of this kind is mounted."""
     if not any(row[1] == kind for row in mounts_here()):
         raise OSError(errno.ENODEV, kind)
 
-
-def need_root():
-    """Fail unless the effective user is root."""
-    if os.geteuid():
-        raise PermissionError(errno.EPERM, "root")
-
-
 PROBES = (  # (name, try it, what it is needed for, where to look if it is missing)
-    ("root", need_root, "all of it", "sudo"),
-    ("mntns", lambda: os.unshare(CLONE_NEWNS), "mounts that the host doesn't see",
-     "sysctl user.max_mnt_namespaces"),
-    ("pidns", lambda: os.unshare(CLONE_NEWPID), "processes of its own",
-     "sysctl user.max_pid_namespaces"),
+    ("root", lambda: os.setuid(0), "all of it", "sudo"),
+    ("mntns", lambda: os.unshare(CLONE_NEWNS), "its mounts", "sysctl user.max_mnt_namespaces"),
+    ("pidns", lambda: os.unshare(CLONE_NEWPID), "its pids", "sysctl user.max_pid_namespaces"),
     ("utsns", lambda: os.unshare(CLONE_NEWUTS), "--hostname", "sysctl user.max_uts_namespaces"),
-    ("ipcns", lambda: os.unshare(CLONE_NEWIPC), "shared memory of its own",
-     "sysctl user.max_ipc_namespaces"),
-    ("netns", lambda: os.unshare(CLONE_NEWNET), "a network of its own",
-     "sysctl user.max_net_namespaces"),
+    ("ipcns", lambda: os.unshare(CLONE_NEWIPC), "System V IPC", "sysctl user.max_ipc_namespaces"),
+    ("netns", lambda: os.unshare(CLONE_NEWNET), "a network", "sysctl user.max_net_namespaces"),
     ("cgroupns", lambda: os.unshare(CLONE_NEWCGROUP), "/proc/self/cgroup that shows /",
      "sysctl user.max_cgroup_namespaces"),
     ("userns", lambda: os.unshare(CLONE_NEWUSER), "nothing yet (rootless containers, later)",
      "sysctl user.max_user_namespaces kernel.unprivileged_userns_clone"),
-    ("cgroup-v1", lambda: need_mount("cgroup"), "limits (one version is enough)",
-     "mount -t cgroup"),
-    ("cgroup-v2", lambda: need_mount("cgroup2"), "limits (one version is enough)",
-     "mount -t cgroup2"),
+    ("cgroup-v1", lambda: need_mount("cgroup"), "limits (one is enough)", "mount -t cgroup"),
+    ("cgroup-v2", lambda: need_mount("cgroup2"), "limits (one is enough)", "mount -t cgroup2"),
     ("overlay", try_overlay, "--ephemeral, images", "module overlay"),
     ("seccomp", try_seccomp, "the system call filter", "kernel option CONFIG_SECCOMP_FILTER"),
     ("openat2", lambda: openat2(AT_FDCWD, "/", bytes(24), 24),
@@ -4054,7 +3762,6 @@ PROBES = (  # (name, try it, what it is needed for, where to look if it is missi
     ("nf_tables", try_nf_tables, "networks with -p (later)", "modules nf_tables nft_chain_nat"),
 )
 
-
 def cgroup_layout():
     """Which cgroup controllers this box has, and where, in words."""
     rows = [row for row in mounts_here() if row[1] in ("cgroup", "cgroup2")]
@@ -4064,7 +3771,6 @@ def cgroup_layout():
     controllers = read_all(v2[0] + "/cgroup.controllers").split() if v2 else []
     return f"{layout}: v1 {' '.join(v1) or '-'}; v2 {' '.join(controllers) or '-'}"
 
-
 def free_space():
     """The room at the state root, or at the nearest directory above it that is there."""
     path = os.path.abspath(state_path())
@@ -4072,7 +3778,6 @@ def free_space():
         path = os.path.dirname(path)
     room = os.statvfs(path)
     return f"{state_path()}: {room.f_bavail * room.f_frsize >> 20} MiB free"
-
 
 @command("[NAME...]", "show what this box can do, and what each is needed for; with names: "
                       "just those, and status 1 if one is missing")
@@ -4102,7 +3807,6 @@ GLOBAL_OPTIONS = (
 )
 HELP_OPTION = ("-h --help", "", "show this help")
 
-
 def overview():
     """The help of the whole program."""
     return "\n".join(
@@ -4112,7 +3816,6 @@ def overview():
         + columns([("  " + ", ".join(names.split()) + (" " + argument).rstrip(), text)
                    for names, argument, text in GLOBAL_OPTIONS])
         + ["", "mydocker COMMAND --help shows a command's own options."])
-
 
 def dispatch(words):
     """Carry out one command line; returns the exit status."""
@@ -4139,7 +3842,6 @@ def dispatch(words):
         return 0
     return function(options, rest) or 0
 
-
 def main():
     """Run the program and exit; the status is Docker's: 125 if the trouble is mydocker's own."""
     while os.open(os.devnull, os.O_RDWR) < 3:  # a closed standard descriptor must not be taken
@@ -4155,7 +3857,6 @@ def main():
         if hint:
             print_line(f"hint: {hint}")
     os._exit(status)  # at once: nothing is left to tidy up, and the interpreter's own takes 2 ms
-
 
 if __name__ == "__main__":
     main()
