@@ -429,7 +429,7 @@ def walk_in_root(root, path, flags, resolve):
                 todo += target.split("/")[::-1]
                 for fd in trail[1 if target.startswith("/") else -1:]:
                     os.close(trail.pop())
-        return os.open(f"/proc/self/fd/{trail[-1]}", flags | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{trail[-1]}", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC)
     finally:
         for fd in trail:
             os.close(fd)

@@ -1932,10 +1932,7 @@ open("l/oci-layout", "w").write('{"imageLayoutVersion":"1.0.0"}')
 PYTHON
   run 0 load -i l # each layer has a directory of its own
   canary_lives
-  run 127 run --name "c$n" hostile:1 /none
-  run 0 export -o "$PWD/e.tar" "c$n"
-  canary_lives
-  is "$(tar -xOf e.tar f up/file 2>/dev/null || tar -xOf e.tar ./f ./up/file)" badbad
+  nothing_half_done
 }
 
 test_hostile_headers() { # images: pax headers, sparse maps and lengths that lie are refused
