@@ -402,12 +402,15 @@ def open_in_root(root, path, flags=os.O_PATH, resolve=0):
     """
     resolve |= RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
-    try:
-        return openat2(root, path, how, len(how))  # by descriptor: no link can lead it out
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EPERM):  # old kernel; a container's seccomp
-            raise
-        return walk_in_root(root, path, flags, resolve)
+    for attempts_left in range(99, -1, -1):
+        try:
+            return openat2(root, path, how, len(how))  # by descriptor: no link can lead it out
+        except OSError as error:
+            if error.errno == errno.EAGAIN and attempts_left:  # something was renamed on ".."'s way
+                continue
+            if error.errno not in (errno.ENOSYS, errno.EPERM):  # old kernel; a container's seccomp
+                raise
+            return walk_in_root(root, path, flags, resolve)
 
 def walk_in_root(root, path, flags, resolve):
     """What openat2 does, for kernels before 5.6: a component at a time, links followed by hand."""

@@ -1108,6 +1108,27 @@ test_killed_while_starting() { # monitor: killed at any moment of the start, it 
   done
 }
 
+test_settled() { # monitor: after its first seconds, too, it carries status, signals, input and size
+  local inside
+  run 7 run /bin/sh -c 'sleep 1.5; echo out; exit 7'
+  is "$out$err" out
+  start run /bin/sh -c "trap 'exit 9' TERM; sleep 1.5; echo ready; while :; do sleep 0.05; done"
+  wait_for has out ready
+  kill -TERM "$pid"
+  ended 9
+  # shellcheck disable=SC2016 # not yet
+  tty 5 '^ready$' '@size 33 44' '' $'until [ "$(stty size)" = "33 44" ]; do :; done; exit 5\r' -- \
+    "${mydocker[@]}" run -it /bin/sh -c 'sleep 1.5; echo ready; exec /bin/sh'
+  { echo one; sleep 1.5; printf two; } | timeout "$patience" "${mydocker[@]}" run -it /bin/cat >out 2>err
+  like "$(<out)" 'one.*two'
+  start run --init /bin/sh -c 'sleep 1.5; echo ready; exec sleep 1000'
+  wait_for has out ready
+  inside=$(children "$pid")
+  kill -KILL "$pid"
+  ended 137
+  wait_for gone "$inside"
+}
+
 test_many_at_once() { # monitor: containers started at once don't disturb each other
   local i
   for i in {1..12}; do
