@@ -2840,9 +2840,12 @@ def make_room(state):
     for fd in (state["lock"], state["program"], state["master"]):
         if fd is not None:
             os.set_inheritable(fd, True)
-    python = os.readlink("/proc/self/exe")
-    os.execv(python, [python, "-I", "-S", "-X", "utf8", f"/proc/self/fd/{state['program']}",
-                      "monitor", str(carried), *sys.argv])  # the last for those who read ps
+    words = [os.readlink("/proc/self/exe"), "-I", "-S", "-X", "utf8",
+             f"/proc/self/fd/{state['program']}", "monitor", str(carried)]
+    try:
+        os.execv("/proc/self/exe", words + sys.argv)  # the last for those who read ps
+    except OSError:  # then it stays as large as it is
+        os.close(carried)
 
 def resize(master):
     """Give the terminal inside the size of the caller's."""
@@ -2877,6 +2880,7 @@ def carry(state, signals, crowded):
         if crowded and now > crowded and not any(each.waiting for each in outputs + inputs):
             state["typed"] = inputs[0].last if inputs and inputs[0].open else None
             make_room(state)
+            crowded = None
         streams = outputs + inputs if status is None else outputs
         ready = wait_ready(signals, streams, killing or crowded)
         hung_up = not all([moved(stream) for stream in ready])
