@@ -2877,7 +2877,8 @@ def carry(state, signals, crowded):
         now = time.monotonic()
         if killing and now > killing and status is None:
             os.kill(pid, _signal.SIGKILL)
-        if crowded and now > crowded and not any(each.waiting for each in outputs + inputs):
+        idle = status is None and not any(each.waiting for each in outputs + inputs)
+        if crowded and now > crowded and idle:
             state["typed"] = inputs[0].last if inputs and inputs[0].open else None
             make_room(state)
             crowded = None
