@@ -3197,11 +3197,12 @@ drained() { # the program's whole output through a pipe
 measure_memory() { # what the waiting outside process holds, in MB
   start run /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
-  sleep 0.2 # what it does while it waits
+  sleep 2 # after a second it makes room
   awk -v which="outside process of run, waiting" '/^(VmRSS|RssAnon|RssFile):/ {size[$1] = $2 / 1024}
     END {printf "%-52s %6.1f MB resident, of it %.1f MB its own\n", which, size["VmRSS:"], size["RssAnon:"]}' "/proc/$pid/status"
   start run -it /bin/sh -c 'exec sleep 1000' </dev/null
   wait_for has err command:/bin/sh
+  sleep 2
   awk -v which="outside process of run -it, waiting" '/^(VmRSS|RssAnon|RssFile):/ {size[$1] = $2 / 1024}
     END {printf "%-52s %6.1f MB resident, of it %.1f MB its own\n", which, size["VmRSS:"], size["RssAnon:"]}' "/proc/$pid/status"
 }
