@@ -914,7 +914,7 @@ test_modes_restored() { # tty: the terminal's modes are restored on every way ou
 test_hangup() { # tty: a terminal that goes away ends the container's shell
   tty 0 '[#$] $' @hangup -- bash -c "trap '' HUP; \"\$@\" 2>err; echo \$? >status; :" bash env --default-signal=HUP "${mydocker[@]}" run -it /bin/sh
   is "$(grep -v '^{"level"' err)" ''
-  like "$(<status)" '^(0|1|129)$'
+  like "$(<status)" '^(0|1|2|129)$'
 }
 
 test_100_mb() { # tty: 100 MB arrive through the terminal complete
