@@ -864,11 +864,11 @@ test_input_is_a_pipe() { # tty: -it relays an input that isn't a terminal, and i
   printf 'echo h""i\nexit 5\n' | "${mydocker[@]}" run -it /bin/sh >out 2>err || got=$?
   is "$got" 5
   has out 'hi'
-  printf 'whole line\nhalf a line' | timeout "$patience" "${mydocker[@]}" run -it /bin/cat >out 2>err
+  printf 'whole line\nhalf a line' | timeout -k 5 "$patience" "${mydocker[@]}" run -it /bin/cat >out 2>err
   like "$(<out)" 'whole line.*half a line.*whole line.*half a line|whole line.*whole line.*half a linehalf a line'
-  timeout "$patience" "${mydocker[@]}" run -it /bin/cat </dev/null >out 2>err
+  timeout -k 5 "$patience" "${mydocker[@]}" run -it /bin/cat </dev/null >out 2>err
   is "$(<out)" ''
-  seq 60000 | timeout "$patience" "${mydocker[@]}" run -it /usr/bin/wc -l >out 2>err
+  seq 60000 | timeout -k 5 "$patience" "${mydocker[@]}" run -it /usr/bin/wc -l >out 2>err
   is "$(tail -n 1 out)" $'60000\r'
 }
 
@@ -1119,7 +1119,7 @@ test_settled() { # monitor: after its first seconds, too, it carries status, sig
   # shellcheck disable=SC2016 # not yet
   tty 5 '^ready$' '@size 33 44' '' $'until [ "$(stty size)" = "33 44" ]; do :; done; exit 5\r' -- \
     "${mydocker[@]}" run -it /bin/sh -c 'sleep 1.5; echo ready; exec /bin/sh'
-  { echo one; sleep 1.5; printf two; } | timeout "$patience" "${mydocker[@]}" run -it /bin/cat >out 2>err
+  { echo one; sleep 1.5; printf two; } | timeout -k 5 "$patience" "${mydocker[@]}" run -it /bin/cat >out 2>err
   like "$(<out)" 'one.*two'
   start run --init /bin/sh -c 'sleep 1.5; echo ready; exec sleep 1000'
   wait_for has out ready
@@ -1226,7 +1226,7 @@ log-level error'
   run 0 run --help
   grep -oE -- '--[a-z-]+' "$scratch/stdout" | sort -u >options
   while read -r option; do
-    timeout "$patience" "${mydocker[@]}" run "$option" >out 2>err || is $? 125
+    timeout -k 5 "$patience" "${mydocker[@]}" run "$option" >out 2>err || is $? 125
     unlike "$(<err)" 'unknown'
   done <options
   run 125 run --nope
@@ -1740,7 +1740,7 @@ test_config_nonsense() { # images: a config that makes no sense is refused in on
       continue
     fi
     got=0
-    timeout "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c : >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c : >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
     read_output
     ((got == 0)) || one_line .
     unlike "$err" Traceback
@@ -1796,7 +1796,7 @@ test_rmi_force_running() { # images: not even rmi -f takes the layers from under
   start run --name "c$n" "t$n:1" /bin/sh -c 'echo ready; while [ ! -e /tmp/go ]; do sleep 0.05; done; ls -d /bin/sh /etc'
   wait_for has out ready
   layer_of "t$n:1"
-  timeout "$patience" "${mydocker[@]}" rmi -f "t$n:1" || : # refused, or only the name goes
+  timeout -k 5 "$patience" "${mydocker[@]}" rmi -f "t$n:1" || : # refused, or only the name goes
   run 0 run /bin/true # which sweeps
   run 0 images
   [[ -e $layer/bin/sh ]]
@@ -1975,7 +1975,7 @@ for number, (name, kind, headers) in enumerate((
         tar.addfile(info, io.BytesIO(b"bad"))
 PYTHON
   for file in h??.tar; do
-    timeout "$patience" "${mydocker[@]}" import "$file" "t$n:h" >out 2>err && is "$file" 'refused'
+    timeout -k 5 "$patience" "${mydocker[@]}" import "$file" "t$n:h" >out 2>err && is "$file" 'refused'
     err=$(<err)
     one_line .
     unlike "$err" $'\e'
@@ -2328,7 +2328,7 @@ test_etc_is_a_link() { # root: /etc, or a file in it, as a link out of the image
     rm -r root/etc
     ln -s "$target" root/etc
     make_image "t$n:1"
-    timeout "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c ':' 2>err || is "$? $(grep -c '^mydocker: ' err)" '125 1'
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c ':' 2>err || is "$? $(grep -c '^mydocker: ' err)" '125 1'
     canary_lives
   done
   rm -rf root state
@@ -2337,7 +2337,7 @@ test_etc_is_a_link() { # root: /etc, or a file in it, as a link out of the image
   ln -s "../../../../../../../../../$PWD/canary/new" root/etc/hostname
   ln -s hosts root/etc/resolv.conf
   make_image "t$n:1"
-  timeout "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c ':' || is "$?" 125
+  timeout -k 5 "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c ':' || is "$?" 125
   canary_lives
 }
 
@@ -2351,9 +2351,9 @@ test_destination_is_a_link() { # root: a volume's place that is a link stays ins
     small_root root
     ln -s "$target" root/data
     make_image "t$n:1"
-    timeout "$patience" "${mydocker[@]}" run --rm -v "$PWD/volume:/data/in/it" "t$n:1" /bin/sh -c ':' || is "$?" 125
-    timeout "$patience" "${mydocker[@]}" run --rm -v "$PWD/volume:/data" "t$n:1" /bin/sh -c ':' || [[ $? -ge 125 ]]
-    timeout "$patience" "${mydocker[@]}" run --rm -v "new:/data/new" --tmpfs /data/mem -w /data/work "t$n:1" /bin/sh -c ':' || is "$?" 125
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm -v "$PWD/volume:/data/in/it" "t$n:1" /bin/sh -c ':' || is "$?" 125
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm -v "$PWD/volume:/data" "t$n:1" /bin/sh -c ':' || [[ $? -ge 125 ]]
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm -v "new:/data/new" --tmpfs /data/mem -w /data/work "t$n:1" /bin/sh -c ':' || is "$?" 125
     canary_lives
     is "$(ls volume)" mine
   done
@@ -2417,7 +2417,7 @@ test_image_volumes_hostile() { # root: an image's Volumes are places inside it a
   make_image "t$n:1"
   while read -r json; do
     set_config "t$n:1" "{\"Volumes\": {\"${json//CANARY/$PWD/canary}\": {}}}"
-    timeout "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c \
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c \
       'cat /proc/mounts; for d in /seen /seen/dir /data; do cat $d/file; echo bad >$d/file; done' >out 2>&1 || [[ $? -eq 125 || $? -eq 1 ]]
     if has out secret; then fail "the container saw the host's files by $json"; fi
     canary_lives
@@ -2457,7 +2457,7 @@ test_rootfs_race() { # root: /proc or /etc flipped by one container while anothe
   ln -s "$PWD/canary" root/link
   flipper "$PWD/root/proc" "$PWD/root/link"
   for i in {1..10}; do
-    timeout "$patience" "${mydocker[@]}" run --rm --rootfs root /bin/sh -c ':' || is "$?" 125
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm --rootfs root /bin/sh -c ':' || is "$?" 125
     canary_lives
   done
   kill -KILL "$flipper"
@@ -2472,7 +2472,7 @@ test_volume_race() { # root: links flipped by one container while another starts
   make_image "t$n:1"
   flipper "$PWD/shared/place" "$PWD/shared/link"
   for i in {1..20}; do
-    timeout "$patience" "${mydocker[@]}" run --rm -v "$PWD/shared:/v" -v "$PWD/source:/v/place/new$i" -v "v$n:/v/place/dir/x" "t$n:1" \
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm -v "$PWD/shared:/v" -v "$PWD/source:/v/place/new$i" -v "v$n:/v/place/dir/x" "t$n:1" \
       /bin/sh -c ':' || is "$?" 125
     canary_lives
   done
@@ -2531,7 +2531,7 @@ test_root_copied() { # root: where overlayfs doesn't work the layers are copied,
   need unshare
   make_image "t$n:1"
   run 0 run --name "c$n" "t$n:1" /bin/sh -c 'rm /etc/group; echo new >/new'
-  timeout "$patience" "${mydocker[@]}" commit "c$n" "t$n:2"
+  timeout -k 5 "$patience" "${mydocker[@]}" commit "c$n" "t$n:2"
   # a state root on an overlay: the kernel refuses an upper directory there
   mkdir lower upper work merged
   mv state lower/state
@@ -2794,9 +2794,9 @@ test_cp_links() { # cp: a link in the container leads to nothing of the host's
     echo bad >bad
     for path in /tmp/abs/file /tmp/up/file /tmp/to "/tmp/magic$PWD/canary/file" "/../../../../../..$PWD/canary/file"; do
       rm -rf got
-      timeout "$patience" "${mydocker[@]}" cp "c$n:$path" "$PWD/got" || is "$?" 125
+      timeout -k 5 "$patience" "${mydocker[@]}" cp "c$n:$path" "$PWD/got" || is "$?" 125
       [[ ! -e got || -L got ]]
-      timeout "$patience" "${mydocker[@]}" cp "$PWD/bad" "c$n:$path" || is "$?" 125
+      timeout -k 5 "$patience" "${mydocker[@]}" cp "$PWD/bad" "c$n:$path" || is "$?" 125
       canary_lives
     done
     run 0 rm -f "c$n"
@@ -2821,12 +2821,12 @@ test_cp_race() { # cp: safe against a container that swaps links under it, CVE-2
   echo bad >bad
   for i in {1..7}; do
     rm -rf got
-    timeout "$patience" "${mydocker[@]}" cp "c$n:/s/dir/file" "$PWD/got" || is "$?" 125
+    timeout -k 5 "$patience" "${mydocker[@]}" cp "c$n:/s/dir/file" "$PWD/got" || is "$?" 125
     if [[ -e got ]]; then is "$(<got)" shared; fi
     rm -rf got
-    timeout "$patience" "${mydocker[@]}" cp "c$n:/s/dir" "$PWD/got" || is "$?" 125
+    timeout -k 5 "$patience" "${mydocker[@]}" cp "c$n:/s/dir" "$PWD/got" || is "$?" 125
     if [[ ! -L got && -e got/file ]]; then is "$(<got/file)" shared; fi
-    timeout "$patience" "${mydocker[@]}" cp "$PWD/bad" "c$n:/s/dir/new" || is "$?" 125
+    timeout -k 5 "$patience" "${mydocker[@]}" cp "$PWD/bad" "c$n:/s/dir/new" || is "$?" 125
     canary_lives
   done
   kill -KILL "$flipper" "$container"
