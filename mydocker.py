@@ -353,7 +353,7 @@ def parse_size(text, option):
     number, unit = text.rstrip("bkmgtBKMGTiI"), text.lower().lstrip("0123456789.")
     power = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}.get(unit[:1] if unit in (
         "", "b", *(letter + end for letter in "kmgt" for end in ("", "b", "ib"))) else "?")
-    if power is None or not number.replace(".", "", 1).isdigit():
+    if power is None or not number.isascii() or not number.replace(".", "", 1).isdigit():
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a size, such as 64m or 1g")
     return int(float(number) * 1024 ** power)
 
@@ -477,11 +477,15 @@ def write_file(path, data, durable=False):
     make_dirs(os.path.dirname(path))
     temporary = f"{path}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(encode(data))
-        file.flush()
-        os.fsync(fd) if durable else None
-    os.rename(temporary, path)
+    try:
+        with open(fd, "wb") as file:
+            file.write(encode(data))
+            file.flush()
+            os.fsync(fd) if durable else None
+        os.rename(temporary, path)
+    except OSError:  # a full disk: nothing half written stays
+        unlink_if_there(temporary)
+        raise
 
 def read_json(path):
     """The value in a JSON file of ours."""
@@ -634,7 +638,8 @@ def sweep_containers():
         if not os.path.isdir(path):
             unlink_if_there(state_path("running", container_id))
         elif os.path.exists(path + "/lock") and not is_running(path):
-            end_container(read_record(path) or {"id": container_id, "keep": False})
+            record = read_record(path) or {"id": container_id, "keep": False}
+            end_container(record, 128 + _signal.SIGKILL)  # with its monitor: PR_SET_PDEATHSIG
     os.close(guard)
 
 def is_running(path):
@@ -1440,6 +1445,7 @@ def pack_tree(root_fd, as_layer=False, path=b""):
     yield bytes(1024)
 
 def pack_directory(fd, path, as_layer, seen):
+    """Yield a directory and all below it; SEEN: {inode: its first name}, for hard links."""
     yield tar_header(path or b"./", b"5", os.fstat(fd), pax=pack_xattrs(fd))
     marks = os.listxattr(fd) if as_layer else ()
     if "trusted.overlay.redirect" in marks:
@@ -2344,12 +2350,16 @@ def account_lines(path):
     except (FileNotFoundError, NotADirectoryError):
         return []
 
+def is_id(text):
+    """True if a text is a user or group id as the kernel counts them."""
+    return text.isascii() and text.isdigit() and int(text) < 1 << 31
+
 def parse_id(text, what):
     """A user or group id; anything but a number up to 2^31 - 1 is an error, never 0.
 
     See CVE-2024-40635, CVE-2026-30892.
     """
-    if not (text.isascii() and text.isdigit() and int(text) < 1 << 31):
+    if not is_id(text):
         raise Failure(f"--user, on {text or chr(39) * 2}: there is no such {what} in the container")
     return int(text)
 
@@ -2369,7 +2379,7 @@ def resolve_user(wanted):
         return uid, parse_id(row[2] if row else group, "group"), [], account[5] if account else "/"
     if not account:
         return uid, 0, [], "/"
-    more = [int(row[2]) for row in groups if account[0] in row[3].split(",") and row[2].isdigit()]
+    more = [int(row[2]) for row in groups if account[0] in row[3].split(",") and is_id(row[2])]
     return uid, parse_id(account[3], "group"), more, account[5] or "/"
 
 def become_user(uid, gid, groups):
@@ -3017,6 +3027,10 @@ def help_text(name):
     return "\n".join([f"Usage: mydocker {name} {usage}".rstrip(), "", summary.capitalize() + "."]
                      + (["", "Options (one dash is as good as two):"] + lines if lines else []))
 
+def given(options, name, default):
+    """An option's value, which may be empty, or DEFAULT where it wasn't given."""
+    return default if options[name] is None else options[name]
+
 def require_root(what):
     """Only root makes namespaces here."""
     if os.geteuid():
@@ -3170,15 +3184,14 @@ def make_spec(options, words, plan):
         "process": {
             "terminal": options["tty"],
             "consoleSize": caller_size(),
-            "user": {"username": image.get("User") or "0" if options["user"] is None
-                     else options["user"]},
+            "user": {"username": given(options, "user", image.get("User") or "0")},
             "args": command_of(options, words, image),
             "env": environment_of(options, hostname, image),
             "cwd": working_directory(options["workdir"] or "", image, own_root),
         },
         "root": {"path": plan["root"] or "/", "readonly": options["read-only"]},
         "hostname": hostname,
-        "mounts": kernel_mounts(parse_size(options["shm-size"] or "64m", "--shm-size")),
+        "mounts": kernel_mounts(parse_size(given(options, "shm-size", "64m"), "--shm-size")),
         "annotations": {"mydocker.init": "true"} if options["init"] else {},
         "linux": {"namespaces": [{"type": kind} for kind in (*NAMESPACES, "cgroup")],
                   "devices": [device_of(text) for text in options["device"]]},
@@ -3371,12 +3384,13 @@ def remove_container(record, options):
         raise Failure(f"rm, on {record['name']}: it is running", hint="mydocker rm -f")
     if record["running"]:
         kill_container(record)
-    lock = hold(path + "/lock")  # the monitor, if there was one, is done
-    if os.path.isdir(path):
-        remove_container_dir(path)
-    os.close(lock)
+    try:
+        with hold(path + "/lock"):  # the monitor, if there was one, is done
+            remove_container_dir(path) if os.path.isdir(path) else None
+    except FileNotFoundError:  # --rm: it has removed all by itself
+        pass
     for volume in record["own_volumes"] if options["volumes"] else []:
-        remove_volume(volume)
+        remove_tree(state_path("volumes", volume))
     show(record["name"])
 
 def container_root(record, volumes=True):
@@ -3403,13 +3417,17 @@ def container_root(record, volumes=True):
 
 def live_pid(record):
     """The pid of a running container's PID 1, made sure of by its start time."""
-    if not record["pid"] or process_start(record["pid"]) != record["pid_start"]:
+    pid = record.get("pid")  # none while it starts
+    if not pid or process_start(pid) != record["pid_start"]:
         raise Failure(f"container, on {record['name']}: it is not running")
-    return record["pid"]
+    return pid
 
 def kill_container(record):
     """Kill PID 1 of a running container, and so all of it."""
-    os.kill(live_pid(record), _signal.SIGKILL)
+    try:
+        os.kill(live_pid(record), _signal.SIGKILL)
+    except ProcessLookupError:  # it has ended by itself
+        pass
 
 def each(command_name, words, action):
     """Do something for every name; all are tried, and the last failure is raised at the end."""

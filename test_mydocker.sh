@@ -750,7 +750,7 @@ test_user() { # user: -u takes names and numbers, group and all, from the contai
 test_supplementary_groups() { # user: a named user's supplementary groups are those of the container's files
   need unshare mount
   printf 'root:x:0:0::/root:/bin/sh\njane:x:4001:4002:Jane:/home/jane:/bin/sh\nbad line\nshort:x:1\n' >passwd
-  printf 'root:x:0:\njane:x:4002:\nred:x:4003:joe,jane\nblue:x:4004:jane\ngreen:x:4005:janet\n\nbad:x:many:jane\n' >group
+  printf 'root:x:0:\njane:x:4002:\nred:x:4003:joe,jane\nblue:x:4004:jane\ngreen:x:4005:janet\n\nbad:x:many:jane\nbig:x:99999999999:jane\nodd:x:²:jane\n' >group
   unshare -m --propagation private bash -ec "mount --bind passwd /etc/passwd; mount --bind group /etc/group
     for user in jane 4001 jane:green 4001:4009; do
       \"\$@\" run -u \$user /bin/sh -c 'echo \$(id -u) \$(id -g) \$(id -G) \$HOME'
@@ -2094,6 +2094,29 @@ test_containers_stay() { # images: a container keeps what it wrote until rm, and
   is "$(find "$MYDOCKER_ROOT/containers" -mindepth 1)" ''
 }
 
+test_killed_monitor() { # images: a container whose monitor was killed is on record as killed, and can be removed
+  make_image "t$n:1"
+  start run --name "c$n" "t$n:1" /bin/sh -c 'echo ready; exec sleep 1000'
+  wait_for has out ready
+  kill -KILL "$pid"
+  ended 137
+  run 0 ps -a
+  like "$out" "Exited \\(137\\) +c$n"
+  run 0 rm "c$n"
+}
+
+test_rm_force() { # images: rm -f ends a running container, also one that removes itself
+  make_image "t$n:1"
+  start run --rm --name "c$n" -v /place "t$n:1" /bin/sh -c 'echo ready; exec sleep 1000'
+  wait_for has out ready
+  run 0 rm -f -v "c$n"
+  ended 137
+  run 0 ps -aq
+  is "$out" ''
+  run 0 volume ls -q
+  is "$out" ''
+}
+
 test_commit() { # images: commit makes a layer of what a container made, changed, deleted and replaced
   need overlay
   small_root root
@@ -2522,10 +2545,11 @@ test_tmpfs_option() { # root: --tmpfs mounts an empty file system in memory, wit
 }
 
 test_shm_size() { # root: --shm-size is the size of /dev/shm
+  local size
   make_image "t$n:1"
   run 0 run --rm --shm-size 1m "t$n:1" /bin/cat /proc/mounts
   like "$out" '/dev/shm tmpfs [^ ]*size=1024k'
-  fails 125 'shm-size' run --rm --shm-size much "t$n:1" /bin/sh -c :
+  for size in much '' ² 1.2.3m m; do fails 125 'shm-size' run --rm --shm-size "$size" "t$n:1" /bin/sh -c :; done
 }
 
 test_device_option() { # root: --device adds a device of the host's, there or elsewhere
