@@ -878,10 +878,14 @@ test_input_is_a_pipe() { # tty: -it relays an input that isn't a terminal, and i
 test_size() { # tty: the size is right before the command starts, and follows
   tty 0 '^24 80$' '@size 31 97' '^31 97$' '@size 5 7' '^5 7$' $'\r' -- "${mydocker[@]}" run -it "$PYTHON" -I -c '
 import os, signal
-def show(*_):
+def show():
     os.write(1, b"%d %d\n" % tuple(reversed(os.get_terminal_size(0))))
-signal.signal(signal.SIGWINCH, show)
+resized = {signal.SIGWINCH}  # blocked, so that none is lost between two waits
+signal.pthread_sigmask(signal.SIG_BLOCK, resized)
 show()
+for _ in range(2):
+    signal.sigwait(resized)
+    show()
 input()'
   tty 0 'now' '@size 50 132' -- bash -c "echo now; until [[ \$(stty size) == '50 132' ]]; do :; done; \"\$@\" run -it /bin/stty size;
     \"\$@\" run -t /bin/stty size; \"\$@\" run -it /bin/stty size <&1 | cat; \"\$@\" run -it /bin/stty size </dev/null" bash "${mydocker[@]}"
