@@ -713,17 +713,18 @@ def volume_path(name):
 # stays, the rest is swept.  Who adds or uses holds images.lock shared, who sweeps holds it alone.
 #
 # Bytes travel as iterables of chunks, and stages stack up: read, measure, save, decompress, unpack.
-# A new source (a registry) is a function that yields chunks; a new compression, a row in MAGIC and
-# LAYER_TYPES and a case in decompress().
+# A new source (a registry) is a function that yields chunks; a new compression, a row in MAGIC.
 
 JSON_LIMIT = 4 << 20  # bytes of one manifest, config or index; registries use the same limit
 CHUNK = 1 << 18
 OCI_TYPE = "application/vnd.oci.image."
+MANIFEST_TYPE = OCI_TYPE + "manifest.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
 DOCKER_NAME = "io.containerd.image.name"  # docker's and containerd's place for the full name
-MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+MAGIC = {  # how compressed bytes begin → the module whose open() reads them
+    b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "lzma", b"\x28\xb5\x2f\xfd": "compression.zstd"}
 LAYER_TYPES = {"plain": OCI_TYPE + "layer.v1.tar", "gzip": OCI_TYPE + "layer.v1.tar+gzip",
-               "zstd": OCI_TYPE + "layer.v1.tar+zstd"}  # OCI knows no other: xz is stored plain
+               "compression.zstd": OCI_TYPE + "layer.v1.tar+zstd"}  # others are stored plain
 PLATFORMS = {  # what a machine can run, best first; unlisted ones are called as by uname -m
     "x86_64": "amd64 386", "i686": "386", "aarch64": "arm64/v8 arm/v8 arm/v7 arm/v6 arm/v5",
     "armv7l": "arm/v7 arm/v6 arm/v5", "armv6l": "arm/v6 arm/v5"}
@@ -744,31 +745,30 @@ NAME_PARTS = {  # what a part of a name is called → how it looks, and in words
     "length of": (r".{1,255}", "a name has at most 255 characters")}
 
 def full_name(text):
-    """Return an image name in full: REGISTRY/PATH:TAG, or REGISTRY/PATH[:TAG]@DIGEST.
+    """An image name in full, REGISTRY/PATH[:TAG][@DIGEST]; see distribution/reference's grammar.
 
-    The grammar is distribution/reference's: docker.io, library/ and :latest may be left out.
+    docker.io, library/ and, if there is no digest, :latest may be left out.
     """
     import re
     rest, at, digest = text.partition("@")
-    head, slash, tail = rest.rpartition("/")
-    path, colon, tag = tail.partition(":")
-    domain, slash, path = (head + slash + path).partition("/")
+    domain, slash, path = rest.partition("/")
     if not slash or not ("." in domain or ":" in domain or domain == "localhost"):
-        domain, path = "docker.io", domain + slash + path
+        domain, path = "docker.io", rest
+    path, colon, tag = path.partition(":")
     if domain in ("docker.io", "index.docker.io"):
         domain, path = "docker.io", path if "/" in path else "library/" + path
     tag = tag if colon else "latest"
-    for what, part in (("registry", domain), *(("component", each) for each in path.split("/")),
+    for what, part in (("registry", domain), *(("component", name) for name in path.split("/")),
                        ("tag", tag), ("length of", f"{domain}/{path}")):
         pattern, hint = NAME_PARTS[what]
         if not re.fullmatch(pattern, part):
             raise Failure(f"image name, on {text!r}: {what} {part!r} is not allowed", hint=hint)
     if at:
-        check_digest(digest, f'image name, on "{text}"')
+        check_digest(digest, f"image name, on {text!r}")
     return f"{domain}/{path}" + (f":{tag}" if colon or not at else "") + at + digest
 
 def short_name(name):
-    """Return an image name as it is typed: without docker.io/ and library/."""
+    """An image name as it is typed: without docker.io/ and library/."""
     for prefix in ("docker.io/", "library/"):
         name = name[len(prefix):] if name.startswith(prefix) else name
     return name
@@ -780,10 +780,16 @@ def check_digest(digest, what):
         raise Failure(f"{what}: bad digest {digest!r:.100}")  # CVE-2014-9357
     return digest
 
+def blob_member(digest):
+    """Where a blob is in an OCI layout."""
+    return "blobs/sha256/" + check_digest(digest, "blob")[7:]
+
 def blob_path(digest):
-    return state_path("images", "blobs", "sha256", check_digest(digest, "blob")[7:])
+    """Where a blob is in the store."""
+    return state_path("images", blob_member(digest))
 
 def layer_path(diff_id):
+    """Where a layer is unpacked."""
     return state_path("layers", check_digest(diff_id, "layer")[7:])
 
 # Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE] or {key: SHAPE}.
@@ -799,7 +805,7 @@ CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [di
 DOCKER_ARCHIVE = [{"Config": str, "Layers": [str], "RepoTags": [str]}]
 
 def parse_json(data, what, shape):
-    """Return the value in DATA if it has that SHAPE; whoever wrote it is not trusted."""
+    """The value in DATA if it has that SHAPE; whoever wrote it is not trusted."""
     import json
     try:
         return check(json.loads(data), shape, what)
@@ -814,8 +820,8 @@ def check(value, shape, what):
     if not isinstance(value, kind) or kind is int and (isinstance(value, bool) or value < 0):
         raise Failure(f"image, on {what}: {kind.__name__} wanted, found {value!r:.60}")
     if isinstance(shape, list):
-        for each in value:
-            check(each, shape[0], what)
+        for item in value:
+            check(item, shape[0], what)
     elif isinstance(shape, dict):
         for key, inner in shape.items():
             if value.get(key) is not None or inner in (int, DIGEST):
@@ -823,7 +829,7 @@ def check(value, shape, what):
     return value
 
 def read_document(chunks, what, digest="", size=None):
-    """Return CHUNKS joined, checked against what is known of them; they must be few."""
+    """CHUNKS joined, checked against what is known of them; they must be few."""
     data = b""
     for chunk in measure(chunks, {}, digest, size):
         data += chunk
@@ -831,22 +837,19 @@ def read_document(chunks, what, digest="", size=None):
             raise Failure(f"image, on {what}: larger than {humane_size(JSON_LIMIT)}")
     return data
 
-def read_blob(descriptor):
-    """Return a small blob of the store."""
+def read_blob(member, descriptor):
+    """The bytes of a small blob of a layout, of which member(path) yields the files."""
     digest = descriptor["digest"]
-    try:
-        return read_document(read_path(blob_path(digest)), digest, digest, descriptor["size"])
-    except FileNotFoundError:
-        raise Failure(f"image, on {digest}: not in the store") from None
+    return read_document(member(blob_member(digest)), digest, digest, descriptor["size"])
 
-def read_image(read, descriptor):
-    """Return the image that DESCRIPTOR leads to (through an index: the one for this machine).
+def read_image(member, descriptor):
+    """The image that DESCRIPTOR leads to in a layout (through an index: the one for this machine).
 
-    read(descriptor) gives checked bytes.  The image: id, digest, layers (descriptors), diff_ids,
-    config, and the documents' own bytes as raw.
+    It has an id, digest, layers (descriptors), diff_ids, config, a descriptor, and raw: the
+    documents' own bytes.
     """
     for _ in range(3):
-        data, what = read(descriptor), descriptor["digest"]
+        data, what = read_blob(member, descriptor), descriptor["digest"]
         manifest = parse_json(data, what, dict)
         if "manifests" in manifest and ("layers" in manifest or "config" in manifest):
             raise Failure(f"image, on {what}: manifest and index in one")  # CVE-2021-41190
@@ -858,44 +861,49 @@ def read_image(read, descriptor):
     if not manifest.get("config") or "layers" not in manifest:
         raise Failure(f"image, on {what}: not an image manifest of OCI or Docker's schema 2")
     layers, image_id = manifest["layers"] or [], manifest["config"]["digest"]
-    config_data = read(manifest["config"])
+    config_data = read_blob(member, manifest["config"])
     config, diff_ids = parse_config(config_data, image_id, len(layers))
-    kind = manifest.get("mediaType") or OCI_TYPE + "manifest.v1+json"
     return {"id": image_id, "digest": what, "layers": layers, "diff_ids": diff_ids,
-            "config": config, "raw": (data, config_data),
-            "descriptor": {"mediaType": kind, "digest": what, "size": len(data)}}
+            "config": config, "raw": (config_data, data), "descriptor": {
+                "mediaType": manifest.get("mediaType") or MANIFEST_TYPE,
+                "digest": what, "size": len(data)}}
 
 def parse_config(data, what, count):
-    """Return an image's config and the digests of its COUNT unpacked layers, bottom first."""
+    """An image's config and the digests of its COUNT unpacked layers, bottom first."""
     config = parse_json(data, what, CONFIG)
     diff_ids = (config.get("rootfs") or {}).get("diff_ids") or []
     if len(diff_ids) != count:
         raise Failure(f"image, on {what}: {count} layers, but {len(diff_ids)} diff ids")
     return config, diff_ids
 
-def choose_platform(manifests, what, machine=os.uname().machine):
-    """Return the descriptor, of those in an index, that suits this machine best."""
+def platforms():
+    """What this machine can run, best first."""
+    machine = os.uname().machine
+    return PLATFORMS.get(machine, machine).split()
+
+def choose_platform(manifests, what):
+    """The descriptor, of those in an index, that suits this machine best."""
     found = {}
-    for each in manifests:
-        platform = each.get("platform") or {}
+    for entry in manifests:
+        platform = entry.get("platform") or {}
         name = "/".join(filter(None, map(platform.get, ("architecture", "variant"))))
         if platform.get("os", "linux") == "linux":
-            found.setdefault(SAME_PLATFORM.get(name, name), each)
-    for name in (*PLATFORMS.get(machine, machine).split(), ""):
+            found.setdefault(SAME_PLATFORM.get(name, name), entry)
+    for name in (*platforms(), ""):
         if name in found:
             return found[name]
     there = ", ".join(found) or "nothing for linux"
-    raise Failure(f"image, on {what}: not for this machine ({machine}): {there}")
+    raise Failure(f"image, on {what}: not for this machine ({platforms()[0]}): {there}")
 
 def image_config(image):
-    """Return what the image wants run: Entrypoint, Cmd, Env, ...; what isn't there is empty."""
+    """What the image wants run: Entrypoint, Cmd, Env, ...; what isn't there is empty."""
     config = image["config"].get("config") or {}
     return {key: config.get(key) or (shape if isinstance(shape, type) else list)()
             for key, shape in RUN_CONFIG.items()}
 
 # Bytes on the move
 
-def measure(chunks, found, digest="", size=None, bar=None):
+def measure(chunks, found, digest="", size=None):
     """Pass CHUNKS on; at their end refuse what isn't what was promised, else fill FOUND in."""
     import hashlib
     sha256, passed = hashlib.sha256(), 0
@@ -904,8 +912,6 @@ def measure(chunks, found, digest="", size=None, bar=None):
         if size is not None and passed > size:
             raise Failure(f"blob, on {digest}: longer than its {size} bytes")
         sha256.update(chunk)
-        if bar:
-            bar.add(len(chunk))
         yield chunk
     found.update(digest="sha256:" + sha256.hexdigest(), size=passed)
     if size not in (None, passed):
@@ -914,38 +920,42 @@ def measure(chunks, found, digest="", size=None, bar=None):
         raise Failure(f"blob, on {digest}: damaged or forged: the data is {found['digest']}")
 
 def read_path(path):
-    """Return the bytes of a file (or a descriptor) in chunks; FileNotFoundError comes at once."""
-    file = open(path, "rb", buffering=0, closefd=not isinstance(path, int))
+    """The bytes of a file (or a descriptor) in chunks; FileNotFoundError comes at once."""
+    file = open(path, "rb", buffering=0, closefd=path != 0)
     return iter(lambda: file.read(CHUNK), b"")
 
 def save_chunks(chunks, path):
-    """Write what passes to a file (or to a descriptor, and close it)."""
+    """Write what passes to a file."""
     with open(path, "wb") as file:
         for chunk in chunks:
             file.write(chunk)
             yield chunk
 
+def show_progress(chunks, title, total=0):
+    """Show on a terminal how many bytes have passed, of TOTAL if that is known."""
+    passed, drawn = 0, time.monotonic() if sys.stderr.isatty() else 1e99
+    for chunk in chunks:
+        passed += len(chunk)
+        if time.monotonic() > drawn + 0.1:
+            bar = f"[{'=' * (20 * passed // total):20.20}] " if total else ""
+            print(f"\r\033[K{title} {bar}{humane_size(passed)}", end="", file=sys.stderr, flush=True)
+            drawn = time.monotonic()
+        yield chunk
+    if drawn < 1e99:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
 def read_ahead(chunks):
-    """Run CHUNKS in a thread, a little ahead: hashing and inflating use a second processor."""
-    import queue, threading
-    pipe = queue.Queue(16)
-
-    def feed():
-        try:
-            for chunk in chunks:
-                pipe.put(chunk)
-            pipe.put(None)
-        except BaseException as why:  # to be raised where the bytes are wanted
-            pipe.put(why)
-
-    threading.Thread(target=feed, daemon=True).start()  # it ends with the process at the latest
-    while isinstance(item := pipe.get(), bytes):
-        yield item
-    if item:
-        raise item
+    """Fetch the next chunk in a thread: hashing and inflating use a second processor."""
+    from concurrent.futures import ThreadPoolExecutor
+    source = iter(chunks)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, source, None)
+        while (chunk := coming.result()) is not None:
+            coming = thread.submit(next, source, None)
+            yield chunk
 
 def sniff(chunks):
-    """Return how CHUNKS are compressed, and chunks again."""
+    """How CHUNKS are compressed, and chunks again."""
     from itertools import chain
     head, chunks = b"", iter(chunks)
     while len(head) < 512 and (more := next(chunks, b"")):
@@ -955,230 +965,182 @@ def sniff(chunks):
 
 def decompress(kind, chunks):
     """Yield CHUNKS decompressed, a piece at a time, so that a bomb needs no memory."""
+    from importlib import import_module
     if kind == "plain":
         yield from chunks
         return
     source = Stream(chunks)
     try:
-        if kind == "gzip":
-            from gzip import GzipFile
-            file = GzipFile(fileobj=source, mode="rb")
-        elif kind == "xz":
-            from lzma import LZMAFile
-            file = LZMAFile(source)
-        else:
-            from compression.zstd import ZstdFile
-            file = ZstdFile(source)
-        while piece := file.read(CHUNK):
-            yield piece
+        with import_module(kind).open(source) as file:
+            yield from iter(lambda: file.read(CHUNK), b"")
+    except Failure:
+        raise
     except ImportError:
         raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
                       hint="zstd needs Python 3.14, or: skopeo copy --dest-compress-format gzip")
-    except EOFError:
-        raise Failure(f"layer, on its {kind} data: breaks off") from None
-    except Exception as why:
-        raise why if isinstance(why, Failure) else Failure(
-            f"layer, on its {kind} data: damaged: {why}") from None
+    except Exception as why:  # each module has its own
+        raise Failure(f"layer, on its {kind} data: damaged: {why}") from None
     for _ in source.chunks:  # the digest covers what is behind, too
         pass
 
 # Reading tar.  POSIX.1-2017 pax, "ustar Interchange Format"; GNU: tar manual, "Basic Tar Format".
-# Not tarfile: this is four times as fast and the same under every Python, of which the older ones
-# take a damaged header for the end.
+# The library takes a header block apart.  From block to block we go ourselves: what Ubuntu 20.04's
+# library does with extended headers that lie takes all memory, or for ever (CVE-2019-20907,
+# CVE-2024-6232, CVE-2025-8194), and a damaged header is the end to it.
 
 class Stream:
-    """Exact reads from chunks; FD is where these come from, if it can seek."""
+    """A file to read from, made of chunks."""
 
-    def __init__(self, chunks, fd=None):
-        self.chunks, self.fd, self.rest, self.offset = iter(chunks), fd, memoryview(b""), 0
+    def __init__(self, chunks):
+        self.chunks, self.rest, self.offset = iter(chunks), memoryview(b""), 0
 
-    def some(self, limit):
-        """Return 1 to limit bytes; none at the end only."""
-        while not self.rest:
-            chunk = next(self.chunks, None)
-            if chunk is None:
-                return b""
+    def read(self, size):
+        """1 to SIZE bytes; none at the end only."""
+        while not self.rest and (chunk := next(self.chunks, None)) is not None:
             self.rest = memoryview(chunk)
-        piece = self.rest[:limit]
-        self.rest = self.rest[limit:]
+        piece, self.rest = bytes(self.rest[:size]), self.rest[size:]
         self.offset += len(piece)
         return piece
 
-    def read(self, size):
-        """Return what the library's decompressors expect of a file."""
-        return bytes(self.some(size))
+    def pieces(self, size):
+        """Yield exactly SIZE bytes, as they come."""
+        while size > 0:
+            piece = self.read(size)
+            if not piece:
+                raise Failure(f"archive, on byte {self.offset}: breaks off")
+            size -= len(piece)
+            yield piece
 
     def take(self, size):
-        """Return exactly size bytes."""
-        piece = bytes(self.some(size)) if size else b""
-        while len(piece) < size:
-            more = self.some(size - len(piece))
-            if not more:
-                raise Failure(f"archive, on byte {self.offset}: breaks off")
-            piece += more
-        return piece
-
-    def skip(self, size):
-        beyond = size - len(self.rest)
-        if self.fd is not None and beyond > 0:
-            os.lseek(self.fd, beyond, os.SEEK_CUR)
-            self.rest, self.offset = memoryview(b""), self.offset + size
-            return
-        while size > 0:
-            size -= len(self.take(min(size, CHUNK)))
-
-class Entry:
-    """One member of a tar archive; names are bytes, times are nanoseconds."""
-
-    __slots__ = ("name", "link", "kind", "mode", "uid", "gid", "size", "mtime", "device",
-                 "xattrs", "extents", "stored")
-
-    def __init__(self, block, pax):
-        (name, mode, uid, gid, size, mtime, _, kind, link, magic, major, minor,
-         prefix) = struct.unpack("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x", block)
-        self.name = name.partition(b"\0")[0]
-        if magic[:6] == b"ustar\0" and prefix[0]:
-            self.name = prefix.partition(b"\0")[0] + b"/" + self.name
-        self.name = pax.get(b"GNU.sparse.name") or pax.get(b"path", self.name)
-        self.link = pax.get(b"linkpath") or link.partition(b"\0")[0]
-        self.mode, self.extents = number(mode) & 0o7777, None
-        self.size, self.uid, self.gid = (int(pax.get(key, number(field))) for key, field in (
-            (b"size", size), (b"uid", uid), (b"gid", gid)))
-        self.mtime = nanoseconds(pax[b"mtime"]) if b"mtime" in pax else number(mtime) * 10**9
-        self.device = os.makedev(number(major), number(minor)) if kind in b"34" else 0
-        self.xattrs = [(key[13:], pax[key]) for key in pax if key.startswith(b"SCHILY.xattr.")]
-        if kind in b"\0" b"07":
-            kind = b"5" if self.name.endswith(b"/") else b"0"
-        # No data follows some kinds, whatever the size says: as every reader but one has it.
-        self.kind, self.stored = kind, 0 if kind in b"123456" else self.size
-        if min(self.size, self.uid, self.gid) < 0:
-            raise Failure(f"archive, on {shown(self.name)}: negative size or owner")
-
-def number(field):
-    """Return a number of a tar header: octal text, or GNU's base 256 when the top bit is set."""
-    if field[0] < 0x80:
-        return int(field.partition(b"\0")[0] or b"0", 8) if field.strip(b" \0") else 0
-    value = int.from_bytes(field, "big", signed=field[0] == 0xff)
-    return value if field[0] == 0xff else value - (0x80 << 8 * (len(field) - 1))
-
-def nanoseconds(text):
-    """Return a PAX time ("-1.5") in nanoseconds; a float would lose some."""
-    whole, _, fraction = text.partition(b".")
-    fraction = int(fraction[:9].ljust(9, b"0"))
-    return int(whole or b"0") * 10**9 + (-fraction if whole.startswith(b"-") else fraction)
-
-def shown(name):
-    """Return a name from an archive so that it can't play with the terminal."""
-    text = repr(name.decode("utf-8", "backslashreplace"))[1:-1]
-    return text if len(text) < 120 else f"{text[:80]}...{text[-30:]}"
+        """Exactly SIZE bytes; it had better be few."""
+        return b"".join(self.pieces(size))
 
 def read_tar(stream, strict=False):
-    """Yield an Entry per member; who wants its data reads it from STREAM before the next one.
+    """Yield a TarInfo per member; who wants its data reads it from STREAM before the next one.
 
+    Names are bytes; mtime is in nanoseconds; sparse says where the data belongs, and how much.
     strict: the end mark (two blocks of zeros) must be there; a layer needs none, it has a digest.
     """
+    import tarfile
     common, once = {}, {}
     while True:
-        block = bytes(stream.some(512))
+        block = stream.read(512)
         if not block and not strict:
             return
         block += stream.take(512 - len(block))
-        if not block[0] and block == bytes(512):
+        if block == bytes(512):
             return
         try:
-            field = block[148:156]  # the sum of all bytes, its own eight counting as blanks
-            if number(field) != sum(block) - sum(field) + 256:
-                raise ValueError("wrong checksum, not a tar archive or damaged")
-            kind = block[156:157]
-            if kind in b"xXgLK":
-                read_extension(stream, kind, number(block[124:136]), common, once)
+            entry = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            if entry.type in (b"x", b"X", b"g", b"L", b"K"):
+                read_extension(stream, entry, common, once)
                 continue
-            entry = Entry(block, {**common, **once} if common or once else {})
-            start, end = stream.offset, stream.offset + (entry.stored + 511) // 512 * 512
-            if kind == b"S" or once:
-                read_sparse_map(stream, block, entry, once)
-                if kind == b"S":  # its map comes before the data and isn't counted in the size
-                    end += stream.offset - start
-        except (ValueError, OverflowError, KeyError) as why:
+            extend(entry, {**common, **once})
+            if entry.type == b"S" or b"GNU.sparse.major" in once or b"GNU.sparse.map" in once:
+                read_sparse_map(stream, block, entry)
+        except (tarfile.HeaderError, ValueError, OverflowError, KeyError) as why:
             raise Failure(f"archive: bad header before byte {stream.offset}: {why}") from None
+        end = stream.offset + (stored(entry) + 511) // 512 * 512
         yield entry
-        if end != stream.offset:
-            stream.skip(end - stream.offset)
+        for _ in stream.pieces(end - stream.offset):
+            pass
         once = {}
 
-def read_extension(stream, kind, size, common, once):
+def read_extension(stream, entry, common, once):
     """Read what an extra header says about the next entry (x, L, K) or about all (g)."""
-    if not 0 <= size <= 1 << 20:
-        raise ValueError(f"an extended header of {size} bytes")
-    data = stream.take(size)
-    stream.skip(-size % 512)
-    if kind in b"LK":
-        once[b"path" if kind == b"L" else b"linkpath"] = data.partition(b"\0")[0]
+    if not 0 <= entry.size <= SMALL_FILE:
+        raise ValueError(f"an extended header of {entry.size} bytes")
+    data = stream.take(entry.size)
+    stream.take(-entry.size % 512)
+    if entry.type in b"LK":
+        once[b"path" if entry.type == b"L" else b"linkpath"] = data.partition(b"\0")[0]
         return
-    records = common if kind == b"g" else once
-    while data:
-        length = int(data.partition(b" ")[0])
-        key, equals, value = data[:length - 1].partition(b" ")[2].partition(b"=")
-        if not equals or data[length - 1:length] != b"\n":
+    records = common if entry.type == b"g" else once
+    start = 0
+    while start < len(data):
+        length = int(data[start:start + 20].partition(b" ")[0])
+        record, start = data[start:start + length], start + length
+        key, equals, value = record[:-1].partition(b" ")[2].partition(b"=")
+        if length < 5 or not equals or not record.endswith(b"\n"):
             raise ValueError("a malformed PAX record")
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):  # 0.0, rewritten as 0.1
             key, value = b"GNU.sparse.map", records.get(b"GNU.sparse.map", b"") + b"," + value
         records[key] = value
         if not value and not key.startswith(b"SCHILY.xattr."):  # "": as if it weren't there
             del records[key]
-        data = data[length:]
+    if sum(map(len, [*records, *records.values()])) > SMALL_FILE:
+        raise ValueError("too many extended headers")
 
-def read_sparse_map(stream, block, entry, pax):
+def extend(entry, pax):
+    """Put what extra headers say into an entry, all in the form that read_tar promises."""
+    entry.name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or encode(entry.name)
+    entry.linkname = pax.get(b"linkpath") or encode(entry.linkname)
+    entry.size, entry.uid, entry.gid = (
+        int(pax.get(key, number)) for key, number in (
+            (b"size", entry.size), (b"uid", entry.uid), (b"gid", entry.gid)))
+    whole, _, fraction = pax.get(b"mtime", b"%d" % entry.mtime).partition(b".")
+    entry.mtime = int(whole + fraction[:9].ljust(9, b"0"))  # a float would lose some
+    entry.mode, entry.pax_headers = entry.mode & 0o7777, pax
+    if entry.type in b"\0" b"07":
+        entry.type = b"5" if entry.name.endswith(b"/") else b"0"
+    # No data follows some kinds, whatever the size says: as every reader but one has it.
+    entry.sparse = [] if entry.type in b"123456" else [(0, entry.size)]
+    if min(entry.size, entry.uid, entry.gid) < 0:
+        raise ValueError(f"{shown(entry.name)}: negative size or owner")
+
+def read_sparse_map(stream, block, entry):
     """Find where the data of a sparse file belongs: GNU's old form and PAX 0.0, 0.1, 1.0."""
-    if block[156:157] == b"S":
-        fields, more = [block[at:at + 12] for at in range(386, 482, 12)], block[482]
-        while more:
+    from tarfile import nti  # a number of a header, octal or binary
+    start, pax, words, rest = stream.offset, entry.pax_headers, [], b""
+    if entry.type == b"S":
+        fields, more, start = block[386:482], block[482], None
+        while more and len(fields) < SMALL_FILE:
             extra = stream.take(512)
-            fields += [extra[at:at + 12] for at in range(0, 504, 12)]
-            more = extra[504]
-        words, real = [number(each) for each in fields if each.strip(b"\0")], number(block[483:495])
+            fields, more = fields + extra[:504], extra[504]
+        numbers = [fields[at:at + 12] for at in range(0, len(fields), 12)]
+        words, real = [nti(field) for field in numbers if field.strip(b"\0")], nti(block[483:495])
     elif pax.get(b"GNU.sparse.major") == b"1":
-        words, lines, want, start = [], b"", 1, stream.offset
-        while len(words) < want:
-            lines += stream.take(512)
-            if len(lines) > 1 << 20 or stream.offset - start > entry.stored:
-                raise ValueError("a sparse map without end")
-            *numbers, lines = lines.split(b"\n")
-            words += [int(each) for each in numbers]
-            want = 1 + 2 * words[0] if words else 1
-        words, real = words[1:want], int(pax[b"GNU.sparse.realsize"])
-        entry.stored -= stream.offset - start
-    elif b"GNU.sparse.map" in pax:
-        words = [int(each) for each in pax[b"GNU.sparse.map"].strip(b",").split(b",") if each]
-        real = int(pax[b"GNU.sparse.size"])
+        while (not words or len(words) <= 2 * words[0]) and stream.offset - start < SMALL_FILE:
+            *lines, rest = (rest + stream.take(512)).split(b"\n")
+            words += map(int, lines)
+        words, real = words[1:2 * words[0] + 1], int(pax[b"GNU.sparse.realsize"])
     else:
-        return
-    entry.kind, entry.size, entry.extents = b"0", real, list(zip(words[::2], words[1::2]))
-    ends = [end for offset, length in entry.extents for end in (offset, offset + length)]
-    stored = sum(length for _, length in entry.extents)
-    if [0, *ends, real] != sorted([0, *ends, real]) or stored != entry.stored:
+        words = [int(word) for word in pax[b"GNU.sparse.map"].split(b",") if word]
+        real = int(pax[b"GNU.sparse.size"])
+    size = entry.size - (0 if start is None else stream.offset - start)
+    entry.type, entry.size, entry.sparse = b"0", real, list(zip(words[::2], words[1::2]))
+    ends = [end for offset, length in entry.sparse for end in (offset, offset + length)]
+    if [0, *ends, real] != sorted([0, *ends, real]) or size != stored(entry):
         raise ValueError("a sparse map out of order, or that doesn't fit its data")
+
+def stored(entry):
+    """How many bytes of data follow an entry's header."""
+    return sum(length for _, length in entry.sparse)
+
+def shown(name):
+    """A name from an archive so that it can't play with the terminal."""
+    text = repr(name.decode("utf-8", "backslashreplace"))[1:-1]
+    return text if len(text) < 120 else f"{text[:80]}...{text[-30:]}"
 
 # Unpacking
 
 NODES = {b"2": stat.S_IFLNK, b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}
+OPAQUE = b".wh..wh..opq"  # the whiteout of all that lower layers have in a directory
 
-def unpack_layer(chunks, layer_fd, strict=False, bar=None, **how):
+def unpack_layer(chunks, layer_fd, strict=False, **how):
     """Unpack a plain tar into the directory layer_fd, by default in the form overlayfs wants.
 
     Nothing is written outside, and all CHUNKS are read, whatever the archive says.
     """
-    stream, tree, mask = Stream(chunks), Tree(layer_fd, **how), os.umask(0)
+    stream, tree, mask, name = Stream(chunks), Tree(layer_fd, **how), os.umask(0), b"/"
     try:
         for entry in read_tar(stream, strict):
-            try:
-                tree.place(entry, stream)
-            except (OSError, ValueError, OverflowError) as why:
-                because = reason(why) if isinstance(why, OSError) else why
-                raise Failure(f"unpack, on {shown(entry.name)}: {because}") from why
-            if bar:
-                bar.add(entries=1)
+            name = entry.name
+            tree.place(entry, stream)
         tree.finish()
+    except (OSError, ValueError, OverflowError, RecursionError) as why:
+        because = reason(why) if isinstance(why, OSError) else why
+        raise Failure(f"unpack, on {shown(name)}: {because}") from why
     finally:
         os.umask(mask)
         os.close(tree.fd)
@@ -1189,188 +1151,173 @@ class Tree:
     """A layer's directory while it fills up.
 
     The only links in it are its own, and a name that leads through one is followed as if the layer
-    were the whole root, as docker does.  Mode, owner and time of directories come last: until then
-    each can be written to, none is set-group-id, and nothing changes its time any more.
+    were the whole root, as docker does.  Whiteouts, and mode, owner and time of directories come
+    last: until then each can be written to, and nothing changes its time any more.
     """
 
     def __init__(self, root, whiteouts="mark", owned_by=None):
-        self.root, self.path, self.fd, self.dirs = root, b"", os.dup(root), {}
-        self.owner, self.whiteouts = (os.geteuid(), os.getegid()), whiteouts  # mark, apply or keep
-        self.owned_by = owned_by  # (uid, gid) instead of each entry's own
+        self.root, self.path, self.fd = root, b"", os.dup(root)  # fd: of path, where we are
+        self.whiteouts, self.owned_by = whiteouts, owned_by  # mark, apply or keep; (uid, gid)
+        self.dirs, self.marks = {}, []
 
     def place(self, entry, stream):
         """Make ENTRY; what is in its place goes: the last one of a name counts."""
-        parts, kind = split_name(entry.name, '".." or NUL in a name'), entry.kind
-        if self.owned_by:
-            entry.uid, entry.gid = self.owned_by
-        if b".wh." in entry.name and self.whiteouts != "keep" and any(
-                each.startswith(b".wh.") for each in parts):
+        parts = split_name(entry.name)
+        if self.whiteouts != "keep" and any(part.startswith(b".wh.") for part in parts):
             self.white_out(parts)
             return
+        if self.owned_by:
+            entry.uid, entry.gid = self.owned_by
         path = b"/".join(parts)
-        if kind == b"5":
+        if entry.type == b"5":
             self.dirs[path] = entry
         if not parts:
             return
-        parent, name = self.parent(path[:-len(parts[-1]) - 1]), parts[-1]
-        if kind == b"0":
-            self.make_file(entry, name, parent, stream)
-        elif kind == b"1":
+        parent, name = self.parent(path.rpartition(b"/")[0]), parts[-1]
+        if entry.type == b"5":
+            make_dir(name, parent)
+        elif entry.type == b"0":
+            make_file(entry, name, parent, stream)
+        elif entry.type == b"1":
             self.make_link(entry, name, parent)
-        elif kind == b"5":
-            self.make_dir(name, parent)
-        elif kind in NODES:
-            self.make_node(entry, name, parent)
-        elif kind != b"V":  # V: GNU's label of a volume
-            raise ValueError(f"unknown kind of entry {kind!r}")
+        elif entry.type in NODES:
+            make_node(entry, name, parent)
+        elif entry.type != b"V":  # V: GNU's label of a volume
+            raise ValueError(f"unknown kind of entry {entry.type!r}")
+
+    def open(self, path, flags=OPEN_DIR):
+        """Open PATH as if the layer were the root."""
+        return open_in_root(self.root, path.decode("utf-8", "surrogateescape") or ".", flags)
 
     def parent(self, path):
-        """Return a descriptor for the directory PATH; that of the last entry is kept open."""
+        """A descriptor for the directory PATH; that of the last entry is kept open."""
         if path != self.path:
             fd = self.open_dir(path)
             os.close(self.fd)
             self.path, self.fd = path, fd
         return self.fd
 
-    def open(self, path, flags=OPEN_DIR):
-        """Open PATH as if the layer were the root."""
-        return open_in_root(self.root, path.decode("utf-8", "surrogateescape") or ".", flags)
-
     def open_dir(self, path):
         """Open the directory PATH; what is missing of it is made."""
         try:
             return self.open(path)
-        except (FileNotFoundError, NotADirectoryError):
-            fd, done = os.dup(self.root), b""
-        for name in path.split(b"/"):
-            done += b"/" + name
-            with Descriptor(fd) as above:
-                self.make_dir(name, above, implied=True)
-                try:
-                    fd = os.open(name, OPEN_CHILD, dir_fd=above)
-                except NotADirectoryError:  # a link, perhaps to a directory
-                    fd = self.open(done)
-        return fd
+        except FileNotFoundError:
+            above, _, name = path.rpartition(b"/")
+        with Descriptor(self.open_dir(above)) as parent:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        return self.open(path)
 
-    def make_dir(self, name, parent, implied=False):
-        """Make the directory NAME, or keep it; what else is there goes, unless it's IMPLIED."""
-        try:
-            os.mkdir(name, 0o755, dir_fd=parent)
-        except FileExistsError:
-            info = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            if stat.S_ISDIR(info.st_mode) or implied and not is_whiteout(info):
-                return
-            os.unlink(name, dir_fd=parent)
-            os.mkdir(name, 0o755, dir_fd=parent)
-            if is_whiteout(info):
-                hide_lower(name, parent)
+    def make_link(self, entry, name, parent):
+        """Make a hard link; its target is a name in this layer, and isn't followed itself."""
+        *above, old = split_name(entry.linkname) or [b"."]
+        with Descriptor(self.open(b"/".join(above))) as source:
+            info = os.stat(old, dir_fd=source, follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                raise ValueError(f"a hard link to {shown(entry.linkname)}, a directory")
+            try:
+                if os.path.samestat(info, os.stat(name, dir_fd=parent, follow_symlinks=False)):
+                    return
+                remove_tree(name, parent)
+            except FileNotFoundError:  # the name is free
+                pass
+            os.link(old, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
 
     def white_out(self, parts):
         """Hide what lower layers have (image-spec layer.md, "Whiteouts"; kernel overlayfs.rst)."""
         *above, name = parts
-        if any(each.startswith(b".wh..wh.") and each != b".wh..wh..opq" for each in parts):
+        if any(part.startswith(b".wh..wh.") and part != OPAQUE for part in parts):
             return  # aufs' private entries; containerd and containers/storage skip them too
-        if any(each.startswith(b".wh.") for each in above) or name[4:] in (b"", b".", b".."):
+        if any(part.startswith(b".wh.") for part in above) or name[4:] in (b"", b".", b".."):
             raise ValueError("not a valid whiteout")
+        if self.whiteouts == "mark":
+            self.marks.append((b"/".join(above), name))
+            return
         parent = self.parent(b"/".join(above))
-        if self.whiteouts == "apply":
-            hidden = os.listdir(parent) if name == b".wh..wh..opq" else [name[4:]]
-            for each in hidden:
-                remove_tree(each, parent)
-            return
-        try:
-            if name == b".wh..wh..opq":
-                hide_lower(b".", parent)
-                return
-            os.mknod(name[4:], stat.S_IFCHR, 0, dir_fd=parent)
-        except PermissionError:  # on an overlay, where no other can lie on: copy_layers reads these
-            os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=parent))
-        except FileExistsError:  # what this layer itself has stays
-            if stat.S_ISDIR(os.stat(name[4:], dir_fd=parent, follow_symlinks=False).st_mode):
-                hide_lower(name[4:], parent)
-
-    def make_file(self, entry, name, parent, stream):
-        fd = put(name, parent, os.open, name, OPEN_NEW, entry.mode, dir_fd=parent)
-        with Descriptor(fd):
-            if entry.extents is not None:
-                os.ftruncate(fd, entry.size)
-            for offset, left in ((0, entry.size),) if entry.extents is None else entry.extents:
-                if offset:
-                    os.lseek(fd, offset, os.SEEK_SET)
-                while left:
-                    piece = stream.some(left) or stream.take(1)
-                    left -= len(piece)
-                    while piece:  # write(2) may take less
-                        piece = piece[os.write(fd, piece):]
-            self.dress(fd, entry, entry.mode & 0o7000)
-
-    def make_link(self, entry, name, parent):
-        """Make a hard link; its target is a name in this layer, and isn't followed itself."""
-        what = f"a hard link to {shown(entry.link)}"
-        *above, old = split_name(entry.link, what) or [b""]
-        with Descriptor(self.open(b"/".join(above))) as source:
-            info = os.stat(old or b".", dir_fd=source, follow_symlinks=False)
-            if stat.S_ISDIR(info.st_mode):
-                raise ValueError(f"{what}, a directory")
-            put(name, parent, os.link, old, name, src_dir_fd=source, dst_dir_fd=parent,
-                follow_symlinks=False, same=info)
-
-    def make_node(self, entry, name, parent):
-        """Make a symbolic link, fifo or device; mknod(2) may be denied, and /dev is ours."""
-        try:
-            if entry.kind == b"2":
-                put(name, parent, os.symlink, entry.link, name, dir_fd=parent)
-            else:
-                mode = NODES[entry.kind] | entry.mode
-                put(name, parent, os.mknod, name, mode, entry.device, dir_fd=parent)
-        except PermissionError:
-            warn(f"unpack, on {shown(entry.name)}: no right to make devices, ignoring")
-            return
-        if (entry.uid, entry.gid) != self.owner:
-            os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
-        os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
-
-    def dress(self, fd, entry, chmod):
-        """Give owner, mode, attributes, time, in this order: chown clears two, all set the time."""
-        if (entry.uid, entry.gid) != self.owner:
-            os.fchown(fd, entry.uid, entry.gid)
-        if chmod:
-            os.fchmod(fd, entry.mode)
-        for name, value in entry.xattrs:
-            try:
-                if keeps_xattr(name):
-                    os.setxattr(fd, name, value)
-            except OSError as why:  # the file system has none, or a user namespace may not
-                warn(f"unpack, on {shown(entry.name)}: {shown(name)}: {reason(why)}, ignoring")
-        os.utime(fd, ns=(entry.mtime, entry.mtime))
+        for hidden in os.listdir(parent) if name == OPAQUE else [name[4:]]:
+            remove_tree(hidden, parent)
 
     def finish(self):
-        """Give the directories what was kept back, unless something else has taken the name."""
+        """Do what was kept back; a directory may have lost its name to something else."""
+        for path, name in self.marks:
+            mark_whiteout(name, self.parent(path))
         for path, entry in self.dirs.items():
             try:
                 fd = self.open(path, OPEN_CHILD)
             except OSError:  # a later entry replaced it
                 continue
             with Descriptor(fd):
-                self.dress(fd, entry, True)
+                dress(fd, entry)
 
-def split_name(name, complaint):
-    """Return the components of a name from an archive."""
-    parts = [each for each in name.split(b"/") if each not in (b"", b".")]
+def split_name(name):
+    """The components of a name from an archive."""
+    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     if b".." in parts or b"\0" in name:
-        raise ValueError(complaint)
+        raise ValueError('".." or NUL in a name')
     return parts
 
-def put(name, parent, make, *args, same=None, **options):
-    """Call make(...); what has the name already, and is not the SAME, is removed first."""
+def make_dir(name, parent):
+    """Make a directory, or keep the one that is there."""
     try:
-        return make(*args, **options)
+        os.mkdir(name, 0o755, dir_fd=parent)
     except FileExistsError:
-        there = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if same and os.path.samestat(same, there):
-            return None
-        remove_tree(name, parent)
-        return make(*args, **options)
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=parent)
+            os.mkdir(name, 0o755, dir_fd=parent)
+
+def make_file(entry, name, parent, stream):
+    """Make a regular file, with its holes."""
+    remove_tree(name, parent)
+    with open(os.open(name, OPEN_NEW, 0o600, dir_fd=parent), "wb", buffering=0) as file:
+        for offset, length in entry.sparse:
+            if offset:
+                file.seek(offset)
+            for piece in stream.pieces(length):
+                while piece:  # write(2) may take less
+                    piece = piece[file.write(piece):]
+        if len(entry.sparse) != 1:
+            file.truncate(entry.size)
+        dress(file.fileno(), entry)
+
+def make_node(entry, name, parent):
+    """Make a symbolic link, fifo or device; mknod(2) may be denied, and /dev is ours."""
+    remove_tree(name, parent)
+    try:
+        if entry.type == b"2":
+            os.symlink(entry.linkname, name, dir_fd=parent)
+        else:
+            device = os.makedev(entry.devmajor, entry.devminor) if entry.type in b"34" else 0
+            os.mknod(name, NODES[entry.type] | entry.mode, device, dir_fd=parent)
+    except PermissionError:
+        warn(f"unpack, on {shown(entry.name)}: no right to make devices, ignoring")
+        return
+    os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+    os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
+
+def dress(fd, entry):
+    """Give owner, mode, attributes, time, in this order: chown clears two, all set the time."""
+    os.fchown(fd, entry.uid, entry.gid)
+    os.fchmod(fd, entry.mode)
+    for key, value in entry.pax_headers.items():
+        name = key[len(b"SCHILY.xattr."):]
+        try:
+            if key.startswith(b"SCHILY.xattr.") and keeps_xattr(name):
+                os.setxattr(fd, name, value)
+        except OSError as why:  # the file system has none, or a user namespace may not
+            warn(f"unpack, on {shown(entry.name)}: {shown(name)}: {reason(why)}, ignoring")
+    os.utime(fd, ns=(entry.mtime, entry.mtime))
+
+def mark_whiteout(name, parent):
+    """Turn a tar's whiteout into overlayfs'; what the layer itself has under that name stays."""
+    try:
+        if name == OPAQUE:
+            hide_lower(b".", parent)
+        else:
+            os.mknod(name[4:], stat.S_IFCHR, 0, dir_fd=parent)
+    except PermissionError:  # on an overlay, where no other can lie on: mount_copy reads these
+        os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=parent))
+    except FileExistsError:
+        if stat.S_ISDIR(os.stat(name[4:], dir_fd=parent, follow_symlinks=False).st_mode):
+            hide_lower(name[4:], parent)
 
 def hide_lower(name, parent):
     """Mark the directory NAME: what lower layers have in it stays hidden."""
@@ -1378,56 +1325,74 @@ def hide_lower(name, parent):
         os.setxattr(fd, "trusted.overlay.opaque", b"y")
 
 def is_whiteout(info):
+    """True for overlayfs' sign that a lower file is hidden."""
     return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
 
 def keeps_xattr(name):
-    """Tell if an attribute belongs to an image; overlayfs' own would steer the mount."""
+    """True if an attribute belongs to an image; overlayfs' own would steer the mount."""
     return (name == b"security.capability" or name.startswith(b"system.posix_acl_")
             or name.startswith(b"user.") and not name.startswith(b"user.overlay."))
 
 def remove_tree(name, dir_fd=None):
-    """Remove NAME, whatever it is.  Its directories are laid flat, so that none is too deep, and
-    ".." isn't used: in a running container, it could lead anywhere by now."""
+    """Remove NAME, whatever it is, if it is there.
+
+    Its directories are laid flat, so that none is too deep, and ".." isn't used: in a running
+    container, it could lead anywhere by now.
+    """
     try:
         os.unlink(name, dir_fd=dir_fd)
+        return
     except FileNotFoundError:
-        pass
+        return
     except IsADirectoryError:
-        with Descriptor(os.open(name, OPEN_CHILD, dir_fd=dir_fd)) as top:
-            found = ["."]
-            for each in found:  # it grows meanwhile
-                with Descriptor(os.open(each, OPEN_CHILD, dir_fd=top)) as fd:
-                    for entry in list(os.scandir(fd)):
-                        if not entry.is_dir(follow_symlinks=False):
-                            os.unlink(entry.name, dir_fd=fd)
-                            continue
-                        flat = os.urandom(16).hex()
-                        try:
-                            os.rename(entry.name, flat, src_dir_fd=fd, dst_dir_fd=top)
-                            found.append(flat)
-                        except OSError:  # EXDEV: overlayfs doesn't move a lower layer's
-                            remove_tree(entry.name, fd)
-            for each in found[1:]:
-                os.rmdir(each, dir_fd=top)
-        os.rmdir(name, dir_fd=dir_fd)
+        top = Descriptor(os.open(name, OPEN_CHILD, dir_fd=dir_fd))
+    with top:
+        found = ["."]
+        for folder in found:  # it grows meanwhile
+            with Descriptor(os.open(folder, OPEN_CHILD, dir_fd=top)) as fd:
+                found += empty_directory(fd, top)
+        for folder in found[1:]:
+            os.rmdir(folder, dir_fd=top)
+    os.rmdir(name, dir_fd=dir_fd)
+
+def empty_directory(fd, top):
+    """Remove what is in the directory FD; directories are moved to TOP, under the names returned."""
+    moved = []
+    for entry in list(os.scandir(fd)):
+        if not entry.is_dir(follow_symlinks=False):
+            os.unlink(entry.name, dir_fd=fd)
+            continue
+        flat = os.urandom(16).hex()
+        try:
+            os.rename(entry.name, flat, src_dir_fd=fd, dst_dir_fd=top)
+            moved.append(flat)
+        except OSError:  # EXDEV: overlayfs doesn't move a lower layer's
+            remove_tree(entry.name, fd)
+    return moved
 
 # Writing tar
 
 def tar_header(name, kind, info=None, size=0, link=b"", pax=()):
-    """Return the header of one member, with PAX records before it for what ustar can't hold."""
+    """The header of one member, with PAX records before it for what ustar can't hold."""
     import tarfile
-    entry, pax = tarfile.TarInfo(os.fsdecode(name)), dict(pax)
-    entry.type, entry.size, entry.linkname = kind, size, os.fsdecode(link)
+    entry = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
+    entry.type, entry.size, entry.pax_headers = kind, size, dict(pax)
+    entry.linkname = link.decode("utf-8", "surrogateescape")
     if info:
         entry.mode, entry.uid, entry.gid = info.st_mode & 0o7777, info.st_uid, info.st_gid
         entry.mtime, rest = divmod(info.st_mtime_ns, 10**9)
         if rest:  # a float would lose some
             seconds, rest = divmod(abs(info.st_mtime_ns), 10**9)
-            pax["mtime"] = f"{'-' if entry.mtime < 0 else ''}{seconds}.{rest:09}"
+            entry.pax_headers["mtime"] = f"{'-' if entry.mtime < 0 else ''}{seconds}.{rest:09}"
         if kind in b"34":
             entry.devmajor, entry.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
-    entry.pax_headers = pax
     return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+def tar_file(name, size, pieces, info=None, pax=()):
+    """Yield a regular file as a member."""
+    yield tar_header(name, b"0", info, size, pax=pax)
+    yield from pieces
+    yield bytes(-size % 512)
 
 def pack_tree(root_fd, as_layer=False, path=b""):
     """Yield the tree at root_fd as a tar, sorted by name; PATH stands in front of each.
@@ -1451,7 +1416,7 @@ def pack_directory(fd, path, as_layer, seen):
     if "trusted.overlay.redirect" in marks:
         raise Failure(f"commit, on {shown(path)}: a renamed directory (overlayfs redirect_dir)")
     if "trusted.overlay.opaque" in marks and os.getxattr(fd, "trusted.overlay.opaque") == b"y":
-        yield tar_header(path + b".wh..wh..opq", b"0")  # "x" would be something else
+        yield tar_header(path + OPAQUE, b"0")  # "x" would be something else
     for name in sorted(map(os.fsencode, os.listdir(fd))):
         try:
             info = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -1470,13 +1435,14 @@ def pack_directory(fd, path, as_layer, seen):
             yield from pack_file(fd, name, path + name, info, seen)
 
 def pack_xattrs(fd):
-    return {"SCHILY.xattr." + name: os.fsdecode(os.getxattr(fd, name))
+    """A file's attributes as PAX records."""
+    return {"SCHILY.xattr." + name: os.getxattr(fd, name).decode("utf-8", "surrogateescape")
             for name in os.listxattr(fd) if keeps_xattr(os.fsencode(name))}
 
 def pack_file(dir_fd, name, path, info, seen):
     """Yield anything but a directory; the second name of an inode becomes a hard link."""
-    kind = {stat.S_IFREG: b"0", **{mode: kind for kind, mode in NODES.items()}}.get(
-        stat.S_IFMT(info.st_mode))
+    kinds = {stat.S_IFREG: b"0", **{mode: kind for kind, mode in NODES.items()}}
+    kind = kinds.get(stat.S_IFMT(info.st_mode))
     first = seen.setdefault((info.st_dev, info.st_ino), path) if info.st_nlink > 1 else path
     if kind is None:  # a socket is nothing without its server: left out
         return
@@ -1492,24 +1458,21 @@ def pack_file(dir_fd, name, path, info, seen):
 def pack_data(fd, path):
     """Yield a regular file.  With holes: PAX sparse 1.0, which GNU tar, Go and libarchive read;
     plain zeros would blow it up in every copy from here on."""
-    info, pax = os.fstat(fd), pack_xattrs(fd)
-    extents, front = [(0, info.st_size)], b""
-    if info.st_blocks * 512 < info.st_size:
-        extents = data_extents(fd, info.st_size)
-    if extents != [(0, info.st_size)]:
-        front = b"%d\n" % len(extents) + b"".join(b"%d\n%d\n" % extent for extent in extents)
+    info, pax, front = os.fstat(fd), pack_xattrs(fd), b""
+    whole = [(0, info.st_size)]
+    extents = data_extents(fd, info.st_size) if info.st_blocks * 512 < info.st_size else whole
+    if extents != whole:
+        front = b"".join([b"%d\n" % len(extents), *(b"%d\n%d\n" % extent for extent in extents)])
         front += bytes(-len(front) % 512)
         pax.update({"GNU.sparse.major": "1", "GNU.sparse.minor": "0",
-                    "GNU.sparse.name": os.fsdecode(path), "GNU.sparse.realsize": str(info.st_size)})
+                    "GNU.sparse.name": path.decode("utf-8", "surrogateescape"),
+                    "GNU.sparse.realsize": str(info.st_size)})
         path = b"GNUSparseFile.0/" + path.rpartition(b"/")[2]
     size = len(front) + sum(length for _, length in extents)
-    yield tar_header(path, b"0", info, size, pax=pax) + front
-    for offset, length in extents:
-        yield from read_extent(fd, offset, length)
-    yield bytes(-size % 512)
+    yield from tar_file(path, size, read_extents(fd, front, extents), info, pax)
 
 def data_extents(fd, size):
-    """Return where a file has data, as (offset, length); an empty one ends it (lseek(2))."""
+    """Where a file has data, as (offset, length); an empty one ends it (lseek(2))."""
     extents, end = [], 0
     while end < size:
         try:
@@ -1520,13 +1483,13 @@ def data_extents(fd, size):
         extents.append((start, end - start))
     return extents
 
-def read_extent(fd, offset, length):
-    """Yield exactly LENGTH bytes: a file that shrinks meanwhile goes on as zeros."""
-    end = offset + length
-    while offset < end:
-        data = os.pread(fd, min(CHUNK, end - offset), offset) or bytes(min(CHUNK, end - offset))
-        offset += len(data)
-        yield data
+def read_extents(fd, front, extents):
+    """Yield FRONT and these bytes of a file; one that shrinks meanwhile goes on as zeros."""
+    yield front
+    for offset, length in extents:
+        for at in range(offset, offset + length, CHUNK):
+            size = min(CHUNK, offset + length - at)
+            yield os.pread(fd, size, at).ljust(size, b"\0")
 
 def copy_entry(source, name, target, new_name, owner=None):
     """Copy NAME in the directory SOURCE to NEW_NAME in TARGET (descriptors), with all below.
@@ -1543,42 +1506,17 @@ def copy_entry(source, name, target, new_name, owner=None):
         chunks = pack_file(source, name, new_name, info, {})
     unpack_layer(chunks, target, whiteouts="keep", owned_by=owner)
 
-def export_tree(root_fd, out):
-    """Write the tree at root_fd to the file OUT as a tar."""
-    for piece in pack_tree(root_fd):
-        out.write(piece)
-
 # The store
 
 def using_images():
     """Hold the images: none goes while the lock is held.  To find one and to record its use."""
     return hold(make_dirs(state_path()) + "/images.lock", fcntl.LOCK_SH)
 
-class adding_images:
-    """Hold the images, show on a terminal how far the work is, and sweep up behind it."""
-
-    def __init__(self, title, total=0):
-        self.title, self.total, self.bytes, self.entries = title, total, 0, 0
-        self.started = time.monotonic()
-        self.lock, self.drawn = using_images(), self.started if sys.stderr.isatty() else 1e99
-
-    def __enter__(self):
-        self.lock.__enter__()
-        return self
-
-    def add(self, size=0, entries=0):
-        self.bytes, self.entries = self.bytes + size, self.entries + entries
-        now = time.monotonic()
-        if now > self.drawn + 0.1:
-            done = "=" * (20 * self.bytes // self.total) if self.total else ""
-            print(f"\r\033[K{self.title} [{done:20.20}] {humane_size(self.bytes)}, "
-                  f"{humane_size(self.bytes / (now - self.started))}/s, {self.entries} entries",
-                  end="", file=sys.stderr, flush=True)
-            self.drawn = now
+class ImageAdder(Descriptor):
+    """The lock of using_images; behind what was added under it, what nothing needs is swept up."""
 
     def __exit__(self, *why):
-        self.lock.__exit__(*why)
-        sys.stderr.write("\r\033[K" if self.drawn < 1e99 else "")
+        super().__exit__(*why)
         try:
             with hold(state_path("images.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB):
                 sweep_images()
@@ -1608,25 +1546,31 @@ def mark(digest, needed):
     path, known = state_path("images", "blobs", "sha256", digest[7:]), digest in needed
     needed.add(digest)
     if not known and os.path.isfile(path) and os.path.getsize(path) <= JSON_LIMIT:
-        for each in re.findall(rb"sha256:[0-9a-f]{64}", b"".join(read_path(path))):
-            mark(each.decode(), needed)
+        for found in re.findall(rb"sha256:[0-9a-f]{64}", b"".join(read_path(path))):
+            mark(found.decode(), needed)
+
+def store_member(path):
+    """The bytes of a file in the store's layout, in chunks."""
+    try:
+        return read_path(state_path("images", path))
+    except FileNotFoundError:
+        raise Failure(f"image, on {path}: not in the store") from None
 
 def read_index():
-    """Return the descriptors in index.json."""
-    what = "index.json"
-    try:
-        data = read_document(read_path(state_path("images", what)), what)
-        return parse_json(data, what, MANIFEST).get("manifests") or []
-    except FileNotFoundError:
+    """The descriptors in the store's index.json."""
+    if not os.path.exists(state_path("images", "index.json")):
         return []
+    data = read_document(store_member("index.json"), "index.json")
+    return parse_json(data, "index.json", MANIFEST).get("manifests") or []
 
 def write_index(entries):
+    """Replace the store's index.json."""
     write_file(state_path("images", "oci-layout"), b'{"imageLayoutVersion": "1.0.0"}', durable=True)
     write_json(state_path("images", "index.json"), {
         "schemaVersion": 2, "mediaType": OCI_TYPE + "index.v1+json", "manifests": entries}, True)
 
 def ref_name(entry):
-    """Return the full name in an index entry; "" if it has none, or only a tag."""
+    """The full name in an index entry; "" if it has none, or only a tag."""
     notes = entry.get("annotations") or {}
     name = notes.get(DOCKER_NAME) or notes.get(REF_NAME) or ""
     try:
@@ -1638,31 +1582,23 @@ def stored_images(wanted=lambda entry: True):
     """Yield the images that wanted entries of the index lead to, with their names."""
     for entry in filter(wanted, read_index()):
         try:
-            yield {**read_image(read_blob, entry), "name": ref_name(entry), "entry": entry}
+            yield {**read_image(store_member, entry), "name": ref_name(entry)}
         except Failure as why:  # put there by others, and not for this machine
             warn(f"{why}, ignoring")
-
-def image_id(entry):
-    """Return the id of the image that an entry of the index leads to, if it can be read."""
-    try:
-        return read_image(read_blob, entry)["id"]
-    except Failure:
-        return entry["digest"]
 
 def name_image(name, descriptor):
     """Let NAME (full, or "" for none) mean an image; what lost its last name stays without one."""
     with hold(make_dirs(state_path("images")) + "/index.lock"):
-        kept = [{**each, "annotations": {}} if name and ref_name(each) == name else each
-                for each in read_index()]
-        kept.append({**descriptor, "annotations": {REF_NAME: name} if name else {}})
-        named, unnamed = {}, {}
-        for each in kept:
-            (named if ref_name(each) else unnamed).setdefault(image_id(each), []).append(each)
-        last = [entries[-1] for each, entries in unnamed.items() if each not in named]
-        write_index([*filter(ref_name, kept), *last])
+        entries = [{**entry, "annotations": {}} if name and ref_name(entry) == name else entry
+                   for entry in read_index()]
+        entries.append({**descriptor, "annotations": {REF_NAME: name} if name else {}})
+        named = [*filter(ref_name, entries)]
+        digests = {entry["digest"] for entry in named}
+        nameless = {entry["digest"]: entry for entry in entries if entry["digest"] not in digests}
+        write_index([*named, *nameless.values()])
 
 def find_image(text):
-    """Return the image that TEXT names: a name, NAME@DIGEST, or the beginning of an id."""
+    """The image that TEXT names: a name, NAME@DIGEST, or the beginning of an id."""
     import re
     prefix, name = re.fullmatch("(?:sha256:)?([0-9a-f]+)", text), ""
     try:
@@ -1671,13 +1607,14 @@ def find_image(text):
         if not prefix:
             raise
     repository, _, digest = name.partition("@")
-    found = name and [*stored_images(lambda each: ref_name(each) == name or each["digest"] == digest
-                                     and ref_name(each).rpartition(":")[0] == repository)]
+    found = name and [*stored_images(
+        lambda entry: ref_name(entry) == name or entry["digest"] == digest
+        and ref_name(entry).rpartition(":")[0] == repository)]
     if found:
         return found[0]
     start = "sha256:" + prefix[1] if prefix else "none"
-    found = {each["id"]: {**each, "name": ""} for each in (stored_images() if prefix else ())
-             if each["id"].startswith(start) or each["digest"] == start}
+    found = {image["id"]: {**image, "name": ""} for image in (stored_images() if prefix else ())
+             if image["id"].startswith(start) or image["digest"] == start}
     if len(found) > 1:
         raise Failure(f"image, on {text}: {len(found)} ids begin like this")
     if not found:
@@ -1685,13 +1622,11 @@ def find_image(text):
     return found.popitem()[1]
 
 def image_layers(image):
-    """Return the directories of an image's layers, bottom first, for overlayfs.
+    """The directories of an image's layers, bottom first, for overlayfs.
 
     Each is there once, as overlayfs insists; what others put into the store is unpacked now.
     """
-    for descriptor, diff_id in zip(image["layers"], image["diff_ids"]):
-        if not os.path.isdir(layer_path(diff_id)):
-            store_layer(read_path(blob_path(descriptor["digest"])), diff_id, descriptor)
+    store_layers(image, store_member)
     paths = []
     for path in map(layer_path, reversed(image["diff_ids"])):
         if path not in paths:
@@ -1701,7 +1636,15 @@ def image_layers(image):
     return paths
 
 def temporary_path(*parts):
+    """A name that nobody else uses, and that is swept up if we are killed."""
     return os.path.join(make_dirs(state_path(*parts)), f"tmp.{os.getpid()}.{os.urandom(8).hex()}")
+
+def unpack_new(path, chunks, strict=False, **how):
+    """Unpack a plain tar into a new directory."""
+    os.mkdir(path)
+    with Descriptor(os.open(path, OPEN_DIR)) as fd:
+        os.fchmod(fd, 0o755)  # whatever the umask is
+        unpack_layer(read_ahead(chunks), fd, strict, **how)
 
 def store_blob(data):
     """Store a small blob; return its digest."""
@@ -1710,28 +1653,23 @@ def store_blob(data):
     write_file(blob_path(digest), data, durable=True)
     return digest
 
-def store_layer(chunks, diff_id="", descriptor=None, bar=None, strict=False):
+def store_layer(chunks, diff_id="", descriptor=None, strict=False):
     """Store the layer CHUNKS, packed and unpacked; return its descriptor and diff id.
 
     What is known of it beforehand is checked.  Nothing stays if anything fails.
     """
     kind, chunks = sniff(chunks)
-    packed, plain = {}, {}
+    if not descriptor and kind not in LAYER_TYPES:
+        kind, chunks = "plain", decompress(kind, chunks)
     blob, layer = temporary_path("images", "blobs", "sha256"), temporary_path("layers")
+    packed, plain = {}, {}
     known = (descriptor["digest"], descriptor["size"]) if descriptor else ()
-    chunks = measure(chunks, packed, *known, bar=bar)
-    if kind == "plain":
-        chunks, plain = save_chunks(chunks, blob), packed
-    elif descriptor or kind in LAYER_TYPES:
-        chunks = measure(decompress(kind, save_chunks(chunks, blob)), plain)
-    else:
-        chunks = save_chunks(measure(decompress(kind, chunks), plain), blob)
-        kind, packed = "plain", plain
+    chunks = save_chunks(measure(chunks, packed, *known), blob)
+    if kind != "plain":
+        chunks = measure(decompress(kind, chunks), plain)
     try:
-        os.mkdir(layer)
-        with Descriptor(os.open(layer, OPEN_DIR)) as fd:
-            os.fchmod(fd, 0o755)  # whatever the umask is
-            unpack_layer(read_ahead(chunks), fd, strict, bar)
+        unpack_new(layer, chunks, strict)
+        plain = plain or packed
         if diff_id not in ("", plain["digest"]):
             raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain['digest']}")
         os.rename(blob, blob_path(packed["digest"]))
@@ -1745,261 +1683,204 @@ def store_layer(chunks, diff_id="", descriptor=None, bar=None, strict=False):
         remove_tree(layer)
     return descriptor or {"mediaType": LAYER_TYPES[kind], **packed}, plain["digest"]
 
-def store_image(image, chunks_of, bar=None):
-    """Store an image of read_image's; chunks_of(descriptor) yields a layer, if it isn't there."""
+def store_layers(image, member):
+    """Store those layers of an image that aren't there; member(path) yields a file of its layout."""
     for descriptor, diff_id in zip(image["layers"], image["diff_ids"]):
+        digest, size = descriptor["digest"], descriptor["size"]
         if (descriptor.get("mediaType") or "").endswith("+encrypted"):
-            raise Failure(f"layer, on {descriptor['digest']}: encrypted")
-        with hold(make_dirs(state_path("layers")) + f"/{diff_id[7:]}.lock"):  # one process each
-            if not (os.path.isdir(layer_path(diff_id))
-                    and os.path.exists(blob_path(descriptor["digest"]))):
-                store_layer(chunks_of(descriptor), diff_id, descriptor, bar)
-    for data in reversed(image["raw"]):
-        store_blob(data)
+            raise Failure(f"layer, on {digest}: encrypted")
+        if not (os.path.isdir(layer_path(diff_id)) and os.path.exists(blob_path(digest))):
+            chunks = show_progress(member(blob_member(digest)), digest[7:19], size)
+            store_layer(chunks, diff_id, descriptor)
 
 def store_manifest(config, layers, names):
     """Store an image's config (bytes) and manifest, and give it names; return its id."""
     image_id = store_blob(config)
-    kind = OCI_TYPE + "manifest.v1+json"
     data = to_json({
-        "schemaVersion": 2, "mediaType": kind, "layers": layers,
+        "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "layers": layers,
         "config": {"mediaType": OCI_TYPE + "config.v1+json", "digest": image_id,
                    "size": len(config)}}).encode()
-    descriptor = {"mediaType": kind, "digest": store_blob(data), "size": len(data)}
     for name in names or [""]:
-        name_image(name, descriptor)
+        name_image(name, {"mediaType": MANIFEST_TYPE, "digest": store_blob(data),
+                          "size": len(data)})
     return image_id
 
 # Images in and out
 
 def import_image(source, name="", changes=()):
     """Make an image of one layer from a root file system: a tar, "-" for stdin, or a directory."""
-    machine = os.uname().machine
-    platform = PLATFORMS.get(machine, machine).split()[0].split("/")
-    config = {"os": "linux", **dict(zip(("architecture", "variant"), platform))}
+    platform = zip(("architecture", "variant"), platforms()[0].split("/"))
+    image = {"config": {"os": "linux", **dict(platform)}, "layers": [], "diff_ids": []}
     if os.path.isdir(source):
-        chunks = pack_tree(os.open(source, OPEN_DIR))
+        chunks = show_progress(pack_tree(os.open(source, OPEN_DIR)), "import")
     else:
-        chunks = read_path(0 if source == "-" else source)
-    with adding_images("import", os.path.getsize(source) if os.path.isfile(source) else 0) as bar:
-        return add_layer(config, [], [], chunks, name, changes, f"imported from {source}", bar)
+        chunks = open_source("import", source)
+    return add_layer(image, chunks, name, changes, f"imported from {source}")
 
-def commit(image, upper_dir, name="", changes=(), comment="", author=""):
-    """Make an image: IMAGE and on it what is in an overlay's upper directory."""
-    config = {**image["config"], **({"author": author} if author else {})}
-    with Descriptor(os.open(upper_dir, OPEN_DIR)) as fd, adding_images("commit") as bar:
-        return add_layer(config, image["layers"], image["diff_ids"], pack_tree(fd, True),
-                         name, changes, comment, bar)
-
-def add_layer(config, layers, diff_ids, chunks, name, changes, comment, bar):
-    """Store an image: CONFIG and LAYERS with one layer more on top; return its id."""
+def add_layer(image, chunks, name, changes, comment, author=""):
+    """Store IMAGE with one layer more on top, CHUNKS; return its id."""
     name = full_name(name) if name else ""
+    config = {**image["config"], **({"author": author} if author else {})}
     config["config"] = dict(config.get("config") or {})
     for change in changes:
         apply_change(config["config"], change)
-    layer, diff_id = store_layer(chunks, bar=bar, strict=True)
-    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    step = {"created": created, "comment": comment, "created_by": "mydocker"}
-    config.update(created=created, history=[*(config.get("history") or ()), step],
-                  rootfs={"type": "layers", "diff_ids": [*diff_ids, diff_id]})
-    return store_manifest(to_json(config).encode(), [*layers, layer], [name])
+    with ImageAdder(using_images()):
+        layer, diff_id = store_layer(chunks, strict=True)
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        step = {"created": created, "comment": comment, "created_by": "mydocker"}
+        config.update(created=created, history=[*(config.get("history") or ()), step],
+                      rootfs={"type": "layers", "diff_ids": [*image["diff_ids"], diff_id]})
+        return store_manifest(to_json(config).encode(), [*image["layers"], layer], [name])
+
+CHANGES = {  # a Dockerfile's word → the config's
+    "CMD": "Cmd", "ENTRYPOINT": "Entrypoint", "ENV": "Env", "EXPOSE": "ExposedPorts",
+    "LABEL": "Labels", "STOPSIGNAL": "StopSignal", "USER": "User", "VOLUME": "Volumes",
+    "WORKDIR": "WorkingDir"}
 
 def apply_change(config, text):
     """Apply one instruction in a Dockerfile's words to an image's config."""
     import json, shlex
     word, _, rest = text.strip().partition(" ")
-    word, rest = word.upper(), rest.strip()
-    plain = {"USER": "User", "WORKDIR": "WorkingDir", "STOPSIGNAL": "StopSignal"}
+    key, rest = CHANGES.get(word.upper()), rest.strip()
     try:
-        listed = json.loads(rest) if rest.startswith("[") else None
+        listed = check(json.loads(rest), [str], text) if rest.startswith("[") else None
         words = listed or shlex.split(rest)
     except ValueError as why:
         raise Failure(f"change, on {text!r}: {why}") from None
-    if word in ("CMD", "ENTRYPOINT"):
-        config[word.capitalize()] = listed if listed is not None else ["/bin/sh", "-c", rest]
-    elif word in plain and rest:
-        config[plain[word]] = rest
-    elif word in ("ENV", "LABEL") and words:
-        for pair in words if "=" in words[0] else [rest.replace(" ", "=", 1)]:
-            key, _, value = pair.partition("=")
-            if word == "LABEL":
-                config["Labels"] = {**(config.get("Labels") or {}), key: value}
-            else:
-                env = [each for each in config.get("Env") or () if each.partition("=")[0] != key]
-                config["Env"] = [*env, f"{key}={value}"]
-    elif word in ("EXPOSE", "VOLUME") and words:
-        key, end = ("Volumes", "") if word == "VOLUME" else ("ExposedPorts", "/tcp")
-        added = {each if "/" in each else each + end: {} for each in words}
-        config[key] = {**(config.get(key) or {}), **added}
+    if not key or not words:
+        raise Failure(f"change, on {text!r}: not one of {', '.join(CHANGES)} with a value")
+    old = config.get(key) or {}
+    if key in ("Cmd", "Entrypoint"):
+        config[key] = ["/bin/sh", "-c", rest] if listed is None else listed
+    elif key in ("Env", "Labels"):
+        pairs = words if "=" in words[0] else [rest.replace(" ", "=", 1)]
+        pairs = {**dict(pair.partition("=")[::2] for pair in pairs)}
+        if key == "Env":
+            pairs = {**dict(pair.partition("=")[::2] for pair in old), **pairs}
+            config[key] = [f"{name}={value}" for name, value in pairs.items()]
+        else:
+            config[key] = {**old, **pairs}
+    elif key in ("ExposedPorts", "Volumes"):
+        end = "/tcp" if key == "ExposedPorts" else ""
+        config[key] = {**old, **{word if "/" in word else word + end: {} for word in words}}
     else:
-        raise Failure(f"change, on {text!r}: not one of CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, "
-                      "STOPSIGNAL, USER, VOLUME, WORKDIR with a value")
+        config[key] = rest
 
 def load(source):
     """Store the images of a docker-archive, OCI archive or OCI layout; return [(name, id)]."""
-    if os.path.isdir(source):
-        return load_from(lambda path: read_path(os.path.join(source, path)), source)
-    fd = 0 if source == "-" else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    kind, chunks = sniff(read_path(fd))
-    if kind != "plain" or source == "-" or not stat.S_ISREG(os.fstat(fd).st_mode):
-        import tempfile  # what is asked for first may come last: it is laid down once
-        archive = tempfile.TemporaryFile(dir=make_dirs(state_path("images")), buffering=0)
-        fd = archive.fileno()
-        for _ in save_chunks(decompress(kind, chunks), os.dup(fd)):
-            pass
-    members = list_archive(fd)
+    with ImageAdder(using_images()):
+        if os.path.isdir(source):
+            return load_layout(source, source)
+        folder, chunks = temporary_path("layers"), open_source("load", source)
+        try:  # what is asked for first may come last: all is laid down
+            unpack_new(folder, decompress(*sniff(chunks)), whiteouts="keep",
+                       owned_by=(os.geteuid(), os.getegid()))
+            return load_layout(folder, source)
+        finally:
+            remove_tree(folder)
 
+def open_source(title, path):
+    """The bytes of a file, "-" for stdin, in chunks."""
+    size = os.path.getsize(path) if os.path.isfile(path) else 0
+    return show_progress(read_path(0 if path == "-" else path), title, size)
+
+def load_layout(folder, source):
+    """Load the images in a directory."""
     def member(path):
-        if path not in members:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        return read_extent(fd, *members[path])
-    return load_from(member, source)
-
-def list_archive(fd):
-    """Return where in an archive each file is: name → (offset, size)."""
-    members, links, stream = {}, {}, Stream(read_path(fd), fd)
-    os.lseek(fd, 0, os.SEEK_SET)
-    for entry in read_tar(stream):
-        name = os.path.normpath(os.fsdecode(entry.name))
-        if entry.kind == b"0" and entry.extents is None:
-            if stream.offset + entry.size > os.fstat(fd).st_size:
-                raise Failure(f"load, on {shown(entry.name)}: the archive breaks off")
-            members[name] = stream.offset, entry.size
-        elif entry.kind in b"12":  # old archives share a layer by a symlink
-            folder = os.path.dirname(name) if entry.kind == b"2" else ""
-            links[name] = os.path.normpath(os.path.join(folder, os.fsdecode(entry.link)))
-    for name, target in links.items():
-        if target in members:
-            members.setdefault(name, members[target])
-    return members
-
-def load_from(member, source):
-    """Load what member(path), which yields a file's bytes, has to offer."""
-    def wanted(path):
         try:
-            return member(os.path.normpath(path))
+            with Descriptor(open_in_root(root, path)) as fd:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise Failure(f"load, on {source}: {path} is no file")
+                return read_path(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             raise Failure(f"load, on {source}: {path} is missing") from None
 
-    for name, load_all in (("index.json", load_oci), ("manifest.json", load_docker)):
-        try:
-            data = read_document(member(name), name)
-        except FileNotFoundError:
-            continue
-        with adding_images("load") as bar:
-            return load_all(wanted, data, bar)
+    with Descriptor(os.open(folder, OPEN_DIR)) as root:
+        for name, load_all in (("index.json", load_oci), ("manifest.json", load_docker)):
+            if name in os.listdir(root):
+                return load_all(member, read_document(member(name), name))
     raise Failure(f"load, on {source}: no image archive: neither index.json nor manifest.json",
                   hint="import makes an image from a root file system")
 
-def load_oci(wanted, data, bar):
+def load_oci(member, data):
     """Load from an OCI layout: the images in its index, each for this machine's platform."""
-    def chunks_of(descriptor):
-        return wanted(f"blobs/sha256/{descriptor['digest'][7:]}")
-
-    def read(descriptor):
-        digest = descriptor["digest"]
-        return read_document(chunks_of(descriptor), digest, digest, descriptor["size"])
-
     groups, loaded, what = {}, [], "index.json"
-    for each in parse_json(data, what, MANIFEST).get("manifests") or ():
-        key = ref_name(each) or ("" if each.get("platform") else each["digest"])
-        groups.setdefault(key, []).append(each)
+    for entry in parse_json(data, what, MANIFEST).get("manifests") or ():
+        key = ref_name(entry) or ("" if entry.get("platform") else entry["digest"])
+        groups.setdefault(key, []).append(entry)
     for entries in groups.values():
         entry = entries[0] if len(entries) == 1 else choose_platform(entries, what)
-        image = read_image(read, entry)
-        store_image(image, chunks_of, bar)
-        name_image(ref_name(entry), image["descriptor"])
-        loaded.append((ref_name(entry), image["id"]))
+        image, name = read_image(member, entry), ref_name(entry)
+        store_layers(image, member)
+        for document in image["raw"]:
+            store_blob(document)
+        name_image(name, image["descriptor"])
+        loaded.append((name, image["id"]))
     return loaded
 
-def load_docker(wanted, data, bar):
+def load_docker(member, data):
     """Load from a docker-archive: a list of configs, their layers' files and names."""
-    loaded, what = [], "manifest.json"
-    for each in parse_json(data, what, DOCKER_ARCHIVE):
-        path, paths = each.get("Config") or "", each.get("Layers") or []
-        names = [full_name(name) for name in each.get("RepoTags") or ()]
-        config, layers = read_document(wanted(path), path), []
-        for layer, diff_id in zip(paths, parse_config(config, path, len(paths))[1]):
-            with hold(make_dirs(state_path("layers")) + f"/{diff_id[7:]}.lock"):
-                layers.append(store_layer(wanted(layer), diff_id, bar=bar)[0])
+    loaded = []
+    for entry in parse_json(data, "manifest.json", DOCKER_ARCHIVE):
+        path, paths = entry.get("Config") or "", entry.get("Layers") or []
+        names = [full_name(name) for name in entry.get("RepoTags") or ()]
+        config = read_document(member(path), path)
+        diff_ids = parse_config(config, path, len(paths))[1]
+        layers = [store_layer(show_progress(member(layer), diff_id[7:19]), diff_id)[0]
+                  for layer, diff_id in zip(paths, diff_ids)]
         image_id = store_manifest(config, layers, names)
         loaded += [(name, image_id) for name in names or [""]]
     return loaded
 
-def save(names, out, form="docker"):
-    """Write images to the file OUT as a tar: an OCI layout, and docker's manifest.json too."""
-    def put_in(name, size, chunks):
-        out.write(tar_header(name.encode(), b"0", size=size))
-        for chunk in chunks:
-            out.write(chunk)
-        out.write(bytes(-size % 512))
-
-    def blob(digest):
-        return f"blobs/sha256/{digest[7:]}"
-
-    index, entries, digests = [], [], set()
+def save(names, form):
+    """Yield images as a tar: an OCI layout and, in docker's FORM, docker's manifest.json too."""
+    index, archive, digests = [], [], set()
     with using_images():
         for image in map(find_image, names):
-            name, layers = image["name"], [each["digest"] for each in image["layers"]]
+            name, layers = image["name"], [layer["digest"] for layer in image["layers"]]
             index.append({**image["descriptor"], "annotations": {
                 REF_NAME: name, DOCKER_NAME: name} if name else {}})
-            entries.append({"Config": blob(image["id"]), "Layers": [*map(blob, layers)],
-                            "RepoTags": [short_name(name)] if name else []})
+            archive.append({"Config": blob_member(image["id"]), "Layers": [
+                *map(blob_member, layers)], "RepoTags": [short_name(name)] if name else []})
             digests.update((image["id"], image["digest"], *layers))
-        documents = [("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("manifest.json", entries),
+        documents = [("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("manifest.json", archive),
                      ("index.json", {"schemaVersion": 2, "manifests": index})]
         for name, value in documents if form == "docker" else documents[::2]:
             data = to_json(value).encode()
-            put_in(name, len(data), [data])
+            yield from tar_file(name.encode(), len(data), [data])
         for digest in sorted(digests):
-            size = os.path.getsize(blob_path(digest))
-            put_in(blob(digest), size, measure(read_path(blob_path(digest)), {}, digest, size))
-        out.write(bytes(1024))
-
-# What is there
-
-def images_list():
-    """Return a row per name: name, tag, id, created, size (of the blobs); newest first."""
-    rows = []
-    for image in stored_images():
-        name, _, tag = short_name(image["name"]).partition("@")[0].rpartition(":")
-        rows.append({"name": name or "<none>", "tag": tag or "<none>", "id": image["id"],
-                     "created": image["config"].get("created") or "",
-                     "size": sum(each["size"] for each in image["layers"])})
-    return sorted(rows, key=lambda row: row["created"], reverse=True)
-
-def tag(source, target):
-    """Give the image SOURCE the name TARGET too."""
-    with using_images():
-        name_image(full_name(target), find_image(source)["descriptor"])
+            size, chunks = os.path.getsize(blob_path(digest)), store_member(blob_member(digest))
+            yield from tar_file(blob_member(digest).encode(), size,
+                                measure(chunks, {}, digest, size))
+        yield bytes(1024)
 
 def remove_image(text, force=False):
     """Take a name from an image, and with the last one the image; return lines that say so."""
     with hold(make_dirs(state_path()) + "/images.lock"):
         image, entries = find_image(text), read_index()
-        mine = [each for each in entries if each["digest"] == image["digest"]]
-        gone = [each for each in mine if not image["name"] or ref_name(each) == image["name"]]
+        mine = [entry for entry in entries if entry["digest"] == image["digest"]]
+        gone = [entry for entry in mine if not image["name"] or ref_name(entry) == image["name"]]
         if len(gone) > 1 and not force:
             raise Failure(f"rmi, on {text}: it has {len(gone)} names", hint="name one, or -f")
         users = [each for each in container_records() if each["image"] == image["digest"]]
         if users and len(gone) == len(mine) and not force:
             raise Failure(f"rmi, on {text}: container {users[0]['id'][:12]} uses it")
-        write_index([each for each in entries if each not in gone])
-        lines = [f"Untagged: {short_name(ref_name(each))}" for each in gone if ref_name(each)]
+        write_index([entry for entry in entries if entry not in gone])
+        lines = [f"Untagged: {short_name(ref_name(entry))}" for entry in gone if ref_name(entry)]
         sweep_images()
     return lines + ([f"Deleted: {image['id']}"] if len(gone) == len(mine) and not users else [])
 
 def inspect_image(text):
-    """Return what is known of an image, in docker's words."""
+    """What is known of an image, in docker's words."""
     image = find_image(text)
-    names = [ref_name(each) for each in read_index() if each["digest"] == image["digest"]]
+    names = [ref_name(entry) for entry in read_index() if entry["digest"] == image["digest"]]
     config = image["config"]
-    return {"Id": image["id"], "RepoTags": [short_name(each) for each in names if each],
+    return {"Id": image["id"], "RepoTags": [short_name(name) for name in names if name],
             "Digest": image["digest"], "Created": config.get("created"),
             "Author": config.get("author", ""), "Architecture": config.get("architecture"),
             "Variant": config.get("variant", ""), "Os": config.get("os"),
             "Config": config.get("config"), "History": config.get("history"),
-            "Size": sum(each["size"] for each in image["layers"]),
+            "Size": sum(layer["size"] for layer in image["layers"]),
             "RootFS": {"Type": "layers", "Layers": image["diff_ids"]}}
 
 
@@ -3463,7 +3344,7 @@ def cmd_ps(options, _):
 def cmd_import(options, words):
     """Make an image of one layer from a tar, plain or compressed, or from a directory."""
     need_words("import", words, 1, 2)
-    show(import_image(words[0], words[1] if words[1:] else "", options["change"]))
+    show(import_image(words[0], "".join(words[1:]), options["change"]))
 
 @command("[OPTIONS]", "load images from an archive of docker's or of the OCI's",
          ("-i --input", "FILE|DIR", "the archive, or an OCI layout (default: standard input)"))
@@ -3482,7 +3363,7 @@ def cmd_save(options, words):
     if form not in ("docker", "oci"):
         raise Failure(f"--format, on {form}: not docker or oci")
     with open_output(options["output"]) as out:
-        save(words, out, form)
+        out.writelines(save(words, form))
 
 def open_output(path):
     """A file to write an archive to; standard output only if it's no terminal."""
@@ -3500,7 +3381,7 @@ def cmd_export(options, words):
     record = find_container(words[0])
     root = container_root(dict(record, running=False), volumes=False)
     with open_output(options["output"]) as out:
-        export_tree(readable(root), out)
+        out.writelines(pack_tree(readable(root)))
 
 @command("[OPTIONS] CONTAINER [NAME[:TAG]]", "make an image of a container's changes",
          ("-c --change", "INSTRUCTION...", "set CMD, ENTRYPOINT, ENV, WORKDIR, USER, ... in it"),
@@ -3511,15 +3392,14 @@ def cmd_commit(options, words):
     record = find_container(words[0])
     if not record["image"]:
         raise Failure(f"commit, on {words[0]}: it has no image to build on")
-    image, name = find_image(record["image"]), words[1] if words[1:] else ""
-    upper = state_path("containers", record["id"], "upper")
     if os.path.isdir(state_path("containers", record["id"], "copy")):
         raise Failure(f"commit, on {words[0]}: its root is a copy, not layers: what changed is not "
                       "known", hint="export, then import")
-    stopped = stop_processes(record) if record["running"] else []
+    name, stopped = "".join(words[1:]), stop_processes(record) if record["running"] else []
     try:
-        show(commit(image, upper, name, options["change"], options["message"] or "",
-                    options["author"] or ""))
+        with Descriptor(os.open(state_path("containers", record["id"], "upper"), OPEN_DIR)) as fd:
+            show(add_layer(find_image(record["image"]), pack_tree(fd, as_layer=True), name,
+                           options["change"], options["message"] or "", options["author"] or ""))
     finally:
         for pid in stopped:
             os.kill(pid, _signal.SIGCONT)
@@ -3549,11 +3429,17 @@ def pid_namespace(pid):
 @command("[OPTIONS]", "list the images", ("-q --quiet", "", "ids only"))
 def cmd_images(options, _):
     """List the images by name, newest first."""
-    rows = images_list()
-    table = [("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")] + [
-        (row["name"], row["tag"], row["id"][7:19], row["created"][:19].replace("T", " "),
-         humane_size(row["size"])) for row in rows]
-    show("\n".join([row["id"][7:19] for row in rows] if options["quiet"] else columns(table)))
+    rows = [("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")]
+    for image in sorted(stored_images(), key=image_created, reverse=True):
+        name, _, tag = short_name(image["name"]).partition("@")[0].rpartition(":")
+        rows.append((name or "<none>", tag or "<none>", image["id"][7:19],
+                     image_created(image)[:19].replace("T", " "),
+                     humane_size(sum(layer["size"] for layer in image["layers"]))))
+    show("\n".join([row[2] for row in rows[1:]] if options["quiet"] else columns(rows)))
+
+def image_created(image):
+    """When an image was made, as text."""
+    return image["config"].get("created") or ""
 
 @command("[OPTIONS] IMAGE...", "remove images",
          ("-f --force", "", "also with several names, or used"))
@@ -3565,7 +3451,8 @@ def cmd_rmi(options, words):
 def cmd_tag(_, words):
     """Give an image another name."""
     need_words("tag", words, 2, 2)
-    tag(*words)
+    with using_images():
+        name_image(full_name(words[1]), find_image(words[0])["descriptor"])
 
 @command("NAME...", "show all that is known of containers and images, as JSON")
 def cmd_inspect(_, words):
