@@ -736,36 +736,26 @@ OPEN_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # Names
 
-NAME_PARTS = {  # what a part of a name is called → how it looks, and in words
-    "registry": (r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?",
-                 "a registry is HOST or HOST:PORT"),
-    "component": (r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*",
-                  "lower-case letters and digits, separated by '.', '_', '__' or '-'"),
-    "tag": (r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", "at most 128 letters, digits, '_', '.' and '-'"),
-    "length of": (r".{1,255}", "a name has at most 255 characters")}
+WORD = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?"
+TAG = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+NAME = rf"({HOST}(?:/{WORD})+)(?::({TAG}))?(?:@(sha256:[0-9a-f]{{64}}))?"
 
 def full_name(text):
-    """An image name in full, REGISTRY/PATH[:TAG][@DIGEST]; see distribution/reference's grammar.
-
-    docker.io, library/ and, if there is no digest, :latest may be left out.
-    """
+    """An image name with docker.io/, library/ and, unless there is a digest, :latest put in."""
     import re
-    rest, at, digest = text.partition("@")
-    domain, slash, path = rest.partition("/")
-    if not slash or not ("." in domain or ":" in domain or domain == "localhost"):
-        domain, path = "docker.io", rest
-    path, colon, tag = path.partition(":")
-    if domain in ("docker.io", "index.docker.io"):
-        domain, path = "docker.io", path if "/" in path else "library/" + path
-    tag = tag if colon else "latest"
-    for what, part in (("registry", domain), *(("component", name) for name in path.split("/")),
-                       ("tag", tag), ("length of", f"{domain}/{path}")):
-        pattern, hint = NAME_PARTS[what]
-        if not re.fullmatch(pattern, part):
-            raise Failure(f"image name, on {text!r}: {what} {part!r} is not allowed", hint=hint)
-    if at:
-        check_digest(digest, f"image name, on {text!r}")
-    return f"{domain}/{path}" + (f":{tag}" if colon or not at else "") + at + digest
+    host, slash, path = text.partition("/")
+    if not slash or not ("." in host or ":" in host or host == "localhost"):
+        host, path = "docker.io", text
+    if host in ("docker.io", "index.docker.io"):
+        host, path = "docker.io", path if "/" in path else "library/" + path
+    found = re.fullmatch(NAME, f"{host}/{path}")
+    if not found or len(found[1]) > 255:
+        raise Failure(f"image name, on {text!r:.300}: not [HOST[:PORT]/]PATH[:TAG][@sha256:DIGEST]",
+                      hint="a path is lower-case letters and digits, separated by / . _ __ or -")
+    name, tag, digest = found.groups()
+    tag = f":{tag or 'latest'}" if tag or not digest else ""
+    return name + tag + (f"@{digest}" if digest else "")
 
 def short_name(name):
     """An image name as it is typed: without docker.io/ and library/."""
@@ -795,7 +785,8 @@ def layer_path(diff_id):
 # Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE] or {key: SHAPE}.
 
 DIGEST = "sha256:"  # the shape of what check_digest accepts
-DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str, "annotations": dict,
+DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str,
+              "annotations": {REF_NAME: str, DOCKER_NAME: str},
               "platform": {"architecture": str, "variant": str}}
 MANIFEST = {"manifests": [DESCRIPTOR],  # an index
             "layers": [DESCRIPTOR], "config": DESCRIPTOR, "mediaType": str}
@@ -828,28 +819,45 @@ def check(value, shape, what):
                 check(value.get(key), inner, f"{what}: {key}")
     return value
 
-def read_document(chunks, what, digest="", size=None):
-    """CHUNKS joined, checked against what is known of them; they must be few."""
+def read_member(layout, path):
+    """The bytes of a file in an OCI layout or the like, in chunks; no link leads out of it."""
+    try:
+        with Descriptor(os.open(layout, OPEN_DIR)) as root, Descriptor(
+                open_in_root(root, path)) as fd:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Failure(f"image, on {path}: not a regular file")
+            return read_path(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        raise Failure(f"image, on {path}: it isn't there") from None
+
+def read_document(layout, path, digest="", size=None):
+    """The bytes of a small file of a layout, checked against what is known of them."""
     data = b""
-    for chunk in measure(chunks, {}, digest, size):
+    for chunk in measure(read_member(layout, path), {}, digest, size):
         data += chunk
         if len(data) > JSON_LIMIT:
-            raise Failure(f"image, on {what}: larger than {humane_size(JSON_LIMIT)}")
+            raise Failure(f"image, on {path}: larger than {humane_size(JSON_LIMIT)}")
     return data
 
-def read_blob(member, descriptor):
-    """The bytes of a small blob of a layout, of which member(path) yields the files."""
+def read_blob(layout, descriptor):
+    """The bytes of a small blob of a layout."""
     digest = descriptor["digest"]
-    return read_document(member(blob_member(digest)), digest, digest, descriptor["size"])
+    return read_document(layout, blob_member(digest), digest, descriptor["size"])
 
-def read_image(member, descriptor):
-    """The image that DESCRIPTOR leads to in a layout (through an index: the one for this machine).
+def read_index(layout=None):
+    """The descriptors in the index.json of a layout, of the store if none is named."""
+    layout, what = layout or state_path("images"), "index.json"
+    if not os.path.exists(os.path.join(layout, what)):
+        return []
+    return parse_json(read_document(layout, what), what, MANIFEST).get("manifests") or []
 
-    It has an id, digest, layers (descriptors), diff_ids, config, a descriptor, and raw: the
-    documents' own bytes.
+def read_image(layout, descriptor):
+    """The image that DESCRIPTOR leads to, through an index to the one for this machine.
+
+    It is a dict; layers holds descriptors, bottom first, and raw the documents' own bytes.
     """
     for _ in range(3):
-        data, what = read_blob(member, descriptor), descriptor["digest"]
+        data, what = read_blob(layout, descriptor), descriptor["digest"]
         manifest = parse_json(data, what, dict)
         if "manifests" in manifest and ("layers" in manifest or "config" in manifest):
             raise Failure(f"image, on {what}: manifest and index in one")  # CVE-2021-41190
@@ -861,7 +869,7 @@ def read_image(member, descriptor):
     if not manifest.get("config") or "layers" not in manifest:
         raise Failure(f"image, on {what}: not an image manifest of OCI or Docker's schema 2")
     layers, image_id = manifest["layers"] or [], manifest["config"]["digest"]
-    config_data = read_blob(member, manifest["config"])
+    config_data = read_blob(layout, manifest["config"])
     config, diff_ids = parse_config(config_data, image_id, len(layers))
     return {"id": image_id, "digest": what, "layers": layers, "diff_ids": diff_ids,
             "config": config, "raw": (config_data, data), "descriptor": {
@@ -914,15 +922,26 @@ def measure(chunks, found, digest="", size=None):
         sha256.update(chunk)
         yield chunk
     found.update(digest="sha256:" + sha256.hexdigest(), size=passed)
-    if size not in (None, passed):
-        raise Failure(f"blob, on {digest}: {passed} bytes of {size}: cut off")
-    if digest not in ("", found["digest"]):
-        raise Failure(f"blob, on {digest}: damaged or forged: the data is {found['digest']}")
+    if size not in (None, passed) or digest not in ("", found["digest"]):
+        raise Failure(f"blob, on {digest}: cut off, damaged or forged: {passed} bytes of "
+                      f"{size}, {found['digest']}")
 
 def read_path(path):
     """The bytes of a file (or a descriptor) in chunks; FileNotFoundError comes at once."""
-    file = open(path, "rb", buffering=0, closefd=path != 0)
-    return iter(lambda: file.read(CHUNK), b"")
+    return read_chunks(open(path, "rb", buffering=0, closefd=path != 0))
+
+def read_chunks(file):
+    """Yield a file's bytes; a terminal shows how many so far, if it takes long."""
+    passed, drawn = 0, time.monotonic() if sys.stderr.isatty() else 1e99
+    size, clear = os.fstat(file.fileno()).st_size, ""
+    while chunk := file.read(CHUNK):
+        passed += len(chunk)
+        if time.monotonic() > drawn + 0.1:
+            drawn, clear = time.monotonic(), "\r\033[K"
+            bar = f"[{'=' * (20 * passed // size):20.20}] " if size else ""
+            print(f"{clear}{bar}{humane_size(passed)}", end="", file=sys.stderr, flush=True)
+        yield chunk
+    print(clear, end="", file=sys.stderr, flush=True)
 
 def save_chunks(chunks, path):
     """Write what passes to a file."""
@@ -930,19 +949,6 @@ def save_chunks(chunks, path):
         for chunk in chunks:
             file.write(chunk)
             yield chunk
-
-def show_progress(chunks, title, total=0):
-    """Show on a terminal how many bytes have passed, of TOTAL if that is known."""
-    passed, drawn = 0, time.monotonic() if sys.stderr.isatty() else 1e99
-    for chunk in chunks:
-        passed += len(chunk)
-        if time.monotonic() > drawn + 0.1:
-            bar = f"[{'=' * (20 * passed // total):20.20}] " if total else ""
-            print(f"\r\033[K{title} {bar}{humane_size(passed)}", end="", file=sys.stderr, flush=True)
-            drawn = time.monotonic()
-        yield chunk
-    if drawn < 1e99:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 def read_ahead(chunks):
     """Fetch the next chunk in a thread: hashing and inflating use a second processor."""
@@ -1050,13 +1056,11 @@ def read_extension(stream, entry, common, once):
     """Read what an extra header says about the next entry (x, L, K) or about all (g)."""
     if not 0 <= entry.size <= SMALL_FILE:
         raise ValueError(f"an extended header of {entry.size} bytes")
-    data = stream.take(entry.size)
-    stream.take(-entry.size % 512)
+    data = stream.take(entry.size + -entry.size % 512)[:entry.size]
+    records, start = common if entry.type == b"g" else once, 0
     if entry.type in b"LK":
-        once[b"path" if entry.type == b"L" else b"linkpath"] = data.partition(b"\0")[0]
+        records[b"path" if entry.type == b"L" else b"linkpath"] = data.partition(b"\0")[0]
         return
-    records = common if entry.type == b"g" else once
-    start = 0
     while start < len(data):
         length = int(data[start:start + 20].partition(b" ")[0])
         record, start = data[start:start + length], start + length
@@ -1066,8 +1070,6 @@ def read_extension(stream, entry, common, once):
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):  # 0.0, rewritten as 0.1
             key, value = b"GNU.sparse.map", records.get(b"GNU.sparse.map", b"") + b"," + value
         records[key] = value
-        if not value and not key.startswith(b"SCHILY.xattr."):  # "": as if it weren't there
-            del records[key]
     if sum(map(len, [*records, *records.values()])) > SMALL_FILE:
         raise ValueError("too many extended headers")
 
@@ -1075,10 +1077,9 @@ def extend(entry, pax):
     """Put what extra headers say into an entry, all in the form that read_tar promises."""
     entry.name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or encode(entry.name)
     entry.linkname = pax.get(b"linkpath") or encode(entry.linkname)
-    entry.size, entry.uid, entry.gid = (
-        int(pax.get(key, number)) for key, number in (
-            (b"size", entry.size), (b"uid", entry.uid), (b"gid", entry.gid)))
-    whole, _, fraction = pax.get(b"mtime", b"%d" % entry.mtime).partition(b".")
+    entry.size, entry.uid, entry.gid = (int(pax.get(key) or number) for key, number in (
+        (b"size", entry.size), (b"uid", entry.uid), (b"gid", entry.gid)))
+    whole, _, fraction = (pax.get(b"mtime") or b"%d" % entry.mtime).partition(b".")
     entry.mtime = int(whole + fraction[:9].ljust(9, b"0"))  # a float would lose some
     entry.mode, entry.pax_headers = entry.mode & 0o7777, pax
     if entry.type in b"\0" b"07":
@@ -1124,14 +1125,12 @@ def shown(name):
 
 # Unpacking
 
-NODES = {b"2": stat.S_IFLNK, b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}
+KINDS = {b"0": stat.S_IFREG, b"2": stat.S_IFLNK, b"3": stat.S_IFCHR, b"4": stat.S_IFBLK,
+         b"6": stat.S_IFIFO}
 OPAQUE = b".wh..wh..opq"  # the whiteout of all that lower layers have in a directory
 
 def unpack_layer(chunks, layer_fd, strict=False, **how):
-    """Unpack a plain tar into the directory layer_fd, by default in the form overlayfs wants.
-
-    Nothing is written outside, and all CHUNKS are read, whatever the archive says.
-    """
+    """Unpack a plain tar into a directory, and nowhere else, by default in overlayfs' form."""
     stream, tree, mask, name = Stream(chunks), Tree(layer_fd, **how), os.umask(0), b"/"
     try:
         for entry in read_tar(stream, strict):
@@ -1176,11 +1175,11 @@ class Tree:
         parent, name = self.parent(path.rpartition(b"/")[0]), parts[-1]
         if entry.type == b"5":
             make_dir(name, parent)
-        elif entry.type == b"0":
-            make_file(entry, name, parent, stream)
         elif entry.type == b"1":
             self.make_link(entry, name, parent)
-        elif entry.type in NODES:
+        elif entry.type == b"0":
+            make_file(entry, name, parent, stream)
+        elif entry.type in KINDS:
             make_node(entry, name, parent)
         elif entry.type != b"V":  # V: GNU's label of a volume
             raise ValueError(f"unknown kind of entry {entry.type!r}")
@@ -1190,22 +1189,21 @@ class Tree:
         return open_in_root(self.root, path.decode("utf-8", "surrogateescape") or ".", flags)
 
     def parent(self, path):
-        """A descriptor for the directory PATH; that of the last entry is kept open."""
+        """A descriptor for the directory PATH, made if need be; that of the last entry is kept."""
+        from contextlib import suppress
         if path != self.path:
-            fd = self.open_dir(path)
+            try:
+                fd = self.open(path)
+            except FileNotFoundError:
+                above = b""
+                for name in path.split(b"/"):
+                    with suppress(FileExistsError):
+                        os.mkdir(name, 0o755, dir_fd=self.parent(above))
+                    above += b"/" + name
+                fd = self.open(path)
             os.close(self.fd)
             self.path, self.fd = path, fd
         return self.fd
-
-    def open_dir(self, path):
-        """Open the directory PATH; what is missing of it is made."""
-        try:
-            return self.open(path)
-        except FileNotFoundError:
-            above, _, name = path.rpartition(b"/")
-        with Descriptor(self.open_dir(above)) as parent:
-            os.mkdir(name, 0o755, dir_fd=parent)
-        return self.open(path)
 
     def make_link(self, entry, name, parent):
         """Make a hard link; its target is a name in this layer, and isn't followed itself."""
@@ -1238,7 +1236,7 @@ class Tree:
 
     def finish(self):
         """Do what was kept back; a directory may have lost its name to something else."""
-        for path, name in self.marks:
+        for path, name in sorted(self.marks, reverse=True):  # what is deeper first
             mark_whiteout(name, self.parent(path))
         for path, entry in self.dirs.items():
             try:
@@ -1286,7 +1284,7 @@ def make_node(entry, name, parent):
             os.symlink(entry.linkname, name, dir_fd=parent)
         else:
             device = os.makedev(entry.devmajor, entry.devminor) if entry.type in b"34" else 0
-            os.mknod(name, NODES[entry.type] | entry.mode, device, dir_fd=parent)
+            os.mknod(name, KINDS[entry.type] | entry.mode, device, dir_fd=parent)
     except PermissionError:
         warn(f"unpack, on {shown(entry.name)}: no right to make devices, ignoring")
         return
@@ -1347,43 +1345,37 @@ def remove_tree(name, dir_fd=None):
     except IsADirectoryError:
         top = Descriptor(os.open(name, OPEN_CHILD, dir_fd=dir_fd))
     with top:
-        found = ["."]
-        for folder in found:  # it grows meanwhile
+        folders = ["."]
+        for folder in folders:  # it grows meanwhile
             with Descriptor(os.open(folder, OPEN_CHILD, dir_fd=top)) as fd:
-                found += empty_directory(fd, top)
-        for folder in found[1:]:
+                for entry in list(os.scandir(fd)):
+                    if not entry.is_dir(follow_symlinks=False):
+                        os.unlink(entry.name, dir_fd=fd)
+                        continue
+                    flat = os.urandom(16).hex()
+                    try:
+                        os.rename(entry.name, flat, src_dir_fd=fd, dst_dir_fd=top)
+                        folders.append(flat)
+                    except OSError:  # EXDEV: overlayfs doesn't move a lower layer's
+                        remove_tree(entry.name, fd)
+        for folder in folders[1:]:
             os.rmdir(folder, dir_fd=top)
     os.rmdir(name, dir_fd=dir_fd)
-
-def empty_directory(fd, top):
-    """Remove what is in the directory FD; directories are moved to TOP, under the names returned."""
-    moved = []
-    for entry in list(os.scandir(fd)):
-        if not entry.is_dir(follow_symlinks=False):
-            os.unlink(entry.name, dir_fd=fd)
-            continue
-        flat = os.urandom(16).hex()
-        try:
-            os.rename(entry.name, flat, src_dir_fd=fd, dst_dir_fd=top)
-            moved.append(flat)
-        except OSError:  # EXDEV: overlayfs doesn't move a lower layer's
-            remove_tree(entry.name, fd)
-    return moved
 
 # Writing tar
 
 def tar_header(name, kind, info=None, size=0, link=b"", pax=()):
     """The header of one member, with PAX records before it for what ustar can't hold."""
     import tarfile
+    from decimal import Decimal
     entry = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
     entry.type, entry.size, entry.pax_headers = kind, size, dict(pax)
     entry.linkname = link.decode("utf-8", "surrogateescape")
     if info:
         entry.mode, entry.uid, entry.gid = info.st_mode & 0o7777, info.st_uid, info.st_gid
-        entry.mtime, rest = divmod(info.st_mtime_ns, 10**9)
-        if rest:  # a float would lose some
-            seconds, rest = divmod(abs(info.st_mtime_ns), 10**9)
-            entry.pax_headers["mtime"] = f"{'-' if entry.mtime < 0 else ''}{seconds}.{rest:09}"
+        entry.mtime = info.st_mtime_ns // 10**9
+        if info.st_mtime_ns % 10**9:  # a float would lose some
+            entry.pax_headers["mtime"] = f"{Decimal(info.st_mtime_ns).scaleb(-9):f}"
         if kind in b"34":
             entry.devmajor, entry.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
     return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
@@ -1397,8 +1389,7 @@ def tar_file(name, size, pieces, info=None, pax=()):
 def pack_tree(root_fd, as_layer=False, path=b""):
     """Yield the tree at root_fd as a tar, sorted by name; PATH stands in front of each.
 
-    as_layer: it is the upper directory of an overlay, and its whiteouts become an image's; or,
-    "stored", one of our layers.
+    as_layer: overlayfs' whiteouts become an image's; "stored": those of mark_whiteout, too.
     """
     from itertools import islice
     try:
@@ -1441,8 +1432,7 @@ def pack_xattrs(fd):
 
 def pack_file(dir_fd, name, path, info, seen):
     """Yield anything but a directory; the second name of an inode becomes a hard link."""
-    kinds = {stat.S_IFREG: b"0", **{mode: kind for kind, mode in NODES.items()}}
-    kind = kinds.get(stat.S_IFMT(info.st_mode))
+    kind = next((kind for kind in KINDS if KINDS[kind] == stat.S_IFMT(info.st_mode)), None)
     first = seen.setdefault((info.st_dev, info.st_ino), path) if info.st_nlink > 1 else path
     if kind is None:  # a socket is nothing without its server: left out
         return
@@ -1456,8 +1446,7 @@ def pack_file(dir_fd, name, path, info, seen):
         yield tar_header(path, kind, info, link=link)
 
 def pack_data(fd, path):
-    """Yield a regular file.  With holes: PAX sparse 1.0, which GNU tar, Go and libarchive read;
-    plain zeros would blow it up in every copy from here on."""
+    """Yield a regular file; one with holes in the form (PAX sparse 1.0) that all readers know."""
     info, pax, front = os.fstat(fd), pack_xattrs(fd), b""
     whole = [(0, info.st_size)]
     extents = data_extents(fd, info.st_size) if info.st_blocks * 512 < info.st_size else whole
@@ -1525,43 +1514,24 @@ class ImageAdder(Descriptor):
 
 def sweep_images():
     """Remove what no image and no container needs; the caller holds images.lock alone."""
-    needed = set()
-    for descriptor in read_index():
-        mark(descriptor["digest"], needed)
-    for record in container_records():
-        mark(record.get("image") or "", needed)
-        needed.update(record.get("layers") or ())
+    import re
+    records, needed = container_records(), set()
+    todo = [entry["digest"] for entry in read_index()]
+    todo += [record.get("image") or "" for record in records]
+    while todo:  # what a document mentions is needed, too: rather too much than less
+        digest = todo.pop()
+        path = state_path("images", "blobs", "sha256", digest[7:])
+        if digest not in needed and os.path.isfile(path) and os.path.getsize(path) <= JSON_LIMIT:
+            found = re.findall(rb"sha256:[0-9a-f]{64}", b"".join(read_path(path)))
+            todo += map(bytes.decode, found)
+        needed.add(digest)
+    needed.update(*(record.get("layers") or () for record in records))
     for folder in (state_path("images", "blobs", "sha256"), state_path("layers")):
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
             if "sha256:" + name not in needed:
-                path = gone = os.path.join(folder, name)
-                if os.path.isdir(path):  # not half a layer under a whole one's name, ever
-                    gone = temporary_path("layers")
-                    os.rename(path, gone)
+                gone = temporary_path("layers")  # never half a layer under a whole one's name
+                os.rename(os.path.join(folder, name), gone)
                 remove_tree(gone)
-
-def mark(digest, needed):
-    """Add DIGEST, and all that the document of that digest mentions: rather too much than less."""
-    import re
-    path, known = state_path("images", "blobs", "sha256", digest[7:]), digest in needed
-    needed.add(digest)
-    if not known and os.path.isfile(path) and os.path.getsize(path) <= JSON_LIMIT:
-        for found in re.findall(rb"sha256:[0-9a-f]{64}", b"".join(read_path(path))):
-            mark(found.decode(), needed)
-
-def store_member(path):
-    """The bytes of a file in the store's layout, in chunks."""
-    try:
-        return read_path(state_path("images", path))
-    except FileNotFoundError:
-        raise Failure(f"image, on {path}: not in the store") from None
-
-def read_index():
-    """The descriptors in the store's index.json."""
-    if not os.path.exists(state_path("images", "index.json")):
-        return []
-    data = read_document(store_member("index.json"), "index.json")
-    return parse_json(data, "index.json", MANIFEST).get("manifests") or []
 
 def write_index(entries):
     """Replace the store's index.json."""
@@ -1575,14 +1545,14 @@ def ref_name(entry):
     name = notes.get(DOCKER_NAME) or notes.get(REF_NAME) or ""
     try:
         return full_name(name) if name else ""
-    except (Failure, TypeError, AttributeError):
+    except Failure:
         return ""
 
 def stored_images(wanted=lambda entry: True):
     """Yield the images that wanted entries of the index lead to, with their names."""
     for entry in filter(wanted, read_index()):
         try:
-            yield {**read_image(store_member, entry), "name": ref_name(entry)}
+            yield {**read_image(state_path("images"), entry), "name": ref_name(entry)}
         except Failure as why:  # put there by others, and not for this machine
             warn(f"{why}, ignoring")
 
@@ -1600,33 +1570,22 @@ def name_image(name, descriptor):
 def find_image(text):
     """The image that TEXT names: a name, NAME@DIGEST, or the beginning of an id."""
     import re
-    prefix, name = re.fullmatch("(?:sha256:)?([0-9a-f]+)", text), ""
-    try:
-        name = full_name(text)
-    except Failure:
-        if not prefix:
-            raise
+    name, hexes = full_name(text), re.fullmatch("(?:sha256:)?([0-9a-f]+)", text)
     repository, _, digest = name.partition("@")
-    found = name and [*stored_images(
-        lambda entry: ref_name(entry) == name or entry["digest"] == digest
-        and ref_name(entry).rpartition(":")[0] == repository)]
-    if found:
-        return found[0]
-    start = "sha256:" + prefix[1] if prefix else "none"
-    found = {image["id"]: {**image, "name": ""} for image in (stored_images() if prefix else ())
+    for image in stored_images(lambda entry: ref_name(entry) == name or entry["digest"] == digest
+                               and ref_name(entry).rpartition(":")[0] == repository):
+        return image
+    start = "sha256:" + hexes[1] if hexes else "none"
+    found = {image["id"]: {**image, "name": ""} for image in stored_images()
              if image["id"].startswith(start) or image["digest"] == start}
-    if len(found) > 1:
-        raise Failure(f"image, on {text}: {len(found)} ids begin like this")
-    if not found:
-        raise Failure(f"image, on {text}: no such image", hint="images lists those that are there")
+    if len(found) != 1:
+        why = f"{len(found)} ids begin like this" if found else "no such image"
+        raise Failure(f"image, on {text}: {why}", hint="images lists those that are there")
     return found.popitem()[1]
 
 def image_layers(image):
-    """The directories of an image's layers, bottom first, for overlayfs.
-
-    Each is there once, as overlayfs insists; what others put into the store is unpacked now.
-    """
-    store_layers(image, store_member)
+    """The directories of an image's layers, bottom first and each once, as overlayfs wants it."""
+    store_layers(image, state_path("images"))  # others may have put it there
     paths = []
     for path in map(layer_path, reversed(image["diff_ids"])):
         if path not in paths:
@@ -1654,10 +1613,7 @@ def store_blob(data):
     return digest
 
 def store_layer(chunks, diff_id="", descriptor=None, strict=False):
-    """Store the layer CHUNKS, packed and unpacked; return its descriptor and diff id.
-
-    What is known of it beforehand is checked.  Nothing stays if anything fails.
-    """
+    """Store a layer, packed and unpacked, or nothing of it; return its descriptor and diff id."""
     kind, chunks = sniff(chunks)
     if not descriptor and kind not in LAYER_TYPES:
         kind, chunks = "plain", decompress(kind, chunks)
@@ -1683,15 +1639,14 @@ def store_layer(chunks, diff_id="", descriptor=None, strict=False):
         remove_tree(layer)
     return descriptor or {"mediaType": LAYER_TYPES[kind], **packed}, plain["digest"]
 
-def store_layers(image, member):
-    """Store those layers of an image that aren't there; member(path) yields a file of its layout."""
+def store_layers(image, layout):
+    """Unpack those layers of an image that aren't there, and store their blobs."""
     for descriptor, diff_id in zip(image["layers"], image["diff_ids"]):
-        digest, size = descriptor["digest"], descriptor["size"]
+        digest = descriptor["digest"]
         if (descriptor.get("mediaType") or "").endswith("+encrypted"):
             raise Failure(f"layer, on {digest}: encrypted")
         if not (os.path.isdir(layer_path(diff_id)) and os.path.exists(blob_path(digest))):
-            chunks = show_progress(member(blob_member(digest)), digest[7:19], size)
-            store_layer(chunks, diff_id, descriptor)
+            store_layer(read_member(layout, blob_member(digest)), diff_id, descriptor)
 
 def store_manifest(config, layers, names):
     """Store an image's config (bytes) and manifest, and give it names; return its id."""
@@ -1712,9 +1667,9 @@ def import_image(source, name="", changes=()):
     platform = zip(("architecture", "variant"), platforms()[0].split("/"))
     image = {"config": {"os": "linux", **dict(platform)}, "layers": [], "diff_ids": []}
     if os.path.isdir(source):
-        chunks = show_progress(pack_tree(os.open(source, OPEN_DIR)), "import")
+        chunks = pack_tree(os.open(source, OPEN_DIR))
     else:
-        chunks = open_source("import", source)
+        chunks = read_path(0 if source == "-" else source)
     return add_layer(image, chunks, name, changes, f"imported from {source}")
 
 def add_layer(image, chunks, name, changes, comment, author=""):
@@ -1754,12 +1709,9 @@ def apply_change(config, text):
         config[key] = ["/bin/sh", "-c", rest] if listed is None else listed
     elif key in ("Env", "Labels"):
         pairs = words if "=" in words[0] else [rest.replace(" ", "=", 1)]
-        pairs = {**dict(pair.partition("=")[::2] for pair in pairs)}
-        if key == "Env":
-            pairs = {**dict(pair.partition("=")[::2] for pair in old), **pairs}
-            config[key] = [f"{name}={value}" for name, value in pairs.items()]
-        else:
-            config[key] = {**old, **pairs}
+        old = dict(pair.partition("=")[::2] for pair in old) if key == "Env" else old
+        new = {**old, **dict(pair.partition("=")[::2] for pair in pairs)}
+        config[key] = [*map("=".join, new.items())] if key == "Env" else new
     elif key in ("ExposedPorts", "Volumes"):
         end = "/tcp" if key == "ExposedPorts" else ""
         config[key] = {**old, **{word if "/" in word else word + end: {} for word in words}}
@@ -1770,63 +1722,48 @@ def load(source):
     """Store the images of a docker-archive, OCI archive or OCI layout; return [(name, id)]."""
     with ImageAdder(using_images()):
         if os.path.isdir(source):
-            return load_layout(source, source)
-        folder, chunks = temporary_path("layers"), open_source("load", source)
+            return load_layout(source)
+        folder, chunks = temporary_path("layers"), read_path(0 if source == "-" else source)
         try:  # what is asked for first may come last: all is laid down
             unpack_new(folder, decompress(*sniff(chunks)), whiteouts="keep",
                        owned_by=(os.geteuid(), os.getegid()))
-            return load_layout(folder, source)
+            return load_layout(folder)
         finally:
             remove_tree(folder)
 
-def open_source(title, path):
-    """The bytes of a file, "-" for stdin, in chunks."""
-    size = os.path.getsize(path) if os.path.isfile(path) else 0
-    return show_progress(read_path(0 if path == "-" else path), title, size)
-
-def load_layout(folder, source):
+def load_layout(layout):
     """Load the images in a directory."""
-    def member(path):
-        try:
-            with Descriptor(open_in_root(root, path)) as fd:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise Failure(f"load, on {source}: {path} is no file")
-                return read_path(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC))
-        except FileNotFoundError:
-            raise Failure(f"load, on {source}: {path} is missing") from None
-
-    with Descriptor(os.open(folder, OPEN_DIR)) as root:
-        for name, load_all in (("index.json", load_oci), ("manifest.json", load_docker)):
-            if name in os.listdir(root):
-                return load_all(member, read_document(member(name), name))
-    raise Failure(f"load, on {source}: no image archive: neither index.json nor manifest.json",
+    for name, load_all in (("index.json", load_oci), ("manifest.json", load_docker)):
+        if name in os.listdir(layout):
+            return load_all(layout)
+    raise Failure("load: no image archive: neither index.json nor manifest.json is there",
                   hint="import makes an image from a root file system")
 
-def load_oci(member, data):
+def load_oci(layout):
     """Load from an OCI layout: the images in its index, each for this machine's platform."""
-    groups, loaded, what = {}, [], "index.json"
-    for entry in parse_json(data, what, MANIFEST).get("manifests") or ():
+    groups, loaded = {}, []
+    for entry in read_index(layout):
         key = ref_name(entry) or ("" if entry.get("platform") else entry["digest"])
         groups.setdefault(key, []).append(entry)
     for entries in groups.values():
-        entry = entries[0] if len(entries) == 1 else choose_platform(entries, what)
-        image, name = read_image(member, entry), ref_name(entry)
-        store_layers(image, member)
+        entry = entries[0] if len(entries) == 1 else choose_platform(entries, "index.json")
+        image, name = read_image(layout, entry), ref_name(entry)
+        store_layers(image, layout)
         for document in image["raw"]:
             store_blob(document)
         name_image(name, image["descriptor"])
         loaded.append((name, image["id"]))
     return loaded
 
-def load_docker(member, data):
+def load_docker(layout):
     """Load from a docker-archive: a list of configs, their layers' files and names."""
-    loaded = []
-    for entry in parse_json(data, "manifest.json", DOCKER_ARCHIVE):
+    loaded, what = [], "manifest.json"
+    for entry in parse_json(read_document(layout, what), what, DOCKER_ARCHIVE):
         path, paths = entry.get("Config") or "", entry.get("Layers") or []
         names = [full_name(name) for name in entry.get("RepoTags") or ()]
-        config = read_document(member(path), path)
+        config = read_document(layout, path)
         diff_ids = parse_config(config, path, len(paths))[1]
-        layers = [store_layer(show_progress(member(layer), diff_id[7:19]), diff_id)[0]
+        layers = [store_layer(read_member(layout, layer), diff_id)[0]
                   for layer, diff_id in zip(paths, diff_ids)]
         image_id = store_manifest(config, layers, names)
         loaded += [(name, image_id) for name in names or [""]]
@@ -1849,9 +1786,9 @@ def save(names, form):
             data = to_json(value).encode()
             yield from tar_file(name.encode(), len(data), [data])
         for digest in sorted(digests):
-            size, chunks = os.path.getsize(blob_path(digest)), store_member(blob_member(digest))
-            yield from tar_file(blob_member(digest).encode(), size,
-                                measure(chunks, {}, digest, size))
+            size, name = os.path.getsize(blob_path(digest)), blob_member(digest)
+            chunks = read_member(state_path("images"), name)
+            yield from tar_file(name.encode(), size, measure(chunks, {}, digest, size))
         yield bytes(1024)
 
 def remove_image(text, force=False):
