@@ -951,14 +951,23 @@ def save_chunks(chunks, path):
             yield chunk
 
 def read_ahead(chunks):
-    """Fetch the next chunk in a thread: hashing and inflating use a second processor."""
-    from concurrent.futures import ThreadPoolExecutor
-    source = iter(chunks)
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, source, None)
-        while (chunk := coming.result()) is not None:
-            coming = thread.submit(next, source, None)
-            yield chunk
+    """Run CHUNKS in a thread, a little ahead: hashing and inflating use a second processor."""
+    import queue, threading
+    pipe = queue.Queue(16)
+
+    def feed():
+        try:
+            for chunk in chunks:
+                pipe.put(chunk)
+            pipe.put(None)
+        except BaseException as why:  # to be raised where the bytes are wanted
+            pipe.put(why)
+
+    threading.Thread(target=feed, daemon=True).start()  # it ends with the process at the latest
+    while isinstance(item := pipe.get(), bytes):
+        yield item
+    if item:
+        raise item
 
 def sniff(chunks):
     """How CHUNKS are compressed, and chunks again."""
@@ -1799,7 +1808,7 @@ def remove_image(text, force=False):
         gone = [entry for entry in mine if not image["name"] or ref_name(entry) == image["name"]]
         if len(gone) > 1 and not force:
             raise Failure(f"rmi, on {text}: it has {len(gone)} names", hint="name one, or -f")
-        users = [each for each in container_records() if each["image"] == image["digest"]]
+        users = [record for record in container_records() if record["image"] == image["digest"]]
         if users and len(gone) == len(mine) and not force:
             raise Failure(f"rmi, on {text}: container {users[0]['id'][:12]} uses it")
         write_index([entry for entry in entries if entry not in gone])
