@@ -7,15 +7,15 @@
 A container is no thing of the kernel's.  It is a process that has been put on its own side of a
 few walls, one kernel call each, and this file is those calls in their order.  The life of `run`:
 
-    outside (run)                              inside (init)
+    outside (run)                                inside (init)
     cmd_run: options become one dict, the
         spec, in the form of the OCI's config.json
-    start_init: unshare(CLONE_NEWPID), fork ─▶ reexec_as_init: unshare the other namespaces,
-                                                   execvp this file again, as `init`
-    send the spec ────────── sync 1 ─────────▶ container_main: mounts, root, hostname, terminal
-    keep the terminal ◀───── sync 2 ────────── the pty's master end
-                                               user, limits, signals; execvp(the command)
-    end of file: it runs ◀── sync 3 ────────── (closed by the exec), or (status, message, hint)
+    start_inside: unshare(CLONE_NEWPID), fork ─▶ reexec_inside: unshare the other namespaces,
+                                                     execvp this file again, as `init`
+    send the spec ─────────── sync 1 ──────────▶ container_main: mounts, root, hostname, terminal
+    keep the terminal ◀────── sync 2 ─────────── the pty's master end
+                                                 user, limits, signals; execvp(the command)
+    end of file: it runs ◀─── sync 3 ─────────── (closed by the exec), or (status, message, hint)
     supervise: carry bytes and signals,
         wait, pass on the exit status
 
@@ -57,64 +57,33 @@ SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and ma
 # use.  System calls from 424 on have the same number on every architecture that matters here.
 
 # linux/sched.h
-CLONE_NEWNS = 0x00020000
-CLONE_NEWCGROUP = 0x02000000
-CLONE_NEWUTS = 0x04000000
-CLONE_NEWIPC = 0x08000000
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWPID = 0x20000000
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
+CLONE_NEWIPC, CLONE_NEWUSER = 0x08000000, 0x10000000
+CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 
 # linux/mount.h
-MS_RDONLY = 1
-MS_NOSUID = 2
-MS_NODEV = 4
-MS_NOEXEC = 8
-MS_SYNCHRONOUS = 16
-MS_REMOUNT = 32
-MS_DIRSYNC = 128
-MS_NOSYMFOLLOW = 256
-MS_NOATIME = 1024
-MS_NODIRATIME = 2048
-MS_BIND = 4096
-MS_REC = 16384
-MS_UNBINDABLE = 1 << 17
-MS_PRIVATE = 1 << 18
-MS_SLAVE = 1 << 19
-MS_SHARED = 1 << 20
-MS_RELATIME = 1 << 21
-MS_STRICTATIME = 1 << 24
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT = 1, 2, 4, 8, 16, 32
+MS_DIRSYNC, MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME = 128, 256, 1024, 2048
+MS_BIND, MS_REC, MS_UNBINDABLE, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 17, 1 << 18
+MS_SLAVE, MS_SHARED, MS_RELATIME, MS_STRICTATIME = 1 << 19, 1 << 20, 1 << 21, 1 << 24
 MNT_DETACH = 2
 
 # linux/fcntl.h, linux/openat2.h, linux/memfd.h
-AT_FDCWD = -100
-AT_RECURSIVE = 0x8000
-OPEN_TREE_CLONE = 1
-OPEN_TREE_CLOEXEC = os.O_CLOEXEC
-MOVE_MOUNT_F_EMPTY_PATH = 0x04
-MOVE_MOUNT_T_SYMLINKS = 0x10
-RESOLVE_NO_MAGICLINKS = 0x02
-RESOLVE_NO_SYMLINKS = 0x04
-RESOLVE_IN_ROOT = 0x10
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 0x04, 0x10
+RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 MFD_NOEXEC_SEAL = 8
 
 # linux/prctl.h
-PR_SET_PDEATHSIG = 1
-PR_SET_DUMPABLE = 4
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 
 # asm-generic/ioctls.h, linux/sockios.h, linux/if.h, linux/netlink.h, linux/nf_tables.h
-TIOCSCTTY = 0x540E
-TIOCGWINSZ = 0x5413
-TIOCSWINSZ = 0x5414
-TIOCSPTLCK = 0x40045431
-TIOCGPTPEER = 0x5441
-SIOCGIFFLAGS = 0x8913
-SIOCSIFFLAGS = 0x8914
-IFF_UP = 1
-NETLINK_NETFILTER = 12
-NLM_F_REQUEST = 1
-NFNL_SUBSYS_NFTABLES = 10
-NFT_MSG_GETGEN = 16
+TIOCSCTTY, TIOCGWINSZ, TIOCSWINSZ = 0x540E, 0x5413, 0x5414
+TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+NETLINK_NETFILTER, NLM_F_REQUEST = 12, 1
+NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN = 10, 16
 
 # linux/magic.h
 PROC_SUPER_MAGIC = 0x9FA0
@@ -128,25 +97,20 @@ PROC_SUPER_MAGIC = 0x9FA0
 # in OS_CALLS.  What the call is for is the comment behind the line that makes it, so a reader of
 # the file and a reader of the output are told the same.
 
-def encode(text):
-    """The bytes of a path or argument; undecodable ones travel as surrogates (PEP 383)."""
+def encode(text):  # the bytes of a path or argument; undecodable ones are surrogates, PEP 383
     return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
 
 class INT(_ctypes._SimpleCData):
-    """C's int: ctypes.c_int."""
-
-    _type_ = "i"
+    _type_ = "i"  # ctypes.c_int
 
 class LONG(_ctypes._SimpleCData):
-    """C's unsigned long, for flags and the unused arguments of variadic calls: ctypes.c_ulong."""
+    _type_ = "L"  # ctypes.c_ulong, for flags and the unused arguments of variadic calls
 
-    _type_ = "L"
+class TEXT:
+    from_param = encode
 
-class Kind:
-    """An argument that isn't a number: convert(value) gives what C receives."""
-
-    def __init__(self, convert):
-        self.from_param = convert
+class BYTES:
+    from_param = lambda value: value
 
 class CFunction(_ctypes.CFuncPtr):
     """A function of libc that returns an int and keeps errno: what ctypes.CDLL makes."""
@@ -154,8 +118,6 @@ class CFunction(_ctypes.CFuncPtr):
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = INT
 
-TEXT = Kind(encode)
-BYTES = Kind(lambda value: value)
 LIBC = _ctypes.dlopen(None, os.RTLD_NOW)
 
 def kernel(name, *kinds, number=None):
@@ -213,6 +175,7 @@ prctl = kernel("prctl", "PR_", LONG, LONG, LONG, LONG)  # prctl(2)
 signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
 statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
 openat2 = kernel("openat2", INT, TEXT, BYTES, LONG, number=437)  # openat2(2), since 5.6
+pidfd_send_signal = kernel("pidfd_send_signal", INT, INT, LONG, LONG, number=424)  # since 5.1
 pidfd_open = kernel("pidfd_open", INT, LONG, number=434)  # pidfd_open(2), since 5.3
 open_tree = kernel("open_tree", INT, TEXT, "OPEN_TREE_", number=428)  # since 5.2
 move_mount = kernel("move_mount", INT, TEXT, INT, TEXT, "MOVE_MOUNT_", number=429)  # since 5.2
@@ -223,39 +186,35 @@ if not hasattr(os, "unshare"):  # before Python 3.12
     os.setns = kernel("setns", INT, "CLONE_")
 
 # What --explain shows of the os module, with the kinds of arguments where they are flags.
-OS_CALLS = {
-    "unshare": ("CLONE_",), "setns": (None, "CLONE_"), "fork": (), "execvp": (), "execve": (),
-    "chdir": (), "fchdir": (), "setsid": (), "dup2": (), "mknod": (), "symlink": (),
-    "setgroups": (), "setresgid": (), "setresuid": (), "fchown": (),
-}
+OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
+                         "setresgid setresuid fchown".split(), ())
+OS_CALLS.update(unshare=("CLONE_",), setns=(None, "CLONE_"))
 
 def explain_calls():
     """From here on print each kernel call before it is made, and what it is for, on stderr."""
     reasons, stderr = source_comments(), fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
+
+    def explained(call, name, kinds):
+        def shell(*args, **more):
+            why = reasons.get(sys._getframe(1).f_lineno) or reasons.get(sys._getframe(2).f_lineno)
+            who = "init" if os.getpid() == 1 or sys.argv[1] == "join" else "run"
+            print_line(f"{who:4}  {c_call(name, args, kinds):60}  {why or ''}".rstrip(), stderr)
+            return call(*args, **more)
+        return shell
+
     for name, kinds in OS_CALLS.items():
-        setattr(os, name, explained(getattr(os, name), name, kinds, reasons, stderr))
+        setattr(os, name, explained(getattr(os, name), name, kinds))
     for name, value in list(globals().items()):
         if hasattr(value, "kinds"):
-            globals()[name] = explained(value, value.__name__, value.kinds, reasons, stderr)
-
-def explained(call, name, kinds, reasons, stderr):
-    """CALL behind a line on stderr: who calls, the call in C's notation, why."""
-    def shell(*args, **more):
-        why = reasons.get(sys._getframe(1).f_lineno) or reasons.get(sys._getframe(2).f_lineno, "")
-        who = "init" if os.getpid() == 1 else "run"
-        print_line(f"{who:4}  {c_call(name, args, kinds):60}  {why}".rstrip(), stderr)
-        return call(*args, **more)
-
-    return shell
+            globals()[name] = explained(value, value.__name__, value.kinds)
 
 def source_comments():
     """What stands behind the lines of this file: {line number: comment}; {} without the source."""
-    try:
-        with open(sys._getframe().f_code.co_filename, encoding="utf-8") as source:
-            lines = [line.rstrip("\n").partition("  # ") for line in source]
-    except (OSError, UnicodeDecodeError):
-        return {}
-    return {number: why for number, (code, _, why) in enumerate(lines, 1) if why and code.strip()}
+    lines = []
+    with tolerate():
+        lines = read_all(sys._getframe().f_code.co_filename).split("\n")
+    lines = enumerate((line.partition("  # ") for line in lines), 1)
+    return {number: why for number, (code, _, why) in lines if why and code.strip()}
 
 
 # ── 4. Failing ─────────────────────────────────────────────────────────────
@@ -266,7 +225,6 @@ def source_comments():
 
 class Failure(Exception):
     """What the user asked for can't be done: one sentence, an exit status, perhaps a hint."""
-
     def __init__(self, message, status=125, hint=""):
         super().__init__(message)
         self.message, self.status, self.hint = message, status, hint
@@ -275,6 +233,27 @@ def reason(error):
     """The kernel's word for an errno, as a clause: "no such file or directory"."""
     text = error.strerror or str(error)
     return text[:1].lower() + text[1:]
+
+class tolerate:
+    """A `with` that ends quietly at an OSError of these numbers, or of any if there are none."""
+    def __init__(self, *numbers):
+        self.numbers = numbers
+    def __enter__(self):
+        return self
+    def __exit__(self, _, error, __):
+        return isinstance(error, OSError) and (not self.numbers or error.errno in self.numbers)
+
+class blame:
+    """A `with` that makes a Failure of an OSError: WHAT, and the kernel's word for why."""
+    def __init__(self, what):
+        self.what = what
+    def __enter__(self):
+        return self
+    def __exit__(self, _, error, __):
+        if isinstance(error, OSError):
+            raise Failure(f"{self.what}: {reason(error)}") from None
+
+NOT_TO_BE_HAD = errno.ENOSYS, errno.EPERM  # an old kernel; a seccomp filter around us
 
 def describe(error):
     """An error as what Failure is made of: (message, status, hint)."""
@@ -303,18 +282,14 @@ def hint_for(error, what):
 
 def show(text):
     """Print a command's answer; an output that is full or closed is a Failure."""
-    try:
+    with blame("write, on standard output"):
         print(text, flush=True)
-    except OSError as error:
-        raise Failure(f"write, on standard output: {reason(error)}") from None
 
 def print_line(text, fd=2):
     """Write one line on stderr in a single write, so that two processes' lines don't mix."""
     line = encode(text.replace("\n", "\\n")).decode("utf-8", "backslashreplace")
-    try:
+    with tolerate():  # nobody can be told; the exit status still says it
         os.write(fd, (line + "\n").encode())
-    except OSError:  # nobody can be told; the exit status still says it
-        pass
 
 def loud(level):
     """True if messages of this level are wanted; --log-level travels as MYDOCKER_LOG."""
@@ -338,10 +313,7 @@ def warn(message):
 # Plain answers: no function here changes anything.
 
 def read_text(path):
-    """A small file's text; bytes that are not UTF-8 come as surrogates.
-
-    Safe on what a container made: no FIFO blocks it, no device is read, 1 MiB at most.
-    """
+    """A small file's text.  Safe on what a container made: no FIFO blocks, no device is read."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -358,7 +330,6 @@ def parse_size(text, option):
     return int(float(number) * 1024 ** power)
 
 def humane_size(size):
-    """Bytes for people: 12.3MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g}{unit}"
@@ -371,23 +342,32 @@ def shorten(text, width):
     return f'"{text if len(text) <= width else text[:width - 1] + "…"}"'
 
 def age_of(moment):
-    """How long ago a time was, in words: 3 minutes ago."""
-    seconds = int(time.time() - moment)
+    seconds = max(0, int(time.time() - moment))
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} seconds ago"
+            return f"{seconds // size} {unit}"
+    return f"{seconds} seconds"
 
 def exit_status(wait_status):
-    """The shell's number for how a process ended: its own status, or 128 + the signal."""
-    if os.WIFSIGNALED(wait_status):
-        return 128 + os.WTERMSIG(wait_status)
-    return os.WEXITSTATUS(wait_status)
+    signal = os.WTERMSIG(wait_status)
+    return 128 + signal if signal else os.WEXITSTATUS(wait_status)
 
 def columns(rows):
-    """Rows of text as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["   ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+
+def parse_signal(text, option):
+    """A signal's number, from that or its name with or without SIG."""
+    name = text.upper() if text.upper().startswith("SIG") else "SIG" + text.upper()
+    number = int(text) if text.isdigit() else getattr(_signal, name, 0)
+    if not 0 < number < _signal.NSIG:
+        raise Failure(f"{option}, on {text or chr(39) * 2}: there is no such signal")
+    return int(number)
+
+def parse_number(text, option, least=0):
+    if not (text.lstrip("-").isdigit() and text.isascii() and least <= int(text) < 1 << 63):
+        raise Failure(f"{option}, on {text or chr(39) * 2}: not a number from {least} up")
+    return int(text)
 
 
 # ── 6. Files and locks ─────────────────────────────────────────────────────
@@ -397,20 +377,14 @@ def columns(rows):
 
 def open_in_root(root, path, flags=os.O_PATH, resolve=0):
     """Open PATH with the directory ROOT (a descriptor) as "/": neither ".." nor a link leaves it.
-
-    Raises OSError, ELOOP for a link under RESOLVE_NO_SYMLINKS.  See openat2(2); CVE-2021-30465.
-    """
+    Raises OSError, ELOOP for a link under RESOLVE_NO_SYMLINKS.  See openat2(2); CVE-2021-30465."""
     resolve |= RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
-    for attempts_left in range(99, -1, -1):
-        try:
-            return openat2(root, path, how, len(how))  # by descriptor: no link can lead it out
-        except OSError as error:
-            if error.errno == errno.EAGAIN and attempts_left:  # something was renamed on ".."'s way
-                continue
-            if error.errno not in (errno.ENOSYS, errno.EPERM):  # old kernel; a container's seccomp
-                raise
-            return walk_in_root(root, path, flags, resolve)
+    with tolerate(*NOT_TO_BE_HAD):
+        for attempts_left in range(99, -1, -1):
+            with tolerate(attempts_left and errno.EAGAIN):  # something was renamed on ".."'s way
+                return openat2(root, path, how, len(how))  # by descriptor: no link can lead it out
+    return walk_in_root(root, path, flags, resolve)
 
 def walk_in_root(root, path, flags, resolve):
     """What openat2 does, for kernels before 5.6: a component at a time, links followed by hand."""
@@ -445,35 +419,26 @@ def make_in_root(root, path, directory=True, resolve=0, links=0):
         return open_in_root(root, path, os.O_PATH, resolve)
     except FileNotFoundError:
         parent, _, name = path.rstrip("/").rpartition("/")
-    above = make_in_root(root, parent or "/", True, resolve)
-    try:
-        if directory:
-            os.mkdir(name, 0o755, dir_fd=above)
-        else:
-            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=above))
-    except FileExistsError:  # a link that leads nowhere yet, or somebody was faster
+    with Descriptor(make_in_root(root, parent or "/", True, resolve)) as above:
+        with tolerate(errno.EEXIST):  # a link that leads nowhere yet, or somebody was faster
+            if directory:
+                os.mkdir(name, 0o755, dir_fd=above)
+            else:
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=above))
         target = link_target(above, name)
-        if target:
-            place = os.path.join(parent, target)
-            return make_in_root(root, place, directory, resolve, links + 1)
-    finally:
-        os.close(above)
+    if target:
+        return make_in_root(root, os.path.join(parent, target), directory, resolve, links + 1)
     return open_in_root(root, path, os.O_PATH, resolve)
 
 def link_target(directory, name):
     """Where a symbolic link points, or None if NAME is no link."""
-    try:
+    with tolerate(errno.EINVAL, errno.ENOENT):
         return os.readlink(name, dir_fd=directory)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):
-            raise
-        return None
+    return None
 
 def write_file(path, data, durable=False):
     """Replace a file in one step: a reader, or a crash, finds the old bytes or the new, never both.
-
-    See rename(2).  DURABLE: the bytes are on disk before the name is; needs milliseconds.
-    """
+    See rename(2).  DURABLE: the bytes are on disk before the name is; needs milliseconds."""
     make_dirs(os.path.dirname(path))
     temporary = f"{path}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -488,15 +453,12 @@ def write_file(path, data, durable=False):
         raise
 
 def read_json(path):
-    """The value in a JSON file of ours."""
     import json
     return json.loads(read_all(path))
 
 def to_json(value):
-    """A value as JSON; strings that are not UTF-8 survive as \\udcXX escapes.
-
-    Importing json would cost each container 5 ms: its decoder needs re, which needs enum.
-    """
+    """A value as JSON; strings that are not UTF-8 survive as \\udcXX escapes. Importing json would
+    cost each container 5 ms: its decoder needs re, which needs enum."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{to_json(str(k))}: {to_json(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)):
@@ -507,22 +469,21 @@ def to_json(value):
     return "null" if value is None else repr(value).lower()  # true, false, 17, 1.5
 
 def write_json(path, value, durable=False):
-    """Replace a JSON file."""
     write_file(path, to_json(value) + "\n", durable)
+
+def listing(path):
+    """The names in a directory, in order; none where it doesn't exist."""
+    return sorted(os.listdir(path)) if os.path.isdir(path) else []
 
 def unlink_if_there(path):
     """Remove a file that another process may be removing, too."""
-    try:
+    with tolerate(errno.ENOENT):  # it was faster
         os.unlink(path)
-    except FileNotFoundError:  # it was faster
-        pass
 
 class Descriptor(int):
     """A file descriptor that is closed after a `with`."""
-
     def __enter__(self):
         return self
-
     def __exit__(self, *_):
         os.close(self)
 
@@ -538,21 +499,18 @@ def hold(path, mode=fcntl.LOCK_EX):
     return fd
 
 def mounts_here():
-    """This process's mounts in order: [(mount point, file system type, options, device)].
-
-    See proc_pid_mountinfo(5); its octal escapes are undone.
-    """
+    """This process's mounts: [(place, type, options, the type's own)].  proc_pid_mountinfo(5)"""
     rows = []
     for line in read_all("/proc/self/mountinfo").split("\n")[:-1]:
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
         for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
             fields[4] = fields[4].replace(code, character)
-        rows.append((fields[4], after.split(" ")[0], fields[5].split(","), fields[2]))
+        kind, *_, more = after.split(" ")
+        rows.append((fields[4], kind, fields[5].split(","), more.split(",")))
     return rows
 
 def read_all(path):
-    """The whole text of a file of the host's, such as one in /proc that grows with the box."""
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         return file.read()
 
@@ -562,10 +520,14 @@ def read_all(path):
 #
 #   config.json   the spec: all that init was told, in the OCI's form
 #   state.json    the record: id, name, image, created, command; pid while it runs, status after
-#   lock          held by the container's monitor for as long as that lives
+#   lock          held by the container's monitor for as long as that lives; its status at the end
+#   stop          there when somebody asked it to end: its restart policy doesn't count
+#   container.log, .1, .2    what it said, the oldest last
 #   upper, work   what the container wrote over its image's layers (overlayfs)
 #   rootfs        where its root is mounted, seen from inside only
 #   hosts, hostname, resolv.conf    bind-mounted over the image's
+#
+# names/<name> is a link with the id for target: a name is taken and looked up in one step.
 #
 # Whether a container runs is never read from a file: a lock that can be had belongs to a dead one.
 # No pid is guessed from.  running/<id> only marks where to look: it is there from before the
@@ -573,9 +535,14 @@ def read_all(path):
 # mark, and sweeping costs what runs, not what is on record.  Whoever makes or sweeps holds
 # containers/ itself for that moment, shared or alone, so nobody meets a half-made directory.
 
+ADJECTIVES = "bold brave bright calm clever eager fair fond glad happy keen kind lucky wise".split()
+NOUNS = "badger beaver bison crane crow duck eagle falcon fox hare heron otter owl wolf".split()
+
 def state_path(*names):
-    """A path below the state root."""
-    return os.path.join(os.environ.get("MYDOCKER_ROOT") or STATE_ROOT, *names)
+    return os.path.join(os.environ["MYDOCKER_ROOT"], *names)
+
+def container_path(record, *names):
+    return state_path("containers", record["id"], *names)
 
 def make_dirs(path):
     """Make a directory of the state root's, with what is above it, closed to others."""
@@ -584,114 +551,153 @@ def make_dirs(path):
     os.umask(umask)
     return path
 
-def make_container_dir(record, named):
-    """Make a container's directory, marked and locked; returns the descriptor of the lock.
-
-    NAMED: the name was chosen by the user, so it must be well-formed and still free.
-    """
-    top, path = make_dirs(state_path("containers")), state_path("containers", record["id"])
-    guard = hold(top, fcntl.LOCK_EX if named else fcntl.LOCK_SH)
-    name = record["name"]
-    if named and any(other["name"] == name for other in container_records()):
-        raise Failure(f"--name, on {name}: a container of that name exists",
-                      hint=f"mydocker rm {name}")
-    os.close(os.open(make_dirs(state_path("running")) + "/" + record["id"], os.O_CREAT, 0o600))
-    os.mkdir(path, 0o700)
-    lock = hold(path + "/lock")
-    if named:
-        write_json(path + "/state.json", record)  # before anybody else looks for the name
-    os.close(guard)
+def make_container_dir(record):
+    """Make a container's directory, marked and locked, and name it; returns the lock."""
+    path = container_path(record)
+    with hold(make_dirs(state_path("containers")), fcntl.LOCK_SH):
+        mark_running(record)
+        os.mkdir(path, 0o700)
+        lock = hold(path + "/lock")
+    write_status(lock, "")
+    try:
+        record["name"] = take_name(record["name"], record["id"])
+        write_json(path + "/state.json", record)
+    except (Failure, OSError):
+        end_container(record)
+        raise
     return lock
+
+def write_status(lock, status):
+    """Leave an exit status in a container's lock: there is room for it on a full disk, too."""
+    os.pwrite(lock, b"%-8s" % str(status).encode(), 0)
+
+def read_status(lock):
+    """The exit status in a container's lock; without one its monitor was killed, and so was it."""
+    said = os.pread(lock, 8, 0).split()
+    return int(said[0]) if said else 128 + _signal.SIGKILL  # PR_SET_PDEATHSIG
+
+def mark_running(record):
+    """Leave word that this process is a container's monitor, before anything is made for it."""
+    path = make_dirs(state_path("running")) + "/" + record["id"]
+    os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+    record.update(monitor=os.getpid(), monitor_start=process_start("self"))
+
+def take_name(wanted, container_id):
+    """Make a name mean a container; without one, a free one is made up.  Returns it."""
+    top = make_dirs(state_path("names"))
+    for extra in range(1 if wanted else 1000):
+        name = wanted or "_".join(words[os.urandom(1)[0] % len(words)]
+                                  for words in (ADJECTIVES, NOUNS)) + str(extra or "")
+        with tolerate(errno.EEXIST):
+            os.symlink(container_id, f"{top}/{name}")  # the name is taken, or was, in one step
+            return name
+    raise Failure(f"--name, on {wanted}: a container of that name exists",
+                  hint=f"mydocker rm {wanted}")
 
 def end_container(record, status=None):
     """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
-    path = state_path("containers", record["id"])
+    record.update(pid=0, status=status, finished=time.time())
+    remove_cgroup(record)
     if record["keep"] and "started" in record:
-        record.update(pid=0, status=status, finished=time.time())
-        write_json(path + "/state.json", record)
+        write_json(container_path(record, "state.json"), record)
     else:
-        remove_container_dir(path)
+        remove_container_dir(record)
         for name in record.get("own_volumes", []):
             remove_tree(state_path("volumes", name))
     unlink_if_there(state_path("running", record["id"]))
 
-def remove_container_dir(path):
-    """Remove a container's directory with all that the container wrote.
-
-    Volumes are not there: they were mounted inside, and went with the last process.
-    """
-    for name in sorted(os.listdir(path), key="lock".__eq__):  # the lock last
-        try:
-            (os.rmdir if os.path.isdir(f"{path}/{name}") else os.unlink)(f"{path}/{name}")
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
-            import shutil  # 10 ms, and most containers on the host's root need none of it
-            shutil.rmtree(f"{path}/{name}")  # by descriptors: no link leads it out
-    os.rmdir(path)
+def remove_container_dir(record):
+    """Remove a container's name and directory.  No volume is there: they were mounted inside."""
+    path = container_path(record)
+    for name in [record["name"]] if record.get("name") else listing(state_path("names")):
+        if link_target(AT_FDCWD, state_path("names", name)) == record["id"]:
+            unlink_if_there(state_path("names", name))
+    unlink_if_there(path + "/state.json")  # it is no container from here on; a sweep goes on
+    for name in set(listing(path)) - {"lock"}:
+        remove_tree(f"{path}/{name}")
+    with hold(state_path("containers"), fcntl.LOCK_SH):
+        unlink_if_there(path + "/lock")
+        os.rmdir(path) if os.path.isdir(path) else None
 
 def sweep_containers():
     """Tidy up after killed monitors; every command that makes or shows containers does it."""
-    guard = hold(make_dirs(state_path("containers")))  # nothing is half made now
-    for container_id in os.listdir(make_dirs(state_path("running"))):
+    dead = []
+    with hold(make_dirs(state_path("containers"))):  # nothing is half made or half gone now
+        for container_id in listing(make_dirs(state_path("running"))):
+            path = state_path("containers", container_id)
+            if not os.path.exists(path + "/lock"):
+                remove_tree(path)
+                unlink_if_there(state_path("running", container_id))
+            elif not is_running(path):
+                dead.append(container_id)
+    for container_id in dead:
         path = state_path("containers", container_id)
-        if not os.path.isdir(path):
-            unlink_if_there(state_path("running", container_id))
-        elif os.path.exists(path + "/lock") and not is_running(path):
+        lock = lock_container(path)
+        if lock is not None and os.path.exists(state_path("running", container_id)):
             record = read_record(path) or {"id": container_id, "keep": False}
-            end_container(record, 128 + _signal.SIGKILL)  # with its monitor: PR_SET_PDEATHSIG
-    os.close(guard)
+            end_container(record, read_status(lock))
+        if lock is not None:
+            os.close(lock)
+
+def lock_container(path):
+    """Lock a container: returns the lock, or None if a monitor has it or the container is gone."""
+    with tolerate(errno.ENOENT):
+        lock = os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)
+        with tolerate(errno.EAGAIN):
+            while True:
+                with tolerate(errno.EAGAIN):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return lock
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # else it was is_running's
+        os.close(lock)
+    return None
 
 def is_running(path):
-    """True while the monitor of the container at PATH lives: its lock can't be had."""
+    """True while the monitor of the container at PATH lives: its lock can't even be shared."""
     try:
-        lock = os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:  # its monitor is about to remove it all
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+        with Descriptor(os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except (FileNotFoundError, BlockingIOError) as error:  # all of it goes; the monitor has it
+        return isinstance(error, BlockingIOError)
 
 def read_record(path):
-    """The record of the container in the directory PATH, or None while it has none."""
-    try:
-        return read_json(path + "/state.json")
-    except FileNotFoundError:  # being made or removed
-        return None
+    """The record of the container at PATH, with "running" as it is now; None while it has none."""
+    with tolerate(errno.ENOENT):  # being made or removed
+        record = read_json(path + "/state.json")
+        marked = os.path.exists(state_path("running", record["id"]))
+        return dict(record, running=marked and is_running(path))
+    return None
 
 def container_records():
-    """All containers' records, the newest first, with "running" as it is now."""
-    top, records = state_path("containers"), []
-    for container_id in os.listdir(top) if os.path.isdir(top) else []:
-        record = read_record(f"{top}/{container_id}")
-        if record:
-            records.append(dict(record, running=is_running(f"{top}/{container_id}")))
-    return sorted(records, key=lambda record: record["created"], reverse=True)
+    top = state_path("containers")
+    found = map(read_record, [f"{top}/{name}" for name in listing(top)])
+    return sorted(filter(None, found), key=lambda record: record["created"], reverse=True)
+
+def is_name(text):
+    plain = text.replace("_", "a").replace(".", "a").replace("-", "a")
+    return text[:1].isalnum() and plain.isalnum() and text.isascii() and len(text) < 129
 
 def check_new_name(name, what):
-    """Refuse a name that isn't made as docker's names are; it is going to be a path."""
-    plain = name.replace("_", "a").replace(".", "a").replace("-", "a")
-    if not (name[:1].isalnum() and plain.isalnum() and name.isascii() and len(name) < 129):
+    if not is_name(name):
         raise Failure(f"{what}, on {name or chr(39) * 2}: a name has letters, digits and _ . -, "
                       "and starts with one of the first two")
     return name
 
 def find_container(text):
     """The record of the container that a name, an id or the unique beginning of one means."""
-    records = container_records()
-    found = [record for record in records if text in (record["name"], record["id"])] or [
-        record for record in records if text and record["id"].startswith(text)]
+    top, ids = state_path("containers"), []
+    if is_name(text):
+        named = link_target(AT_FDCWD, state_path("names", text))
+        ids = [text] if os.path.isdir(f"{top}/{text}") else [named] if named else [
+            name for name in listing(top) if name.startswith(text)]
+    found = [*filter(None, map(read_record, [f"{top}/{name}" for name in ids]))]
     if len(found) != 1:
         why = "more than one container's id begins so" if found else "no such container"
         raise Failure(f"container, on {text or chr(39) * 2}: {why}")
     return found[0]
 
 def volume_path(name):
-    """Where a named volume's files are."""
     return state_path("volumes", check_new_name(name, "volume"), "_data")
 
 
@@ -751,14 +757,18 @@ def full_name(text):
         host, path = "docker.io", path if "/" in path else "library/" + path
     found = re.fullmatch(NAME, f"{host}/{path}")
     if not found or len(found[1]) > 255:
-        raise Failure(f"image name, on {text!r:.300}: not [HOST[:PORT]/]PATH[:TAG][@sha256:DIGEST]",
-                      hint="a path is lower-case letters and digits, separated by / . _ __ or -")
+        rest, _, digest = path.partition("@")
+        folder, _, last = rest.rpartition("/")
+        last, _, tag = last.partition(":")
+        words = [*folder.split("/"), last] if folder else [last]
+        bad = next((word for word in words if not re.fullmatch(WORD, word)), digest or tag or host)
+        raise Failure(f"image name, on {text!r:.300}: {bad!r:.300} can't stand there", hint="it is "
+                      "[HOST[:PORT]/]PATH[:TAG][@sha256:DIGEST], PATH of lower-case words")
     name, tag, digest = found.groups()
     tag = f":{tag or 'latest'}" if tag or not digest else ""
     return name + tag + (f"@{digest}" if digest else "")
 
 def short_name(name):
-    """An image name as it is typed: without docker.io/ and library/."""
     for prefix in ("docker.io/", "library/"):
         name = name[len(prefix):] if name.startswith(prefix) else name
     return name
@@ -771,15 +781,12 @@ def check_digest(digest, what):
     return digest
 
 def blob_member(digest):
-    """Where a blob is in an OCI layout."""
     return "blobs/sha256/" + check_digest(digest, "blob")[7:]
 
 def blob_path(digest):
-    """Where a blob is in the store."""
     return state_path("images", blob_member(digest))
 
 def layer_path(diff_id):
-    """Where a layer is unpacked."""
     return state_path("layers", check_digest(diff_id, "layer")[7:])
 
 # Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE] or {key: SHAPE}.
@@ -840,7 +847,6 @@ def read_document(layout, path, digest="", size=None):
     return data
 
 def read_blob(layout, descriptor):
-    """The bytes of a small blob of a layout."""
     digest = descriptor["digest"]
     return read_document(layout, blob_member(digest), digest, descriptor["size"])
 
@@ -852,10 +858,8 @@ def read_index(layout=None):
     return parse_json(read_document(layout, what), what, MANIFEST).get("manifests") or []
 
 def read_image(layout, descriptor):
-    """The image that DESCRIPTOR leads to, through an index to the one for this machine.
-
-    It is a dict; layers holds descriptors, bottom first, and raw the documents' own bytes.
-    """
+    """The image that DESCRIPTOR leads to, through an index to the one for this machine. It is a
+    dict; layers holds descriptors, bottom first, and raw the documents' own bytes."""
     for _ in range(3):
         data, what = read_blob(layout, descriptor), descriptor["digest"]
         manifest = parse_json(data, what, dict)
@@ -885,7 +889,6 @@ def parse_config(data, what, count):
     return config, diff_ids
 
 def platforms():
-    """What this machine can run, best first."""
     machine = os.uname().machine
     return PLATFORMS.get(machine, machine).split()
 
@@ -902,12 +905,6 @@ def choose_platform(manifests, what):
             return found[name]
     there = ", ".join(found) or "nothing for linux"
     raise Failure(f"image, on {what}: not for this machine ({platforms()[0]}): {there}")
-
-def image_config(image):
-    """What the image wants run: Entrypoint, Cmd, Env, ...; what isn't there is empty."""
-    config = image["config"].get("config") or {}
-    return {key: config.get(key) or (shape if isinstance(shape, type) else list)()
-            for key, shape in RUN_CONFIG.items()}
 
 # Bytes on the move
 
@@ -926,22 +923,23 @@ def measure(chunks, found, digest="", size=None):
         raise Failure(f"blob, on {digest}: cut off, damaged or forged: {passed} bytes of "
                       f"{size}, {found['digest']}")
 
-def read_path(path):
-    """The bytes of a file (or a descriptor) in chunks; FileNotFoundError comes at once."""
-    return read_chunks(open(path, "rb", buffering=0, closefd=path != 0))
+def read_path(path, seen=()):
+    """Yield the bytes of a file (or a descriptor); a terminal shows how far it is, if that takes
+    long: how many, how fast, and how many entries an unpacker has SEEN in them."""
+    return read_chunks(open(path, "rb", buffering=0, closefd=path != 0), seen)
 
-def read_chunks(file):
-    """Yield a file's bytes; a terminal shows how many so far, if it takes long."""
-    passed, drawn = 0, time.monotonic() if sys.stderr.isatty() else 1e99
-    size, clear = os.fstat(file.fileno()).st_size, ""
+def read_chunks(file, seen):
+    """What read_path does when the file is open, which it is at once."""
+    passed, begin, clear = 0, time.monotonic(), "\r\033[K" if sys.stderr.isatty() else ""
+    size, drawn = os.fstat(file.fileno()).st_size, begin
     while chunk := file.read(CHUNK):
-        passed += len(chunk)
-        if time.monotonic() > drawn + 0.1:
-            drawn, clear = time.monotonic(), "\r\033[K"
-            bar = f"[{'=' * (20 * passed // size):20.20}] " if size else ""
-            print(f"{clear}{bar}{humane_size(passed)}", end="", file=sys.stderr, flush=True)
+        passed, now = passed + len(chunk), time.monotonic()
+        if clear and now > drawn + 0.1:
+            drawn, bar = now, f"[{'=' * (20 * passed // size):20.20}] " if size else ""
+            print(f"{clear}{bar}{humane_size(passed)}, {humane_size(passed / (now - begin))}/s, "
+                  f"{len(seen)} entries", end="", file=sys.stderr, flush=True)
         yield chunk
-    print(clear, end="", file=sys.stderr, flush=True)
+    print(clear if drawn > begin else "", end="", file=sys.stderr, flush=True)
 
 def save_chunks(chunks, path):
     """Write what passes to a file."""
@@ -1005,10 +1003,8 @@ def decompress(kind, chunks):
 
 class Stream:
     """A file to read from, made of chunks."""
-
     def __init__(self, chunks):
         self.chunks, self.rest, self.offset = iter(chunks), memoryview(b""), 0
-
     def read(self, size):
         """1 to SIZE bytes; none at the end only."""
         while not self.rest and (chunk := next(self.chunks, None)) is not None:
@@ -1016,7 +1012,6 @@ class Stream:
         piece, self.rest = bytes(self.rest[:size]), self.rest[size:]
         self.offset += len(piece)
         return piece
-
     def pieces(self, size):
         """Yield exactly SIZE bytes, as they come."""
         while size > 0:
@@ -1025,17 +1020,14 @@ class Stream:
                 raise Failure(f"archive, on byte {self.offset}: breaks off")
             size -= len(piece)
             yield piece
-
     def take(self, size):
-        """Exactly SIZE bytes; it had better be few."""
         return b"".join(self.pieces(size))
 
 def read_tar(stream, strict=False):
     """Yield a TarInfo per member; who wants its data reads it from STREAM before the next one.
-
     Names are bytes; mtime is in nanoseconds; sparse says where the data belongs, and how much.
-    strict: the end mark (two blocks of zeros) must be there; a layer needs none, it has a digest.
-    """
+    strict: the end mark (two blocks of zeros) must be there; a layer needs none, it has a
+    digest."""
     import tarfile
     common, once = {}, {}
     while True:
@@ -1124,7 +1116,6 @@ def read_sparse_map(stream, block, entry):
         raise ValueError("a sparse map out of order, or that doesn't fit its data")
 
 def stored(entry):
-    """How many bytes of data follow an entry's header."""
     return sum(length for _, length in entry.sparse)
 
 def shown(name):
@@ -1138,13 +1129,14 @@ KINDS = {b"0": stat.S_IFREG, b"2": stat.S_IFLNK, b"3": stat.S_IFCHR, b"4": stat.
          b"6": stat.S_IFIFO}
 OPAQUE = b".wh..wh..opq"  # the whiteout of all that lower layers have in a directory
 
-def unpack_layer(chunks, layer_fd, strict=False, **how):
+def unpack_layer(chunks, layer_fd, strict=False, seen=None, **how):
     """Unpack a plain tar into a directory, and nowhere else, by default in overlayfs' form."""
     stream, tree, mask, name = Stream(chunks), Tree(layer_fd, **how), os.umask(0), b"/"
     try:
         for entry in read_tar(stream, strict):
             name = entry.name
             tree.place(entry, stream)
+            seen.append(name) if seen is not None else None
         tree.finish()
     except (OSError, ValueError, OverflowError, RecursionError) as why:
         because = reason(why) if isinstance(why, OSError) else why
@@ -1156,18 +1148,14 @@ def unpack_layer(chunks, layer_fd, strict=False, **how):
         pass
 
 class Tree:
-    """A layer's directory while it fills up.
-
-    The only links in it are its own, and a name that leads through one is followed as if the layer
-    were the whole root, as docker does.  Whiteouts, and mode, owner and time of directories come
-    last: until then each can be written to, and nothing changes its time any more.
-    """
-
+    """A layer's directory while it fills up. The only links in it are its own, and a name that
+    leads through one is followed as if the layer were the whole root, as docker does.  Whiteouts,
+    and mode, owner and time of directories come last: until then each can be written to, and
+    nothing changes its time any more."""
     def __init__(self, root, whiteouts="mark", owned_by=None):
         self.root, self.path, self.fd = root, b"", os.dup(root)  # fd: of path, where we are
         self.whiteouts, self.owned_by = whiteouts, owned_by  # mark, apply or keep; (uid, gid)
         self.dirs, self.marks = {}, []
-
     def place(self, entry, stream):
         """Make ENTRY; what is in its place goes: the last one of a name counts."""
         parts = split_name(entry.name)
@@ -1192,11 +1180,8 @@ class Tree:
             make_node(entry, name, parent)
         elif entry.type != b"V":  # V: GNU's label of a volume
             raise ValueError(f"unknown kind of entry {entry.type!r}")
-
     def open(self, path, flags=OPEN_DIR):
-        """Open PATH as if the layer were the root."""
         return open_in_root(self.root, path.decode("utf-8", "surrogateescape") or ".", flags)
-
     def parent(self, path):
         """A descriptor for the directory PATH, made if need be; that of the last entry is kept."""
         from contextlib import suppress
@@ -1213,7 +1198,6 @@ class Tree:
             os.close(self.fd)
             self.path, self.fd = path, fd
         return self.fd
-
     def make_link(self, entry, name, parent):
         """Make a hard link; its target is a name in this layer, and isn't followed itself."""
         *above, old = split_name(entry.linkname) or [b"."]
@@ -1228,7 +1212,6 @@ class Tree:
             except FileNotFoundError:  # the name is free
                 pass
             os.link(old, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
-
     def white_out(self, parts):
         """Hide what lower layers have (image-spec layer.md, "Whiteouts"; kernel overlayfs.rst)."""
         *above, name = parts
@@ -1242,7 +1225,6 @@ class Tree:
         parent = self.parent(b"/".join(above))
         for hidden in os.listdir(parent) if name == OPAQUE else [name[4:]]:
             remove_tree(hidden, parent)
-
     def finish(self):
         """Do what was kept back; a directory may have lost its name to something else."""
         for path, name in sorted(self.marks, reverse=True):  # what is deeper first
@@ -1327,25 +1309,16 @@ def mark_whiteout(name, parent):
             hide_lower(name[4:], parent)
 
 def hide_lower(name, parent):
-    """Mark the directory NAME: what lower layers have in it stays hidden."""
     with Descriptor(os.open(name, OPEN_CHILD, dir_fd=parent)) as fd:
         os.setxattr(fd, "trusted.overlay.opaque", b"y")
 
-def is_whiteout(info):
-    """True for overlayfs' sign that a lower file is hidden."""
-    return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
-
 def keeps_xattr(name):
-    """True if an attribute belongs to an image; overlayfs' own would steer the mount."""
     return (name == b"security.capability" or name.startswith(b"system.posix_acl_")
             or name.startswith(b"user.") and not name.startswith(b"user.overlay."))
 
 def remove_tree(name, dir_fd=None):
-    """Remove NAME, whatever it is, if it is there.
-
-    Its directories are laid flat, so that none is too deep, and ".." isn't used: in a running
-    container, it could lead anywhere by now.
-    """
+    """Remove NAME, whatever it is, if it is there. Its directories are laid flat, so that none is
+    too deep, and ".." isn't used: in a running container, it could lead anywhere by now."""
     try:
         os.unlink(name, dir_fd=dir_fd)
         return
@@ -1396,10 +1369,8 @@ def tar_file(name, size, pieces, info=None, pax=()):
     yield bytes(-size % 512)
 
 def pack_tree(root_fd, as_layer=False, path=b""):
-    """Yield the tree at root_fd as a tar, sorted by name; PATH stands in front of each.
-
-    as_layer: overlayfs' whiteouts become an image's; "stored": those of mark_whiteout, too.
-    """
+    """Yield the tree at root_fd as a tar, sorted by name; PATH stands in front of each. as_layer:
+    overlayfs' whiteouts become an image's; "stored": those of mark_whiteout, too."""
     from itertools import islice
     try:
         pieces = pack_directory(root_fd, path, as_layer, {})
@@ -1429,13 +1400,12 @@ def pack_directory(fd, path, as_layer, seen):
                 yield from pack_directory(child, path + name + b"/", as_layer, seen)
         elif as_layer is True and name.startswith(b".wh."):
             warn(f"commit, on {shown(path + name)}: the name would mean a whiteout, ignoring")
-        elif as_layer and is_whiteout(info):
+        elif as_layer and stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:  # overlayfs' whiteout
             yield tar_header(path + b".wh." + name, b"0")
         else:
             yield from pack_file(fd, name, path + name, info, seen)
 
 def pack_xattrs(fd):
-    """A file's attributes as PAX records."""
     return {"SCHILY.xattr." + name: os.getxattr(fd, name).decode("utf-8", "surrogateescape")
             for name in os.listxattr(fd) if keeps_xattr(os.fsencode(name))}
 
@@ -1490,11 +1460,9 @@ def read_extents(fd, front, extents):
             yield os.pread(fd, size, at).ljust(size, b"\0")
 
 def copy_entry(source, name, target, new_name, owner=None):
-    """Copy NAME in the directory SOURCE to NEW_NAME in TARGET (descriptors), with all below.
-
-    By way of a tar that never exists as a whole: no link is followed on either side, whatever
-    somebody swaps meanwhile (CVE-2018-15664).  OWNER: (uid, gid) instead of theirs.
-    """
+    """Copy NAME in the directory SOURCE to NEW_NAME in TARGET (descriptors), with all below. By way
+    of a tar that never exists as a whole: no link is followed on either side, whatever somebody
+    swaps meanwhile (CVE-2018-15664).  OWNER: (uid, gid) instead of theirs."""
     name, new_name = encode(name), encode(new_name)
     info = os.stat(name, dir_fd=source, follow_symlinks=False)
     if stat.S_ISDIR(info.st_mode):
@@ -1507,19 +1475,15 @@ def copy_entry(source, name, target, new_name, owner=None):
 # The store
 
 def using_images():
-    """Hold the images: none goes while the lock is held.  To find one and to record its use."""
     return hold(make_dirs(state_path()) + "/images.lock", fcntl.LOCK_SH)
 
 class ImageAdder(Descriptor):
     """The lock of using_images; behind what was added under it, what nothing needs is swept up."""
-
     def __exit__(self, *why):
         super().__exit__(*why)
-        try:
+        with tolerate(errno.EWOULDBLOCK):  # somebody is at work: the last one sweeps
             with hold(state_path("images.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB):
                 sweep_images()
-        except BlockingIOError:  # somebody is at work: the last one sweeps
-            pass
 
 def sweep_images():
     """Remove what no image and no container needs; the caller holds images.lock alone."""
@@ -1543,7 +1507,6 @@ def sweep_images():
                 remove_tree(gone)
 
 def write_index(entries):
-    """Replace the store's index.json."""
     write_file(state_path("images", "oci-layout"), b'{"imageLayoutVersion": "1.0.0"}', durable=True)
     write_json(state_path("images", "index.json"), {
         "schemaVersion": 2, "mediaType": OCI_TYPE + "index.v1+json", "manifests": entries}, True)
@@ -1604,15 +1567,14 @@ def image_layers(image):
     return paths
 
 def temporary_path(*parts):
-    """A name that nobody else uses, and that is swept up if we are killed."""
     return os.path.join(make_dirs(state_path(*parts)), f"tmp.{os.getpid()}.{os.urandom(8).hex()}")
 
-def unpack_new(path, chunks, strict=False, **how):
+def unpack_new(path, chunks, **how):
     """Unpack a plain tar into a new directory."""
     os.mkdir(path)
     with Descriptor(os.open(path, OPEN_DIR)) as fd:
         os.fchmod(fd, 0o755)  # whatever the umask is
-        unpack_layer(read_ahead(chunks), fd, strict, **how)
+        unpack_layer(read_ahead(chunks), fd, **how)
 
 def store_blob(data):
     """Store a small blob; return its digest."""
@@ -1621,7 +1583,7 @@ def store_blob(data):
     write_file(blob_path(digest), data, durable=True)
     return digest
 
-def store_layer(chunks, diff_id="", descriptor=None, strict=False):
+def store_layer(chunks, diff_id="", descriptor=None, **how):
     """Store a layer, packed and unpacked, or nothing of it; return its descriptor and diff id."""
     kind, chunks = sniff(chunks)
     if not descriptor and kind not in LAYER_TYPES:
@@ -1633,7 +1595,7 @@ def store_layer(chunks, diff_id="", descriptor=None, strict=False):
     if kind != "plain":
         chunks = measure(decompress(kind, chunks), plain)
     try:
-        unpack_new(layer, chunks, strict)
+        unpack_new(layer, chunks, **how)
         plain = plain or packed
         if diff_id not in ("", plain["digest"]):
             raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain['digest']}")
@@ -1675,13 +1637,14 @@ def import_image(source, name="", changes=()):
     """Make an image of one layer from a root file system: a tar, "-" for stdin, or a directory."""
     platform = zip(("architecture", "variant"), platforms()[0].split("/"))
     image = {"config": {"os": "linux", **dict(platform)}, "layers": [], "diff_ids": []}
+    seen = []
     if os.path.isdir(source):
         chunks = pack_tree(os.open(source, OPEN_DIR))
     else:
-        chunks = read_path(0 if source == "-" else source)
-    return add_layer(image, chunks, name, changes, f"imported from {source}")
+        chunks = read_path(0 if source == "-" else source, seen)
+    return add_layer(image, chunks, name, changes, f"imported from {source}", seen=seen)
 
-def add_layer(image, chunks, name, changes, comment, author=""):
+def add_layer(image, chunks, name, changes, comment, author="", seen=None):
     """Store IMAGE with one layer more on top, CHUNKS; return its id."""
     name = full_name(name) if name else ""
     config = {**image["config"], **({"author": author} if author else {})}
@@ -1689,7 +1652,7 @@ def add_layer(image, chunks, name, changes, comment, author=""):
     for change in changes:
         apply_change(config["config"], change)
     with ImageAdder(using_images()):
-        layer, diff_id = store_layer(chunks, strict=True)
+        layer, diff_id = store_layer(chunks, strict=True, seen=seen)
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         step = {"created": created, "comment": comment, "created_by": "mydocker"}
         config.update(created=created, history=[*(config.get("history") or ()), step],
@@ -1732,10 +1695,11 @@ def load(source):
     with ImageAdder(using_images()):
         if os.path.isdir(source):
             return load_layout(source)
-        folder, chunks = temporary_path("layers"), read_path(0 if source == "-" else source)
+        folder, seen = temporary_path("layers"), []
+        chunks = read_path(0 if source == "-" else source, seen)
         try:  # what is asked for first may come last: all is laid down
             unpack_new(folder, decompress(*sniff(chunks)), whiteouts="keep",
-                       owned_by=(os.geteuid(), os.getegid()))
+                       owned_by=(os.geteuid(), os.getegid()), seen=seen)
             return load_layout(folder)
         finally:
             remove_tree(folder)
@@ -1841,76 +1805,54 @@ def inspect_image(text):
 # then pivot_root swaps it for the host's, which is detached: there is no way back because there
 # is nothing to go back to.
 
-MOUNT_FLAGS = {  # mount(8)'s words: (flag, set it?)
-    "defaults": (0, True), "ro": (MS_RDONLY, True), "rw": (MS_RDONLY, False),
-    "nosuid": (MS_NOSUID, True), "suid": (MS_NOSUID, False),
-    "nodev": (MS_NODEV, True), "dev": (MS_NODEV, False),
-    "noexec": (MS_NOEXEC, True), "exec": (MS_NOEXEC, False),
-    "sync": (MS_SYNCHRONOUS, True), "async": (MS_SYNCHRONOUS, False),
-    "dirsync": (MS_DIRSYNC, True), "remount": (MS_REMOUNT, True),
-    "noatime": (MS_NOATIME, True), "atime": (MS_NOATIME, False),
-    "nodiratime": (MS_NODIRATIME, True), "diratime": (MS_NODIRATIME, False),
-    "relatime": (MS_RELATIME, True), "norelatime": (MS_RELATIME, False),
-    "strictatime": (MS_STRICTATIME, True), "nostrictatime": (MS_STRICTATIME, False),
-    "nosymfollow": (MS_NOSYMFOLLOW, True), "symfollow": (MS_NOSYMFOLLOW, False),
-    "bind": (MS_BIND, True), "rbind": (MS_BIND | MS_REC, True),
-}
+MOUNT_FLAGS = {  # mount(8)'s words, the one that sets a flag and its opposite: (flag, set it?)
+    word: (flag, wanted) for words, flag in (
+        ("defaults", 0), ("ro rw", MS_RDONLY), ("nosuid suid", MS_NOSUID), ("nodev dev", MS_NODEV),
+        ("noexec exec", MS_NOEXEC), ("sync async", MS_SYNCHRONOUS), ("dirsync", MS_DIRSYNC),
+        ("remount", MS_REMOUNT), ("noatime atime", MS_NOATIME), ("bind", MS_BIND),
+        ("nodiratime diratime", MS_NODIRATIME), ("relatime norelatime", MS_RELATIME),
+        ("strictatime nostrictatime", MS_STRICTATIME), ("rbind", MS_BIND | MS_REC),
+        ("nosymfollow symfollow", MS_NOSYMFOLLOW))
+    for word, wanted in zip(words.split(), (True, False))}
 BIND_FLAGS = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC  # what a bind mount can have of its own
 PROPAGATION = {
-    "private": MS_PRIVATE, "rprivate": MS_PRIVATE | MS_REC, "slave": MS_SLAVE,
-    "rslave": MS_SLAVE | MS_REC, "shared": MS_SHARED, "rshared": MS_SHARED | MS_REC,
-    "unbindable": MS_UNBINDABLE, "runbindable": MS_UNBINDABLE | MS_REC,
-}
-NOT_FILES = {  # file systems that show the kernel's state: a throw-away copy makes no sense
-    "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts",
-    "devtmpfs", "efivarfs", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore",
-    "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs",
-}
+    prefix + word: flag | more for prefix, more in (("", 0), ("r", MS_REC)) for word, flag in (
+        ("private", MS_PRIVATE), ("slave", MS_SLAVE), ("shared", MS_SHARED),
+        ("unbindable", MS_UNBINDABLE))}
+NOT_FILES = (  # file systems that show the kernel's state: a throw-away copy makes no sense
+    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl "
+    "hugetlbfs mqueue nsfs proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs").split()
 DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9),
            ("tty", 5, 0))
 DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
              ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"))
 
 def mount_row(destination, kind, *options, source=None):
-    """A mount as the OCI's config.json writes it."""
     return {"destination": destination, "type": kind, "source": source or kind,
             "options": list(options)}
 
 def kernel_mounts(shm_size=64 << 20):
     """The rows that give a container its own view of the kernel: Docker's, in Docker's order."""
-    return [
-        mount_row("/proc", "proc", "nosuid", "noexec", "nodev"),
-        mount_row("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-        mount_row("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666",
-                  "mode=0620", "gid=5"),
-        mount_row("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
-        mount_row("/sys/fs/cgroup", "cgroup", "nosuid", "noexec", "nodev", "ro"),
-        mount_row("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
-        mount_row("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777",
-                  f"size={shm_size}"),
-    ]
-
-def host_mounts(rows):
-    """Those rows that fit over the host's own root: /dev stays the host's, the rest doesn't."""
-    return [row for row in rows
-            if row["destination"] != "/dev" and os.path.isdir(row["destination"])]
+    return [mount_row(*words.split()) for words in (
+        "/proc proc nosuid noexec nodev",
+        "/dev tmpfs nosuid strictatime mode=755 size=65536k",
+        "/dev/pts devpts nosuid noexec newinstance ptmxmode=0666 mode=0620 gid=5",
+        "/sys sysfs nosuid noexec nodev ro",
+        "/sys/fs/cgroup cgroup nosuid noexec nodev ro",
+        "/dev/mqueue mqueue nosuid noexec nodev",
+        f"/dev/shm tmpfs nosuid noexec nodev mode=1777 size={shm_size}")]
 
 def layers_row(destination, layers, path):
-    """A row for directories one over the other, the top one first; PATH/upper takes the writes."""
     return mount_row(destination, "layers", *[f"lowerdir={layer}" for layer in layers],
                      f"upperdir={path}/upper", f"workdir={path}/work")
 
-def image_row(layers, path):
-    """The row for an image's root: its layers under the container's own, or else a copy of them."""
+def image_row(layers, path):  # an image's layers, or else a copy of them, under what is written
     row = layers_row("/", layers, path)
     return dict(row, fallback=dict(row, type="copy", source=path + "/copy"))
 
 def ephemeral_mounts(scratch):
-    """The rows that put a throw-away layer over the host's root and each file system on it.
-
-    SCRATCH is where init mounts the tmpfs that takes what is written.  What can't lie under an
-    overlay (a single file, a case-insensitive file system) is shown read-only instead.
-    """
+    """The rows that put a throw-away layer, in SCRATCH, over the host's root and each file system
+    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead."""
     points = {"/"} | {
         point for point, kind, _, _ in mounts_here() if kind not in NOT_FILES
         and not point.startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
@@ -1939,38 +1881,29 @@ def mount_one(root, row):
     flags, propagation, data = parse_mount_options(row["options"])
     directory = not flags & MS_BIND or os.path.isdir(row["source"])
     target = mount_point(root, row, directory)
-    if row.get("copyUp"):
-        copy_up(target, row["source"])
+    if row.get("copyUp"):  # a new volume gets what the image has at its place, as with docker
+        with Descriptor(os.open(row["source"], OPEN_DIR)) as below:
+            if not os.listdir(below):
+                with Descriptor(os.open(f"/proc/self/fd/{target}", OPEN_DIR)) as above:
+                    copy_entry(above, ".", below, ".")
     mounter = mount_bind if flags & MS_BIND else MOUNTERS.get(row["type"], mount_new)
     mounted = mounter(f"/proc/self/fd/{target}", row, flags, data)
     os.close(target)
-    if row["type"] == "proc":
-        check_proc(root, row["destination"])
+    if row["type"] == "proc":  # is it still where it was mounted?  CVE-2023-27561
+        with Descriptor(open_in_root(root, row["destination"], resolve=RESOLVE_NO_SYMLINKS)) as fd:
+            if not is_proc(fd):
+                raise Failure(f"mount, on {row['destination']}: it was moved meanwhile")
     for change in propagation:
         mounted = mounted or f"/proc/self/fd/{open_in_root(root, row['destination'])}"
         mount(None, mounted, None, change, None)  # who sees mounts made below it later
 
-def copy_up(target, volume):
-    """Fill a new volume with what the image has at its place, as docker does."""
-    below = os.open(volume, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    if not os.listdir(below):
-        above = os.open(f"/proc/self/fd/{target}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        copy_entry(above, ".", below, ".")
-        os.close(above)
-    os.close(below)
-
 def mount_point(root, row, directory):
-    """Open the place of a row's mount, which is made if need be; neither can be fooled with links.
-
-    /proc, /sys and /dev must be directories: CVE-2019-19921, CVE-2026-41579.  Nothing but proc goes
-    onto or under /proc, where it could pass for the kernel's: CVE-2019-16884.
-    """
+    """Open, or make, the place of a row's mount.  /proc, /sys and /dev must be directories
+    (CVE-2019-19921, CVE-2026-41579), and nothing else goes under /proc (CVE-2019-16884)."""
     where = "/" + os.path.normpath(row["destination"]).lstrip("/")
     kernels = row["type"] in ("proc", "sysfs") or where == "/dev"
-    try:
+    with blame(f"mount, on {where}"):
         fd = make_in_root(root, where, directory, RESOLVE_NO_SYMLINKS if kernels else 0)
-    except OSError as error:
-        raise Failure(f"mount, on {where}: {reason(error)}") from None
     if kernels and not stat.S_ISDIR(os.fstat(fd).st_mode):
         raise Failure(f"mount, on {where}: it must be a directory")
     if row["type"] != "proc" and is_proc(fd):
@@ -1978,52 +1911,34 @@ def mount_point(root, row, directory):
     return fd
 
 def is_proc(fd):
-    """True if a descriptor is of a file in a proc file system: statfs(2)."""
     buffer = (INT * 64)()  # a struct statfs, whose first field is f_type
     statfs(f"/proc/self/fd/{fd}", buffer)  # what kind of file system is this?
     return buffer[0] == PROC_SUPER_MAGIC
 
-def check_proc(root, where):
-    """Make sure that proc is still where it was mounted: CVE-2023-27561."""
-    fd = open_in_root(root, where, os.O_PATH, RESOLVE_NO_SYMLINKS)
-    if not is_proc(fd):
-        raise Failure(f"mount, on {where}: it was moved while proc was being mounted")
-    os.close(fd)
-
 def mount_new(target, row, flags, data):
-    """Mount a file system that has no files yet but the kernel's."""
     mount(row["source"], target, row["type"], flags, data or None)  # the container's own
 
 def mount_bind(target, row, flags, _):
-    """Show files of the host's at TARGET; returns the mount as a path that can't be moved.
-
-    The copy of the mount is finished before it is put in place: its path is never looked up a
-    second time (CVE-2021-30465), and it's never writable for a moment.
-    """
-    whole = AT_RECURSIVE if flags & MS_REC else 0
-    try:
-        tree = row["tree"] if "tree" in row else open_tree(
-            AT_FDCWD, row["source"], OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EPERM):
-            raise
-        mount(row["source"], target, None, flags & (MS_BIND | MS_REC), None)  # the same files here
-        tree = os.open(os.path.realpath(target), os.O_PATH | os.O_CLOEXEC)
-        target = None
-    here = f"/proc/self/fd/{tree}"
-    if target:
+    """Show files of the host's at TARGET; returns the mount as a path that can't be moved, for it's
+    never looked up a second time: CVE-2021-30465."""
+    tree, whole = row.get("tree"), AT_RECURSIVE if flags & MS_REC else 0
+    with tolerate(*NOT_TO_BE_HAD):
+        tree = tree or open_tree(AT_FDCWD, row["source"],
+                                 OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole)
+    if tree:
         move_mount(tree, "", AT_FDCWD, target,  # the same files, now here
                    MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS)
+    else:
+        mount(row["source"], target, None, flags & (MS_BIND | MS_REC), None)  # the same files here
+        tree = os.open(os.path.realpath(target), os.O_PATH | os.O_CLOEXEC)
+    here = f"/proc/self/fd/{tree}"
     if flags & BIND_FLAGS:
         set_mount_flags(here, flags & BIND_FLAGS)
     return here
 
 def mount_layers(target, row, flags, _):
-    """Stack directories with overlayfs.
-
-    The directories go in as numbers of open descriptors: 500 of them, the kernel's limit, fit
-    into the one page that mount(2) takes, and no character in a name can mean anything.
-    """
+    """Stack directories with overlayfs, as numbers of open descriptors: 500, the kernel's limit,
+    fit into the one page that mount(2) takes, and no character in a name can mean anything."""
     number = {"lowerdir": []}
     for option in row["options"]:
         key, _, path = option.partition("=")
@@ -2041,7 +1956,7 @@ def mount_layers(target, row, flags, _):
 
 def mount_cgroups(target, _, flags, __):
     """Show the container its own cgroup, in the form that the host has: v2, or v1's directories."""
-    kinds = own_cgroups()
+    kinds = hierarchies()
     if list(kinds) == [""]:
         mount("cgroup", target, "cgroup2", flags, None)  # the namespace's own part of the tree
         return
@@ -2057,14 +1972,16 @@ def mount_cgroups(target, _, flags, __):
             os.symlink(name, f"{place}/{alias}")  # as distributions have it
     mount(None, place, None, flags | MS_REMOUNT | MS_BIND, None)  # now as read-only as asked for
 
-def own_cgroups():
-    """The cgroup of this process in each mounted hierarchy: {controllers: path}; "" is v2's.
-
-    See cgroups(7), "/proc files".
-    """
-    rows = [line.split(":", 2)[1:] for line in read_all("/proc/self/cgroup").split("\n") if line]
-    mounted = {row[1] for row in mounts_here()}
-    return {name: path for name, path in rows if ("cgroup" if name else "cgroup2") in mounted}
+def hierarchies():
+    """Where each cgroup hierarchy is mounted: {controllers: directory}; "" is v2.  cgroups(7)."""
+    names = [line.split(":")[1] for line in read_all("/proc/self/cgroup").split("\n") if line]
+    found = {}
+    for point, kind, _, data in mounts_here():
+        if kind in ("cgroup", "cgroup2"):
+            mine = [name for name in names if (kind == "cgroup2") == (not name)
+                    and set(filter(None, name.split(","))) <= set(data)]
+            found.update({name: found.get(name, point) for name in mine})
+    return found
 
 def mount_copy(target, row, flags, data):
     """Where overlayfs can't stack the layers, copy them one over the other, once."""
@@ -2086,21 +2003,16 @@ def mount_copy(target, row, flags, data):
 MOUNTERS = {"layers": mount_layers, "cgroup": mount_cgroups, "copy": mount_copy}
 
 def set_mount_flags(path, flags):
-    """Set MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC on the mount at PATH and on all below it.
-
-    Before mount_setattr(2) (kernel 5.12) each mount is changed by itself; its other flags stay.
-    """
+    """Set some of BIND_FLAGS on the mount at PATH and on all below it; before 5.12, one by one."""
     attributes = struct.pack("QQQQ", flags, 0, 0, 0)  # MOUNT_ATTR_ has the same four bits
-    try:
+    with tolerate(*NOT_TO_BE_HAD):
         mount_setattr(AT_FDCWD, path, AT_RECURSIVE, attributes, len(attributes))  # with all below
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EPERM):
-            raise
-        above = os.path.realpath(path)
-        for point, _, options, _ in mounts_here():
-            if point == above or point.startswith(above.rstrip("/") + "/"):
-                kept = parse_mount_options(options)[0] | MS_REMOUNT | MS_BIND
-                mount(None, point, None, kept | flags, None)  # from here on with this, too
+        return
+    above = os.path.realpath(path)
+    for point, _, options, _ in mounts_here():
+        if point == above or point.startswith(above.rstrip("/") + "/"):
+            kept = parse_mount_options(options)[0] | MS_REMOUNT | MS_BIND
+            mount(None, point, None, kept | flags, None)  # from here on with this, too
 
 def build_root(spec):
     """Make the container's root file system and step into it."""
@@ -2114,29 +2026,27 @@ def build_root(spec):
     elif read_only:
         set_mount_flags("/", MS_RDONLY)
     for row in spec["mounts"]:
-        root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # what lies on top by now
-        mount_or_fall_back(root, row)
-        if own and row["destination"] == "/dev":
-            make_devices(root, spec)
-        os.close(root)
+        with Descriptor(os.open(path, OPEN_DIR)) as root:  # what lies on top by now
+            try:
+                mount_one(root, row)
+            except OSError:  # the kernel can't
+                if "fallback" not in row:
+                    raise
+                mount_one(root, row["fallback"])
+            if own and row["destination"] == "/dev":
+                make_devices(root, spec)
     if own and read_only:
         mount(None, path, None, MS_REMOUNT | MS_BIND | MS_RDONLY, None)  # after its last directory
-    if own:
-        swap_root(path)
-
-def mount_or_fall_back(root, row):
-    """Mount a row, or what the row says to mount if the kernel can't."""
-    try:
-        mount_one(root, row)
-    except OSError:
-        if "fallback" not in row:
-            raise
-        mount_one(root, row["fallback"])
+    if own:  # no directory of the image's is needed for the old root: pivot_root(2), NOTES
+        os.chdir(path)  # the new root, by its old name
+        pivot_root(".", ".")  # the new root is "/"; the old one lies on top of it
+        umount2(".", MNT_DETACH)  # and is gone, with every path of the host
+        os.chdir("/")  # the top of what is left: the new root
 
 def make_devices(root, spec):
     """Fill the fresh /dev: what any program expects, and what --device added."""
-    dev = open_in_root(root, "/dev", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    os.fchdir(dev)  # the names below are in the fresh /dev
+    with Descriptor(open_in_root(root, "/dev", OPEN_DIR | os.O_NOFOLLOW)) as dev:
+        os.fchdir(dev)  # the names below are in the fresh /dev
     umask = os.umask(0)
     for name, major, minor in DEVICES:
         os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor))  # a device of the kernel's
@@ -2151,18 +2061,102 @@ def make_devices(root, spec):
     os.umask(umask)
     for name, target in DEV_LINKS:
         os.symlink(target, name)  # as every program expects them
-    os.close(dev)
 
-def swap_root(path):
-    """Make PATH the root of this mount namespace and let the old root go.
 
-    The old root ends up mounted over the new one and is detached: no directory is needed for it
-    (the Go original's is in the image's hands).  See pivot_root(2), NOTES.
-    """
-    os.chdir(path)  # the new root, by its old name
-    pivot_root(".", ".")  # the new root is "/"; the old one lies on top of it
-    umount2(".", MNT_DETACH)  # and is gone, with every path of the host
-    os.chdir("/")  # the top of what is left: the new root
+# ── 10. Resource limits ────────────────────────────────────────────────────
+# A cgroup is a directory; what is in its files holds for the processes whose pids are in its
+# cgroup.procs, and for their children from birth.  v2 has one tree of them, v1 one for each
+# controller, and a hybrid box both.  There are no limits yet: a container has one cgroup,
+# mydocker/<id>, in the tree that can freeze it.  Its name follows from the id: nothing is stored.
+
+def cgroup_of(record):
+    """A container's cgroup, in v2 or else under v1's freezer, if it could be made; else ""."""
+    trees = hierarchies()
+    for name in sorted(trees):  # v2's is ""
+        if not name or "freezer" in name.split(","):
+            return f"{trees[name]}/mydocker/{record['id']}"
+    return ""
+
+def make_cgroup(record, pid):
+    """Make a container's cgroup, and put a process in before it does anything."""
+    path = cgroup_of(record)
+    with tolerate(errno.EROFS, errno.EACCES, errno.EPERM):  # inside a container it stays in its
+        for attempts_left in range(99 if path else 0, -1, -1):
+            with tolerate(attempts_left and errno.ENOENT):  # mydocker/ is being removed
+                os.makedirs(path, exist_ok=True)
+                break
+        enter_cgroup(record, pid)
+
+def enter_cgroup(record, pid):
+    """Put one more process into a container's cgroup."""
+    path = cgroup_of(record)
+    if os.path.isdir(path):
+        write_value(path + "/cgroup.procs", str(pid))
+
+def write_value(path, text):
+    """Write one value to a file of the kernel's, which takes or refuses it as a whole."""
+    with Descriptor(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) as fd:
+        try:
+            os.write(fd, text.encode())
+        except OSError as error:
+            error.filename = path  # write(2) doesn't know it
+            raise
+
+def freezer_of(record):
+    """What freezes a container: (file, what to write to it, file, what that says then); each what
+    is for running on, and for standing still.  None where there is nothing."""
+    path = cgroup_of(record)
+    if os.path.exists(path + "/cgroup.freeze"):  # since 5.2
+        return path + "/cgroup.freeze", "01", path + "/cgroup.events", ("frozen 0", "frozen 1")
+    if os.path.exists(path + "/freezer.state"):
+        return (path + "/freezer.state", ("THAWED", "FROZEN")) * 2
+    return None
+
+def is_paused(record):
+    """True if a container's processes are frozen, or about to be."""
+    freezer = freezer_of(record)
+    if freezer:
+        with tolerate(errno.ENOENT, errno.ENODEV):  # it ends at this moment
+            return read_all(freezer[0]).strip() != freezer[1][0]
+    return False
+
+def freeze(record, frozen):
+    """Stop all of a container's processes, which don't notice, or let them go on."""
+    freezer = freezer_of(record)
+    if not freezer:
+        raise Failure("pause: this box has no cgroup with a freezer", hint="mydocker info")
+    (path, values, shown_in, states), end = freezer, time.monotonic() + GRACE
+    write_value(path, values[frozen])
+    while states[frozen] not in read_all(shown_in).split("\n"):
+        if time.monotonic() > end:
+            raise Failure(f"pause, on {record['name']}: a process can't be stopped")
+        time.sleep(0.001)
+
+def thaw(record):
+    """Let go on what may be frozen: nothing frozen takes a signal."""
+    with tolerate(errno.ENOENT, errno.ENODEV):  # it ends at this moment
+        freeze(record, False) if is_paused(record) else None
+
+def remove_cgroup(record):
+    """Kill all in a container's cgroup, also who forks meanwhile, and remove it; so for those that
+    the container made in it.  The dead leave it a little later."""
+    path, end = cgroup_of(record), time.monotonic() + GRACE
+    while os.path.isdir(path):
+        with tolerate(errno.ENOENT, errno.ENODEV, time.monotonic() < end and errno.EBUSY):
+            for directory, _, _ in os.walk(path, topdown=False):
+                os.rmdir(directory)
+            break
+        with tolerate(errno.ENOENT, errno.ENODEV):
+            for file, value in (("cgroup.kill", "1"),  # since 5.14
+                                ("freezer.state", "THAWED")):  # v1's frozen ones don't even die
+                if os.path.exists(f"{path}/{file}"):
+                    write_value(f"{path}/{file}", value)
+            for pid in read_all(path + "/cgroup.procs").split():
+                with tolerate(errno.ESRCH):
+                    os.kill(int(pid), _signal.SIGKILL)
+        time.sleep(0.002)
+    with tolerate(errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT):  # others' are left
+        os.rmdir(os.path.dirname(path)) if path else None
 
 
 # ── 11. Privileges ─────────────────────────────────────────────────────────
@@ -2171,30 +2165,21 @@ def swap_root(path):
 # which of the container's libraries to load into this process (CVE-2019-14271).
 
 def account_lines(path):
-    """The rows of a file in the form of passwd(5) or group(5); [] where there is none."""
-    try:
+    with tolerate(errno.ENOENT, errno.ENOTDIR):
         return [line.split(":") for line in read_text(path).split("\n") if line.count(":") >= 3]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return []
 
 def is_id(text):
-    """True if a text is a user or group id as the kernel counts them."""
     return text.isascii() and text.isdigit() and int(text) < 1 << 31
 
 def parse_id(text, what):
-    """A user or group id; anything but a number up to 2^31 - 1 is an error, never 0.
-
-    See CVE-2024-40635, CVE-2026-30892.
-    """
+    """A user or group id, or an error, never 0.  See CVE-2024-40635, CVE-2026-30892."""
     if not is_id(text):
         raise Failure(f"--user, on {text or chr(39) * 2}: there is no such {what} in the container")
     return int(text)
 
 def resolve_user(wanted):
-    """NAME|UID[:GROUP|GID] by the container's files: (uid, gid, supplementary gids, home).
-
-    Without a group it's the account's own, with the groups that list it.  See Docker's USER.
-    """
+    """NAME|UID[:GROUP|GID], as in Docker's USER: (uid, gid, supplementary gids, home)."""
     name, colon, group = wanted.partition(":")
     accounts = [row for row in account_lines("/etc/passwd") if len(row) >= 6]
     account = next((row for row in accounts if row[0] == name), None) or next(
@@ -2208,14 +2193,6 @@ def resolve_user(wanted):
         return uid, 0, [], "/"
     more = [int(row[2]) for row in groups if account[0] in row[3].split(",") and is_id(row[2])]
     return uid, parse_id(account[3], "group"), more, account[5] or "/"
-
-def become_user(uid, gid, groups):
-    """Change to the user for good: groups before gid before uid, each needs the one before."""
-    os.setgroups(groups)  # none of root's groups stay
-    os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
-    os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
-    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
-
 
 # ── 12. Network ────────────────────────────────────────────────────────────
 # A new network namespace holds one link, lo, and that is down.
@@ -2235,39 +2212,27 @@ def bring_up_loopback():
 # is in raw mode meanwhile: every key, Ctrl-C too, is for the terminal inside to interpret.  The
 # caller's terminal itself never enters, so nothing can be typed into it (TIOCSTI, CVE-2017-5226).
 #
-# Without -t nothing is copied: the command has the caller's own descriptors.
-
-def make_terminal(size):
-    """Open a new pty of the container's: (master, slave).  SIZE is (rows, columns) or None."""
-    master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
-    # By descriptor, as a name in /dev/pts could lead elsewhere: CVE-2025-52565
-    slave = fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    if size:
-        fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
-    return master, slave
-
-def show_console(slave):
-    """Make /dev/console the container's terminal; /dev is still as we made it."""
-    os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # where boot messages go
-
-def window_size(fd):
-    """A terminal's (rows, columns), or None if FD is no terminal.  See ioctl_tty(2)."""
-    try:
-        rows, width, _, _ = struct.unpack("HHHH", fcntl.ioctl(fd, TIOCGWINSZ, b"\0" * 8))
-    except OSError:  # ENOTTY
-        return None
-    return rows, width
+# Without -t nothing is copied: the command has the caller's own descriptors.  In the background,
+# and where bytes are copied anyway, what a container says is kept in its log.
+#
+# The log has the form of Kubernetes' CRI, a line of it for each line that was said:
+#
+#   2026-01-08T01:32:52.123456789Z stdout F text       F: the line is complete
+#   2026-01-08T01:32:53.123456789Z stderr P text       P: it goes on in this stream's next one
+#
+# It is written as it comes, so nothing is lost with the monitor.  A full file moves out of the way,
+# container.log to container.log.1 and so on.  A full disk stops no container: what couldn't be
+# written is counted, and said in the first line that can be.
 
 def caller_size():
-    """The (rows, columns) of the caller's terminal, or None if it has none."""
-    return next(filter(None, map(window_size, (0, 1, 2))), None)
+    for fd in (0, 1, 2):
+        with tolerate():  # ENOTTY
+            return struct.unpack("HHHH", fcntl.ioctl(fd, TIOCGWINSZ, b"\0" * 8))[:2]
+    return None
 
 def raw_mode(fd):
     """Put a terminal in raw mode, what was typed ahead is kept; returns its attributes before."""
-    import termios
-    import tty
+    import termios, tty
     before = termios.tcgetattr(fd)
     tty.setraw(fd, termios.TCSADRAIN)
     return before
@@ -2288,40 +2253,116 @@ def end_of_file_key(master, last):
     return key if last.endswith(b"\n") or not last else key + key
 
 class Relay:
-    """Bytes on their way from one descriptor to another; neither end ever blocks the monitor."""
-
-    def __init__(self, source, sink, at_end=lambda last: b""):
-        self.source, self.sink, self.at_end = source, sink, at_end
+    """Bytes on their way from SOURCE to SINK, if any, and to log(bytes); neither blocks us."""
+    def __init__(self, source, sink, at_end=lambda last: b"", log=None):
+        self.source, self.sink, self.at_end, self.log = source, sink, at_end, log
         self.waiting, self.last, self.open = b"", b"", True
-
-    def wants(self):
-        """What to poll for: (descriptor, events); room is made before more is taken."""
+    def wants(self):  # (descriptor, events) for poll; room is made before more is taken
         return (self.sink, select.POLLOUT) if self.waiting else (self.source, select.POLLIN)
-
     def move(self):
         """Read or write once, after poll said that the descriptor is ready."""
-        if self.waiting:
-            # A pipe that is ready takes 4096 bytes without blocking: PIPE_BUF, pipe(7)
+        if self.waiting:  # a pipe that is ready takes 4096 bytes without blocking: pipe(7)
             self.waiting = self.waiting[os.write(self.sink, self.waiting[:4096]):]
             return
-        try:
-            self.waiting = os.read(self.source, 4096)
-        except OSError as error:
-            if error.errno != errno.EIO:  # the last process let go of the terminal
-                raise
-        self.last = self.waiting or self.last
-        if not self.waiting:
-            self.open, self.waiting = False, self.at_end(self.last)
-
-    def busy(self):
-        """True until everything up to the source's end has been delivered."""
+        data = b""
+        with tolerate(errno.EIO):  # the last process let go of the terminal
+            data = os.read(self.source, 1 << 16)
+        self.last, self.open = data or self.last, bool(data)
+        if self.log and data:
+            self.log(data)
+        if self.sink is not None:
+            self.waiting = data or self.at_end(self.last)
+    def busy(self):  # until everything up to the source's end has been delivered
         return bool(self.open or self.waiting)
+
+def log_names(path, max_file):
+    return [path] + [f"{path}.{number}" for number in range(1, max_file)]  # the newest first
+
+def log_time(moment):
+    seconds, rest = divmod(moment, 10**9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09}Z"
+
+def open_log(path, max_size, max_file):
+    """Return write(stream, data), which adds to a log of MAX_FILE files of MAX_SIZE bytes."""
+    fd, size, lost = None, 0, 0
+
+    def put(entry):  # whole lines, into as many files as they need
+        nonlocal fd, size
+        while entry:
+            if fd is None:
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                size = os.fstat(fd).st_size
+            end = entry.rfind(b"\n", 0, max(max_size - size, 0)) + 1  # what still fits
+            if not end and size:
+                os.close(fd)
+                fd, names = None, log_names(path, max_file)
+                for older, newer in zip(names[:0:-1], names[-2::-1]):
+                    os.rename(newer, older) if os.path.exists(newer) else None
+                unlink_if_there(path)
+                continue
+            end = end or entry.index(b"\n") + 1
+            if os.write(fd, entry[:end]) < end:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            size, entry = size + end, entry[end:]
+
+    def write(stream, data):
+        nonlocal lost
+        start = f"{log_time(time.time_ns())} {stream} ".encode()
+        lines, newline, rest = data.rpartition(b"\n")
+        entry = start + b"F " + lines.replace(b"\n", b"\n" + start + b"F ") if newline else b""
+        entry += newline + (start + b"P " + rest + b"\n" if rest else b"")
+        try:
+            if lost:
+                note = f" stderr F mydocker: {lost} bytes of output could not be logged\n"
+                entry = start.partition(b" ")[0] + note.encode() + entry
+            put(entry)
+            lost = 0
+        except OSError:  # a full disk: half a line is taken back
+            lost += len(data)
+            os.ftruncate(fd, size) if fd is not None else None
+
+    return write
+
+def read_log(path, max_file, more):
+    """Yield a log's lines, the oldest first, and a None at each end; it goes on while more()."""
+    file, rest = None, b""
+    while True:
+        expected, there = more(), []  # asked first: what was written until then is read
+        for name in log_names(path, max_file):
+            with tolerate(errno.ENOENT):
+                there.append((os.stat(name).st_ino, name))
+        inode = os.fstat(file.fileno()).st_ino if file else None
+        ours = next((n for n, (found, _) in enumerate(there) if found == inode), None)
+        for line in file or ():
+            rest += line
+            if rest.endswith(b"\n"):
+                yield rest
+                rest = b""
+        if ours == 0 or not there:
+            yield None
+            if not expected:
+                return
+            time.sleep(0.05)
+            continue
+        if file and ours is None:
+            warn("logs: lines were turned over before they could be read")
+        with tolerate(errno.ENOENT):  # on with the next one, or the oldest if ours is gone
+            number, name = there[ours - 1 if ours else -1]
+            following = open(name, "rb")
+            if os.fstat(following.fileno()).st_ino == number:  # else: turned over once more
+                file = following
 
 
 # ── 14. Inside the container ───────────────────────────────────────────────
 # What runs on this side is `init`: this file again, started by `run` in the new namespaces, and
 # soon to be replaced by the command.  It knows nothing but the spec.  Each step says why it
 # stands where it does; if one fails, the command never starts.
+#
+# `exec` starts this file as `join`, which enters namespaces that are there and takes the same last
+# steps.  It fails closed: a namespace that can't be entered ends it, long before the command.
+
+JOINED = {"uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "net": CLONE_NEWNET, "pid": CLONE_NEWPID,
+          "cgroup": CLONE_NEWCGROUP, "mnt": CLONE_NEWNS}  # by their names in /proc/PID/ns
 
 def send(channel, message, fds=()):
     """Send a value to the other side, and descriptors with it (unix(7), SCM_RIGHTS)."""
@@ -2329,36 +2370,36 @@ def send(channel, message, fds=()):
     data = struct.pack("I", len(data)) + data
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
     sent = channel.sendmsg([data], rights if fds else [])
-    channel.sendall(data[sent:])
+    if data[sent:]:  # nothing at all is sent, too, and refused when the other side is done
+        channel.sendall(data[sent:])
 
 def receive(channel):
     """The next value and descriptors from the other side: (message, fds); (None, []) at its end."""
-    header, ancillary, _, _ = channel.recvmsg(4, _socket.CMSG_SPACE(16), _socket.MSG_WAITALL
+    header, ancillary, _, _ = channel.recvmsg(4, _socket.CMSG_SPACE(64), _socket.MSG_WAITALL
                                               | _socket.MSG_CMSG_CLOEXEC)
     if len(header) < 4:
         return None, []
     fds = [fd for _, _, data in ancillary for fd in struct.unpack(f"{len(data) // 4}i", data)]
     data, size = b"", struct.unpack("I", header)[0]
-    while len(data) < size:
-        more = channel.recv(size - len(data))
-        if not more:
-            return None, []
+    while len(data) < size and (more := channel.recv(size - len(data))):
         data += more
-    return marshal.loads(data), fds
+    return (marshal.loads(data), fds) if len(data) == size else (None, [])
+
+def tell(channel, message, fds=()):
+    """Send what the other side may not be there for any more; why, it has sent itself."""
+    with tolerate(errno.EPIPE):
+        send(channel, message, fds)
 
 def container_main(channel, trees):
-    """Turn this process into the container's command.  Returns only by raising.
-
-    The order is that of runc and bubblewrap; STYLE: a recital, in a straight line.
-    """
+    """Turn this process into the container's command, in runc's order.  Returns only by raising."""
     narrate("init come on")
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # nobody inside may look into this process: CVE-2016-9962
-    spec, _ = receive(channel)  # sync 1: the outside has done its part
+    spec, outputs = receive(channel)  # sync 1: the outside has done its part
     if spec is None:
         os._exit(125)  # it died meanwhile
     for row, tree in zip(shared_rows(spec), trees):
         row["tree"] = tree
-    process, terminal = spec["process"], spec["process"]["terminal"]
+    process = spec["process"]
     narrate("command: " + " ".join(process["args"]))
     narrate("command:" + process["args"][0])
     own_root = spec["root"]["path"] != "/"
@@ -2372,26 +2413,76 @@ def container_main(channel, trees):
     if name:
         sethostname(name, len(encode(name)))  # the UTS namespace's, not the host's
     os.umask(process["user"].get("umask", 0o022))
-    uid, gid, groups, home = resolve_user(process["user"]["username"])  # by the container's files
+    user = resolve_user(process["user"]["username"])  # by the container's files
     for row in spec["mounts"]:
         if row.get("chown"):
-            chown_tree(os.open("/", os.O_PATH | os.O_CLOEXEC), row["destination"][1:], uid, gid)
-    slave = None
-    if terminal:
-        master, slave = make_terminal(process.get("consoleSize"))
-        os.fchown(slave, uid, -1)  # the container's own terminal is its user's
-        if own_root:
-            show_console(slave)
-        send(channel, "terminal", [master])  # sync 2: run keeps the other end
-        os.close(master)
+            chown_tree(os.open("/", os.O_PATH | os.O_CLOEXEC), row["destination"][1:], *user[:2])
+    slave = hand_out_terminal(channel, process, user[0])
+    if slave is not None and own_root:  # /dev is still as we made it
+        os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # for boot messages
     enter_workdir(process["cwd"], own_root)
-    become_user(uid, gid, groups)
     if spec["annotations"].get("mydocker.init"):
-        become_reaper(channel, slave)  # returns in the child; PID 1 stays behind
+        become_reaper(channel, slave, outputs)  # returns in the child; PID 1 stays behind
+    become_command(process, user, slave, outputs)
+
+def joined_main(channel, _):
+    """Turn this process into one more command of a running container.  Returns only by raising."""
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # before it can be seen inside: CVE-2016-9962
+    (process, outlive), namespaces = receive(channel)  # sync 1
+    join_namespaces(namespaces)
+    for fd in namespaces:
+        os.close(fd)  # nothing of the host's is to be seen inside but the channel
+    child = os.fork()  # into the PID namespace: only a new process can be in it
+    if child:
+        send(channel, child)  # `exec` inherits it when this process ends
+        os._exit(0)
+    if receive(channel)[0] is None:  # sync 1, once more: it has
+        os._exit(125)
+    if not outlive:
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # `exec` takes it along when it dies
+    os.umask(process["user"].get("umask", 0o022))
+    user = resolve_user(process["user"]["username"])
+    slave = hand_out_terminal(channel, process, user[0])
+    enter_workdir(process["cwd"], False)
+    become_command(process, user, slave, (0, 0) if outlive else (), outlive)  # fd 0 is /dev/null
+
+def join_namespaces(fds):
+    """Enter namespaces, all or none by the pidfd that FDS may start with, or else one by one."""
+    if len(fds) > len(JOINED):
+        with tolerate(errno.EINVAL):  # before Linux 5.8 a pidfd is no namespace
+            os.setns(fds[0], sum(JOINED.values()))  # where the container is, in one step
+            return
+    for fd, flag in zip(fds[-len(JOINED):], JOINED.values()):
+        os.setns(fd, flag)  # where the container is
+
+def hand_out_terminal(channel, process, uid):
+    """Make the container's terminal, if it's to have one, and send run its master end: sync 2."""
+    if not process["terminal"]:
+        return None
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    with Descriptor(os.open("/dev/pts/ptmx", flags)) as master:
+        fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
+        # By descriptor, as a name in /dev/pts could lead elsewhere: CVE-2025-52565
+        slave = fcntl.ioctl(master, TIOCGPTPEER, flags)
+        if process.get("consoleSize"):
+            fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", *process["consoleSize"], 0, 0))
+        os.fchown(slave, uid, -1)  # the container's own terminal is its user's
+        send(channel, "terminal", [master])
+    return slave
+
+def become_command(process, user, slave, outputs, outlive=False):
+    """The last steps, the same for every process of a container."""
+    uid, gid, groups, home = user
+    os.setgroups(groups)  # none of root's groups stay
+    os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
+    os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
+    if not outlive:
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
     os.setsid()  # away from the caller's session: its terminal can't be ours
-    if terminal:
+    if slave is not None:
         fcntl.ioctl(slave, TIOCSCTTY, 0)  # job control works from the first line on
-        take_terminal(slave)
+    take_descriptors(slave, outputs)
     environment = dict(item.partition("=")[::2] for item in process["env"])
     environment.setdefault("HOME", home)
     forget_signals()
@@ -2401,25 +2492,13 @@ def chown_tree(directory, name, uid, gid):
     """Give a file, and all below it, to a user (-v ...:U); no link is followed."""
     os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
     if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-        inner = os.open(name, OPEN_CHILD, dir_fd=directory)
-        for entry in os.listdir(inner):
-            chown_tree(inner, entry, uid, gid)
-        os.close(inner)
+        with Descriptor(os.open(name, OPEN_CHILD, dir_fd=directory)) as inner:
+            for entry in os.listdir(inner):
+                chown_tree(inner, entry, uid, gid)
 
-def close_all_but(*kept):
-    """Close every descriptor above the standard three except KEPT, and keep those from the command.
-
-    What init itself opens later is close-on-exec from birth.
-    """
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in kept:
-            try:
-                os.close(int(name))
-            except OSError as error:
-                if error.errno != errno.EBADF:  # the listing's own descriptor
-                    raise
-    for fd in kept:
-        os.set_inheritable(fd, False)
+def open_fds():
+    return [int(name) for name in os.listdir("/proc/self/fd")  # whose own is closed by then
+            if int(name) > 2 and os.path.exists(f"/proc/self/fd/{name}")]
 
 def enter_workdir(path, make):
     """Change to the command's working directory; MAKE it where it is missing, as Docker does."""
@@ -2429,19 +2508,19 @@ def enter_workdir(path, make):
     if not os.getcwd().startswith("/"):  # CVE-2024-21626: "(unreachable)" is outside
         raise Failure(f"--workdir, on {path}: it lies outside of the container")
 
-def take_terminal(slave):
-    """Make the container's terminal the three standard descriptors."""
-    for fd in (0, 1, 2):
-        os.dup2(slave, fd)  # the caller's own descriptor is gone with this
+def take_descriptors(slave, outputs):
+    """Make the container's terminal, or the pipes to its log, the standard descriptors."""
+    for source, fd in zip(outputs or [slave] * 3, (1, 2) if outputs else (0, 1, 2)):
+        if source is not None:
+            os.dup2(source, fd)  # the caller's own descriptor is gone with this
 
-def become_reaper(channel, slave):
+def become_reaper(channel, slave, outputs):
     """Fork; the child goes on to be the command, PID 1 passes signals to it and buries the dead."""
     child = os.fork()  # --init: the command is not PID 1 and needn't act like it
     if not child:
         return
     channel.close()  # its end of file must mean that the child has executed
-    if slave is not None:
-        take_terminal(slave)  # nor does PID 1 keep the caller's
+    take_descriptors(slave, outputs)  # nor does PID 1 keep the caller's
     everything = set(range(1, _signal.NSIG)) - {32, 33}  # the C library's own
     _signal.pthread_sigmask(_signal.SIG_BLOCK, everything)
     while True:
@@ -2449,11 +2528,9 @@ def become_reaper(channel, slave):
         if number != _signal.SIGCHLD:
             os.kill(child, number)
             continue
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        while pid:
-            if pid == child:
-                os._exit(exit_status(status))
-            pid, status = os.waitpid(-1, os.WNOHANG)
+        while (gone := os.waitpid(-1, os.WNOHANG))[0]:
+            if gone[0] == child:
+                os._exit(exit_status(gone[1]))
 
 def forget_signals():
     """Give the command the signals of a fresh process: Python ignores two, `run` blocks most."""
@@ -2498,32 +2575,30 @@ def interpreter_of(program):
 # ── 15. Outside the container ──────────────────────────────────────────────
 # The other side of chapter 14: `run` makes the child, does what must be done outside, says go,
 # and then only carries signals and bytes until the child is gone.  From the child's first moment
-# it holds that PR_SET_PDEATHSIG kills it when this process dies: no container outlives `run`.
+# it holds that PR_SET_PDEATHSIG kills it when this process dies: no container outlives its monitor.
+#
+# `run` itself is the monitor.  With -d it forks first, and a child in a session of its own is; the
+# parent leaves when it hears that the command runs.  What a monitor needs is one dict, the state,
+# so that it can execute itself again, smaller, and hand that on.
 
 NAMESPACES = {"pid": CLONE_NEWPID, "mount": CLONE_NEWNS, "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC,
               "network": CLONE_NEWNET}  # those made before init starts, by their OCI names
-NOT_FORWARDED = {_signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGURG, _signal.SIGTSTP, _signal.SIGTTIN,
-                 _signal.SIGTTOU, _signal.SIGCONT, _signal.SIGKILL, _signal.SIGSTOP, _signal.SIGSYS,
-                 _signal.SIGSEGV, _signal.SIGBUS, _signal.SIGILL, _signal.SIGFPE, _signal.SIGTRAP,
-                 _signal.SIGABRT, 32, 33}
-FORWARDED = set(range(1, _signal.NSIG)) - NOT_FORWARDED
+FORWARDED = set(range(1, _signal.NSIG)) - {32, 33} - {getattr(_signal, "SIG" + name) for name in (
+    "CHLD PIPE URG TSTP TTIN TTOU CONT KILL STOP SYS SEGV BUS ILL FPE TRAP ABRT").split()}
 DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
-GRACE = 10  # seconds between a hang-up and SIGKILL, as for `docker stop`
+GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
+LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 
 def has_namespace(spec, kind):
-    """True if the spec asks for a new namespace of this kind."""
-    return any(row["type"] == kind for row in spec["linux"]["namespaces"])
+    return {"type": kind} in spec["linux"]["namespaces"]
 
 def namespace_flags(spec):
-    """The CLONE_ flags of the new namespaces in the spec."""
     return sum(flag for kind, flag in NAMESPACES.items() if has_namespace(spec, kind))
 
 def own_bytecode():
-    """A sealed memfd with this program, compiled: init starts from it.
-
-    It compiles nothing a second time, reads no file that somebody could have changed since, and
-    finds its code with any root.  See memfd_create(2), fcntl(2) "File Sealing".
-    """
+    """A sealed memfd with this program, compiled: init starts from it. It compiles nothing a second
+    time, reads no file that somebody could have changed since, and finds its code with any root.
+    See memfd_create(2), fcntl(2) "File Sealing"."""
     from _frozen_importlib_external import MAGIC_NUMBER  # importlib.util would cost 3 ms
     frame = sys._getframe()
     while frame.f_back:
@@ -2536,37 +2611,34 @@ def own_bytecode():
     data = memoryview(MAGIC_NUMBER + bytes(12) + marshal.dumps(frame.f_code))
     while data:
         data = data[os.write(fd, data):]
-    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK
+                | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
     return fd
 
 def shared_rows(spec):
-    """The mounts that the host is to see mounts in, too: -v ...:rshared."""
     return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])]
 
-def start_init(spec, stdin):
-    """Start `init` in the spec's namespaces: (pid, channel to it, this program compiled)."""
+def start_inside(word, flags, stdin, program, shared=()):
+    """Start this program as WORD in new namespaces: (pid, channel to it)."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    flags, program = namespace_flags(spec), own_bytecode()
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, it would take the exit status
     _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED | {_signal.SIGCHLD})
-    os.unshare(flags & CLONE_NEWPID)  # the next child is PID 1 of a new PID namespace
+    if flags & CLONE_NEWPID:
+        os.unshare(CLONE_NEWPID)  # the next child is PID 1 of a new PID namespace
     pid = os.fork()  # this process goes on outside, the child inside
     if pid == 0:
         try:
-            reexec_as_init(theirs, program, flags & ~CLONE_NEWPID, stdin, shared_rows(spec))
+            reexec_inside(word, theirs, program, flags & ~CLONE_NEWPID, stdin, shared)
         except Exception as error:
             send(theirs, describe(error))
         finally:
             os._exit(125)
     theirs.close()
-    return pid, ours, program
+    return pid, ours
 
-def reexec_as_init(channel, program, flags, stdin, shared):
-    """In the child: make the other namespaces and execute this file again, as `init`.
-
-    Mounts to be shared with the host are copied while they still are its peers.
-    """
+def reexec_inside(word, channel, program, flags, stdin, shared):
+    """In the child: make the other namespaces and execute this file again, as `init` or `join`.
+    Mounts to be shared with the host are copied while they still are its peers."""
     prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # if run dies, however it dies, so do we
     os.unshare(flags)  # a mount table, host name, IPC and network of its own
     trees = [open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | AT_RECURSIVE) for row in shared]
@@ -2580,7 +2652,7 @@ def reexec_as_init(channel, program, flags, stdin, shared):
     os.set_inheritable(program, True)
     kept = [str(fd) for fd in (channel.fileno(), *trees)]
     python_words = [python, "-I", "-S", "-X", "utf8", f"/proc/self/fd/{program}"]
-    os.execvp(python, [*python_words, "init", *kept])  # this file again
+    os.execvp(python, [*python_words, word, *kept])  # this file again
 
 def watch_signals():
     """A descriptor that becomes readable when one of the blocked signals arrives: signalfd(2)."""
@@ -2591,52 +2663,92 @@ def watch_signals():
 
 def take_signals(signals):
     """The numbers of the signals that have arrived: signalfd_siginfo's first field, ssi_signo."""
-    try:
+    data = b""
+    with tolerate(errno.EAGAIN):
         data = os.read(signals, 128 * 64)
-    except BlockingIOError:
-        return []
     return [struct.unpack_from("I", data, start)[0] for start in range(0, len(data), 128)]
 
-def start_container(spec, record, stdin, guard):
-    """Start the container of SPEC; returns what is needed to watch it, once its command runs."""
-    pid, channel, program = start_init(spec, stdin)
+def start_container(state):
+    """Start the container of STATE, and add to that what is needed to watch it. STATE: spec,
+    record, lock, attached, interactive, stdin (what its fd 0 is to be)."""
+    spec, record = state["spec"], state["record"]
+    program = state["program"] = state.get("program") or own_bytecode()
+    piped = not (state["attached"] or spec["process"]["terminal"])
+    pipes = [os.pipe(), os.pipe()] if piped else []
+    pid, channel = start_inside("init", namespace_flags(spec), state["stdin"], program,
+                                shared_rows(spec))
     signals = watch_signals()
     try:
-        prepare_container(spec, record, guard)
-        try:
-            send(channel, spec)  # sync 1
-        except BrokenPipeError:  # init has failed, and has said why
-            pass
+        make_cgroup(record, pid)
+        prepare_container(spec, record)
+        tell(channel, spec, [end for _, end in pipes])  # sync 1
         master = await_exec(pid, channel, signals)
         record.update(pid=pid, pid_start=process_start(pid), started=time.time())
-        write_json(state_path("containers", record["id"], "state.json"), record)
+        write_json(container_path(record, "state.json"), record)
     except (Failure, OSError):
         kill_child(pid)
         raise
     finally:
         channel.close()
-        os.close(signals)
-    return {"pid": pid, "master": master, "program": program, "record": record, "before": None}
+        for fd in [signals, *[end for _, end in pipes]]:
+            os.close(fd)
+    state.update(pid=pid, master=master, outputs=[end for end, _ in pipes], typed=b"",
+                 logged=record["keep"] or not state["attached"])
+
+def process_start(pid):
+    """When a process started, in clock ticks since boot: with its pid it names it for good."""
+    with tolerate(errno.ENOENT, errno.ESRCH):
+        return int(read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
+
+def process_fd(pid, start):
+    """A pidfd of the process that has that PID and started then; None if it is gone."""
+    try:
+        fd = Descriptor(pidfd_open(pid or -1, 0))
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.EINVAL):
+            raise
+        return None
+    if process_start(pid) == start:  # it is that one, and no later one with its pid
+        return fd
+    os.close(fd)
+    return None
+
+def send_signal(pid, start, number):
+    """Send a signal to that process; False if it is gone."""
+    fd = process_fd(pid, start)
+    if fd is None:
+        return False
+    with fd, tolerate(errno.ESRCH):
+        pidfd_send_signal(fd, number, 0, 0)
+        return True
+    return False
+
+def wait_process(pid, start, seconds):
+    """Wait for that process to end, at most so long."""
+    fd = process_fd(pid, start)
+    if fd is not None:
+        with fd:
+            readable_fds([fd], seconds)
+
+def readable_fds(fds, seconds=None):
+    """Wait until one of the descriptors can be read, or for that time; returns those that can."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(None if seconds is None else max(0, seconds) * 1000 + 1)]
 
 def kill_child(pid):
     """Kill a container's PID 1, and with it all of its processes, and wait for it."""
-    try:
+    with tolerate(errno.ESRCH, errno.ECHILD):  # it has been waited for already
         os.kill(pid, _signal.SIGKILL)
         os.waitpid(pid, 0)
-    except (ProcessLookupError, ChildProcessError):  # it has been waited for already
-        pass
 
 def await_exec(pid, channel, signals):
-    """Wait until the command runs; returns the terminal's master end or None.
-
-    Raises what stopped init, as a Failure.
-    """
-    master, poll = None, select.poll()
-    poll.register(signals, select.POLLIN)
-    poll.register(channel.fileno(), select.POLLIN)
+    """Wait until the command runs; returns the terminal's master end or None. Raises what stopped
+    init, as a Failure."""
+    master = None
     while True:
-        ready = [fd for fd, _ in poll.poll()]
-        if channel.fileno() in ready:
+        if channel.fileno() in readable_fds([signals, channel.fileno()]):
             message, fds = receive(channel)
             if message is None:
                 return master  # sync 3: closed by the exec
@@ -2646,37 +2758,137 @@ def await_exec(pid, channel, signals):
         for number in set(take_signals(signals)) & DEADLY:
             raise Failure("run: interrupted before the command started", 128 + number)
 
-def watch(state, small):
-    """Stay with a running container to its end, then tidy up; returns its exit status.
-
-    STATE: start_container's, with lock, interactive and typed (the last bytes).  SMALL: this
-    process has compiled nothing; else it makes room after a second.
-    """
-    status, master = None, state["master"]
-    if master is not None and state["interactive"] and not small and os.isatty(0):
-        state["before"] = raw_mode(0)
+def supervise(state, small):
+    """Stay with a container, start it again as its restart policy says, then tidy up. Returns its
+    exit status.  SMALL: this process has compiled nothing."""
+    record, status = state["record"], None
     try:
-        status = carry(state, watch_signals(), None if small else time.monotonic() + 1)
+        status = attend(state, small)
+        while restarts(record, status) and back_off(record, status):
+            status = None
+            with Descriptor(os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)) as own:
+                os.setns(own, CLONE_NEWPID)  # else no second namespace can be made
+            start_container(state)
+            status = attend(state, small)
         return status
+    except Exception as error:
+        record["error"], status, _ = describe(error)
+        raise
     finally:
-        if state["before"]:
-            set_terminal(0, state["before"])
-        if status is None:  # something failed here: no container outlives that
-            kill_child(state["pid"])
-        end_container(state["record"], status)
+        status = 125 if status is None else status
+        write_status(state["lock"], status)  # for `wait`
+        end_container(record, status)
         os.close(state["lock"])
         sweep_containers()  # what killed commands left
 
-def make_room(state):
-    """Execute this program again, from its bytecode, as `monitor`: compiling took 15 MB.
+def attend(state, small):
+    """Carry signals and bytes until a container's PID 1 is gone; returns its exit status."""
+    status, attached = None, state["attached"]
+    if state["master"] is not None and attached and state["interactive"] and os.isatty(0):
+        state["before"] = state.get("before") or raw_mode(0)
+    crowded = None if small else time.monotonic() + (1 if attached else 0)
+    try:
+        with Descriptor(watch_signals()) as signals:
+            status = carry(state, signals, crowded)
+        return status
+    finally:
+        if state.get("before"):
+            set_terminal(0, state.pop("before"))
+        if status is None:  # something failed here: no container outlives that
+            kill_child(state["pid"])
+        for fd in state["outputs"] + [state["master"]] * (state["master"] is not None):
+            os.close(fd)
 
-    The process stays the same: its child, its blocked signals and its locks come along.
-    """
+def restarts(record, status):
+    """True if a container that has ended so is to be started again."""
+    policy, _, most = record["restart"].partition(":")
+    if os.path.exists(container_path(record, "stop")) or policy == "no":
+        return False
+    return policy != "on-failure" or status != 0 and record["restarts"] < int(most or 1 << 63)
+
+def back_off(record, status):
+    """Wait before a restart, 0.1 s and then each time twice as long; False if told to end. As
+    docker has it: a minute at most, and from the start again after a run of 10 seconds."""
+    now = time.time()
+    delay = min(2 * record.get("delay", 0.05), 60) if now < record["started"] + 10 else 0.1
+    record.update(pid=0, status=status, finished=now, delay=delay, restarts=record["restarts"] + 1)
+    write_json(container_path(record, "state.json"), record)
+    with Descriptor(watch_signals()) as signals:
+        while time.time() < now + delay:
+            readable_fds([signals], now + delay - time.time())
+            if DEADLY & set(take_signals(signals)):
+                return False
+    return not os.path.exists(container_path(record, "stop"))
+
+def in_background(work):
+    """Call work(report) in a child in a session of its own; returns when it calls report(). Raises
+    what it raises before that."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    child = os.fork()  # the monitor
+    if child:
+        theirs.close()
+        message = receive(ours)[0]
+        if message != "ready":
+            raise Failure(*message or ("run: the monitor was killed", 137))
+        return
+
+    def leave_caller():
+        """Keep nothing of the parent's terminal and directory, and tell it that all is well."""
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.chdir("/")
+        tell(theirs, "ready")
+        theirs.close()
+
+    try:
+        os.setsid()
+        for fd in open_fds():
+            os.close(fd) if os.get_inheritable(fd) else None  # the caller's: ours close on exec
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        work(leave_caller)
+    except Exception as error:
+        send(theirs, describe(error))
+    finally:
+        os._exit(0)
+
+def start_process(state, process, outlive):
+    """Start one more process in the container of STATE, and add to that what attend() needs.
+    OUTLIVE: it doesn't end with this process."""
+    record, program = state["record"], own_bytecode()
+    first = live_pid(record)
+    fds = [os.open(f"/proc/{first}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in JOINED]
+    with tolerate(*NOT_TO_BE_HAD):  # the others do as well
+        fds.insert(0, pidfd_open(first, 0))
+    live_pid(record)  # the pid wasn't used again before all were open
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child of `join` becomes ours
+    pid, channel = start_inside("join", CLONE_NEWNS, state["stdin"], program)
+    signals = watch_signals()
+    try:
+        enter_cgroup(record, pid)
+        tell(channel, (process, outlive), fds)  # sync 1
+        answer = receive(channel)[0]
+        if not isinstance(answer, int):
+            raise Failure(*answer or ("exec: it was killed before the command started", 137))
+        os.waitpid(pid, 0)
+        pid = answer
+        tell(channel, "go")  # sync 1, once more
+        state.update(pid=pid, master=await_exec(pid, channel, signals))
+    except (Failure, OSError):
+        kill_child(pid)
+        raise
+    finally:
+        channel.close()
+        os.close(signals)
+
+def make_room(state):
+    """Execute this program again, from its bytecode, as `monitor`: compiling took 15 MB. The
+    process stays the same: its child, its blocked signals and its locks come along."""
     carried = os.memfd_create("state", 0)
     os.write(carried, marshal.dumps(state))
-    for fd in (state["lock"], state["program"], state["master"]):
-        if fd is not None:
-            os.set_inheritable(fd, True)
+    for fd in map(state.get, ("lock", "program", "master", "stdin", "typist")):
+        os.set_inheritable(fd, True) if fd is not None else None
+    for fd in state["outputs"]:
+        os.set_inheritable(fd, True)
     words = [os.readlink("/proc/self/exe"), "-I", "-S", "-X", "utf8",
              f"/proc/self/fd/{state['program']}", "monitor", str(carried)]
     try:
@@ -2684,62 +2896,65 @@ def make_room(state):
     except OSError:  # then it stays as large as it is
         os.close(carried)
 
-def resize(master):
-    """Give the terminal inside the size of the caller's."""
+def resize(terminal):
     size = caller_size()
     if size:
-        fcntl.ioctl(master, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+        fcntl.ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
 
 def carry(state, signals, crowded):
-    """The monitor's loop; returns the exit status when PID 1 is gone and all output delivered.
-
-    If the caller's terminal hangs up, the one inside does too, and PID 1 has GRACE seconds.
-    CROWDED: when to make room, a time.monotonic(), or None.
-    """
-    pid, terminal, outputs, inputs = state["pid"], state["master"], [], []
-    if terminal is not None:
-        os.set_blocking(terminal, False)
-        outputs.append(Relay(terminal, 1))
-        resize(terminal)
-    if terminal is not None and state["interactive"]:
-        inputs.append(Relay(0, terminal, lambda last: end_of_file_key(terminal, last)))
-        inputs[0].last, inputs[0].open = state["typed"], state["typed"] is not None
+    """The monitor's loop; returns the exit status when PID 1 is gone and all output delivered. If
+    the caller's terminal hangs up, the one inside does too, and PID 1 has GRACE seconds. CROWDED:
+    when to make room, a time.monotonic(), or None."""
+    pid, terminal, attached = state["pid"], state["master"], state["attached"]
+    outputs, inputs = relays(state)
     status = killing = None
     arrived = [_signal.SIGCHLD]  # it may be gone already, and its signal taken while it started
     while True:
-        for number in arrived:
-            status = pass_on(number, pid, terminal, status)
+        for number in arrived if status is None else ():
+            if number == _signal.SIGCHLD:
+                gone, wait_status = os.waitpid(pid, os.WNOHANG)
+                status = exit_status(wait_status) if gone else status
+            elif number == _signal.SIGWINCH and terminal is not None and attached:
+                resize(terminal)
+            elif status is None:
+                os.kill(pid, number)
         if status is not None and not any(stream.busy() for stream in outputs):
             return status
         now = time.monotonic()
         if killing and now > killing and status is None:
             os.kill(pid, _signal.SIGKILL)
-        idle = status is None and not any(each.waiting for each in outputs + inputs)
-        if crowded and now > crowded and idle:
+        idle = not any(each.waiting for each in outputs + inputs)
+        if crowded is not None and now > crowded and idle and status is None:
             state["typed"] = inputs[0].last if inputs and inputs[0].open else None
             make_room(state)
             crowded = None
         streams = outputs + inputs if status is None else outputs
-        ready = wait_ready(signals, streams, killing or crowded)
+        deadline = (killing or crowded) if status is None else now + LINGER if idle else None
+        ready = wait_ready(signals, streams, deadline)
+        if status is not None and idle and not ready:
+            return status  # somebody outside holds the other end: no end of file will come
         hung_up = not all([moved(stream) for stream in ready])
         arrived = take_signals(signals)
-        if terminal is not None and (hung_up or _signal.SIGHUP in arrived):
+        if terminal is not None and attached and (hung_up or _signal.SIGHUP in arrived):
             os.close(terminal)  # the kernel tells all inside: SIGHUP, and end of file
             outputs, inputs, terminal, crowded = [], [], None, None
+            state["master"] = None
             killing = time.monotonic() + GRACE
 
-def pass_on(number, pid, terminal, status):
-    """Act on a signal that the monitor got; returns the exit status if PID 1 is gone."""
-    if status is not None:
-        return status
-    if number == _signal.SIGCHLD:
-        gone, wait_status = os.waitpid(pid, os.WNOHANG)
-        return exit_status(wait_status) if gone else None
-    if number == _signal.SIGWINCH and terminal is not None:
-        resize(terminal)
-    else:
-        os.kill(pid, number)
-    return None
+def relays(state):
+    """The streams that a container's monitor has to carry: (outputs, inputs)."""
+    terminal, attached, record = state["master"], state["attached"], state["record"]
+    write = open_log(container_path(record, "container.log"), *record["log"])
+    if terminal is None:
+        return [Relay(fd, None, log=lambda data, name=name: write(name, data))
+                for fd, name in zip(state["outputs"], ("stdout", "stderr"))], []
+    os.set_blocking(terminal, False)
+    resize(terminal) if attached else None
+    log = (lambda data: write("stdout", data)) if state["logged"] else None
+    keys = Relay(0, terminal, lambda last: end_of_file_key(terminal, last))
+    keys.last, keys.open = state["typed"] or b"", state["typed"] is not None
+    return ([Relay(terminal, 1 if attached else None, log=log)],
+            [keys] if attached and state["interactive"] else [])
 
 def moved(stream):
     """Let a stream move; False if the terminal at its end is gone."""
@@ -2777,102 +2992,83 @@ def wait_ready(signals, streams, deadline):
 COMMANDS = {}
 HIDDEN = "not for typing"  # the summary of what the program starts as by itself
 
-def command(usage, summary, *rows):
-    """Make a function cmd_NAME the subcommand NAME; cmd_GROUP_NAME is GROUP NAME."""
+def command(usage, summary, *rows, many=False):
+    """Make a function cmd_NAME the subcommand NAME; cmd_GROUP_NAME is GROUP NAME. MANY: it is
+    called for every word, and what it returns is printed, or else the word."""
     def register(function):
-        COMMANDS[function.__name__[4:].replace("_", " ")] = (function, usage, summary, rows)
+        def call_for_each(options, words):
+            each(words, lambda word: function(options, word) or word)
+
+        COMMANDS[function.__name__[4:].replace("_", " ")] = (
+            call_for_each if many else function, usage, summary, rows)
         return function
 
     return register
 
 def long_name(row):
-    """The name an option goes by: its first long one, without dashes."""
     return next(name[2:] for name in row[0].split() if name.startswith("--"))
 
 def parse_options(rows, words, where, anywhere=False):
-    """Split WORDS by an option table: ({name: value}, the positional words).
-
-    ANYWHERE: options may follow positional words, too, as docker has it where no command follows.
-    """
+    """Split WORDS by an option table: ({name: value}, the positional words). ANYWHERE: options may
+    follow positional words, too, as docker has it where no command follows."""
     by_name = {name.lstrip("-"): row for row in rows for name in row[0].split()}
     options = {long_name(row): [] if row[1].endswith("...") else None if row[1] else False
                for row in rows}
     words, rest = list(words), []
-    while words:
+    while words and (anywhere or not rest):
         word = words.pop(0)
         if word == "--":
             break
         if not word.startswith("-") or word == "-":
             rest.append(word)
-            if anywhere:
-                continue
-            break
+            continue
         for row, value in split_option(by_name, word, where):
-            if value is None and row[1] and not words:
+            name = long_name(row)
+            if not row[1] and value not in (None, "true", "false"):
+                raise Failure(f"{where}, on --{name}={value}: it takes no value")
+            if row[1] and value is None and not words:
                 raise Failure(f"{where}, on {word}: it needs a value, {row[1].rstrip('.')}")
-            store_option(options, row, words.pop(0) if value is None and row[1] else value, where)
+            if row[1]:
+                value = words.pop(0) if value is None else value
+                options[name] = options[name] + [value] if row[1].endswith("...") else value
+            else:
+                options[name] = value != "false"
     return options, rest + words
 
 def split_option(by_name, word, where):
     """The options in one word as [(row, value)]; the value is None where it isn't in the word.
-
-    Grammar: -name, --name, --name=value (one dash will do) | -abc | -abVALUE
-    """
+    Grammar: -name, --name, --name=value (one dash will do) | -abc | -abVALUE"""
     name, equals, value = word.lstrip("-").partition("=")
     if name in by_name and (len(name) > 1 or equals or len(word) == 2):
         return [(by_name[name], value if equals else None)]
-    letters, found = word[1:], []
-    while letters and not word.startswith("--"):
-        row = by_name.get(letters[0])
-        letters = letters[1:]
-        if not row:
-            break
+    found = []
+    for end, letter in enumerate(word[1:], 2):
+        if letter not in by_name:
+            raise Failure(f"{where}, on {word}: unknown option", hint=f"see {where} --help")
+        row = by_name[letter]
         if row[1]:
-            return found + [(row, letters or None)]
+            return found + [(row, word[end:] or None)]
         found.append((row, None))
-        if not letters:
-            return found
-    raise Failure(f"{where}, on {word}: unknown option", hint=f"see {where} --help")
+    return found
 
-def store_option(options, row, value, where):
-    """Put one option's value where the table says."""
-    name = long_name(row)
-    if row[1].endswith("..."):
-        options[name].append(value)
-    elif row[1]:
-        options[name] = value
-    elif value in (None, "true", "false"):
-        options[name] = value != "false"
-    else:
-        raise Failure(f"{where}, on --{name}={value}: it takes no value")
+def option_lines(rows):
+    return columns([(f"  {', '.join(names.split())} {argument}".rstrip(), text)
+                    for names, argument, text in rows])
 
 def help_text(name):
-    """The help of one subcommand, from its row."""
     _, usage, summary, rows = COMMANDS[name]
-    lines = columns([("  " + ", ".join(names.split()) + (" " + argument).rstrip(), text)
-                     for names, argument, text in rows]) if rows else []
-    return "\n".join([f"Usage: mydocker {name} {usage}".rstrip(), "", summary.capitalize() + "."]
-                     + (["", "Options (one dash is as good as two):"] + lines if lines else []))
+    title = ["", "Options (one dash is as good as two):"] if rows else []
+    return "\n".join([f"Usage: mydocker {name} {usage}".rstrip(), "", summary.capitalize() + ".",
+                      *title, *option_lines(rows)])
 
 def given(options, name, default):
-    """An option's value, which may be empty, or DEFAULT where it wasn't given."""
     return default if options[name] is None else options[name]
 
-def require_root(what):
-    """Only root makes namespaces here."""
-    if os.geteuid():
-        raise Failure(f"{what}, as user {os.geteuid()}: only root can make containers",
-                      hint=f"sudo python3 {sys.argv[0]} {what} ...")
-
-def environment_of(options, hostname, image):
-    """The container's environment, [K=V]: clean but for what the image and the options say."""
-    values = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
-    if options["tty"]:
-        values["TERM"] = "xterm"
-    items = [item for path in options["env-file"] for item in env_file_items(path)]
-    for item in image.get("Env") or []:
-        values[item.partition("=")[0]] = item.partition("=")[2]
-    for item in items + options["env"]:
+def environment_of(options, start):
+    """A command's environment, [K=V]: clean but for START and what the options say."""
+    values = {"TERM": "xterm"} if options["tty"] else {}
+    values.update(item.partition("=")[::2] for item in start)
+    for item in [*sum(map(env_file_items, options["env-file"]), []), *options["env"]]:
         key, equals, value = item.partition("=")
         if not key or "\0" in item:
             raise Failure(f"--env, on {item or chr(39) * 2}: a variable must have a name")
@@ -2884,14 +3080,12 @@ def environment_of(options, hostname, image):
 
 def env_file_items(path):
     """The lines of an --env-file, each K=V or K; empty ones and # comments are skipped."""
-    try:
-        lines = read_all(path).split("\n")
-    except OSError as error:
-        raise Failure(f"--env-file, on {path}: {reason(error)}") from None
+    with blame(f"--env-file, on {path}"):
+        lines = [line.lstrip() for line in read_all(path).split("\n")]
     for number, line in enumerate(lines, 1):
-        if " " in line.split("=")[0].strip() and not line.lstrip().startswith("#"):
+        if " " in line.split("=")[0].strip() and not line.startswith("#"):
             raise Failure(f"--env-file, on {path} line {number}: white space in a variable's name")
-    return [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return [line for line in lines if line and not line.startswith("#")]
 
 def command_of(options, words, image):
     """The arguments to execute, from the image's Entrypoint and Cmd and what was typed."""
@@ -2905,26 +3099,21 @@ def command_of(options, words, image):
     return args
 
 def volume_rows(options, image, own_root):
-    """The mounts that -v, --mount, --tmpfs and the image's Volumes ask for: (rows, [new volume]).
-
-    A new volume is one without a name: it belongs to this container.
-    """
-    rows = [parse_volume(text) for text in options["volume"]]
-    rows += [parse_mount(text) for text in options["mount"]]
-    for text in options["tmpfs"]:
-        path, _, more = text.partition(":")
+    """The mounts that -v, --mount, --tmpfs and the image's Volumes ask for, parents first."""
+    rows = [*map(parse_volume, options["volume"]), *map(parse_mount, options["mount"])]
+    for path, _, more in (text.partition(":") for text in options["tmpfs"]):
         rows.append(mount_row(path, "tmpfs", "nosuid", "nodev", "noexec",
                               *filter(None, more.split(","))))
     taken = {os.path.normpath(row["destination"]) for row in rows}
     rows += [volume_row("", path, []) for path in image.get("Volumes") or {}
              if os.path.normpath(path) not in taken]  # a place and no more: CVE-2022-23648
-    for row in rows:
-        if not row["destination"].startswith("/"):
-            raise Failure(f"--volume, on {row['destination']}: the place in the container must be "
-                          "an absolute path")
-        if not own_root and not os.path.exists(row["destination"]):
-            raise Failure(f"--volume, on {row['destination']}: there is no such place on this box, "
-                          "and it won't be made on the host's own root")
+    for place in (row["destination"] for row in rows):
+        if not place.startswith("/"):
+            raise Failure(f"--volume, on {place}: the place in the container must be an absolute "
+                          "path")
+        if not own_root and not os.path.exists(place):
+            raise Failure(f"--volume, on {place}: there is no such place on this box, and it won't "
+                          "be made on the host's own root")
     return sorted(rows, key=lambda row: os.path.normpath(row["destination"]).count("/"))
 
 def parse_volume(text):
@@ -2934,18 +3123,16 @@ def parse_volume(text):
         raise Failure(f"--volume, on {text or chr(39) * 2}: it is [HOST-DIR:|NAME:]PLACE[:OPTIONS]")
     if len(parts) == 1 or len(parts) == 2 and parts[1][0] != "/":
         parts.insert(0, "")
-    source, place, words = parts[0], parts[1], parts[2].split(",") if len(parts) > 2 else []
-    unknown = [word for word in words if word not in PROPAGATION and word not in MOUNT_FLAGS
-               and word not in ("z", "Z", "U", "nocopy")]
-    if unknown:
-        raise Failure(f"--volume, on {text}: unknown option {unknown[0]}")
-    return volume_row(source, place, words)
+    words = ",".join(parts[2:]).split(",") if parts[2:] else []
+    for word in words:
+        if word not in (*PROPAGATION, *MOUNT_FLAGS, "z", "Z", "U", "nocopy"):
+            raise Failure(f"--volume, on {text}: unknown option {word}")
+    return volume_row(parts[0], parts[1], words)
 
 def volume_row(source, place, words):
     """A row for a host path, a named volume or, without a source, a new one."""
     kept = [word for word in words if word in PROPAGATION or word in MOUNT_FLAGS]
-    if not any(word in PROPAGATION for word in kept):
-        kept.append("rprivate")
+    kept += [] if any(word in PROPAGATION for word in kept) else ["rprivate"]
     if source.startswith(("/", ".")):
         row = mount_row(place, "bind", "rbind", *kept, source=os.path.abspath(source))
         return dict(row, chown="U" in words)
@@ -2956,54 +3143,43 @@ def volume_row(source, place, words):
 
 def parse_mount(text):
     """A --mount argument, type=bind|volume|tmpfs,source=...,target=...[,readonly], as a row."""
-    pairs = dict(word.partition("=")[::2] for word in text.split(","))
     alias = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+    pairs = dict(word.partition("=")[::2] for word in text.split(","))
     pairs = {alias.get(key, key): value for key, value in pairs.items()}
     unknown = set(pairs) - {"type", "source", "target", "readonly", "bind-propagation",
                             "volume-nocopy", "tmpfs-size", "tmpfs-mode"}
-    kind = pairs.get("type", "volume")
+    kind, source = pairs.get("type", "volume"), pairs.get("source", "")
     if unknown or kind not in ("bind", "volume", "tmpfs") or not pairs.get("target"):
         raise Failure(f"--mount, on {text}: "
                       + (f"unknown key {min(unknown)}" if unknown else "type or target is missing"))
-    words = ["ro"] if pairs.get("readonly", "false") in ("", "true", "1") else []
-    words += [pairs["bind-propagation"]] if pairs.get("bind-propagation") else []
-    words += ["nocopy"] if pairs.get("volume-nocopy", "false") in ("", "true", "1") else []
+    words = [word for key, word in (("readonly", "ro"), ("volume-nocopy", "nocopy"))
+             if pairs.get(key) in ("", "true", "1")]
+    words += filter(None, [pairs.get("bind-propagation")])
     if kind == "tmpfs":
-        data = [f"{key[6:]}={pairs[key]}" for key in ("tmpfs-size", "tmpfs-mode") if key in pairs]
-        return mount_row(pairs["target"], "tmpfs", "nosuid", "nodev", "noexec", *words, *data)
-    if kind == "bind" and not os.path.exists(pairs.get("source", "")):
-        raise Failure(f"--mount, on {pairs.get('source', '')}: no such file or directory")
-    source = os.path.abspath(pairs["source"]) if kind == "bind" else pairs.get("source", "")
-    return volume_row(source, pairs["target"], words)
+        words += [f"{key[6:]}={pairs[key]}" for key in ("tmpfs-size", "tmpfs-mode") if key in pairs]
+        return mount_row(pairs["target"], "tmpfs", "nosuid", "nodev", "noexec", *words)
+    if kind == "bind" and not os.path.exists(source):
+        raise Failure(f"--mount, on {source}: no such file or directory")
+    return volume_row(os.path.abspath(source) if kind == "bind" else source, pairs["target"], words)
 
 def working_directory(typed, image, own_root):
-    """Where the command starts; on the host's own root that is where the caller is."""
     if own_root or typed.startswith("/"):
         return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
-    try:
-        return os.path.normpath(os.path.join(os.getcwd(), typed))
-    except OSError as error:
-        raise Failure(f"run, on the current directory: {reason(error)}") from None
+    return os.path.normpath(os.path.join(os.getcwd(), typed))
 
-def device_of(text):
+def device(text):
     """A --device argument, HOST[:PLACE[:rwm]], as the spec's linux.devices has it."""
     path, _, rest = text.partition(":")
-    try:
-        info = os.stat(path)
-    except OSError as error:
-        raise Failure(f"--device, on {path}: {reason(error)}") from None
-    if not (stat.S_ISBLK(info.st_mode) or stat.S_ISCHR(info.st_mode)):
+    info = os.stat(path)
+    kind = stat.filemode(info.st_mode)[0]
+    if kind not in "bc":
         raise Failure(f"--device, on {path}: not a device")
-    return {"path": rest.partition(":")[0] or path,
-            "type": "b" if stat.S_ISBLK(info.st_mode) else "c",
+    return {"path": rest.partition(":")[0] or path, "type": kind,
             "major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev),
             "fileMode": stat.S_IMODE(info.st_mode), "uid": info.st_uid, "gid": info.st_gid}
 
 def make_spec(options, words, plan):
-    """The spec of a container, in the form of the OCI's config.json.
-
-    PLAN: {id, path (its directory), root (None: the host's own), layers, image (its config)}.
-    """
+    """The spec of a container, in the form of the OCI's config.json; for PLAN see plan_root."""
     own_root, image, path = plan["root"] is not None, plan["image"], plan["path"]
     hostname = options["hostname"] or (plan["id"][:12] if own_root else os.uname().nodename)
     spec = {
@@ -3013,7 +3189,8 @@ def make_spec(options, words, plan):
             "consoleSize": caller_size(),
             "user": {"username": given(options, "user", image.get("User") or "0")},
             "args": command_of(options, words, image),
-            "env": environment_of(options, hostname, image),
+            "env": environment_of(options, [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname}",
+                                            *(image.get("Env") or [])]),
             "cwd": working_directory(options["workdir"] or "", image, own_root),
         },
         "root": {"path": plan["root"] or "/", "readonly": options["read-only"]},
@@ -3021,7 +3198,7 @@ def make_spec(options, words, plan):
         "mounts": kernel_mounts(parse_size(given(options, "shm-size", "64m"), "--shm-size")),
         "annotations": {"mydocker.init": "true"} if options["init"] else {},
         "linux": {"namespaces": [{"type": kind} for kind in (*NAMESPACES, "cgroup")],
-                  "devices": [device_of(text) for text in options["device"]]},
+                  "devices": [device(text) for text in options["device"]]},
     }
     if plan["layers"]:
         spec["mounts"].insert(0, image_row(plan["layers"], path))
@@ -3033,55 +3210,20 @@ def make_spec(options, words, plan):
                                      source=f"{path}/{name}")
                            for name in ("hosts", "hostname", "resolv.conf")]
     else:
-        spec["mounts"] = host_mounts(spec["mounts"])
+        spec["mounts"] = [row for row in spec["mounts"] if row["destination"] != "/dev"
+                          and os.path.isdir(row["destination"])]  # /dev stays the host's
     spec["mounts"] += volume_rows(options, image, own_root)
     return spec
-
-def write_network_files(path, hostname):
-    """Write what lies over the image's /etc/hosts, /etc/hostname and /etc/resolv.conf."""
-    write_file(path + "/hosts", f"""127.0.0.1\tlocalhost
-::1\tlocalhost ip6-localhost ip6-loopback
-fe00::\tip6-localnet
-ff00::\tip6-mcastprefix
-ff02::1\tip6-allnodes
-ff02::2\tip6-allrouters
-127.0.1.1\t{hostname}
-""")
-    write_file(path + "/hostname", hostname + "\n")
-    write_file(path + "/resolv.conf", resolv_conf())
-    for name in ("hosts", "hostname", "resolv.conf"):
-        os.chmod(f"{path}/{name}", 0o644)
-
-def process_start(pid):
-    """When a process started, in clock ticks since boot: with its pid it names it for good."""
-    try:
-        return int(read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
-    except FileNotFoundError:
-        return None
 
 def resolv_conf():
     """The host's resolv.conf by Docker's rules: no server that only the host's lo can reach."""
     for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
-        try:
-            lines = read_text(path).split("\n")
-        except OSError:
-            lines = []
-        kept = [line for line in lines if line.split()[:1] != ["nameserver"] or not
-                (line.split() + [""])[1].startswith(("127.", "::1"))]
+        lines = read_text(path).split("\n") if os.path.isfile(path) else []
+        kept = [line for line in lines if not " ".join(line.split()).startswith(
+            ("nameserver 127.", "nameserver ::1"))]
         if any(line.startswith("nameserver") for line in kept):
             return "\n".join(kept)
     return "\n".join([*filter(None, kept), "nameserver 8.8.8.8", "nameserver 8.8.4.4", ""])
-
-def find_image_to_run(name):
-    """The image that a name means; a program of the box could have been meant as well."""
-    try:
-        return find_image(name)
-    except Failure as failure:
-        if "no such image" not in failure.message:
-            raise
-        program = f"run /bin/{os.path.basename(name) or 'sh'}"
-        raise Failure(failure.message.replace("image,", "run,", 1), hint="an image: run IMAGE "
-                      f"[COMMAND...] (see images); a program of this box: {program}") from None
 
 def plan_root(options, words):
     """What the container's root is, by the options and the first word: (plan, the other words)."""
@@ -3089,7 +3231,7 @@ def plan_root(options, words):
     path = state_path("containers", container_id)
     plan = {"id": container_id, "path": path, "root": path + "/rootfs", "layers": [], "image": {},
             "reference": "", "digest": "", "diff_ids": [], "keep": not options["rm"],
-            "guard": None}
+            "guard": None}  # a lock
     if options["rootfs"]:
         plan["root"] = os.path.abspath(options["rootfs"])
         if not os.path.isdir(plan["root"]):
@@ -3097,26 +3239,42 @@ def plan_root(options, words):
     elif not words:
         raise Failure("run: no image and no command given", hint="mydocker run -it /bin/sh")
     elif words[0].startswith(("/", ".")):  # no image can be called so
-        plan.update(root=path + "/rootfs" if options["ephemeral"] else None, keep=False)
+        plan.update(root=path + "/rootfs" if options["ephemeral"] else None,
+                    keep=options["detach"] and not options["rm"])
     else:
         plan["guard"] = using_images()
-        image = find_image_to_run(words[0])
-        plan.update(layers=image_layers(image)[::-1], image=image_config(image),
-                    reference=words[0], digest=image["digest"], diff_ids=image["diff_ids"])
-        words = words[1:]
+        try:
+            image = find_image(words[0])
+        except Failure as failure:
+            failure.hint = ("an image: run IMAGE [COMMAND...] (see images); a program of this box: "
+                            f"run /bin/{os.path.basename(words[0]) or 'sh'}")
+            raise
+        plan.update(layers=image_layers(image)[::-1], image=image["config"].get("config") or {},
+                    reference=words.pop(0), digest=image["digest"], diff_ids=image["diff_ids"])
     if options["ephemeral"] and (options["rootfs"] or plan["layers"]):
         raise Failure("run, on --ephemeral: it is for the host's own root")
     return plan, words
 
+PROCESS_OPTIONS = (  # of run and exec
+    ("-i --interactive", "", "keep standard input open"),
+    ("-t --tty", "", "give the command a terminal of its own"),
+    ("-d --detach", "", "leave when the command runs (`run`: and print its id)"),
+    ("-e --env", "K=V...", "set a variable; K alone takes the caller's value"),
+    ("--env-file", "FILE...", "read variables from a file"),
+    ("-u --user", "USER[:GROUP]", "run as this user, by name or number"),
+    ("-w --workdir", "DIR", "start in this directory"),
+)
+STOP_OPTIONS = (
+    ("-t --time", "SECONDS", "how long to wait before they are killed, -1: for ever"),
+    ("-s --signal", "SIGNAL", "instead of the container's own"),
+)
+
 @command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  run [OPTIONS] /PROGRAM [ARG...]",
          "run a command in a new container, from an image or on the host's own root",
-         ("-i --interactive", "", "keep standard input open"),
-         ("-t --tty", "", "give the command a terminal of its own"),
-         ("--name", "NAME", "the container's name (default: the beginning of its id)"),
-         ("-e --env", "K=V...", "set a variable; K alone takes the caller's value"),
-         ("--env-file", "FILE...", "read variables from a file"),
-         ("-u --user", "USER[:GROUP]", "run as this user, by name or number"),
-         ("-w --workdir", "DIR", "start in this directory"),
+         *PROCESS_OPTIONS,
+         ("--name", "NAME", "the container's name (default: one is made up)"),
+         ("-l --label", "K=V...", "a note for whoever looks at it"),
+         ("--cidfile", "FILE", "write the container's id to a new file"),
          ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
          ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."),
          ("--tmpfs", "PLACE[:OPTS]...", "mount an empty file system in memory"),
@@ -3128,67 +3286,120 @@ def plan_root(options, words):
          ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
          ("--read-only", "", "let nothing be written to the root file system"),
          ("--ephemeral", "", "on the host's root: let everything be written, then throw it away"),
-         ("--rm", "", "remove the container when it ends (on the host's root always)"),
+         ("--rm", "", "remove the container when it ends (on the host's root always, but with -d)"),
+         ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
+         ("--stop-signal", "SIGNAL", "what `stop` sends (default: the image's, or TERM)"),
+         ("--stop-timeout", "SECONDS", "how long `stop` waits before it kills (default: 10)"),
+         ("--log-opt", "K=V...", "max-size=10m: turn the log over then; max-file=3: keep so many"),
          ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"),
          ("--explain", "", "print each kernel call that makes the container, and why"))
 def cmd_run(options, words):
-    """Run a command in a new container and wait for it; the status is the command's."""
-    require_root("run")
     apply_log_options(options)
     plan, words = plan_root(options, words)
     spec = make_spec(options, words, plan)
-    record = {"id": plan["id"], "name": options["name"] or plan["id"][:12],
-              "reference": plan["reference"], "image": plan["digest"], "layers": plan["diff_ids"],
-              "created": time.time(), "keep": plan["keep"],
-              "args": spec["process"]["args"],
-              "volumes": [row["volume"] for row in spec["mounts"] if "volume" in row],
-              "own_volumes": [row["volume"] for row in spec["mounts"] if row.get("anonymous")]}
+    state = {"spec": spec, "record": make_record(options, plan, spec),
+             "attached": not options["detach"], "interactive": options["interactive"]}
+    if not options["detach"]:
+        return launch(state, plan["guard"], options["cidfile"])
+    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready))
+    show(plan["id"])
+
+def make_record(options, plan, spec):
+    """The record of a new container."""
+    policy, image = given(options, "restart", "no"), plan["image"]
+    kind, _, most = policy.partition(":")
+    if kind not in ("no", "always", "unless-stopped", "on-failure") or (
+            ":" in policy and (kind != "on-failure" or not most.isdigit())):
+        raise Failure(f"--restart, on {policy}: not no, on-failure[:N], always or unless-stopped")
+    if options["rm"] and kind != "no":
+        raise Failure("run, on --rm: it can't go with --restart")
     if options["name"] is not None:
         check_new_name(options["name"], "--name")
-    lock = make_container_dir(record, options["name"] is not None)
-    stdin = 0 if options["interactive"] else os.open(os.devnull, os.O_RDWR)
+    signal = given(options, "stop-signal", image.get("StopSignal") or "TERM")
+    labels = dict(text.partition("=")[::2] for text in options["label"])
+    return {"id": plan["id"], "name": options["name"], "reference": plan["reference"],
+            "image": plan["digest"], "layers": plan["diff_ids"], "created": time.time(),
+            "keep": plan["keep"], "args": spec["process"]["args"],
+            "volumes": [row["volume"] for row in spec["mounts"] if "volume" in row],
+            "own_volumes": [row["volume"] for row in spec["mounts"] if row.get("anonymous")],
+            "labels": {**(image.get("Labels") or {}), **labels}, "restart": policy, "restarts": 0,
+            "stop_signal": parse_signal(signal, "--stop-signal"),
+            "stop_timeout": parse_number(given(options, "stop-timeout", str(GRACE)),
+                                         "--stop-timeout", -1),
+            "log": parse_log_options(options["log-opt"])}
+
+def parse_log_options(texts):
+    """--log-opt's values as [bytes of a file, number of files]."""
+    found = dict(pair.partition("=")[::2] for text in texts for pair in text.split(","))
+    size, count = found.pop("max-size", "10m"), found.pop("max-file", "3")
+    if found:
+        raise Failure(f"--log-opt, on {min(found)}: not max-size or max-file")
+    return [parse_size(size, "--log-opt max-size"), parse_number(count, "--log-opt max-file", 1)]
+
+def launch(state, guard, cidfile, ready=lambda: None):
+    """Make a new container, start it and stay with it; returns its exit status. GUARD keeps its
+    image from being removed until it is on record."""
+    record = state["record"]
+    if cidfile:
+        with blame(f"--cidfile, on {cidfile}"), open(cidfile, "x") as file:
+            file.write(record["id"])
     try:
-        state = start_container(spec, record, stdin, plan["guard"])
+        state["lock"] = int(make_container_dir(record))
+        os.close(guard) if guard is not None else None
+        state["stdin"] = choose_stdin(state)
+        start_container(state)
     except (Failure, OSError):
-        end_container(record)
-        os.close(lock)
+        end_container(record) if "lock" in state else None
+        unlink_if_there(cidfile) if cidfile else None
         raise
-    return watch(dict(state, lock=int(lock), interactive=options["interactive"], typed=b""), False)
+    ready()
+    return supervise(state, False)
+
+def choose_stdin(state):
+    """What the command reads: the caller's input with -i; in the background nothing ever comes."""
+    if state["attached"] and state["interactive"]:
+        return 0
+    if not state["interactive"]:
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    stdin, state["typist"] = os.pipe()
+    return stdin
 
 @command("FD [ARG...]", HIDDEN)
 def cmd_monitor(_, words):
-    """Go on watching the container whose state is in the memfd words[0]."""
     try:
         with open(int(words[0]), "rb") as file:
             file.seek(0)
             state = marshal.loads(file.read())
     except (IndexError, ValueError, OSError, EOFError, TypeError):
         raise Failure("monitor: it can't be typed, only `run` becomes it") from None
-    return watch(state, True)
+    return supervise(state, True)
 
-def prepare_container(spec, record, guard):
-    """Put on disk what init and the other commands need; init is booting meanwhile.
-
-    GUARD keeps the image from being removed until the container is on record.
-    """
-    path = state_path("containers", record["id"])
+def prepare_container(spec, record):
+    """Put on disk what init and the other commands need; init is booting meanwhile."""
+    path = container_path(record)
     for row in spec["mounts"]:
-        if row.get("volume"):
-            make_dirs(row["source"])
-        elif row["type"] == "bind" and not row["source"].startswith(path):
-            os.makedirs(row["source"], exist_ok=True) if not os.path.exists(row["source"]) else None
+        source = row["source"]
+        if "volume" in row:
+            make_dirs(source)
+        elif row["type"] == "bind" and not source.startswith(path) and not os.path.exists(source):
+            os.makedirs(source, exist_ok=True)
     for name in ("rootfs", "scratch"):
-        os.mkdir(f"{path}/{name}")
-    write_network_files(path, spec["hostname"])
+        make_dirs(f"{path}/{name}")
+    hosts = (("127.0.0.1", "localhost"), ("::1", "localhost ip6-localhost ip6-loopback"),
+             ("fe00::", "ip6-localnet"), ("ff00::", "ip6-mcastprefix"),
+             ("ff02::1", "ip6-allnodes"), ("ff02::2", "ip6-allrouters"),
+             ("127.0.1.1", spec["hostname"]))
+    for name, text in (("hosts", "".join(f"{address}\t{names}\n" for address, names in hosts)),
+                       ("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf())):
+        write_file(f"{path}/{name}", text)
+        os.chmod(f"{path}/{name}", 0o644)
     write_json(path + "/config.json", spec)
-    write_json(path + "/state.json", record)
-    if guard is not None:
-        os.close(guard)
 
 def apply_log_options(options):
     """Let --log-level and --explain travel to init: in the environment."""
     level = options["log-level"] or os.environ.get("MYDOCKER_LOG") or (
-        "info" if options["tty"] and options["interactive"] else "warning")
+        "info" if options["tty"] and options["interactive"] and not options["detach"]
+        else "warning")
     if level not in LEVELS:
         raise Failure(f"--log-level, on {level}: not one of {', '.join(LEVELS)}")
     os.environ["MYDOCKER_LOG"] = level
@@ -3198,34 +3409,26 @@ def apply_log_options(options):
 
 @command("[OPTIONS] CONTAINER...", "remove containers, with what they wrote",
          ("-f --force", "", "also if it runs: it's killed first"),
-         ("-v --volumes", "", "with the volumes that were made for it"))
-def cmd_rm(options, words):
-    """Remove containers; never a byte of a bind mount or of a named volume."""
-    require_root("rm")
-    each("rm", words, lambda name: remove_container(find_container(name), options))
-
-def remove_container(record, options):
-    """Remove one container by its record."""
-    path = state_path("containers", record["id"])
+         ("-v --volumes", "", "with the volumes that were made for it"), many=True)
+def cmd_rm(options, name):
+    record = find_container(name)
     if record["running"] and not options["force"]:
         raise Failure(f"rm, on {record['name']}: it is running", hint="mydocker rm -f")
-    if record["running"]:
-        kill_container(record)
-    try:
-        with hold(path + "/lock"):  # the monitor, if there was one, is done
-            remove_container_dir(path) if os.path.isdir(path) else None
-    except FileNotFoundError:  # --rm: it has removed all by itself
-        pass
-    for volume in record["own_volumes"] if options["volumes"] else []:
-        remove_tree(state_path("volumes", volume))
-    show(record["name"])
+    stop_container(record, _signal.SIGKILL, 0)
+    lock = lock_container(container_path(record))
+    if lock is not None:
+        mark_running(record)  # if we are killed now, it is swept up
+        volumes = record["own_volumes"] if options["volumes"] else []
+        end_container(dict(record, keep=False, own_volumes=volumes))
+        os.close(lock)
+    elif os.path.exists(container_path(record, "lock")):  # else it has removed all by itself
+        raise Failure(f"rm, on {record['name']}: it was started again meanwhile")
+    return record["name"]
 
 def container_root(record, volumes=True):
-    """A descriptor of a container's root directory, running or not, with its VOLUMES or without.
-
-    Of one that doesn't run the root is mounted again, in a mount namespace of this process's own.
-    """
-    path = state_path("containers", record["id"])
+    """A descriptor of a container's root directory, running or not, with its VOLUMES or without. Of
+    one that doesn't run the root is mounted again, in a mount namespace of this process's own."""
+    path = container_path(record)
     if record["running"]:
         return os.open(f"/proc/{live_pid(record)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     spec = read_json(path + "/config.json")
@@ -3249,53 +3452,344 @@ def live_pid(record):
         raise Failure(f"container, on {record['name']}: it is not running")
     return pid
 
-def kill_container(record):
-    """Kill PID 1 of a running container, and so all of it."""
-    try:
-        os.kill(live_pid(record), _signal.SIGKILL)
-    except ProcessLookupError:  # it has ended by itself
-        pass
+def stop_container(record, number, seconds):
+    """Send a container a signal, and SIGKILL after SECONDS (-1: never); returns when it is swept.
+    Between two starts, or before the first, it is the monitor that is told."""
+    path, end = container_path(record), time.monotonic() + (seconds if seconds >= 0 else 1e9)
+    while is_running(path):
+        record = read_record(path) or record
+        touch_if_there(path + "/stop")
+        left = end - time.monotonic()
+        thaw(record)
+        if send_signal(record.get("pid"), record.get("pid_start"),
+                       number if left > 0 else _signal.SIGKILL):
+            wait_process(record["pid"], record["pid_start"], left if left > 0 else GRACE)
+        else:
+            send_signal(record["monitor"], record["monitor_start"],
+                        _signal.SIGTERM if left > -GRACE else _signal.SIGKILL)
+            wait_process(record["monitor"], record["monitor_start"], 0.1)
 
-def each(command_name, words, action):
-    """Do something for every name; all are tried, and the last failure is raised at the end."""
-    need_words(command_name, words, 1)
+def touch_if_there(path):
+    """Make an empty file in a directory that may go any moment."""
+    with tolerate(errno.ENOENT):
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+def each(words, action):
+    """Do something for every name, and print what comes of it; all are tried, the last failure is
+    raised at the end."""
     failed = None
     for word in words:
         try:
-            action(word)
+            answer = action(word)
+            show(answer) if answer else None
         except Failure as failure:
             print_line(f"mydocker: {failed.message}") if failed else None
             failed = failure
     if failed:
         raise failed
 
-@command("[OPTIONS]", "list the containers",
-         ("-a --all", "", "also those that have ended"),
-         ("-q --quiet", "", "ids only"))
-def cmd_ps(options, _):
-    """List containers: what runs is asked of the kernel, not read."""
-    sweep_containers()
-    records = [record for record in container_records() if options["all"] or record["running"]]
-    rows = [("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES")]
-    for record in records:
-        age, words = age_of(record["created"]), " ".join(record["args"])
-        status = "Up" if record["running"] else f"Exited ({record.get('status')})"
-        rows.append((record["id"][:12], record["reference"] or "-", shorten(words, 20), age, status,
-                     record["name"]))
-    show("\n".join([record["id"][:12] for record in records] if options["quiet"]
-                   else columns(rows)))
+PS_COLUMNS = {"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND",
+              "RunningFor": "CREATED", "Status": "STATUS", "Ports": "PORTS", "Names": "NAMES"}
+PS_FILTERS = {  # what `ps --filter KEY=VALUE` keeps
+    "id": lambda record, value: record["id"].startswith(value),
+    "name": lambda record, value: value in record["name"],
+    "status": lambda record, value: container_state(record) == value,
+    "exited": lambda record, value: str(record.get("status")) == value and not record["running"],
+    "label": lambda record, value: value in record["labels"] or value in [
+        f"{key}={text}" for key, text in record["labels"].items()],
+    "ancestor": lambda record, value: value in (record["reference"], record["image"]) or (
+        full_name(value) == full_name(record["reference"] or "none")),
+    "volume": lambda record, value: value in record["volumes"],
+}
 
-@command("[OPTIONS] FILE|DIR|- [NAME[:TAG]]", "make an image from a root file system",
-         ("-c --change", "INSTRUCTION...", "set CMD, ENTRYPOINT, ENV, WORKDIR, USER, ... in it"))
+def container_state(record):
+    """Docker's word for what a container does, asked of the kernel."""
+    if not record["running"]:
+        return "exited" if "started" in record else "created"
+    if not record.get("pid") or process_start(record["pid"]) != record["pid_start"]:
+        return "restarting" if record["restarts"] else "created"
+    return "paused" if is_paused(record) else "running"
+
+def ps_row(record, options):
+    """What `ps` can show of a container, by docker's field names and the tutorial's."""
+    state, command = container_state(record), " ".join(record["args"])
+    created = time.localtime(record["created"])
+    status = {"running": "Up {up}", "paused": "Up {up} (Paused)", "created": "Created",
+              "restarting": "Restarting ({status}) {ended} ago",
+              "exited": "Exited ({status}) {ended} ago"}[state].format(
+        up=age_of(record.get("started", 0)), ended=age_of(record.get("finished", 0)),
+        status=record.get("status"))
+    row = {"ID": record["id"] if options["no-trunc"] else record["id"][:12],
+           "Image": record["reference"] or "-", "Names": record["name"], "State": state,
+           "Command": shorten(command, len(command) if options["no-trunc"] else 20),
+           "RunningFor": age_of(record["created"]) + " ago", "Status": status,
+           "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z %Z", created),
+           "PID": str(record.get("pid") or ""), "IP": "", "Ports": "", "Networks": "",
+           "Labels": ",".join(f"{key}={text}" for key, text in record["labels"].items()),
+           "Mounts": ",".join(record["volumes"])}
+    if options["size"]:
+        row["Size"] = humane_size(tree_size(container_path(record, "upper")))
+    return row
+
+def tree_size(path):
+    return sum(os.lstat(os.path.join(top, name)).st_size
+               for top, _, names in os.walk(path) for name in names)
+
+def show_rows(rows, headers, form):
+    """Print dicts as --format says: a table, json, a template, or "table" and a template."""
+    if form == "json":
+        lines = map(to_json, rows)
+    elif form in (None, "table"):
+        lines = columns([[*headers.values()]] + [[row[key] for key in headers] for row in rows])
+    elif form.startswith("table "):
+        titles = {key: headers.get(key, key.upper()) for row in rows or [headers] for key in row}
+        lines = columns([render(form[6:], row).split("\t") for row in [titles, *rows]])
+    else:
+        lines = [render(form, row) for row in rows]
+    for line in lines:
+        show(line)
+
+def render(template, value):
+    """A template in the manner of Go's, with {{.Name.Inner}} and {{json .Name}}, filled in."""
+    import re
+
+    def look_up(match):
+        found = value
+        for key in filter(None, match[2].split(".")):
+            try:
+                found = found[int(key) if isinstance(found, list) else key]
+            except (KeyError, IndexError, ValueError, TypeError):
+                raise Failure(f"--format, on {template}: there is no {match[2]}") from None
+        return found if isinstance(found, str) and not match[1] else to_json(found)
+
+    if template.startswith("."):
+        template = "{{" + template + "}}"
+    template = template.replace("\\t", "\t").replace("\\n", "\n")
+    return re.sub(r"\{\{\s*(json\s+)?((?:\.\w*)+)\s*\}\}", look_up, template)
+
+@command("[OPTIONS]", "list the containers",
+         ("-a --all", "", "also those that don't run"),
+         ("-q --quiet", "", "ids only"),
+         ("-l --latest", "", "the one that was made last"),
+         ("-n --last", "N", "the N that were made last"),
+         ("-s --size", "", "with the size of what each has written"),
+         ("--no-trunc", "", "ids and commands in full"),
+         ("-f --filter", "K=V...", f"only some, by {', '.join(PS_FILTERS)}"),
+         ("--format", "FORMAT", "table, json or a template, such as '{{.ID}} {{.PID}}'"))
+def cmd_ps(options, _):
+    sweep_containers()
+    records = container_records()
+    for key, _, value in (text.partition("=") for text in options["filter"]):
+        if key not in PS_FILTERS:
+            raise Failure(f"--filter, on {key}: not one of {', '.join(PS_FILTERS)}")
+        records = [record for record in records if PS_FILTERS[key](record, value)]
+    last = 1 if options["latest"] else parse_number(given(options, "last", "-1"), "--last", -1)
+    chosen = any(text.startswith(("status=", "exited=")) for text in options["filter"])
+    if last < 0 and not options["all"] and not chosen:
+        records = [record for record in records if record["running"]]
+    rows = [ps_row(record, options) for record in (records if last < 0 else records[:last])]
+    headers = dict(PS_COLUMNS, **{"Size": "SIZE"} if options["size"] else {})
+    show_rows(rows, headers, "{{.ID}}" if options["quiet"] else options["format"])
+
+@command("[OPTIONS] CONTAINER", "show what a container has said",
+         ("-f --follow", "", "and go on with what it says"),
+         ("-n --tail", "N", "only the last N lines"),
+         ("--since", "TIME", "only from then on: 2026-01-08T09:32:52Z, 1767835972 or 10m ago"),
+         ("--until", "TIME", "only up to then"),
+         ("-t --timestamps", "", "with the time in front of each line"))
+def cmd_logs(options, words):
+    record = find_container(words[0])
+    path, (_, count) = container_path(record), record["log"]
+    since, until = (parse_moment(options[name], f"--{name}").encode() if options[name] else end
+                    for name, end in (("since", b""), ("until", b"~")))
+    log, number, skip = path + "/container.log", 0, 0
+    if given(options, "tail", "all").isdigit():  # docker takes anything else for all
+        skip = sum(line[2] for line in log_lines(log, count, bool)) - int(options["tail"])
+    outs, before = {b"stdout": open(1, "wb", closefd=False),
+                    b"stderr": open(2, "wb", closefd=False)}, None
+    for when, stream, first, text in log_lines(log, count,
+                                               lambda: options["follow"] and is_running(path)):
+        if before not in (None, stream):  # both may be the same terminal
+            outs[before].flush()
+        before, number = stream, number + first
+        if stream and number > skip and since <= when <= until:
+            outs[stream].write((when + b" " if options["timestamps"] and first else b"") + text)
+
+def log_lines(path, max_file, more):
+    """Yield a log's pieces of lines: (when, stream, does a line start here, text)."""
+    fresh = {b"stdout": True, b"stderr": True}
+    for line in read_log(path, max_file, more):
+        if line:
+            when, stream, tag, text = line.split(b" ", 3)
+            yield when, stream, fresh[stream], text if tag == b"F" else text[:-1]
+            fresh[stream] = tag == b"F"
+        else:
+            yield None, None, False, None
+
+def parse_moment(text, option):
+    """A time as docker's --since has it, RFC 3339, seconds since 1970 or 1h30m ago, as logs do."""
+    import datetime
+    import re
+    span = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text or "-")
+    try:
+        if span:
+            ago = sum(float(n or 0) * unit for n, unit in zip(span.groups(), (3600, 60, 1)))
+            return log_time(int((time.time() - ago) * 10**9))
+        head, part, zone = re.fullmatch(r"(.+?)(?:\.(\d*))?(Z|z|[+-]\d\d:\d\d)?", text).groups()
+        moment = int(head) if head.isdigit() and not zone else datetime.datetime.fromisoformat(
+            head + (zone or "").upper().replace("Z", "+00:00")).timestamp()
+        return log_time(int(moment) * 10**9 + int((part or "")[:9].ljust(9, "0")))
+    except (AttributeError, ValueError, OverflowError, OSError):
+        raise Failure(f"{option}, on {text}: not a time, such as 2026-01-08T09:32:52Z, 1767835972 "
+                      "or 10m") from None
+
+@command("[OPTIONS] CONTAINER COMMAND [ARG...]", "run one more command in a running container",
+         *PROCESS_OPTIONS,
+         ("--privileged", "", "with all capabilities: as for now every process of a container"))
+def cmd_exec(options, words):
+    record = find_container(words[0])
+    live_pid(record)
+    if is_paused(record):
+        raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker unpause {words[0]}")
+    spec = read_json(container_path(record, "config.json"))
+    old = spec["process"]
+    process = dict(old, args=words[1:], consoleSize=caller_size(),
+                   terminal=options["tty"] and not options["detach"],
+                   cwd=os.path.join(old["cwd"], given(options, "workdir", "")),
+                   env=environment_of(options, old["env"]),
+                   user={**old["user"], "username": given(options, "user",
+                                                          old["user"]["username"])})
+    state = {"record": record, "attached": True, "interactive": options["interactive"],
+             "logged": False, "outputs": [], "typed": b"", "stdin": 0}
+    if options["detach"] or not options["interactive"]:
+        state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    start_process(state, process, options["detach"])
+    return None if options["detach"] else attend(state, True)
+
+@command("[OPTIONS] CONTAINER...", "end containers: with their stop signal, then with SIGKILL",
+         *STOP_OPTIONS, many=True)
+def cmd_stop(options, name):
+    record = find_container(name)
+    number, seconds = record["stop_signal"], given(options, "time", str(record["stop_timeout"]))
+    if options["signal"] is not None:
+        number = parse_signal(options["signal"], "--signal")
+    stop_container(record, number, parse_number(seconds, "--time", -1))
+
+@command("[OPTIONS] CONTAINER...", "start containers that have ended, as they were",
+         ("-a --attach", "", "stay with it"), ("-i --interactive", "", "with -a: pass input on"))
+def cmd_start(options, words):
+    sweep_containers()
+    if options["attach"] and len(words) == 1:
+        return relaunch(find_container(words[0]), options)
+    each(words, lambda name: start_again(find_container(name)) or name)
+
+def start_again(record):
+    if not record["running"]:
+        in_background(lambda ready: relaunch(record, None, ready))
+
+def relaunch(record, options, ready=lambda: None):
+    """Start an ended container and stay with it; OPTIONS: attached, with input or without."""
+    path = container_path(record)
+    with hold(state_path("containers"), fcntl.LOCK_SH):
+        lock = lock_container(path)
+        if lock is None:
+            raise Failure(f"start, on {record['name']}: it runs, or is gone")
+        record = {key: value for key, value in read_record(path).items()
+                  if key not in ("running", "delay", "error", "oom")}
+        record["restarts"] = 0
+        mark_running(record)
+        write_json(path + "/state.json", record)
+    unlink_if_there(path + "/stop")
+    write_status(lock, "")
+    state = {"spec": read_json(path + "/config.json"), "record": record, "lock": lock,
+             "attached": options is not None,
+             "interactive": bool(options and options["interactive"])}
+    state["stdin"] = choose_stdin(state)
+    try:
+        start_container(state)
+    except (Failure, OSError) as error:
+        end_container(record, describe(error)[1])
+        raise
+    ready()
+    return supervise(state, False)
+
+@command("[OPTIONS] CONTAINER...", "stop containers and start them again", *STOP_OPTIONS, many=True)
+def cmd_restart(options, name):
+    cmd_stop(options, name)
+    start_again(find_container(name))
+
+@command("[OPTIONS] CONTAINER...", "send containers' first process a signal",
+         ("-s --signal", "SIGNAL", "by name or number (default: KILL)"), many=True)
+def cmd_kill(options, name):
+    number = parse_signal(given(options, "signal", "KILL"), "--signal")
+    record = find_container(name)
+    pid = live_pid(record)
+    if number in (_signal.SIGKILL, record["stop_signal"]):
+        touch_if_there(container_path(record, "stop"))
+    if number == _signal.SIGKILL:
+        thaw(record)
+    send_signal(pid, record["pid_start"], number)
+
+@command("CONTAINER...", "freeze all processes of containers", many=True)
+def cmd_pause(_, name, frozen=True):
+    record = find_container(name)
+    live_pid(record)
+    if is_paused(record) == frozen:
+        raise Failure(f"container, on {name}: it is {'already' if frozen else 'not'} paused")
+    freeze(record, frozen)
+
+@command("CONTAINER...", "let the processes of paused containers go on", many=True)
+def cmd_unpause(_, name):
+    cmd_pause(_, name, False)
+
+@command("CONTAINER...", "wait for containers to end, and print their exit statuses", many=True)
+def cmd_wait(_, name):
+    record = find_container(name)
+    try:
+        with Descriptor(os.open(container_path(record, "lock"), os.O_RDWR | os.O_CLOEXEC)) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            return str(read_status(lock))
+    except FileNotFoundError:  # it is gone since
+        return "0"
+
+@command("CONTAINER", "show the processes of a container")
+def cmd_top(_, words):
+    namespace = os.readlink(f"/proc/{live_pid(find_container(words[0]))}/ns/pid")
+    rows = [process_row(pid, namespace) for pid in filter(str.isdigit, os.listdir("/proc"))]
+    show("\n".join(columns([("UID", "PID", "PPID", "TIME", "CMD"), *filter(None, rows)])))
+
+def process_row(pid, namespace):
+    """What `top` shows of a process, or None if it is gone, or in another PID namespace."""
+    try:
+        if os.readlink(f"/proc/{pid}/ns/pid") != namespace:
+            return None
+        name, fields = read_all(f"/proc/{pid}/stat").rpartition(")")[::2]
+        args, uid = read_all(f"/proc/{pid}/cmdline"), os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+    minutes, seconds = divmod(sum(map(int, fields.split()[11:13])) // os.sysconf("SC_CLK_TCK"), 60)
+    command = " ".join(args.split("\0")).strip() or name.partition("(")[2]
+    return (str(uid), pid, fields.split()[1], f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}",
+            shorten(command, len(command))[1:-1])
+
+@command("[OPTIONS]", "remove all containers that don't run",
+         ("-f --force", "", "without asking, as always"))
+def cmd_prune(*_):
+    sweep_containers()
+    ended = [record for record in container_records() if not record["running"]]
+    freed = sum(tree_size(container_path(record)) for record in ended)
+    each(ended, lambda record: cmd_rm({"force": False, "volumes": False}, record["id"]))
+    show(f"Total reclaimed space: {humane_size(freed)}")
+
+CHANGE = ("-c --change", "INSTRUCTION...", "set CMD, ENTRYPOINT, ENV, WORKDIR, USER, ... in it")
+
+@command("[OPTIONS] FILE|DIR|- [NAME[:TAG]]", "make an image from a root file system", CHANGE)
 def cmd_import(options, words):
-    """Make an image of one layer from a tar, plain or compressed, or from a directory."""
-    need_words("import", words, 1, 2)
     show(import_image(words[0], "".join(words[1:]), options["change"]))
 
 @command("[OPTIONS]", "load images from an archive of docker's or of the OCI's",
          ("-i --input", "FILE|DIR", "the archive, or an OCI layout (default: standard input)"))
 def cmd_load(options, _):
-    """Load what `docker save`, `podman save`, skopeo and `save` write."""
     for name, image_id in load(options["input"] or "-"):
         show(f"Loaded image: {short_name(name) or image_id}")
 
@@ -3303,8 +3797,6 @@ def cmd_load(options, _):
          ("-o --output", "FILE", "where to (default: standard output)"),
          ("--format", "FORMAT", "docker (which is an OCI archive, too) or oci"))
 def cmd_save(options, words):
-    """Write images so that podman, docker and skopeo load them with the same ids."""
-    need_words("save", words, 1)
     form = options["format"] or "docker"
     if form not in ("docker", "oci"):
         raise Failure(f"--format, on {form}: not docker or oci")
@@ -3322,187 +3814,160 @@ def open_output(path):
 @command("[OPTIONS] CONTAINER", "write a container's files to a tar archive",
          ("-o --output", "FILE", "where to (default: standard output)"))
 def cmd_export(options, words):
-    """Write the tree that the container sees, without its volumes."""
-    need_words("export", words, 1, 1)
     record = find_container(words[0])
     root = container_root(dict(record, running=False), volumes=False)
     with open_output(options["output"]) as out:
         out.writelines(pack_tree(readable(root)))
 
-@command("[OPTIONS] CONTAINER [NAME[:TAG]]", "make an image of a container's changes",
-         ("-c --change", "INSTRUCTION...", "set CMD, ENTRYPOINT, ENV, WORKDIR, USER, ... in it"),
+@command("[OPTIONS] CONTAINER [NAME[:TAG]]", "make an image of a container's changes", CHANGE,
          ("-m --message", "TEXT", "a comment"), ("-a --author", "NAME", "who made it"))
 def cmd_commit(options, words):
-    """Add a layer to the container's image: what it wrote; volumes stay out."""
-    need_words("commit", words, 1, 2)
     record = find_container(words[0])
+    path = container_path(record)
     if not record["image"]:
         raise Failure(f"commit, on {words[0]}: it has no image to build on")
-    if os.path.isdir(state_path("containers", record["id"], "copy")):
+    if os.path.isdir(path + "/copy"):
         raise Failure(f"commit, on {words[0]}: its root is a copy, not layers: what changed is not "
                       "known", hint="export, then import")
-    name, stopped = "".join(words[1:]), stop_processes(record) if record["running"] else []
+    image, frozen = find_image(record["image"]), record["running"] and not is_paused(record)
+    freeze(record, True) if frozen else None
     try:
-        with Descriptor(os.open(state_path("containers", record["id"], "upper"), OPEN_DIR)) as fd:
-            show(add_layer(find_image(record["image"]), pack_tree(fd, as_layer=True), name,
+        with Descriptor(os.open(path + "/upper", OPEN_DIR)) as fd:
+            show(add_layer(image, pack_tree(fd, as_layer=True), "".join(words[1:]),
                            options["change"], options["message"] or "", options["author"] or ""))
     finally:
-        for pid in stopped:
-            os.kill(pid, _signal.SIGCONT)
+        freeze(record, False) if frozen else None
 
-def stop_processes(record):
-    """Stop all processes of a running container with SIGSTOP, until none is left that ran.
-
-    Returns their pids.  (The freezer of chapter 10 will do it without their noticing.)
-    """
-    namespace, stopped = os.readlink(f"/proc/{live_pid(record)}/ns/pid"), []
-    while True:
-        found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-                 if pid not in stopped and pid_namespace(pid) == namespace]
-        if not found:
-            return stopped
-        for pid in found:
-            os.kill(pid, _signal.SIGSTOP)
-        stopped += found
-
-def pid_namespace(pid):
-    """The PID namespace of a process, or None if it is gone."""
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    except OSError:
-        return None
-
-@command("[OPTIONS]", "list the images", ("-q --quiet", "", "ids only"))
+@command("[OPTIONS]", "list the images by name, newest first",
+         ("-q --quiet", "", "ids only"), ("--format", "FORMAT", "table, json or a template"))
 def cmd_images(options, _):
-    """List the images by name, newest first."""
-    rows = [("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")]
+    rows = []
     for image in sorted(stored_images(), key=image_created, reverse=True):
         name, _, tag = short_name(image["name"]).partition("@")[0].rpartition(":")
-        rows.append((name or "<none>", tag or "<none>", image["id"][7:19],
-                     image_created(image)[:19].replace("T", " "),
-                     humane_size(sum(layer["size"] for layer in image["layers"]))))
-    show("\n".join([row[2] for row in rows[1:]] if options["quiet"] else columns(rows)))
+        rows.append({"Repository": name or "<none>", "Tag": tag or "<none>",
+                     "ID": image["id"][7:19], "CreatedAt": image_created(image)[:19],
+                     "Size": humane_size(sum(layer["size"] for layer in image["layers"]))})
+    show_rows(rows, {"Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID",
+                     "CreatedAt": "CREATED", "Size": "SIZE"},
+              "{{.ID}}" if options["quiet"] else options["format"])
 
 def image_created(image):
-    """When an image was made, as text."""
     return image["config"].get("created") or ""
 
 @command("[OPTIONS] IMAGE...", "remove images",
-         ("-f --force", "", "also with several names, or used"))
-def cmd_rmi(options, words):
-    """Take names from images, and remove what nothing needs any more."""
-    each("rmi", words, lambda name: show("\n".join(remove_image(name, options["force"]))))
+         ("-f --force", "", "also with several names, or used"), many=True)
+def cmd_rmi(options, name):
+    return "\n".join(remove_image(name, options["force"]))
 
 @command("IMAGE NEW-NAME", "give an image another name")
 def cmd_tag(_, words):
-    """Give an image another name."""
-    need_words("tag", words, 2, 2)
     with using_images():
         name_image(full_name(words[1]), find_image(words[0])["descriptor"])
 
-@command("NAME...", "show all that is known of containers and images, as JSON")
-def cmd_inspect(_, words):
-    """Print an array with one object for each name."""
-    show_json("inspect", words, inspected)
+@command("[OPTIONS] NAME...", "show all that is known of containers and images, as JSON",
+         ("-f --format", "FORMAT", "a template, such as '{{.State.Pid}}', instead of all"))
+def cmd_inspect(options, words):
+    sweep_containers()
+    show_json(words, inspected, options["format"])
 
-def show_json(command_name, words, look_up):
+def show_json(words, look_up, template=None):
     """Print an array of what LOOK_UP finds for each name."""
     import json
     found = []
     try:
-        each(command_name, words, lambda name: found.append(look_up(name)))
+        each(words, lambda name: found.append(look_up(name)))
     finally:
-        if found:
+        if template and found:
+            show("\n".join(render(template, value) for value in found))
+        elif found:
             show(json.dumps(found, indent=4))
 
 def inspected(name):
-    """A container's record and spec, or an image, by name."""
+    """A container or an image, in docker's words; "Record" and "Spec" are our own."""
     try:
         record = find_container(name)
     except Failure:
         return inspect_image(name)
-    return dict(record, spec=read_json(state_path("containers", record["id"], "config.json")))
+    spec, state = read_json(container_path(record, "config.json")), container_state(record)
+    process = spec["process"]
+    return {
+        "Id": record["id"], "Name": "/" + record["name"], "Created": log_time_of(record["created"]),
+        "Path": record["args"][0], "Args": record["args"][1:], "Image": record["image"],
+        "State": {"Status": state, "Running": state in ("running", "paused"),
+                  "Paused": state == "paused", "Restarting": state == "restarting",
+                  "OOMKilled": record.get("oom", False), "Pid": record.get("pid") or 0,
+                  "ExitCode": record.get("status") or 0, "Error": record.get("error", ""),
+                  "StartedAt": log_time_of(record.get("started")),
+                  "FinishedAt": log_time_of(record.get("finished"))},
+        "RestartCount": record["restarts"], "LogPath": container_path(record, "container.log"),
+        "Config": {"Hostname": spec["hostname"], "User": process["user"]["username"],
+                   "Tty": process["terminal"], "Env": process["env"], "Cmd": record["args"],
+                   "Image": record["reference"], "WorkingDir": process["cwd"],
+                   "Labels": record["labels"], "StopSignal": str(record["stop_signal"])},
+        "HostConfig": {"AutoRemove": not record["keep"], "RestartPolicy": {
+            "Name": record["restart"].partition(":")[0]},
+            "ReadonlyRootfs": spec["root"]["readonly"]},
+        "Mounts": [{"Type": "volume" if "volume" in row else row["type"], "Source": row["source"],
+                    "Destination": row["destination"], "RW": "ro" not in row["options"]}
+                   for row in spec["mounts"] if row["type"] == "bind"],
+        "Record": record, "Spec": spec}
 
-def need_words(name, words, least, most=None):
-    """Fail unless there are as many arguments as a command takes."""
-    if len(words) < least or most is not None and len(words) > most:
-        raise Failure(f"{name}: it takes {COMMANDS[name][1]}", hint=f"mydocker {name} --help")
-
-def volume_names():
-    """The names of all volumes, in order."""
-    top = state_path("volumes")
-    return sorted(os.listdir(top)) if os.path.isdir(top) else []
-
-def volume_users(name):
-    """The names of the containers that use a volume."""
-    return [record["name"] for record in container_records() if name in record["volumes"]]
+def log_time_of(moment):
+    return log_time(int(moment * 10**9)) if moment else "0001-01-01T00:00:00Z"
 
 def volume_info(name):
     """What `volume inspect` shows of a volume."""
     path = volume_path(name)
     if not os.path.isdir(path):
         raise Failure(f"volume, on {name}: no such volume")
-    return {"Name": name, "Mountpoint": path, "Driver": "local", "Scope": "local",
-            "UsedBy": volume_users(name)}
+    users = [record["name"] for record in container_records() if name in record["volumes"]]
+    return {"Name": name, "Mountpoint": path, "Driver": "local", "Scope": "local", "UsedBy": users}
 
-def remove_volume(name):
-    """Remove a volume that no container uses."""
-    info = volume_info(name)
-    if info["UsedBy"]:
-        raise Failure(f"volume rm, on {name}: container {info['UsedBy'][0]} uses it")
-    remove_tree(os.path.dirname(volume_path(name)))
-
-@command("[OPTIONS]", "list the volumes", ("-q --quiet", "", "names only"))
+@command("[OPTIONS]", "list the volumes",
+         ("-q --quiet", "", "names only"), ("--format", "FORMAT", "table, json or a template"))
 def cmd_volume_ls(options, _):
-    """List the volumes by name."""
-    rows = [("DRIVER", "VOLUME NAME")] + [("local", name) for name in volume_names()]
-    show("\n".join(volume_names() if options["quiet"] else columns(rows)))
+    rows = [{"Driver": "local", "Name": name} for name in listing(state_path("volumes"))]
+    show_rows(rows, {"Driver": "DRIVER", "Name": "VOLUME NAME"},
+              "{{.Name}}" if options["quiet"] else options["format"])
 
-@command("[NAME]", "make a volume")
+@command("[NAME]", "make an empty volume; one that is there is left as it is")
 def cmd_volume_create(_, words):
-    """Make an empty volume; one that is there is left as it is."""
-    need_words("volume create", words, 0, 1)
     name = words[0] if words else os.urandom(32).hex()
     make_dirs(volume_path(name))
     show(name)
 
-@command("NAME...", "remove volumes, with what is in them")
-def cmd_volume_rm(_, words):
-    """Remove volumes; one that a container uses stays."""
-    each("volume rm", words, lambda name: (remove_volume(name), show(name)))
+@command("NAME...", "remove volumes that no container uses, with what is in them", many=True)
+def cmd_volume_rm(_, name):
+    users = volume_info(name)["UsedBy"]
+    if users:
+        raise Failure(f"volume rm, on {name}: container {users[0]} uses it")
+    remove_tree(os.path.dirname(volume_path(name)))
 
 @command("NAME...", "show volumes as JSON")
 def cmd_volume_inspect(_, words):
-    """Print an array with one object for each name."""
-    show_json("volume inspect", words, volume_info)
+    show_json(words, volume_info)
 
-@command("[OPTIONS]", "remove the volumes without a name that no container uses",
+@command("[OPTIONS]", "remove the volumes without a name that no container uses, and say which",
          ("-a --all", "", "named ones, too"), ("-f --force", "", "without asking, as always"))
 def cmd_volume_prune(options, _):
-    """Remove unused volumes, and say which."""
-    for name in volume_names():
-        if not volume_users(name) and (options["all"] or len(name) == 64):
-            remove_volume(name)
+    for name in listing(state_path("volumes")):
+        if not volume_info(name)["UsedBy"] and (options["all"] or len(name) == 64):
+            cmd_volume_rm(options, name)
             show(name)
 
-@command("CONTAINER:PATH PATH  or  cp PATH CONTAINER:PATH",
-         "copy files out of a container or into it",
+@command("PATH|CONTAINER:PATH PATH|CONTAINER:PATH", "copy files out of a container or into it",
          ("-a --archive", "", "keep owner and group"))
 def cmd_cp(options, words):
-    """Copy a file or a tree between the host and a container, which may run and be hostile."""
-    require_root("cp")
-    if len(words) != 2:
-        raise Failure("cp: it takes two paths, one of them CONTAINER:PATH")
-    ends = [word.partition(":") if not word.startswith(("/", ".")) else (word, "", "")
+    ends = [[None, word] if word.startswith(("/", ".")) or ":" not in word else word.split(":", 1)
             for word in words]
-    if bool(ends[0][1]) == bool(ends[1][1]):
+    if sum(name is None for name, _ in ends) != 1:
         raise Failure("cp: exactly one of the two paths must be CONTAINER:PATH")
-    roots = [container_root(find_container(end[0])) if end[1] else os.open("/", os.O_PATH)
-             for end in ends]
-    paths = [os.path.join("/", end[2]) if end[1] else os.path.join(os.getcwd(), end[0])
-             for end in ends]
+    roots = [os.open("/", os.O_PATH) if name is None else container_root(find_container(name))
+             for name, _ in ends]
+    paths = [os.path.join(os.getcwd() if name is None else "/", path) for name, path in ends]
     owner = None if options["archive"] else (os.geteuid(), os.getegid())
     source, name = split_entry(roots[0], paths[0])
+    os.stat(name, dir_fd=source, follow_symlinks=False)
     target, new_name = place_for(roots[1], paths[1], name if not paths[0].endswith("/.") else ".")
     copy_entry(source, name, target, new_name, owner)
 
@@ -3511,9 +3976,7 @@ def split_entry(root, path):
     parent, _, name = path.rstrip("/").rpartition("/")
     if name in ("", ".", ".."):
         return readable(open_in_root(root, path)), "."
-    above = readable(open_in_root(root, parent or "/"))
-    os.stat(name, dir_fd=above, follow_symlinks=False)
-    return above, name
+    return readable(open_in_root(root, parent or "/")), name
 
 def place_for(root, path, name):
     """Where to copy to: into PATH if it is a directory, else to PATH itself."""
@@ -3522,11 +3985,9 @@ def place_for(root, path, name):
     except (FileNotFoundError, NotADirectoryError):
         if path.endswith("/") and name != ".":
             raise Failure(f"cp, on {path}: no such directory") from None
-    parent, _, new_name = path.rstrip("/").rpartition("/")
-    return readable(open_in_root(root, parent or "/")), new_name
+        return split_entry(root, path)
 
 def readable(fd):
-    """A directory that was opened with O_PATH, for reading; NotADirectoryError if it is none."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     finally:
@@ -3534,33 +3995,41 @@ def readable(fd):
 
 @command("FD...", HIDDEN)
 def cmd_init(_, words):
-    """Become the container whose spec comes over the socket in words[0]."""
+    go_inside("init", words, container_main)
+
+@command("FD...", HIDDEN)
+def cmd_join(_, words):
+    go_inside("join", words, joined_main)
+
+def go_inside(name, words, become):
+    """Let BECOME replace this process; whatever stops it is told to the other side."""
     try:
         channel, trees = _socket.socket(fileno=int(words[0])), [int(word) for word in words[1:]]
     except (IndexError, ValueError, OSError):
-        raise Failure("init: it can't be typed, only `run` starts it, inside the new namespaces",
+        raise Failure(f"{name}: it can't be typed, only `run` starts it, inside the new namespaces",
                       hint="mydocker run -it /bin/sh") from None
-    close_all_but(channel.fileno(), *trees)  # nothing of the caller's comes along: CVE-2024-21626
+    for fd in open_fds():  # nothing of the caller's comes along: CVE-2024-21626
+        if fd in (channel.fileno(), *trees):
+            os.set_inheritable(fd, False)
+        else:
+            os.close(fd)
     if os.environ.get("MYDOCKER_EXPLAIN"):
         explain_calls()
     try:
-        container_main(channel, trees)
+        become(channel, trees)
     except Exception as error:
         send(channel, describe(error))
     finally:
         os._exit(125)  # nothing of the outside's clean-up may run twice
 
 def attempt(action):
-    """Do something in a child process, for a probe: True if the kernel lets it."""
+    """Do something in a child process, for a probe: True if nothing is raised, nor False said."""
     pid = os.fork()
     if pid == 0:
         try:
-            action()
-            os._exit(0)
-        except OSError:
-            os._exit(1)
+            os._exit(action() is False)
         finally:
-            os._exit(2)
+            os._exit(1)
     return os.waitpid(pid, 0)[1] == 0
 
 def try_overlay():
@@ -3581,79 +4050,70 @@ def try_nf_tables():
     netlink.send(struct.pack("IHHII4x", 20, kind, NLM_F_REQUEST, 1, 0))
     answer = struct.unpack_from("H", netlink.recv(4096), 4)[0]
     netlink.close()
-    if answer == 2:  # NLMSG_ERROR
-        raise OSError(errno.EOPNOTSUPP, "nf_tables")
+    return answer != 2  # NLMSG_ERROR
 
 def try_seccomp():
     """Pass no filter: a kernel that knows filters finds the address bad, another the request."""
     try:
         prctl(22, 2, 0, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
     except OSError as error:
-        if error.errno != errno.EFAULT:
-            raise
-
-def need_mount(kind):
-    """Fail unless a file system of this kind is mounted."""
-    if not any(row[1] == kind for row in mounts_here()):
-        raise OSError(errno.ENODEV, kind)
+        return error.errno == errno.EFAULT
 
 PROBES = (  # (name, try it, what it is needed for, where to look if it is missing)
     ("root", lambda: os.setuid(0), "all of it", "sudo"),
-    ("mntns", lambda: os.unshare(CLONE_NEWNS), "its mounts", "sysctl user.max_mnt_namespaces"),
-    ("pidns", lambda: os.unshare(CLONE_NEWPID), "its pids", "sysctl user.max_pid_namespaces"),
-    ("utsns", lambda: os.unshare(CLONE_NEWUTS), "--hostname", "sysctl user.max_uts_namespaces"),
-    ("ipcns", lambda: os.unshare(CLONE_NEWIPC), "System V IPC", "sysctl user.max_ipc_namespaces"),
-    ("netns", lambda: os.unshare(CLONE_NEWNET), "a network", "sysctl user.max_net_namespaces"),
-    ("cgroupns", lambda: os.unshare(CLONE_NEWCGROUP), "/proc/self/cgroup that shows /",
-     "sysctl user.max_cgroup_namespaces"),
-    ("userns", lambda: os.unshare(CLONE_NEWUSER), "nothing yet (rootless containers, later)",
-     "sysctl user.max_user_namespaces kernel.unprivileged_userns_clone"),
-    ("cgroup-v1", lambda: need_mount("cgroup"), "limits (one is enough)", "mount -t cgroup"),
-    ("cgroup-v2", lambda: need_mount("cgroup2"), "limits (one is enough)", "mount -t cgroup2"),
+    *((name, lambda flag=flag: os.unshare(flag), use, f"sysctl user.max_{which}_namespaces")
+      for name, flag, which, use in (
+          ("mntns", CLONE_NEWNS, "mnt", "its mounts"), ("pidns", CLONE_NEWPID, "pid", "its pids"),
+          ("utsns", CLONE_NEWUTS, "uts", "--hostname"),
+          ("ipcns", CLONE_NEWIPC, "ipc", "System V IPC"),
+          ("netns", CLONE_NEWNET, "net", "a network"),
+          ("cgroupns", CLONE_NEWCGROUP, "cgroup", "/proc/self/cgroup that shows /"),
+          ("userns", CLONE_NEWUSER, "user", "nothing yet (rootless containers, later)"))),
+    *((name, lambda kind=kind: any(row[1] == kind for row in mounts_here()),
+       "limits (one is enough)", f"mount -t {kind}")
+      for name, kind in (("cgroup-v1", "cgroup"), ("cgroup-v2", "cgroup2"))),
     ("overlay", try_overlay, "--ephemeral, images", "module overlay"),
     ("seccomp", try_seccomp, "the system call filter", "kernel option CONFIG_SECCOMP_FILTER"),
-    ("openat2", lambda: openat2(AT_FDCWD, "/", bytes(24), 24),
-     "safe paths (without: slower, just as safe)", "Linux 5.6; the seccomp filter around this box"),
-    ("pidfd", lambda: pidfd_open(os.getpid(), 0), "signals that hit no other process",
-     "Linux 5.3; the seccomp filter around this box"),
-    ("mount_setattr", lambda: mount_setattr(AT_FDCWD, "/proc", 0, bytes(32), 32),
-     "read-only trees in one step", "Linux 5.12; the seccomp filter around this box"),
+    *((name, call, use, f"{since}; the seccomp filter around this box")
+      for name, call, use, since in (
+          ("openat2", lambda: openat2(AT_FDCWD, "/", bytes(24), 24),
+           "safe paths (without: slower, just as safe)", "Linux 5.6"),
+          ("pidfd", lambda: pidfd_open(os.getpid(), 0), "signals that hit no other process",
+           "Linux 5.3"),
+          ("mount_setattr", lambda: mount_setattr(AT_FDCWD, "/proc", 0, bytes(32), 32),
+           "read-only trees in one step", "Linux 5.12"))),
     ("nf_tables", try_nf_tables, "networks with -p (later)", "modules nf_tables nft_chain_nat"),
 )
 
-def cgroup_layout():
-    """Which cgroup controllers this box has, and where, in words."""
-    rows = [row for row in mounts_here() if row[1] in ("cgroup", "cgroup2")]
-    v1 = sorted({os.path.basename(point) for point, kind, _, _ in rows if kind == "cgroup"})
-    v2 = [point for point, kind, _, _ in rows if kind == "cgroup2"]
-    layout = "hybrid" if v1 and v2 else "v1" if v1 else "v2" if v2 else "none"
-    controllers = read_all(v2[0] + "/cgroup.controllers").split() if v2 else []
-    return f"{layout}: v1 {' '.join(v1) or '-'}; v2 {' '.join(controllers) or '-'}"
-
-def free_space():
-    """The room at the state root, or at the nearest directory above it that is there."""
-    path = os.path.abspath(state_path())
-    while not os.path.isdir(path):
+def about_box():
+    """What the probes don't say: versions, cgroup controllers, room at the state root."""
+    box, path = os.uname(), os.path.abspath(state_path())
+    points = {kind: sorted({row[0] for row in mounts_here() if row[1] == kind})
+              for kind in ("cgroup", "cgroup2")}
+    v1 = " ".join(map(os.path.basename, points["cgroup"]))
+    v2 = " ".join(read_all(points["cgroup2"][0] + "/cgroup.controllers").split()
+                  if points["cgroup2"] else [])
+    layout = {(True, True): "hybrid", (True, False): "v1", (False, True): "v2"}.get(
+        (bool(points["cgroup"]), bool(points["cgroup2"])), "none")
+    while not os.path.isdir(path):  # the nearest directory above it that is there
         path = os.path.dirname(path)
     room = os.statvfs(path)
-    return f"{state_path()}: {room.f_bavail * room.f_frsize >> 20} MiB free"
+    return (f"mydocker {VERSION}, Python {sys.version.split()[0]}, {box.sysname} {box.release} "
+            f"{box.machine}\ncgroups {layout}: v1 {v1 or '-'}; v2 {v2 or '-'}\n"
+            f"{state_path()}: {room.f_bavail * room.f_frsize >> 20} MiB free\n")
 
 @command("[NAME...]", "show what this box can do, and what each is needed for; with names: "
                       "just those, and status 1 if one is missing")
 def cmd_info(_, words):
-    """Probe the kernel; every line is the outcome of a try, none is guessed from a version."""
     unknown = set(words) - {row[0] for row in PROBES}
     if unknown:
         raise Failure(f"info, on {' '.join(sorted(unknown))}: no such probe")
-    rows = [(name, "yes" if attempt(action) else "no", use, where)
-            for name, action, use, where in PROBES if not words or name in words]
     if not words:
-        box = os.uname()
-        show(f"mydocker {VERSION}, Python {sys.version.split()[0]}, {box.sysname} {box.release} "
-             f"{box.machine}\ncgroups {cgroup_layout()}\n{free_space()}\n")
-    show("\n".join(columns([(name, has, use + ("" if has == "yes" else f"; look at: {where}"))
-                            for name, has, use, where in rows])))
-    return int(any(row[1] == "no" for row in rows)) if words else 0
+        show(about_box())
+    found = {row: attempt(row[1]) for row in PROBES if not words or row[0] in words}
+    show("\n".join(columns([(name, "yes", use) if has else (name, "no", f"{use}; look at: {where}")
+                            for (name, _, use, where), has in found.items()])))
+    return int(bool(words) and not all(found.values()))
 
 
 # ── 17. Main ───────────────────────────────────────────────────────────────
@@ -3664,42 +4124,42 @@ GLOBAL_OPTIONS = (
     ("-h --help", "", "show this help"),
     ("-v --version", "", "show the version"),
 )
-HELP_OPTION = ("-h --help", "", "show this help")
 
 def overview():
-    """The help of the whole program."""
     return "\n".join(
-        ["Usage: mydocker [OPTIONS] COMMAND ...", "", "Containers in one file.  Commands:"]
-        + columns([(f"  {name}", row[2]) for name, row in COMMANDS.items() if row[2] != HIDDEN])
-        + ["", "Options:"]
-        + columns([("  " + ", ".join(names.split()) + (" " + argument).rstrip(), text)
-                   for names, argument, text in GLOBAL_OPTIONS])
-        + ["", "mydocker COMMAND --help shows a command's own options."])
+        ["Usage: mydocker [OPTIONS] COMMAND ...", "", "Containers in one file.  Commands:",
+         *columns([(f"  {name}", row[2]) for name, row in COMMANDS.items() if row[2] != HIDDEN]),
+         "", "Options:", *option_lines(GLOBAL_OPTIONS),
+         "", "mydocker COMMAND --help shows a command's own options."])
 
 def dispatch(words):
     """Carry out one command line; returns the exit status."""
     options, words = parse_options(GLOBAL_OPTIONS, words, "mydocker")
-    if options["root"]:
-        os.environ["MYDOCKER_ROOT"] = os.path.abspath(options["root"])
+    root = options["root"] or os.environ.get("MYDOCKER_ROOT") or STATE_ROOT
+    os.environ["MYDOCKER_ROOT"] = os.path.abspath(root)  # a monitor changes its directory
     if options["version"]:
-        show(f"mydocker {VERSION}")
-        return 0
+        return show(f"mydocker {VERSION}") or 0
     if options["help"] or words[:1] == ["help"]:
-        show(overview())
-        return 0
+        return show(overview()) or 0
     if not words:
         raise Failure("mydocker: no command given", hint="mydocker --help")
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
     if name not in COMMANDS:
         raise Failure(f"mydocker, on {' '.join(words[:2])}: no such command",
                       hint="mydocker --help")
-    function, usage, _, rows = COMMANDS[name]
-    words = words[len(name.split()):]
-    options, rest = parse_options((*rows, HELP_OPTION), words, name, "[ARG...]" not in usage)
+    function, usage, summary, rows = COMMANDS[name]
+    options, words = parse_options((*rows, GLOBAL_OPTIONS[1]), words[len(name.split()):], name,
+                                   "[ARG...]" not in usage)
     if options["help"]:
-        show(help_text(name))
-        return 0
-    return function(options, rest) or 0
+        return show(help_text(name)) or 0
+    wanted = usage.replace("[OPTIONS]", "").split()
+    least, most = sum(word[0] != "[" for word in wanted), 1 << 30 if "..." in usage else len(wanted)
+    if " or " not in usage and summary != HIDDEN and not least <= len(words) <= most:
+        raise Failure(f"{name}: it takes {usage}", hint=f"mydocker {name} --help")
+    if os.geteuid() and name != "info":
+        raise Failure(f"{name}, as user {os.geteuid()}: only root can make containers",
+                      hint=f"sudo python3 {sys.argv[0]} {name} ...")
+    return function(options, words) or 0
 
 def main():
     """Run the program and exit; the status is Docker's: 125 if the trouble is mydocker's own."""
@@ -3710,7 +4170,9 @@ def main():
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.argv])
     try:
         status = dispatch(sys.argv[1:])
-    except (Failure, OSError) as error:
+    except KeyboardInterrupt:
+        status = 128 + _signal.SIGINT
+    except Exception as error:
         message, status, hint = describe(error)
         print_line(f"mydocker: {message}")
         if hint:

@@ -2,7 +2,8 @@
 # Tests and measurements of mydocker.py. Run as root on any Linux box or in a VM:
 #
 #   sudo bash test_mydocker.sh [-v] [PATTERN]   all tests, or those whose name or title matches
-#   sudo bash test_mydocker.sh [-v] smoke       the first ten, and that nothing is left behind
+#   sudo bash test_mydocker.sh [-v] smoke       the first ten, some of the life cycle, and that
+#                                               nothing is left behind
 #   sudo bash test_mydocker.sh bench [PATTERN]  times beside those of other programs
 #
 # Needs bash, the base system's tools (coreutils, grep, sed) and python3. What else a test needs
@@ -13,6 +14,7 @@
 #              STRICT=1 a skipped test is a failed one
 #              TMPDIR   where the scratch directory goes (default: /tmp)
 #              ROUNDS   runs of each program in the bench (default: 21)
+#              FULL=1   the tests of many containers and of kill -9 in their whole length: minutes
 #
 # A new test is a function `test_x() { # area: what is true` at the end of its chapter; it is
 # found by its first line, runs in a directory of its own under `set -ex`, and fails by the first
@@ -27,7 +29,7 @@ self=$here/${BASH_SOURCE[0]##*/}
 : "${PYTHON:=$(command -v python3)}"
 mydocker=("$PYTHON" "$here/mydocker.py")
 patience=${PATIENCE:-60} # seconds that any single event may take; only a failure waits so long
-smoke=10    # so many tests from the first on are the smoke set
+smoke=(test_detach test_exec test_stop test_pause) # with the first ten and the last the smoke set
 
 # ── Helpers ────────────────────────────────────────────────────────────────
 
@@ -2105,7 +2107,7 @@ test_killed_monitor() { # images: a container whose monitor was killed is on rec
   kill -KILL "$pid"
   ended 137
   run 0 ps -a
-  like "$out" "Exited \\(137\\) +c$n"
+  like "$out" "Exited \\(137\\) [0-9]+ seconds ago +c$n"
   run 0 rm "c$n"
 }
 
@@ -2890,6 +2892,568 @@ test_cp_runs_nothing() { # cp: no program, library or module of the container's 
   is "$(grep -c execve trace)" 1
 }
 
+# ── 15. The life cycle ─────────────────────────────────────────────────────
+
+background() { # background ARG...: `mydocker run -d ARG...`; its id is in $id
+  run 0 run -d "$@"
+  like "$out" '^[0-9a-f]{64}$'
+  is "$err" ''
+  id=$out
+}
+
+state_of() { # state_of NAME: docker's word
+  "${mydocker[@]}" inspect -f '{{.State.Status}}' "$1"
+}
+
+pid_of() { # pid_of NAME: its PID 1, seen from here
+  "${mydocker[@]}" inspect -f '{{.State.Pid}}' "$1"
+}
+
+monitor_of() { # monitor_of NAME: the process outside that waits for it
+  "${mydocker[@]}" inspect -f '{{.Record.monitor}}' "$1"
+}
+
+said() { # said NAME REGEX: it has said so by now
+  "${mydocker[@]}" logs "$1" 2>&1 | grep -qE -e "$2"
+}
+
+test_detach() { # life: run -d prints the id when the command runs, and its monitor keeps nothing of the caller's
+  local monitor fd
+  own_state
+  exec 9<"$scratch"
+  background --name d /bin/sh -c 'echo ready; exec sleep 1000'
+  exec 9<&-
+  is "$(state_of d)" running
+  wait_for eval '[[ $(cat "/proc/$(pid_of d)/comm") == sleep ]]'
+  monitor=$(monitor_of d)
+  is "$(sed 's/.*) //' "/proc/$monitor/stat" | cut -d' ' -f4)" "$monitor" # its own session
+  is "$(sed 's/.*) //' "/proc/$monitor/stat" | cut -d' ' -f5)" 0          # no terminal
+  is "$(readlink "/proc/$monitor/cwd")" /
+  for fd in 0 1 2; do is "$(readlink "/proc/$monitor/fd/$fd")" /dev/null; done
+  # nor an open file: who reads its output would wait for the container's end
+  is "$(readlink /proc/"$monitor"/fd/* | grep -cxE "$scratch(/std.*)?" || :)" 0
+  is "$(tr '\0' '\n' <"/proc/$(pid_of d)/environ" | grep -c TMPDIR)" 0
+  tty 0 '^[0-9a-f]{64}$' '' -- "${mydocker[@]}" run -dit --name t /bin/sh
+  run 0 exec t /bin/sh -c 'cat /proc/1/comm; readlink /proc/1/fd/0'
+  is "$out" $'sh\n/dev/pts/0'
+  background -i --name i /bin/cat # whose input never ends
+  run 0 ps -q
+  is "$(wc -l <<<"$out")" 3
+  run 0 rm -f d t i
+  is "$out" $'d\nt\ni'
+  is "$(find state/containers state/running state/names -mindepth 1)" ''
+}
+
+test_relative_root() { # life: a state root that is named from here is the same one for the monitor
+  local MYDOCKER_ROOT=state
+  export MYDOCKER_ROOT
+  background --name r /bin/sleep 1000
+  run 0 --root ./state stop -t 0 r
+  is "$(find / -maxdepth 1 -name state)" ''
+  is "$(state_of r)" exited
+  run 0 exec --help
+  like "$out" '--privileged'
+  run 0 rm r
+}
+
+test_detach_fails() { # life: a command that can't start fails run -d as it fails run, and nothing stays
+  own_state
+  fails 127 'exec, on /no/such: no such file' run -d --name x /no/such
+  fails 127 'exec, on nothing: executable file not found' run -d --rootfs / nothing
+  fails 126 'exec, on /etc/passwd: permission denied' run -d /etc/passwd
+  fails 125 'workdir|enter' run -d -w /etc/passwd /bin/true
+  is "$(find state/containers state/running state/names -mindepth 1)" ''
+  background --name x --rm /bin/true # the name is free
+  wait_for eval '[[ ! $(ls state/containers) ]]'
+}
+
+test_options_refused() { # life: options of the life cycle that make no sense are refused by name
+  own_state
+  fails 125 '--restart, on sometimes' run -d --restart sometimes /bin/true
+  fails 125 '--restart, on on-failure:x' run -d --restart on-failure:x /bin/true
+  fails 125 'on --rm: .*--restart' run -d --rm --restart always /bin/true
+  fails 125 '--stop-signal, on NONE' run -d --stop-signal NONE /bin/true
+  fails 125 '--stop-timeout, on soon' run -d --stop-timeout soon /bin/true
+  fails 125 '--log-opt, on compress' run -d --log-opt compress=true /bin/true
+  fails 125 '--log-opt max-file, on 0' run -d --log-opt max-file=0 /bin/true
+  fails 125 '--signal, on 99' kill -s 99 x
+  fails 125 '--filter, on colour' ps --filter colour=blue
+  touch there
+  fails 125 '--cidfile, on there: file exists' run -d --cidfile there /bin/true
+  is "$(find state -path '*/containers/*' -o -path '*/names/*')" ''
+}
+
+test_names() { # life: a name means one container, by itself or made up; so do an id and its beginning
+  own_state
+  background --cidfile cid --label a=b --label c --name one /bin/sleep 1000
+  is "$(<cid)" "$id"
+  fails 125 '--name, on one: a container of that name exists' run -d --name one /bin/true
+  for name in "$id" "${id:0:12}" "${id:0:4}" one; do
+    run 0 inspect -f '{{.Id}} {{json .Config.Labels}}' "$name"
+    is "$out" "$id {\"a\": \"b\", \"c\": \"\"}"
+  done
+  fails 125 'container, on two: no such container' stop two
+  fails 125 'container, on ../one: no such container' stop ../one
+  fails 125 "container, on '': no such container" stop ''
+  fails 125 'no such container' stop "$(printf 'x%.0s' {1..5000})"
+  background /bin/sleep 1000
+  run 0 ps --format '{{.Names}}'
+  like "$out" '^[a-z]+_[a-z]+[0-9]*'$'\n''one$'
+  run 125 rm -f nobody one nothing
+  is "$out" one
+  like "$err" 'on nobody: .*'$'\n''.*on nothing: '
+  run 0 rm -f "$id"
+}
+
+test_logs() { # logs: both streams apart and byte for byte, with times, from the end or from a time on
+  own_state
+  run 0 run -d --name l /bin/sh -c 'echo one; echo two >&2; printf "half "; sleep 0.2; printf "line\n\n\377\0bin\r\n"; printf end'
+  run 0 wait l
+  is "$out" 0
+  "${mydocker[@]}" logs l >got 2>errors
+  printf 'one\nhalf line\n\n\377\0bin\r\nend' | cmp - got
+  printf 'two\n' | cmp - errors
+  like "$(head -n 1 state/containers/*/container.log)" '^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{9}Z std(out|err) F (one|two)$'
+  run 0 logs -t l
+  is "$(grep -acE '^[0-9-]{10}T[0-9:]{8}\.[0-9]{9}Z ' "$scratch/stdout")" 5
+  like "$out" 'Z half line'
+  run 0 logs --tail 2 l
+  is "$(wc -l <"$scratch/stdout")" 1
+  like "$out$err" 'end$'
+  run 0 logs -n 0 l
+  is "$out$err" ''
+  run 0 logs --until 1h l
+  is "$out$err" ''
+  run 0 logs --since 1h --until 2100-01-01T00:00:00+08:00 l
+  is "$(wc -c <"$scratch/stdout") $err" '25 two'
+  run 0 logs --since "$(date +%s -d '+1 hour')" l
+  is "$out$err" ''
+  fails 125 '--since, on yesterday: not a time' logs --since yesterday l
+  own_root_logs
+}
+
+own_root_logs() { # of a container in the foreground what comes by way of its terminal, else nothing: it isn't copied
+  make_image "t$n:1"
+  run 3 run -t --name f "t$n:1" /bin/sh -c 'echo out; echo err >&2; exit 3'
+  run 0 logs f
+  is "$out $err" $'out\r\nerr\r '
+  run 0 start f
+  wait_for eval '[[ $("${mydocker[@]}" logs f | tr -d "\r" | tr "\n" " ") == "out err out err " ]]'
+  run 0 run --name g "t$n:1" /bin/sh -c 'echo out'
+  run 0 logs g
+  is "$out$err" ''
+}
+
+test_logs_follow() { # logs: -f goes on over turned files, to the container's end and not beyond
+  local follower
+  own_state
+  background --name l --log-opt max-size=2k,max-file=3 /bin/sh -c 'i=0; while [ $i -lt 300 ]; do echo "line $i"; i=$((i+1)); [ $((i % 10)) != 0 ] || sleep 0.05; done'
+  "${mydocker[@]}" logs -f l >got 2>errors &
+  follower=$!
+  run 0 wait l
+  wait "$follower"
+  seq -f 'line %g' 0 299 | cmp - got
+  is "$(<errors)" ''
+  is "$(cd state/containers/* && ls container.log*)" $'container.log\ncontainer.log.1\ncontainer.log.2'
+  is "$(find state -name 'container.log*' -size +2048c)" ''
+  run 0 logs l
+  like "$out" '^line [0-9]+'$'\n.*\nline 299$'
+  "${mydocker[@]}" logs -f l | tail -n 1 | grep -qx 'line 299' # at once
+}
+
+test_logs_never_block() { # logs: neither a full disk nor a reader who sleeps stops a container; what is lost is said
+  need unshare mount
+  mkdir full
+  # shellcheck disable=SC2016 # for the shell in the namespace
+  MYDOCKER_ROOT=$PWD/full/state unshare -m bash -exc 'mount -t tmpfs -o size=700k tmpfs full
+    "$@" run -d --name l -v "$PWD:/mnt" /bin/sh -c "head -c 900000 /dev/zero | tr \"\0\" x
+      until [ -e /mnt/go ]; do sleep 0.1; echo; echo full; done"
+    until "$@" logs l 2>errors | tail -n 1 | grep -qx full; do sleep 0.1; done
+    touch go; "$@" wait l >status; "$@" logs l >got 2>errors' bash "${mydocker[@]}"
+  is "$(<status)" 0
+  is "$(tail -n 1 got)" full
+  like "$(<errors)" '^mydocker: [0-9]+ bytes of output could not be logged$'
+  is "$(($(tr -dc x <got | wc -c) + $(grep -o '[0-9]*' errors)))" 900000
+  own_state
+  background --name y /bin/sh -c 'yes | head -n 3000000; echo done >&2'
+  mkfifo pipe
+  exec 8<>pipe
+  "${mydocker[@]}" logs -f y >pipe 2>&1 8>&- & # nobody reads what it says
+  run 0 wait y
+  exec 8>&-
+  wait $! || :
+  run 0 logs --tail 5 y
+  is "$err" 'done'
+}
+
+test_exec() { # exec: joins all namespaces and takes arguments, status, input, environment, user and directory
+  local kind pid
+  own_state
+  background --name e -e A=1 --hostname h /bin/sh -c 'exec sleep 1000'
+  for kind in pid mnt uts ipc net cgroup; do
+    run 0 exec e readlink "/proc/self/ns/$kind"
+    is "$out" "$(readlink "/proc/$(pid_of e)/ns/$kind")"
+  done
+  run 0 exec -d e /bin/sleep 999
+  wait_for eval '"${mydocker[@]}" top e | grep -q "sleep 999$"'
+  pid=$("${mydocker[@]}" top e | awk '/sleep 999$/ {print $2}')
+  cmp "/proc/$(pid_of e)/cgroup" "/proc/$pid/cgroup"
+  is "$(readlink "/proc/$pid"/fd/{0,1,2} | sort -u)" /dev/null # nothing of the caller's
+  run 7 exec e /bin/sh -c 'exit 7'
+  run 137 exec e /bin/sh -c 'kill -9 $$'
+  run 127 exec e nothing
+  run 126 exec e /etc
+  run 0 exec -e B=2 -e A=3 -w /usr -u 1234:5678 e /bin/sh -c 'echo $A $B $PWD $(id -u) $(id -g) $(hostname) "$1"' sh ' two  words'
+  is "$out" '3 2 /usr 1234 5678 h  two  words'
+  is "$(echo input | "${mydocker[@]}" exec -i e /bin/cat)" input
+  is "$(echo input | "${mydocker[@]}" exec e /bin/cat)" ''
+  tty 5 '^31 97$' '' '[#$] $' $'test -t 0 && stty size; exit 5\r' -- bash -c 'stty rows 31 cols 97; stty size; "$@" exec -it e /bin/sh' bash "${mydocker[@]}"
+  like "$out" $'exit 5\n31 97'
+  fails 125 'chdir|workdir' exec -w /no/such e /bin/true
+  fails 125 'exec: it takes' exec e
+  run 0 kill e
+  wait_for eval '[[ $(state_of e) == exited ]]'
+  fails 125 'on e: it is not running' exec e /bin/true
+  fails 125 'on nobody: no such container' exec nobody /bin/true
+}
+
+test_exec_closed() { # exec: a pid that was used again, or a namespace that can't be joined, runs nothing at all
+  own_state
+  background --name e /bin/sleep 1000
+  run 0 kill -s KILL e
+  wait_for eval '[[ $(state_of e) == exited ]]'
+  background --name f /bin/sleep 1000
+  sleep 1000 &
+  # the record says that e is the host's sleep, started when another process was; f's monitor lives
+  "$PYTHON" -I - state/containers/"$id"/state.json $! <<'PYTHON'
+import json, sys
+record = json.load(open(sys.argv[1]))
+record["pid"] = int(sys.argv[2])
+json.dump(record, open(sys.argv[1], "w"))
+PYTHON
+  fails 125 'on f: it is not running' exec f /bin/sh -c "echo escaped >$PWD/escaped"
+  fails 125 'on f: it is not running' kill f
+  fails 125 'on f: it is not running' top f
+  kill -0 $! # it is still there
+  kill -KILL "$(monitor_of f)"
+  [[ ! -e escaped ]]
+  # what join is told by a hand that isn't exec's leads nowhere
+  fails 125 "join: it can't be typed" join 0
+  fails 125 "join: it can't be typed" join
+}
+
+test_exec_hidden() { # exec: CVE-2016-9962, CVE-2024-21626: who joins can't be looked into and brings no descriptor
+  local seen
+  own_state
+  background --name e /bin/sh -c 'while :; do for p in /proc/[0-9]*; do case $p in /proc/1 | /proc/$$) ;; *)
+      [ -r $p/comm ] && read name <$p/comm && case $name in python*) ls -l $p/fd $p/exe $p/cwd $p/root 2>&1; stat -c "%u %n" $p/fd; esac ;; esac; done; done 2>&1'
+  for seen in {1..15}; do run 0 exec e /bin/true; done
+  run 0 logs e
+  unlike "$out" 'memfd|/state|pidfd|mnt:'
+  exec 9<"$scratch"
+  run 0 exec e /bin/sh -c 'ls /proc/self/fd'
+  exec 9<&-
+  is "$(tr '\n' ' ' <<<"$out")" '0 1 2 3 '
+  for seen in 7 8 9 10; do
+    run 125 exec -w "/proc/self/fd/$seen" e /bin/sh -c 'pwd; ls'
+    is "$out" ''
+  done
+}
+
+test_stop() { # life: stop sends the stop signal, waits, kills, and returns when all is swept
+  local begin=$SECONDS
+  own_state
+  background --name a /bin/sh -c 'trap "echo term; exit 3" TERM; echo ready; while :; do sleep 0.05; done'
+  background --name b --stop-signal USR1 /bin/sh -c 'trap "echo usr1; exit 4" USR1; echo ready; while :; do sleep 0.05; done'
+  background --name c --stop-timeout 0 /bin/sleep 1000 # PID 1 without a handler
+  wait_for said a ready
+  wait_for said b ready
+  run 0 stop a b c
+  is "$out" $'a\nb\nc'
+  is "$(find state/running -mindepth 1)" ''
+  run 0 ps -a --format '{{.Names}} {{.Status}}'
+  like "$out" '^c Exited \(137\) .*'$'\n''b Exited \(4\) .*'$'\n''a Exited \(3\) '
+  run 0 logs a
+  is "$out" $'ready\nterm'
+  run 0 stop a # as docker does
+  run 0 rm a b c
+  background --rm --name d /bin/sleep 1000
+  run 0 stop -t 0 d
+  run 0 ps -aq
+  is "$out" ''
+  ((SECONDS < begin + patience)) || fail 'it took too long'
+}
+
+test_start() { # life: start and restart bring a container back with its root and configuration
+  make_image "t$n:1"
+  background --name s -e A=1 -v "v$n:/v" "t$n:1" /bin/sh -c 'echo x >>/v/runs; echo "run $(cat /v/runs /here 2>/dev/null)" $A; touch /here; exec sleep 1000'
+  wait_for said s 'run x 1'
+  run 0 start s # it runs: nothing happens
+  run 0 stop -t 0 s
+  run 0 start s
+  is "$(state_of s)" running
+  run 0 restart -t 0 s
+  wait_for said s $'^x 1$'
+  run 0 exec s /bin/sh -c 'ls /here; cat /v/runs'
+  is "$out" $'/here\nx\nx\nx'
+  run 0 rm -f -v s
+  run 3 run -i --name f "t$n:1" /bin/sh -c 'read -r x; echo "got $x"; exit 3'
+  is "$(echo hello | "${mydocker[@]}" start -ai f || echo "status $?")" $'got hello\nstatus 3'
+  run 0 rm f
+}
+
+test_restart_policy() { # life: --restart starts a container again, as often as it should and until it's stopped
+  own_state
+  background --name a --restart on-failure:2 /bin/sh -c 'echo run; exit 3'
+  run 0 wait a
+  is "$out" 3
+  run 0 logs a
+  is "$out" $'run\nrun\nrun'
+  run 0 inspect -f '{{.RestartCount}} {{.State.ExitCode}}' a
+  is "$out" '2 3'
+  run 0 start a # counts from the start again
+  run 0 wait a
+  is "$("${mydocker[@]}" logs a | grep -c run)" 6
+  background --name b --restart on-failure /bin/sh -c 'echo run; exit 0'
+  run 0 wait b
+  run 0 logs b
+  is "$out" run
+  background --name c --restart always -v "$PWD:/mnt" /bin/sh -c 'echo run; [ ! -e /mnt/stay ] || exec sleep 1000'
+  wait_for eval '[[ $("${mydocker[@]}" logs c | wc -l) -ge 3 ]]'
+  touch stay
+  wait_for eval '[[ $(state_of c) == running ]] && "${mydocker[@]}" top c | grep -q sleep'
+  run 0 kill c
+  wait_for eval '[[ $(state_of c) == exited ]]' # killed on purpose: it stays down
+  rm stay
+  run 0 start c
+  wait_for eval '[[ $(state_of c) == restarting ]]'
+  run 0 stop c # between two starts, too
+  is "$(state_of c)" exited
+  background --name d --restart unless-stopped /bin/false
+  wait_for eval '[[ $(state_of d) == restarting ]]'
+  run 0 rm -f a b c d
+  is "$(find state/containers state/running state/names -mindepth 1)" ''
+}
+
+test_kill() { # life: kill sends PID 1 any signal, and says when there's nobody to get it
+  own_state
+  background --name k /bin/sh -c 'trap "echo hup" HUP; echo ready; while :; do sleep 0.05; done'
+  wait_for said k ready
+  run 0 kill -s HUP k
+  wait_for said k hup
+  run 0 kill --signal 1 k
+  is "$(state_of k)" running
+  run 0 kill k
+  run 0 wait k
+  is "$out" 137
+  fails 125 'on k: it is not running' kill k
+  fails 125 '--signal, on NONE: there is no such signal' kill -s NONE k
+}
+
+test_pause() { # life: pause freezes all processes, unpause lets them go on; a paused one can be stopped
+  own_state
+  background --name p /bin/sh -c 'while :; do echo x; sleep 0.01; done'
+  wait_for said p x
+  run 0 pause p
+  is "$(state_of p)" paused
+  run 0 ps
+  like "$out" 'Up .* \(Paused\)'
+  local before after
+  before=$("${mydocker[@]}" logs p | wc -l)
+  sleep 0.3
+  after=$("${mydocker[@]}" logs p | wc -l)
+  is "$after" "$before"
+  fails 125 'on p: it is already paused' pause p
+  fails 125 'exec, on p: it is paused' exec p /bin/true
+  run 0 unpause p
+  wait_for eval '[[ $("${mydocker[@]}" logs p | wc -l) -gt $before ]]'
+  fails 125 'on p: it is not paused' unpause p
+  run 0 pause p
+  run 0 stop -t 1 p
+  run 0 start p
+  run 0 pause p
+  run 0 rm -f p
+  fails 125 'no such container' pause p
+}
+
+test_wait() { # life: wait blocks until each has ended, and prints its status, of removed ones too
+  own_state
+  background --name w --rm -v "$PWD:/mnt" /bin/sh -c 'until [ -e /mnt/go ]; do sleep 0.05; done; exit 5'
+  background --name x /bin/sh -c 'exit 6'
+  "${mydocker[@]}" wait w x >got &
+  wait_for eval 'readlink /proc/$!/fd/* | grep -q "/lock$"'
+  touch go
+  wait $!
+  is "$(<got)" $'5\n6'
+  run 0 wait x
+  is "$out" 6
+  background --name y /bin/sleep 1000
+  "${mydocker[@]}" wait y >got &
+  kill -KILL "$(monitor_of y)"
+  wait $!
+  is "$(<got)" 137
+}
+
+test_top_command() { # life: top shows the processes of a container alone, exec'd ones too
+  own_state
+  background --name t /bin/sh -c 'sleep 998 & exec sleep 997'
+  run 0 exec -d t /bin/sleep 996
+  wait_for eval '[[ $("${mydocker[@]}" top t | grep -c "sleep 99[678]$") == 3 ]]'
+  run 0 top t
+  is "$(wc -l <<<"$out")" 4
+  like "$out" '^UID +PID +PPID +TIME +CMD'
+}
+
+test_ps() { # ps: docker's columns, filters and formats, and the tutorial's PID and IP
+  make_image "t$n:1"
+  background --name a --label x=y "t$n:1" /bin/sleep 1000
+  run 3 run --name b "t$n:1" /bin/sh -c 'echo 12345 >/file; exit 3'
+  run 0 ps
+  like "$out" '^CONTAINER ID +IMAGE +COMMAND +CREATED +STATUS +PORTS +NAMES'$'\n'"[0-9a-f]{12} +t$n:1 +\"/bin/sleep 1000\" +[0-9]+ seconds ago +Up [0-9]+ seconds +a\$"
+  run 0 ps -a --format '{{.Names}}|{{.State}}|{{.Image}}'
+  is "$out" "b|exited|t$n:1"$'\n'"a|running|t$n:1"
+  run 0 ps -l --format '{{.Names}} {{.Status}}'
+  like "$out" '^b Exited \(3\) [0-9]+ seconds ago$'
+  run 0 ps -n 5 -q
+  is "$(wc -l <<<"$out")" 2
+  run 0 ps -a --no-trunc -q
+  like "$out" '^[0-9a-f]{64}'
+  run 0 ps -as --filter name=b
+  like "$out" ' +SIZE'$'\n.* 6B$'
+  run 0 ps --format '{{.PID}}:{{.IP}}'
+  is "$out" "$(pid_of a):"
+  run 0 ps -a --format json
+  "$PYTHON" -I -c 'import json, sys
+rows = [json.loads(line) for line in open(sys.argv[1])]
+assert [row["Names"] for row in rows] == ["b", "a"], rows' "$scratch/stdout"
+  run 0 ps -a --format 'table {{.Names}}\t{{.State}}'
+  is "$out" $'NAMES   STATE\nb       exited\na       running'
+  local filter
+  for filter in name=a "id=$id" label=x label=x=y status=running "ancestor=t$n:1"; do
+    run 0 ps --filter "$filter" --format '{{.Names}}'
+    is "$out" a
+  done
+  run 0 ps --filter exited=3 --format '{{.Names}}'
+  is "$out" b
+  run 0 ps -a --filter label=x=z -q
+  is "$out" ''
+  fails 125 '--format, on .*: there is no .Nothing' ps --format '{{.Nothing}}'
+  fails 125 '--last, on many' ps -n many
+  run 0 prune
+  like "$out" $'^b\nTotal reclaimed space: '
+  run 0 ps -aq
+  is "$out" "${id:0:12}"
+  run 0 inspect -f '.State.Running' a
+  is "$out" true
+}
+
+test_truth() { # life: ps tells the truth after kill -9, after a reboot, and when a pid is used again
+  local pid
+  own_state
+  background --name a /bin/sleep 1000
+  background --name b --rm /bin/sleep 1000
+  pid=$(pid_of a)
+  kill -KILL "$(monitor_of a)" "$(monitor_of b)"
+  wait_for gone "$pid"
+  run 0 ps -a --format '{{.Names}} {{.State}} {{.Status}}'
+  like "$out" '^a exited Exited \(137\) [0-9]+ seconds ago$'
+  is "$(find state/containers -mindepth 1 -maxdepth 1 | wc -l)" 1 # b had --rm
+  is "$(find state/running -mindepth 1)" ''
+  run 0 start a
+  kill -KILL "$(pid_of a)"
+  wait_for eval '[[ $(state_of a) == exited ]]'
+  run 0 inspect -f '{{.State.ExitCode}}' a
+  is "$out" 137
+  # a box that lost its power: marks and records say that it runs, and nobody holds the lock
+  run 0 start a
+  cp -a state after
+  run 0 rm -f a
+  MYDOCKER_ROOT=$PWD/after run 0 ps -a --format '{{.State}}'
+  is "$out" exited
+  # half a state file is never there: a write that was cut off left its temporary file alone
+  run 0 run -d --name c /bin/sleep 1000
+  echo '{"id' >"state/containers/$out/state.json.1"
+  run 0 ps -q
+  run 0 rm -f c
+  is "$(find state after -path '*/running/*')" ''
+}
+
+test_concurrent() { # life: many at once on one state root, with run -d, exec, stop and rm: none is lost, none is there twice
+  local round i many=10 rounds=1 started
+  if [[ ${FULL-} ]]; then many=50 rounds=10; fi
+  own_state
+  for ((round = 0; round < rounds; round++)); do
+    started=()
+    for ((i = 0; i < many; i++)); do
+      ( "${mydocker[@]}" run -d --name "c$i" /bin/sleep 1000 >"id$i" 2>"err$i" &&
+        "${mydocker[@]}" exec "c$i" /bin/sh -c "echo said $i" >"said$i" 2>>"err$i" &&
+        "${mydocker[@]}" stop -t 0 "c$i" >"gone$i" 2>>"err$i" && "${mydocker[@]}" rm "c$i" >>"gone$i" 2>>"err$i" ||
+        echo "status $?" >>"err$i" ) &
+      started+=($!)
+    done
+    wait "${started[@]}"
+    is "$(cat err*)" ''
+    is "$(sort id* | uniq | wc -l)" "$many"
+    for ((i = 0; i < many; i++)); do is "$(<"said$i") $(tr '\n' ' ' <"gone$i")" "said $i c$i c$i "; done
+    is "$(find state/containers state/running state/names -mindepth 1)" ''
+  done
+  for ((i = 0; i < many; i++)); do "${mydocker[@]}" run -d --name same /bin/sleep 1000 >"id$i" 2>"err$i" & done
+  wait
+  is "$(grep -lE '^[0-9a-f]{64}$' id* | wc -l) $(grep -c 'of that name exists' err* | grep -c ':1$')" "1 $((many - 1))"
+  run 0 rm -f same
+}
+
+ours() { # the processes of this test's state root
+  local - dir
+  set +x
+  for dir in /proc/[0-9]*; do
+    if { tr '\0' '\n' <"$dir/environ"; } 2>/dev/null | grep -xF "MYDOCKER_ROOT=$MYDOCKER_ROOT" >/dev/null && [[ $(readlink "$dir/exe") == *python* ]]; then
+      echo "${dir#/proc/}"
+    fi
+  done
+}
+
+test_killed_anywhere() { # life: kill -9 of every process at any point leaves nothing that the next command doesn't sweep
+  local times=12 i before
+  if [[ ${FULL-} ]]; then times=200; fi
+  own_state
+  before=$(wc -l </proc/self/mountinfo)
+  for ((i = 0; i < times; i++)); do
+    set -m
+    ( "${mydocker[@]}" run -d --name k /bin/sh -c 'sleep 1000 & exec sleep 1000'
+      "${mydocker[@]}" exec k /bin/true; "${mydocker[@]}" restart -t 0 k; "${mydocker[@]}" stop -t 0 k; "${mydocker[@]}" start k; "${mydocker[@]}" rm -f k ) >log 2>&1 &
+    set +m
+    sleep "0.$(printf %03d $((RANDOM % 700)))"
+    # shellcheck disable=SC2046 # a list
+    { kill -KILL -- "-$!" $(ours) || :; } 2>/dev/null
+    wait $! 2>/dev/null || :
+    run 0 ps -a
+    mapfile -t left < <("${mydocker[@]}" ps -aq)
+    ((${#left[@]} == 0)) || run 0 rm -f "${left[@]}"
+    is "$(find state/containers state/running state/names -mindepth 1)" ''
+  done
+  is "$(wc -l </proc/self/mountinfo)" "$before"
+}
+
+test_faults() { # life: a system call that fails, or a kill at it, leaves nothing that the next command doesn't sweep
+  need strace
+  local call when what calls=(rename flock mkdir symlink)
+  if [[ ${FULL-} ]]; then calls+=(unlink write openat mount socketpair memfd_create unshare rmdir); fi
+  own_state
+  for call in "${calls[@]}"; do
+    for when in 1 2 3; do
+      for what in error=EIO signal=KILL; do
+        timeout -k 5 "$patience" strace -f -qq -o trace -e "trace=$call" -e "inject=$call:$what:when=$when" \
+          "${mydocker[@]}" run --name f /bin/true >said 2>&1 || :
+        unlike "$(<said)" 'Traceback|bug in mydocker'
+        run 0 ps -a
+        [[ ! $(ls state/containers) ]] || run 0 rm -f f
+        is "$(find state/containers state/running state/names -mindepth 1)" ''
+      done
+    done
+  done
+}
+
 # ── Other programs ─────────────────────────────────────────────────────────
 
 test_skopeo_reads_store() { # peers: skopeo reads the store in place, and what it puts there runs
@@ -3121,11 +3685,28 @@ bench_image_100() { # images: run --rm of an image of 100 layers
   row=(env "MYDOCKER_ROOT=$PWD/state" "${mydocker[@]}" run --rm layers:100 /bin/sh -c :)
 }
 
+empty_cgroups() { # containers' cgroups without a process
+  local - dir
+  set +x
+  find /sys/fs/cgroup -path '*/mydocker/*' -type d 2>/dev/null | while read -r dir; do
+    [[ $(cat "$dir/cgroup.procs" 2>/dev/null) ]] || echo "$dir"
+  done
+}
+
+still_empty() { # those of "${empty[@]}" that are there and without one now
+  local - dir
+  set +x
+  for dir in "${empty[@]}"; do
+    [[ ! -d $dir || $(cat "$dir/cgroup.procs" 2>/dev/null) ]] || echo "$dir"
+  done
+}
+
 test_nothing_left() { # main: nothing is left behind on this box
   run 0 run /bin/true # which sweeps up after the killed ones
   diff "$scratch/mountinfo" /proc/self/mountinfo
   wait_for none strays
-  is "$(find /sys/fs/cgroup -type d -name '*mydocker*' 2>/dev/null)" ''
+  mapfile -t empty < <(empty_cgroups) # other tests may be running beside these: theirs fill up, or go
+  wait_for none still_empty
   diff "$scratch/links" <(printf '%s\n' /sys/class/net/*)
   is "$(find "$MYDOCKER_ROOT"/{containers,running} -mindepth 1)" ''
 }
@@ -3133,6 +3714,11 @@ test_nothing_left() { # main: nothing is left behind on this box
 # ── Measurements ───────────────────────────────────────────────────────────
 # Each bench_* sets $row to a command, or skips. The rows of an area are run in turn, and compared
 # with the area's first row; prepare_AREA, where there is one, comes before.
+
+podman_on_runc() { # podman with a storage of its own, over runc; arguments into $podman
+  podman=(podman --root "$PWD/podman" --runroot "$PWD/podman-run" --storage-driver vfs --cgroup-manager cgroupfs
+    --events-backend none --runtime runc)
+}
 
 bundle() { # a root file system of busybox in ./root, and an OCI bundle around it
   need busybox
@@ -3207,12 +3793,65 @@ bench_crun() { # start: crun run, busybox bundle
 }
 
 bench_podman() { # start: podman run --rootfs, busybox
-  need podman busybox
-  row=(podman --root "$PWD/podman" --runroot "$PWD/podman-run" --storage-driver vfs --cgroup-manager cgroupfs
-    --events-backend none)
-  ! command -v runc || row+=(--runtime runc)
-  row+=(run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
+  need podman busybox runc
+  podman_on_runc
+  row=("${podman[@]}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
     --rootfs "$PWD/root" /bin/true)
+}
+
+prepare_logged() {
+  if command -v busybox; then bundle; fi
+}
+
+bench_log_run() { # lines logged: mydocker.py run -d, wait, rm; 20 million lines of yes, 40 MB
+  row=(env "MYDOCKER_ROOT=$PWD/logs" bash -c '"$@" run -d --name y /bin/sh -c "yes | head -n 20000000"; "$@" wait y; "$@" rm y' bash "${mydocker[@]}")
+}
+
+bench_log_podman() { # lines logged: podman run -d with k8s-file, wait, rm; the same
+  need podman busybox runc
+  podman_on_runc
+  row=(bash -c '"${@:2}" run -d --name y --net none --log-driver k8s-file --log-opt max-size=10mb --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
+    --rootfs "$1" /bin/sh -c "/bin/busybox yes | /bin/busybox head -n 20000000"; "${@:2}" wait y; "${@:2}" rm y' bash "$PWD/root" "${podman[@]}")
+}
+
+prepare_record() { # state roots with 1, 100 and 1000 containers on record
+  local count
+  for count in 1 100 1000; do
+    MYDOCKER_ROOT=$PWD/of$count "${mydocker[@]}" run -d --name first /bin/true
+    MYDOCKER_ROOT=$PWD/of$count "${mydocker[@]}" wait first
+    "$PYTHON" -I - "$PWD/of$count" "$count" <<'PYTHON'
+import json, os, shutil, sys
+os.chdir(sys.argv[1])
+first = os.listdir("containers")[0]
+for number in range(1, int(sys.argv[2])):
+    name = os.urandom(32).hex()
+    shutil.copytree("containers/" + first, "containers/" + name)
+    record = json.load(open("containers/" + name + "/state.json"))
+    record.update(id=name, name="c%d" % number)
+    json.dump(record, open("containers/" + name + "/state.json", "w"))
+    os.symlink(name, "names/" + record["name"])
+PYTHON
+  done
+}
+
+bench_ps_1() { # on record: ps -a of 1 container
+  row=(env "MYDOCKER_ROOT=$PWD/of1" "${mydocker[@]}" ps -a)
+}
+
+bench_ps_100() { # on record: ps -a of 100
+  row=(env "MYDOCKER_ROOT=$PWD/of100" "${mydocker[@]}" ps -a)
+}
+
+bench_ps_1000() { # on record: ps -a of 1000
+  row=(env "MYDOCKER_ROOT=$PWD/of1000" "${mydocker[@]}" ps -a)
+}
+
+bench_run_1() { # on record: run -d and rm -f, beside 1
+  row=(env "MYDOCKER_ROOT=$PWD/of1" bash -c '"$@" run -d --name x /bin/sleep 1000; "$@" rm -f x' bash "${mydocker[@]}")
+}
+
+bench_run_1000() { # on record: run -d and rm -f, beside 1000
+  row=(env "MYDOCKER_ROOT=$PWD/of1000" bash -c '"$@" run -d --name x /bin/sleep 1000; "$@" rm -f x' bash "${mydocker[@]}")
 }
 
 prepare_terminal() {
@@ -3234,16 +3873,48 @@ drained() { # the program's whole output through a pipe
 }
 
 measure_memory() { # what the waiting outside process holds, in MB
+  local shim
+  export MYDOCKER_ROOT=$PWD/memory
   start run /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
   sleep 2 # after a second it makes room
-  awk -v which="outside process of run, waiting" '/^(VmRSS|RssAnon|RssFile):/ {size[$1] = $2 / 1024}
-    END {printf "%-52s %6.1f MB resident, of it %.1f MB its own\n", which, size["VmRSS:"], size["RssAnon:"]}' "/proc/$pid/status"
+  memory "outside process of run, waiting" "$pid"
   start run -it /bin/sh -c 'exec sleep 1000' </dev/null
   wait_for has err command:/bin/sh
   sleep 2
-  awk -v which="outside process of run -it, waiting" '/^(VmRSS|RssAnon|RssFile):/ {size[$1] = $2 / 1024}
-    END {printf "%-52s %6.1f MB resident, of it %.1f MB its own\n", which, size["VmRSS:"], size["RssAnon:"]}' "/proc/$pid/status"
+  memory "outside process of run -it, waiting" "$pid"
+  "${mydocker[@]}" run -d --name m /bin/sleep 1000
+  sleep 2
+  memory "monitor of run -d" "$(monitor_of m)"
+  "${mydocker[@]}" rm -f m
+  if command -v podman runc conmon && [[ -e root/bin/sleep ]]; then
+    podman_on_runc
+    "${podman[@]}" run -d --conmon-pidfile conmon --name m --net none --log-driver k8s-file \
+      --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --rootfs "$PWD/root" /bin/sleep 1000
+    memory "podman's conmon" "$(<conmon)"
+    "${podman[@]}" rm -f -t 0 m
+  fi
+  if command -v containerd ctr containerd-shim-runc-v2 runc && [[ -e root/bin/sleep ]]; then
+    shim=$(shim_of_containerd) && memory "containerd-shim-runc-v2" "$shim"
+  fi
+}
+
+memory() { # memory TITLE PID: one line; PSS counts what processes share in equal parts
+  awk -v which="$1" '/^Pss:/ {pss = $2 / 1024} /^(Private_Clean|Private_Dirty):/ {own += $2 / 1024} /^Rss:/ {rss = $2 / 1024}
+    END {printf "%-52s %6.1f MB proportional (PSS), %.1f MB resident, %.1f MB its own\n", which, pss, rss, own}' "/proc/$2/smaps_rollup" >&4
+}
+
+shim_of_containerd() { # the pid of a shim, of a containerd of our own
+  local address=$PWD/containerd.sock id
+  printf 'version = 2\nroot = "%s"\nstate = "%s"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s"\n' \
+    "$PWD/containerd" "$PWD/containerd-run" "$address" >containerd.toml
+  containerd -c containerd.toml >containerd.log 2>&1 &
+  id=$!
+  wait_for ctr -a "$address" version >&2
+  ctr -a "$address" run -d --rootfs "$PWD/root" m /bin/sleep 1000 >&2 || return 1
+  children 1 | while read -r pid; do ! grep -q "containerd-shim.*$address" -a "/proc/$pid/cmdline" || echo "$pid"; done
+  # shellcheck disable=SC2064 # this pid
+  trap "ctr -a '$address' task kill -s KILL m; sleep 1; ctr -a '$address' container rm m; kill $id" EXIT
 }
 
 measure() { # measure AREA NAME...: the table of one area
@@ -3297,7 +3968,7 @@ bench() { # bench [PATTERN]
     measure "$area" "${rows[@]}" </dev/null # else one of the programs eats the other areas' names
   done < <(functions bench | while read -r name; do title "$name" area; done | uniq | grep -E -e "$1")
   echo
-  ( trap 'kill -KILL $(jobs -p)' EXIT; measure_memory ) 2>"$scratch/log"
+  ( trap 'kill -KILL $(jobs -p)' EXIT; measure_memory ) 4>&1 >"$scratch/log" 2>&1
 }
 
 # ── Runner ─────────────────────────────────────────────────────────────────
@@ -3316,6 +3987,16 @@ title() { # title NAME [area]: the words behind a function's first line; of benc
   esac
 }
 
+finish() { # the end of a test: nothing of it runs on
+  local - running=(state/running/*)
+  set +x
+  # shellcheck disable=SC2046 # a list
+  { kill -KILL $(jobs -p) || :; } 2>/dev/null
+  if [[ -e ${running[0]} ]]; then
+    MYDOCKER_ROOT=$PWD/state timeout "$patience" "${mydocker[@]}" rm -f "${running[@]##*/}" || :
+  fi
+}
+
 run_test() { # run_test NAME: as number $n
   local name=$1 status begin=$EPOCHREALTIME words
   words=$(title "$name")
@@ -3323,7 +4004,7 @@ run_test() { # run_test NAME: as number $n
   rm -f "$scratch/why"
   ( # not behind an if or ||, where -e does nothing
     cd "$scratch/$n" || exit
-    trap '{ kill -KILL $(jobs -p) || :; } 2>/dev/null' EXIT
+    trap 'finish' EXIT
     set -ex
     "$name"
   ) >"$scratch/log" 2>&1 </dev/null
@@ -3354,7 +4035,7 @@ main() {
   esac
   mapfile -t names < <(functions test)
   if [[ $pattern == smoke ]]; then
-    names=("${names[@]:0:smoke}" "${names[-1]}") pattern=.
+    names=("${names[@]:0:10}" "${smoke[@]}" "${names[-1]}") pattern=.
   fi
   cp /proc/self/mountinfo "$scratch/mountinfo"
   printf '%s\n' /sys/class/net/* >"$scratch/links"
