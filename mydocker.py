@@ -271,7 +271,7 @@ def describe(error):
 def hint_for(error, what):
     """What to look at after an error of the kernel's, or ""."""
     call = str(error.filename).partition("(")[0]  # the os module doesn't name its calls
-    unshared = call == "unshare" or what in ("start init", "reexec as init")
+    unshared = call == "unshare" or what in ("start inside", "reexec inside")
     if error.errno == errno.ENOSPC and unshared:
         limits = [f"user.{name}" for name in sorted(os.listdir("/proc/sys/user"))
                   if name.endswith("_namespaces") and read_all(f"/proc/sys/user/{name}") == "0\n"]
