@@ -617,7 +617,9 @@ def remove_container_dir(record):
         remove_tree(f"{path}/{name}")
     with hold(state_path("containers"), fcntl.LOCK_SH):
         unlink_if_there(path + "/lock")
-        os.rmdir(path) if os.path.isdir(path) else None
+        while os.path.isdir(path):
+            with tolerate(errno.ENOTEMPTY):  # somebody just asked it to stop
+                remove_tree(path)
 
 def sweep_containers():
     """Tidy up after killed monitors; every command that makes or shows containers does it."""

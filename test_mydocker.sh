@@ -29,7 +29,7 @@ self=$here/${BASH_SOURCE[0]##*/}
 : "${PYTHON:=$(command -v python3)}"
 mydocker=("$PYTHON" "$here/mydocker.py")
 patience=${PATIENCE:-60} # seconds that any single event may take; only a failure waits so long
-smoke=(test_detach test_exec test_stop test_pause) # with the first ten and the last the smoke set
+smoke=(test_detach test_pause) # with the first ten and the last the smoke set
 
 # ── Helpers ────────────────────────────────────────────────────────────────
 
@@ -3072,8 +3072,8 @@ test_logs_never_block() { # logs: neither a full disk nor a reader who sleeps st
     touch go; "$@" wait l >status; "$@" logs l >got 2>errors' bash "${mydocker[@]}"
   is "$(<status)" 0
   is "$(tail -n 1 got)" full
-  like "$(<errors)" '^mydocker: [0-9]+ bytes of output could not be logged$'
-  is "$(($(tr -dc x <got | wc -c) + $(grep -o '[0-9]*' errors)))" 900000
+  is "$(sed 's/^mydocker: [0-9]* bytes of output could not be logged$//' errors | tr -d '\n')" ''
+  is "$(($(tr -dc x <got | wc -c) + $(grep -o '[0-9]*' errors | paste -sd + -)))" 900000
   own_state
   background --name y /bin/sh -c 'yes | head -n 3000000; echo done >&2'
   mkfifo pipe
@@ -3414,7 +3414,7 @@ ours() { # the processes of this test's state root
 }
 
 test_killed_anywhere() { # life: kill -9 of every process at any point leaves nothing that the next command doesn't sweep
-  local times=12 i before
+  local times=6 i before
   if [[ ${FULL-} ]]; then times=200; fi
   own_state
   before=$(wc -l </proc/self/mountinfo)
@@ -3441,7 +3441,7 @@ test_faults() { # life: a system call that fails, or a kill at it, leaves nothin
   if [[ ${FULL-} ]]; then calls+=(unlink write openat mount socketpair memfd_create unshare rmdir); fi
   own_state
   for call in "${calls[@]}"; do
-    for when in 1 2 3; do
+    for when in 1 2; do
       for what in error=EIO signal=KILL; do
         timeout -k 5 "$patience" strace -f -qq -o trace -e "trace=$call" -e "inject=$call:$what:when=$when" \
           "${mydocker[@]}" run --name f /bin/true >said 2>&1 || :
