@@ -3873,7 +3873,6 @@ drained() { # the program's whole output through a pipe
 }
 
 measure_memory() { # what the waiting outside process holds, in MB
-  local shim
   export MYDOCKER_ROOT=$PWD/memory
   start run /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
@@ -3895,7 +3894,7 @@ measure_memory() { # what the waiting outside process holds, in MB
     "${podman[@]}" rm -f -t 0 m
   fi
   if command -v containerd ctr containerd-shim-runc-v2 runc && [[ -e root/bin/sleep ]]; then
-    shim=$(shim_of_containerd) && memory "containerd-shim-runc-v2" "$shim"
+    measure_shim
   fi
 }
 
@@ -3904,17 +3903,20 @@ memory() { # memory TITLE PID: one line; PSS counts what processes share in equa
     END {printf "%-52s %6.1f MB proportional (PSS), %.1f MB resident, %.1f MB its own\n", which, pss, rss, own}' "/proc/$2/smaps_rollup" >&4
 }
 
-shim_of_containerd() { # the pid of a shim, of a containerd of our own
-  local address=$PWD/containerd.sock id
+measure_shim() { # of a containerd of our own
+  local address=$PWD/containerd.sock containerd pid
   printf 'version = 2\nroot = "%s"\nstate = "%s"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s"\n' \
     "$PWD/containerd" "$PWD/containerd-run" "$address" >containerd.toml
   containerd -c containerd.toml >containerd.log 2>&1 &
-  id=$!
-  wait_for ctr -a "$address" version >&2
-  ctr -a "$address" run -d --rootfs "$PWD/root" m /bin/sleep 1000 >&2 || return 1
-  children 1 | while read -r pid; do ! grep -q "containerd-shim.*$address" -a "/proc/$pid/cmdline" || echo "$pid"; done
-  # shellcheck disable=SC2064 # this pid
-  trap "ctr -a '$address' task kill -s KILL m; sleep 1; ctr -a '$address' container rm m; kill $id" EXIT
+  containerd=$!
+  wait_for ctr -a "$address" version
+  ctr -a "$address" run -d --rootfs "$PWD/root" m /bin/sleep 1000
+  for pid in /proc/[0-9]*; do
+    [[ $(tr '\0' ' ' <"$pid/cmdline") != *containerd-shim*"-address $address"* ]] || memory "containerd-shim-runc-v2" "${pid#/proc/}"
+  done
+  ctr -a "$address" task kill -s KILL m
+  wait_for ctr -a "$address" container rm m
+  kill "$containerd"
 }
 
 measure() { # measure AREA NAME...: the table of one area
