@@ -637,7 +637,8 @@ def sweep_containers():
         lock = lock_container(path)
         if lock is not None and os.path.exists(state_path("running", container_id)):
             record = read_record(path) or {"id": container_id, "keep": False}
-            end_container(record, read_status(lock))
+            if len(record) > 2 or not os.path.exists(path + "/state.json"):  # not a damaged one
+                end_container(record, read_status(lock))
         if lock is not None:
             os.close(lock)
 
@@ -666,7 +667,10 @@ def is_running(path):
 def read_record(path):
     """The record of the container at PATH, with "running" as it is now; None while it has none."""
     with tolerate(errno.ENOENT):  # being made or removed
-        record = read_json(path + "/state.json")
+        try:
+            record = read_json(path + "/state.json")
+        except ValueError:  # the box lost its power: what the container wrote may be well
+            return warn(f"container, on {path}: its state.json is damaged, ignoring")
         marked = os.path.exists(state_path("running", record["id"]))
         return dict(record, running=marked and is_running(path))
     return None
@@ -1207,12 +1211,10 @@ class Tree:
             info = os.stat(old, dir_fd=source, follow_symlinks=False)
             if stat.S_ISDIR(info.st_mode):
                 raise ValueError(f"a hard link to {shown(entry.linkname)}, a directory")
-            try:
+            with tolerate(errno.ENOENT):  # the name is free
                 if os.path.samestat(info, os.stat(name, dir_fd=parent, follow_symlinks=False)):
                     return
                 remove_tree(name, parent)
-            except FileNotFoundError:  # the name is free
-                pass
             os.link(old, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
     def white_out(self, parts):
         """Hide what lower layers have (image-spec layer.md, "Whiteouts"; kernel overlayfs.rst)."""
@@ -2087,11 +2089,9 @@ def make_cgroup(record, pid):
             with tolerate(attempts_left and errno.ENOENT):  # mydocker/ is being removed
                 os.makedirs(path, exist_ok=True)
                 break
-        enter_cgroup(record, pid)
+        enter_cgroup(path, pid)
 
-def enter_cgroup(record, pid):
-    """Put one more process into a container's cgroup."""
-    path = cgroup_of(record)
+def enter_cgroup(path, pid):
     if os.path.isdir(path):
         write_value(path + "/cgroup.procs", str(pid))
 
@@ -2866,7 +2866,7 @@ def start_process(state, process, outlive):
     pid, channel = start_inside("join", CLONE_NEWNS, state["stdin"], program)
     signals = watch_signals()
     try:
-        enter_cgroup(record, pid)
+        enter_cgroup(cgroup_of(record), pid)
         tell(channel, (process, outlive), fds)  # sync 1
         answer = receive(channel)[0]
         if not isinstance(answer, int):
@@ -3413,6 +3413,7 @@ def apply_log_options(options):
          ("-f --force", "", "also if it runs: it's killed first"),
          ("-v --volumes", "", "with the volumes that were made for it"), many=True)
 def cmd_rm(options, name):
+    """Kill it if asked to, then remove all but bind mounts and named volumes."""
     record = find_container(name)
     if record["running"] and not options["force"]:
         raise Failure(f"rm, on {record['name']}: it is running", hint="mydocker rm -f")
@@ -3579,6 +3580,7 @@ def render(template, value):
          ("-f --filter", "K=V...", f"only some, by {', '.join(PS_FILTERS)}"),
          ("--format", "FORMAT", "table, json or a template, such as '{{.ID}} {{.PID}}'"))
 def cmd_ps(options, _):
+    """What runs is asked of the kernel, not read."""
     sweep_containers()
     records = container_records()
     for key, _, value in (text.partition("=") for text in options["filter"]):
@@ -3600,6 +3602,7 @@ def cmd_ps(options, _):
          ("--until", "TIME", "only up to then"),
          ("-t --timestamps", "", "with the time in front of each line"))
 def cmd_logs(options, words):
+    """What came on stdout goes to stdout, stderr to stderr, byte for byte."""
     record = find_container(words[0])
     path, (_, count) = container_path(record), record["log"]
     since, until = (parse_moment(options[name], f"--{name}").encode() if options[name] else end
@@ -3649,6 +3652,7 @@ def parse_moment(text, option):
          *PROCESS_OPTIONS,
          ("--privileged", "", "with all capabilities: as for now every process of a container"))
 def cmd_exec(options, words):
+    """The process is as the container's own, but for what the options say."""
     record = find_container(words[0])
     live_pid(record)
     if is_paused(record):
@@ -3824,6 +3828,7 @@ def cmd_export(options, words):
 @command("[OPTIONS] CONTAINER [NAME[:TAG]]", "make an image of a container's changes", CHANGE,
          ("-m --message", "TEXT", "a comment"), ("-a --author", "NAME", "who made it"))
 def cmd_commit(options, words):
+    """What the container wrote becomes a layer; it stands still meanwhile."""
     record = find_container(words[0])
     path = container_path(record)
     if not record["image"]:

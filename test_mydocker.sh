@@ -3375,6 +3375,16 @@ test_truth() { # life: ps tells the truth after kill -9, after a reboot, and whe
   echo '{"id' >"state/containers/$out/state.json.1"
   run 0 ps -q
   run 0 rm -f c
+  run 0 run -d --name e /bin/sleep 1000
+  id=$out
+  kill -KILL "$(monitor_of e)"
+  : >"state/containers/$id/state.json" # and what wasn't on the disk in time
+  run 0 ps -a
+  unlike "$out" "${id:0:12}"
+  like "$err" "^mydocker: warning: container, on [^ ]*$id: its state.json is damaged, ignoring"
+  [[ -d state/containers/$id/rootfs ]] # it is there for whoever wants to look
+  rm "state/containers/$id/state.json"
+  run 0 ps -a
   is "$(find state after -path '*/running/*')" ''
 }
 
@@ -3970,7 +3980,7 @@ bench() { # bench [PATTERN]
     measure "$area" "${rows[@]}" </dev/null # else one of the programs eats the other areas' names
   done < <(functions bench | while read -r name; do title "$name" area; done | uniq | grep -E -e "$1")
   echo
-  ( trap 'kill -KILL $(jobs -p)' EXIT; measure_memory ) 4>&1 >"$scratch/log" 2>&1
+  ( trap 'kill -KILL $(jobs -p); wait' EXIT; measure_memory ) 4>&1 >"$scratch/log" 2>&1
 }
 
 # ── Runner ─────────────────────────────────────────────────────────────────
@@ -4057,10 +4067,18 @@ main() {
   ((failed == 0 && passed > 0))
 }
 
+sweep() { # the end: what killed monitors left, their cgroups above all, goes with the next command
+  local mark
+  for mark in "$scratch"{,/bench,/[0-9]*}/{state,memory}/running/*; do
+    [[ ! -e $mark ]] || timeout "$patience" "${mydocker[@]}" --root "${mark%/running/*}" ps >"$scratch/log" 2>&1 || :
+  done
+  rm -rf "$scratch"
+}
+
 unset MYDOCKER_LOG MYDOCKER_EXPLAIN
 umask 022
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/mydocker-test.XXXXXX") || exit
-trap 'rm -rf "$scratch"' EXIT
+trap sweep EXIT
 chmod 755 "$scratch" # for tests as another user
 export MYDOCKER_ROOT=$scratch/state
 main "$@"
