@@ -85,6 +85,10 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 NETLINK_NETFILTER, NLM_F_REQUEST = 12, 1
 NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN = 10, 16
 
+# linux/bpf.h
+BPF_PROG_LOAD, BPF_PROG_ATTACH, BPF_PROG_TYPE_CGROUP_DEVICE = 5, 8, 15
+BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI = 6, 2
+
 # linux/magic.h
 PROC_SUPER_MAGIC = 0x9FA0
 
@@ -174,6 +178,9 @@ pivot_root = kernel("pivot_root", TEXT, TEXT)  # pivot_root(2)
 prctl = kernel("prctl", "PR_", LONG, LONG, LONG, LONG)  # prctl(2)
 signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
 statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
+prlimit = kernel("prlimit", INT, INT, BYTES, BYTES)  # prlimit(2)
+bpf = kernel("bpf", INT, BYTES, LONG,  # bpf(2), older than the numbers that are all the same
+             number={"x86_64": 321, "i686": 357, "armv7l": 386}.get(os.uname().machine, 280))
 openat2 = kernel("openat2", INT, TEXT, BYTES, LONG, number=437)  # openat2(2), since 5.6
 pidfd_send_signal = kernel("pidfd_send_signal", INT, INT, LONG, LONG, number=424)  # since 5.1
 pidfd_open = kernel("pidfd_open", INT, LONG, number=434)  # pidfd_open(2), since 5.3
@@ -348,6 +355,10 @@ def age_of(moment):
             return f"{seconds // size} {unit}"
     return f"{seconds} seconds"
 
+def long_name(row):
+    """The name of an option in a table, by which the parsed options have it."""
+    return next(name[2:] for name in row[0].split() if name.startswith("--"))
+
 def exit_status(wait_status):
     signal = os.WTERMSIG(wait_status)
     return 128 + signal if signal else os.WEXITSTATUS(wait_status)
@@ -499,7 +510,8 @@ def hold(path, mode=fcntl.LOCK_EX):
     return fd
 
 def mounts_here():
-    """This process's mounts: [(place, type, options, the type's own)].  proc_pid_mountinfo(5)"""
+    """This process's mounts: [(place, type, options, the type's own, what of it is mounted there)].
+    See proc_pid_mountinfo(5)."""
     rows = []
     for line in read_all("/proc/self/mountinfo").split("\n")[:-1]:
         before, _, after = line.partition(" - ")
@@ -507,7 +519,7 @@ def mounts_here():
         for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
             fields[4] = fields[4].replace(code, character)
         kind, *_, more = after.split(" ")
-        rows.append((fields[4], kind, fields[5].split(","), more.split(",")))
+        rows.append((fields[4], kind, fields[5].split(","), more.split(","), fields[3]))
     return rows
 
 def read_all(path):
@@ -597,7 +609,7 @@ def take_name(wanted, container_id):
 def end_container(record, status=None):
     """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
     record.update(pid=0, status=status, finished=time.time())
-    remove_cgroup(record)
+    remove_cgroups(record)
     if record["keep"] and "started" in record:
         write_json(container_path(record, "state.json"), record)
     else:
@@ -672,7 +684,7 @@ def read_record(path):
         except ValueError:  # the box lost its power: what the container wrote may be well
             return warn(f"container, on {path}: its state.json is damaged, ignoring")
         marked = os.path.exists(state_path("running", record["id"]))
-        return dict(record, running=marked and is_running(path))
+        return {"cgroups": [], **record, "running": marked and is_running(path)}
     return None
 
 def container_records():
@@ -1858,7 +1870,7 @@ def ephemeral_mounts(scratch):
     """The rows that put a throw-away layer, in SCRATCH, over the host's root and each file system
     on it.  What can't lie under an overlay (a single file, say) is shown read-only instead."""
     points = {"/"} | {
-        point for point, kind, _, _ in mounts_here() if kind not in NOT_FILES
+        point for point, kind, *_ in mounts_here() if kind not in NOT_FILES
         and not point.startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
     rows = []
     for number, point in enumerate(sorted(points)):
@@ -1977,14 +1989,17 @@ def mount_cgroups(target, _, flags, __):
     mount(None, place, None, flags | MS_REMOUNT | MS_BIND, None)  # now as read-only as asked for
 
 def hierarchies():
-    """Where each cgroup hierarchy is mounted: {controllers: directory}; "" is v2.  cgroups(7)."""
-    names = [line.split(":")[1] for line in read_all("/proc/self/cgroup").split("\n") if line]
+    """The cgroup trees mounted here by their controllers, "" for v2: {controllers: (mount point,
+    directory of this process's own cgroup)}.  See cgroups(7)."""
+    rows = [line.split(":", 2)[1:] for line in read_all("/proc/self/cgroup").split("\n") if line]
     found = {}
-    for point, kind, _, data in mounts_here():
-        if kind in ("cgroup", "cgroup2"):
-            mine = [name for name in names if (kind == "cgroup2") == (not name)
-                    and set(filter(None, name.split(","))) <= set(data)]
-            found.update({name: found.get(name, point) for name in mine})
+    for point, kind, _, words, root in mounts_here():
+        for name, own in rows:
+            mine = kind == "cgroup" and name and set(name.split(",")) <= set(words)
+            if mine or kind == "cgroup2" and not name:
+                below = os.path.relpath(own, root)  # inside a container the root isn't "/"
+                below = "." if below.startswith("..") else below
+                found.setdefault(name, (point, os.path.normpath(f"{point}/{below}")))
     return found
 
 def mount_copy(target, row, flags, data):
@@ -2013,7 +2028,7 @@ def set_mount_flags(path, flags):
         mount_setattr(AT_FDCWD, path, AT_RECURSIVE, attributes, len(attributes))  # with all below
         return
     above = os.path.realpath(path)
-    for point, _, options, _ in mounts_here():
+    for point, _, options, *_ in mounts_here():
         if point == above or point.startswith(above.rstrip("/") + "/"):
             kept = parse_mount_options(options)[0] | MS_REMOUNT | MS_BIND
             mount(None, point, None, kept | flags, None)  # from here on with this, too
@@ -2068,97 +2083,365 @@ def make_devices(root, spec):
 
 
 # ── 10. Resource limits ────────────────────────────────────────────────────
-# A cgroup is a directory; what is in its files holds for the processes whose pids are in its
-# cgroup.procs, and for their children from birth.  v2 has one tree of them, v1 one for each
-# controller, and a hybrid box both.  There are no limits yet: a container has one cgroup,
-# mydocker/<id>, in the tree that can freeze it.  Its name follows from the id: nothing is stored.
+# A cgroup is a directory: mkdir makes it, a pid written to its cgroup.procs puts a process in, for
+# good and with all its children, and a limit is a file in it.  v2 is one tree of them, with all
+# controllers; v1 is a tree for each controller or two; a hybrid box has both, and its v2 has no
+# controllers but can still freeze and kill.  So a container has one cgroup, mydocker/<id>, in every
+# tree that can be written to (also in one that limits nothing: else it would see the host's there),
+# and which file is where is found by looking.  It is in them before its first instruction runs, and
+# they are on record before they are made.  A new limit is a row in LIMITS.  See cgroups(7), and
+# cgroup-v2.rst and cgroup-v1/ of the kernel.
 
-def cgroup_of(record):
-    """A container's cgroup, in v2 or else under v1's freezer, if it could be made; else ""."""
-    trees = hierarchies()
-    for name in sorted(trees):  # v2's is ""
-        if not name or "freezer" in name.split(","):
-            return f"{trees[name]}/mydocker/{record['id']}"
-    return ""
+V2_CONTROLLERS = {"cpu", "cpuset", "io", "memory", "pids"}
+ASIDE = "/mydocker.aside"  # where processes go that are in the way of a v2 cgroup's children
+NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not change, in a container
+LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
 
-def make_cgroup(record, pid):
-    """Make a container's cgroup, and put a process in before it does anything."""
-    path = cgroup_of(record)
-    with tolerate(errno.EROFS, errno.EACCES, errno.EPERM):  # inside a container it stays in its
-        for attempts_left in range(99 if path else 0, -1, -1):
+def cgroup_dirs(container_id, parent):
+    """The cgroups that a container is to have: below PARENT, a path in every tree, or else below
+    our own; at the top where systemd manages ours and gave it to nobody (CGROUP_DELEGATION.md)."""
+    dirs, systemd = [], os.path.isdir("/run/systemd/system")
+    if ".." in parent.split("/"):
+        raise Failure(f"--cgroup-parent, on {parent}: it must not contain ..")
+    for point, own in hierarchies().values():
+        own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
+        if parent or systemd and "trusted.delegate" not in os.listxattr(own):
+            own = os.path.normpath(f"{point}/{parent}")
+        dirs.append(f"{own}/mydocker/{container_id}")
+    return dirs
+
+def make_cgroups(dirs, resources, pid):
+    """Make those of DIRS that can be made, with limits, the OCI's RESOURCES, and put a process into
+    them before it does anything; returns them."""
+    made = []
+    for path in dirs:
+        for attempts_left in range(99, -1, -1):
             with tolerate(attempts_left and errno.ENOENT):  # mydocker/ is being removed
-                os.makedirs(path, exist_ok=True)
+                made += [path] if make_cgroup(path) else []
                 break
-        enter_cgroup(path, pid)
+    limit_cgroups(made, resources)
+    with tolerate(errno.EPERM):  # in a user namespace, where nobody can make a device either
+        limit_devices(made, resources.get("devices") or ())
+    enter_cgroups(made, pid)
+    return made
 
-def enter_cgroup(path, pid):
-    if os.path.isdir(path):
-        write_value(path + "/cgroup.procs", str(pid))
+def make_cgroup(path):
+    """Make the cgroup at PATH, and what is missing above it; False if its tree isn't ours."""
+    above = os.path.dirname(path)
+    if os.path.basename(above) == "mydocker" or not os.path.isdir(above):
+        if not make_cgroup(above):
+            return False
+    with tolerate(*NOT_OURS):
+        hand_down(above)
+        with tolerate(errno.EEXIST):
+            os.mkdir(path)
+        if os.path.exists(path + "/cpuset.memory_migrate"):  # v1's cpuset starts without processors
+            for name in ("/cpuset.cpus", "/cpuset.mems"):
+                if not read_all(path + name).strip():
+                    write_value(path + name, read_all(above + name))
+        return True
+    return False
 
-def write_value(path, text):
+def hand_down(path):
+    """Let the cgroups in PATH have the controllers that PATH has; in v1 they do anyway."""
+    if not os.path.exists(path + "/cgroup.subtree_control"):
+        return
+    more = V2_CONTROLLERS & set(read_all(path + "/cgroup.controllers").split())
+    more -= set(read_all(path + "/cgroup.subtree_control").split())
+    try:
+        write_value(path + "/cgroup.subtree_control", "+" + " +".join(more)) if more else None
+    except OSError as error:
+        pids = read_all(path + "/cgroup.procs").split()
+        if error.errno != errno.EBUSY or not pids:
+            raise
+        os.makedirs(path + ASIDE, exist_ok=True)  # v2: no processes beside children with limits
+        for pid in pids:
+            enter_cgroups([path + ASIDE], pid)
+        hand_down(path)
+
+def write_value(path, value):
     """Write one value to a file of the kernel's, which takes or refuses it as a whole."""
     with Descriptor(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) as fd:
         try:
-            os.write(fd, text.encode())
+            os.write(fd, encode(str(value)))
         except OSError as error:
             error.filename = path  # write(2) doesn't know it
             raise
 
-def freezer_of(record):
-    """What freezes a container: (file, what to write to it, file, what that says then); each what
-    is for running on, and for standing still.  None where there is nothing."""
-    path = cgroup_of(record)
-    if os.path.exists(path + "/cgroup.freeze"):  # since 5.2
-        return path + "/cgroup.freeze", "01", path + "/cgroup.events", ("frozen 0", "frozen 1")
-    if os.path.exists(path + "/freezer.state"):
-        return (path + "/freezer.state", ("THAWED", "FROZEN")) * 2
-    return None
+def cgroup_file(dirs, *names):
+    """The first of these files that is in one of the cgroups, or None: v1 and v2 differ in them."""
+    return next(filter(os.path.exists, (f"{path}/{name}" for name in names for path in dirs)), None)
 
-def is_paused(record):
-    """True if a container's processes are frozen, or about to be."""
-    freezer = freezer_of(record)
+def count(dirs, keys, *names):
+    """The sum of the numbers after KEYS in the first of these files; without keys its only one."""
+    path = cgroup_file(dirs, *names)
+    words = read_all(path).replace("=", " ").split() if path else []
+    return sum(int(value) for key, value in zip(["", *words], words)
+               if key in (keys.split() or [""]) and value != "max")
+
+def enter_cgroups(dirs, pid):
+    for path in dirs:
+        with tolerate(errno.ESRCH):  # it has ended
+            write_value(path + "/cgroup.procs", pid)
+
+def cgroup_pids(dirs):
+    """The pids of all processes in cgroups and below them."""
+    pids = set()
+    for path in (path for top in dirs for path, _, _ in os.walk(top)):
+        with tolerate(*LEAVING):
+            pids.update(map(int, read_all(path + "/cgroup.procs").split()))
+    return pids - {0}  # 0: in no PID namespace of ours
+
+def freezer_of(dirs):
+    """What freezes cgroups: (file, what to write to it, file, what that says then); each what is
+    for running on, and for standing still.  None where there is nothing."""
+    path = cgroup_file(dirs, "cgroup.freeze", "freezer.state")
+    if path and path.endswith("/cgroup.freeze"):  # v2's, since 5.2
+        return path, "01", path[:-len("freeze")] + "events", ("frozen 0", "frozen 1")
+    return path and (path, ("THAWED", "FROZEN")) * 2
+
+def is_paused(dirs):
+    """True if the processes in cgroups are frozen, or about to be."""
+    freezer = freezer_of(dirs)
     if freezer:
-        with tolerate(errno.ENOENT, errno.ENODEV):  # it ends at this moment
+        with tolerate(*LEAVING):
             return read_all(freezer[0]).strip() != freezer[1][0]
     return False
 
-def freeze(record, frozen):
-    """Stop all of a container's processes, which don't notice, or let them go on."""
-    freezer = freezer_of(record)
+def freeze(dirs, frozen):
+    """Stop all processes in cgroups, which don't notice, or let them go on."""
+    freezer, end = freezer_of(dirs), time.monotonic() + GRACE
     if not freezer:
         raise Failure("pause: this box has no cgroup with a freezer", hint="mydocker info")
-    (path, values, shown_in, states), end = freezer, time.monotonic() + GRACE
+    path, values, shown_in, states = freezer
     write_value(path, values[frozen])
     while states[frozen] not in read_all(shown_in).split("\n"):
         if time.monotonic() > end:
-            raise Failure(f"pause, on {record['name']}: a process can't be stopped")
+            raise Failure(f"pause, on {path}: a process can't be stopped")
         time.sleep(0.001)
+        write_value(path, values[frozen])  # v1: for what was forked in between
 
-def thaw(record):
+def thaw(dirs):
     """Let go on what may be frozen: nothing frozen takes a signal."""
-    with tolerate(errno.ENOENT, errno.ENODEV):  # it ends at this moment
-        freeze(record, False) if is_paused(record) else None
+    with tolerate(*LEAVING):
+        freeze(dirs, False) if is_paused(dirs) else None
 
-def remove_cgroup(record):
-    """Kill all in a container's cgroup, also who forks meanwhile, and remove it; so for those that
-    the container made in it.  The dead leave it a little later."""
-    path, end = cgroup_of(record), time.monotonic() + GRACE
-    while os.path.isdir(path):
-        with tolerate(errno.ENOENT, errno.ENODEV, time.monotonic() < end and errno.EBUSY):
-            for directory, _, _ in os.walk(path, topdown=False):
-                os.rmdir(directory)
-            break
-        with tolerate(errno.ENOENT, errno.ENODEV):
-            for file, value in (("cgroup.kill", "1"),  # since 5.14
-                                ("freezer.state", "THAWED")):  # v1's frozen ones don't even die
-                if os.path.exists(f"{path}/{file}"):
-                    write_value(f"{path}/{file}", value)
-            for pid in read_all(path + "/cgroup.procs").split():
-                with tolerate(errno.ESRCH):
-                    os.kill(int(pid), _signal.SIGKILL)
-        time.sleep(0.002)
-    with tolerate(errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT):  # others' are left
-        os.rmdir(os.path.dirname(path)) if path else None
+def kill_cgroups(dirs):
+    """Kill all in cgroups, even if it forks faster than it can be counted."""
+    killer, freezer = cgroup_file(dirs, "cgroup.kill"), freezer_of(dirs)  # the first: since 5.14
+    if killer:
+        write_value(killer, 1)
+        return
+    try:
+        freeze(dirs, True) if freezer else None
+        for pid in cgroup_pids(dirs):
+            with tolerate(errno.ESRCH):
+                os.kill(pid, _signal.SIGKILL)
+    finally:
+        freeze(dirs, False) if freezer else None  # what v1 has frozen doesn't even die
+
+def remove_cgroups(record):
+    """Kill what is left in a container's cgroups, and remove them with those that it made in them;
+    first it is noted if the kernel killed something because of their memory limit."""
+    dirs, end = record.get("cgroups", []), time.monotonic() + GRACE
+    record["oom"] = count(dirs, "oom_kill", "memory.events", "memory.oom_control") > 0
+    for path in dirs:
+        while os.path.isdir(path):
+            with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
+                for directory, _, _ in os.walk(path, topdown=False):
+                    os.rmdir(directory)
+                break
+            with tolerate(*LEAVING):
+                kill_cgroups([path for path in dirs if os.path.isdir(path)])
+            time.sleep(0.001)  # the dead leave a little later
+        with tolerate(errno.EBUSY, errno.ENOTEMPTY, *NOT_OURS, *LEAVING):  # others' are left
+            os.rmdir(os.path.dirname(path))
+
+# Limits.  One is a row: the OCI's name, options, argument, help, v1's file, v2's file.
+
+LIMITS = (
+    ("memory.limit", "-m --memory --mem", "SIZE", "memory", "memory.limit_in_bytes", "memory.max"),
+    ("memory.swap", "--memory-swap", "SIZE", "memory and swap together (default: twice --memory)",
+     "memory.memsw.limit_in_bytes", "memory.swap.max"),
+    ("memory.reservation", "--memory-reservation", "SIZE", "memory to keep when the box has little",
+     "memory.soft_limit_in_bytes", "memory.low"),
+    ("cpu.period", "--cpu-period", "USEC", "what --cpu-quota is a part of (default: 100000)",
+     "cpu.cfs_period_us", "cpu.max"),
+    ("cpu.quota", "--cpu-quota", "USEC", "processor time a period", "cpu.cfs_quota_us", "cpu.max"),
+    ("cpu.quota", "--cpus", "NUMBER", "it in processors: 0.5, 2", "cpu.cfs_quota_us", "cpu.max"),
+    ("cpu.quota", "--cpu", "PERCENT", "it in percent of one", "cpu.cfs_quota_us", "cpu.max"),
+    ("cpu.shares", "-c --cpu-shares", "N", "weight (default: 1024)", "cpu.shares", "cpu.weight"),
+    ("cpu.cpus", "--cpuset-cpus --cpuset", "LIST", "processors: 0-2,5", "cpuset.cpus", ""),
+    ("cpu.mems", "--cpuset-mems", "LIST", "memory nodes: 0,1", "cpuset.mems", ""),
+    ("pids.limit", "--pids-limit", "N", "processes and threads", "pids.max", ""))
+LIMIT_OPTIONS = tuple(row[1:4] for row in LIMITS)
+OF_PERIOD = {"NUMBER": 100000, "PERCENT": 1000}  # microseconds of a usual period
+PROCESS_LIMITS = (
+    ("--oom-score-adj", "N", "whom to kill first when memory is short: -1000 to 1000, the first"),
+    ("--ulimit", "NAME=SOFT[:HARD]...", "a limit of each process: nofile=1024"),
+    ("--sysctl", "NAME=VALUE...", "a setting of the container's own network or IPC"),
+    ("--cgroup-parent", "PATH", "where in the cgroup trees the container's cgroups go"))
+ULIMITS = ("cpu fsize data stack core rss nproc nofile memlock as locks sigpending msgqueue nice "
+           "rtprio rttime").split()  # by resource.h's numbers
+SYSCTLS = ("net.", "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm")  # those of a namespace
+
+def limit_value(text, unit, option):
+    """An option's value as the OCI has it: a list as it is, or a number, -1 for no limit."""
+    if unit == "SIZE" and text != "-1":
+        return parse_size(text, option)
+    digits = text.replace(".", "", 1)
+    if unit == "LIST" and (not text or set(text) - set("0123456789-,")):
+        raise Failure(f"{option}, on {text or chr(39) * 2}: not a list, such as 0-2,5")
+    if unit in OF_PERIOD and not (digits.isascii() and digits.isdigit()):
+        raise Failure(f"{option}, on {text or chr(39) * 2}: not a number, such as 1.5")
+    return (text if unit == "LIST" else int(float(text) * OF_PERIOD[unit]) if unit in OF_PERIOD
+            else parse_number(text, option, -1))
+
+def resources_of(options):
+    """What the options say about limits, as the OCI's linux.resources; 0 says nothing."""
+    resources = {"memory": {}, "cpu": {}, "pids": {}}
+    for name, *row, _, _ in LIMITS:
+        (group, key), option = name.split("."), long_name(row)
+        text, found = options[option], resources[group]
+        value = 0 if text is None else limit_value(text, row[1], "--" + option)
+        if value:
+            if key in found or row[1] in OF_PERIOD and "period" in found:
+                raise Failure(f"--{option}, on {text}: not with another limit of processor time")
+            found[key] = value
+    memory = resources["memory"]
+    if 0 <= memory.get("limit", -1) < 6 << 20:
+        raise Failure(f"--memory, on {options['memory']}: less than 6m, no program starts in that")
+    if "limit" in memory:
+        memory.setdefault("swap", max(-1, 2 * memory["limit"]))
+    return resources
+
+def limit_text(file, value, cpu, memory):
+    """A limit's value as its file has it: v2 has some in other ways than v1 and the OCI."""
+    if file == "cpu.max":
+        return f"{cpu['quota'] if cpu.get('quota', -1) >= 0 else 'max'} {cpu.get('period', 100000)}"
+    if file == "cpu.weight":  # the OCI's published curve: 2 → 1, 1024 → 100, 262144 → 10000
+        from math import ceil, log2
+        power = log2(min(max(value, 2), 262144))
+        return ceil(10 ** ((power * power + 125 * power) / 612 - 7 / 34) - 1e-9)
+    if file == "memory.swap.max" and value > 0:  # alone, not together with the memory
+        return value - memory.get("limit", 1 << 63)
+    return "max" if value == -1 and "max" in file else value
+
+def limit_cgroups(dirs, resources):
+    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure."""
+    groups = {group: resources.get(group) or {} for group in ("memory", "cpu", "pids")}
+    wanted = {name: (groups[group][key], *row) for name, *row in LIMITS[::-1]
+              for group, key in [name.split(".")] if groups[group].get(key) is not None}
+    for last in (False, True):  # twice, as some limits only fit if others are there, or gone
+        for name, (value, options, _, _, v1, v2) in wanted.items():
+            path, what = cgroup_file(dirs, v1, v2 or v1), f"--{long_name((options,))}, on {value}"
+            if not path and name != "memory.swap":
+                raise Failure(f"{what}: there is no cgroup with {v1} here")
+            if not path and last:
+                warn("--memory: the kernel doesn't count swap: only memory is limited")
+            if path:
+                file = os.path.basename(path)
+                with blame(what) if last else tolerate():
+                    write_value(path, limit_text(file, value, groups["cpu"], groups["memory"]))
+
+def limits_there(dirs):
+    """What the kernel has made of the limits: {file: its text}."""
+    paths = {cgroup_file(dirs, v1, v2 or v1) for *_, v1, v2 in LIMITS} - {None}
+    return {os.path.basename(path): read_all(path).strip() for path in sorted(paths)}
+
+def ulimit(text):
+    """A --ulimit argument, NAME=SOFT[:HARD], as the spec's process.rlimits has it."""
+    name, _, values = text.partition("=")
+    soft, _, hard = values.replace("unlimited", "-1").partition(":")
+    for value in (soft, hard or soft):
+        if name not in ULIMITS or value != "-1" and not (value.isascii() and value.isdigit()):
+            raise Failure(f"--ulimit, on {text}: it is NAME=SOFT[:HARD], with {' '.join(ULIMITS)}")
+    return {"type": "RLIMIT_" + name.upper(), "soft": int(soft) % (1 << 64),
+            "hard": int(hard or soft) % (1 << 64)}
+
+def limit_process(process):
+    """Give this process limits of its own: getrlimit(2), proc_pid_oom_score_adj(5)."""
+    for row in process.get("rlimits") or ():
+        name, soft, hard = row["type"][7:].lower(), row["soft"], row["hard"]
+        limits = struct.pack("QQ", soft, hard)
+        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, 0, ULIMITS.index(name), limits, None)
+    score = process.get("oomScoreAdj")
+    if score is not None:
+        grant(f"--oom-score-adj, on {score}", write_value, "/proc/self/oom_score_adj", score)
+
+def grant(what, call, *args):
+    """Make a call that may take CAP_SYS_RESOURCE; root in a container may not have that."""
+    try:
+        call(*args)  # a limit of this process, and of what it becomes
+    except PermissionError:
+        warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
+    except OSError as error:
+        raise Failure(f"{what}: {reason(error)}") from None
+
+def set_sysctls(sysctls):
+    """Set {name: value} in this process's namespaces, and nothing else, by no name or link."""
+    for name, value in sysctls.items():
+        what, path = f"--sysctl, on {name}={value}", "/proc/sys/" + name.replace(".", "/")
+        if not name.startswith(SYSCTLS) or "/" in name or not all(name.split(".")):
+            raise Failure(f"{what}: only the container's own can be set: {'* '.join(SYSCTLS)}*")
+        with blame(what), Descriptor(os.open("/", OPEN_DIR)) as root, Descriptor(
+                open_in_root(root, path, os.O_WRONLY, RESOLVE_NO_SYMLINKS)) as fd:
+            if not is_proc(fd):  # CVE-2025-52881
+                raise Failure(f"{what}: {path} isn't the kernel's")
+            os.write(fd, encode(value))
+
+# Devices.  Rules as in the OCI's linux.resources.devices: of those that fit, the last one counts.
+# In v2 they are compiled: see bpf.h, bpf_cgroup_dev_ctx, and bpf/standardization/ of the kernel.
+
+def device_rules(devices):
+    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
+    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
+    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
+    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
+    return [{"allow": False, "access": "rwm"}] + [
+        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
+
+def limit_devices(dirs, rules):
+    """Let a container use what RULES allow: by v1's controller, or by a BPF program in v2."""
+    path, group = cgroup_file(dirs, "devices.allow"), cgroup_file(dirs, "cgroup.events")
+    for rule in rules if path else ():
+        pair = ":".join(str(rule.get(key, -1)).replace("-1", "*") for key in ("major", "minor"))
+        write_value(path if rule["allow"] else path.replace("allow", "deny"),
+                    f"{rule.get('type', 'a')} {pair} {rule['access']}")
+    if path or not group or not rules:
+        return
+    code = device_program(rules)
+    place, words = [(INT * (len(data) // 4)).from_buffer_copy(data) for data in (code, b"MIT\0")]
+    load = struct.pack("=IIQQ", BPF_PROG_TYPE_CGROUP_DEVICE, len(code) // 8,
+                       _ctypes.addressof(place), _ctypes.addressof(words)).ljust(72, b"\0")
+    program = bpf(BPF_PROG_LOAD, load, len(load))  # the kernel checks it
+    with Descriptor(program), Descriptor(os.open(os.path.dirname(group), OPEN_DIR)) as target:
+        attach = struct.pack("=IIII", target, program, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
+        bpf(BPF_PROG_ATTACH, attach, len(attach))  # the program lives as long as the cgroup
+
+def device_program(rules):
+    """The BPF program for the rules: r1 → access << 16 | type, major, minor; r0 says yes or no."""
+    def operation(code, target, source=0, offset=0, value=0):
+        return struct.pack("=BBhi", code, source << 4 | target, offset, value)
+
+    load, copy, shift, mask, equal, unequal, answer, leave = (
+        0x61, 0xBF, 0x77, 0x57, 0x15, 0x55, 0xB7, 0x95)
+    program = operation(load, 2, 1) + operation(copy, 3, 2) + operation(mask, 2, value=0xFFFF)
+    program += operation(shift, 3, value=16) + operation(load, 4, 1, 4) + operation(load, 5, 1, 8)
+    for rule in reversed([{"allow": False, "access": "rwm"}, *rules]):
+        bits = sum({"m": 1, "r": 2, "w": 4}[letter] for letter in rule["access"])
+        facts = ((unequal, 2, {"b": 1, "c": 2}.get(rule.get("type"), -1)),
+                 (unequal, 4, rule.get("major", -1)), (unequal, 5, rule.get("minor", -1)))
+        tests = [fact for fact in facts if fact[2] != -1]
+        if bits != 7:  # to be allowed, all that is wanted must be; to be denied, any
+            program += operation(copy, 0, 3)
+            program += operation(mask, 0, value=7 & ~bits if rule["allow"] else bits)
+            tests.append((unequal if rule["allow"] else equal, 0, 0))
+        for left, (code, register, value) in zip(range(len(tests), 0, -1), tests):
+            program += operation(code, register, offset=left + 1, value=value)  # to the next rule
+        program += operation(answer, 0, value=int(rule["allow"])) + operation(leave, 0)
+        if not tests:  # the kernel takes no program with a part that is never reached
+            return program
 
 
 # ── 11. Privileges ─────────────────────────────────────────────────────────
@@ -2411,6 +2694,7 @@ def container_main(channel, trees):
     if has_namespace(spec, "cgroup"):
         os.unshare(CLONE_NEWCGROUP)  # after run chose our cgroup: it becomes the namespace's "/"
     build_root(spec)
+    set_sysctls(spec["linux"].get("sysctl") or {})  # through the container's own /proc
     name = spec.get("hostname", "")
     if name:
         sethostname(name, len(encode(name)))  # the UTS namespace's, not the host's
@@ -2476,6 +2760,7 @@ def hand_out_terminal(channel, process, uid):
 def become_command(process, user, slave, outputs, outlive=False):
     """The last steps, the same for every process of a container."""
     uid, gid, groups, home = user
+    limit_process(process)  # not before: these would be init's limits, too
     os.setgroups(groups)  # none of root's groups stay
     os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
     os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
@@ -2681,7 +2966,8 @@ def start_container(state):
                                 shared_rows(spec))
     signals = watch_signals()
     try:
-        make_cgroup(record, pid)
+        linux = spec["linux"]
+        record["cgroups"] = make_cgroups(record["cgroups"], linux["resources"], pid)
         prepare_container(spec, record)
         tell(channel, spec, [end for _, end in pipes])  # sync 1
         master = await_exec(pid, channel, signals)
@@ -2768,6 +3054,7 @@ def supervise(state, small):
         status = attend(state, small)
         while restarts(record, status) and back_off(record, status):
             status = None
+            remove_cgroups(record)
             with Descriptor(os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)) as own:
                 os.setns(own, CLONE_NEWPID)  # else no second namespace can be made
             start_container(state)
@@ -2866,7 +3153,7 @@ def start_process(state, process, outlive):
     pid, channel = start_inside("join", CLONE_NEWNS, state["stdin"], program)
     signals = watch_signals()
     try:
-        enter_cgroup(cgroup_of(record), pid)
+        enter_cgroups(record["cgroups"], pid)
         tell(channel, (process, outlive), fds)  # sync 1
         answer = receive(channel)[0]
         if not isinstance(answer, int):
@@ -3006,9 +3293,6 @@ def command(usage, summary, *rows, many=False):
         return function
 
     return register
-
-def long_name(row):
-    return next(name[2:] for name in row[0].split() if name.startswith("--"))
 
 def parse_options(rows, words, where, anywhere=False):
     """Split WORDS by an option table: ({name: value}, the positional words). ANYWHERE: options may
@@ -3170,13 +3454,16 @@ def working_directory(typed, image, own_root):
     return os.path.normpath(os.path.join(os.getcwd(), typed))
 
 def device(text):
-    """A --device argument, HOST[:PLACE[:rwm]], as the spec's linux.devices has it."""
+    """A --device argument as the spec's linux.devices has it, and what access is allowed."""
     path, _, rest = text.partition(":")
+    place, _, access = rest.partition(":") if rest.startswith("/") else ("", "", rest)
+    if set(access) - set("rwm"):
+        raise Failure(f"--device, on {text}: it is HOST[:PLACE][:rwm]")
     info = os.stat(path)
     kind = stat.filemode(info.st_mode)[0]
     if kind not in "bc":
         raise Failure(f"--device, on {path}: not a device")
-    return {"path": rest.partition(":")[0] or path, "type": kind,
+    return {"path": place or path, "type": kind, "access": access or "rwm",
             "major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev),
             "fileMode": stat.S_IMODE(info.st_mode), "uid": info.st_uid, "gid": info.st_gid}
 
@@ -3184,6 +3471,7 @@ def make_spec(options, words, plan):
     """The spec of a container, in the form of the OCI's config.json; for PLAN see plan_root."""
     own_root, image, path = plan["root"] is not None, plan["image"], plan["path"]
     hostname = options["hostname"] or (plan["id"][:12] if own_root else os.uname().nodename)
+    devices = [device(text) for text in options["device"]]
     spec = {
         "ociVersion": "1.2.0",
         "process": {
@@ -3194,14 +3482,20 @@ def make_spec(options, words, plan):
             "env": environment_of(options, [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname}",
                                             *(image.get("Env") or [])]),
             "cwd": working_directory(options["workdir"] or "", image, own_root),
+            "rlimits": [ulimit(text) for text in options["ulimit"]],
         },
         "root": {"path": plan["root"] or "/", "readonly": options["read-only"]},
         "hostname": hostname,
         "mounts": kernel_mounts(parse_size(given(options, "shm-size", "64m"), "--shm-size")),
         "annotations": {"mydocker.init": "true"} if options["init"] else {},
         "linux": {"namespaces": [{"type": kind} for kind in (*NAMESPACES, "cgroup")],
-                  "devices": [device(text) for text in options["device"]]},
+                  "devices": devices, "cgroupsPath": options["cgroup-parent"] or "",
+                  "sysctl": dict(text.partition("=")[::2] for text in options["sysctl"]),
+                  "resources": {**resources_of(options), "devices": device_rules(devices)}},
     }
+    if options["oom-score-adj"]:
+        spec["process"]["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj",
+                                                      -1000)
     if plan["layers"]:
         spec["mounts"].insert(0, image_row(plan["layers"], path))
     if options["ephemeral"]:
@@ -3281,7 +3575,7 @@ STOP_OPTIONS = (
          ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."),
          ("--tmpfs", "PLACE[:OPTS]...", "mount an empty file system in memory"),
          ("--shm-size", "SIZE", "size of /dev/shm (default: 64m)"),
-         ("--device", "HOST[:PLACE]...", "add a device of the host's"),
+         ("--device", "HOST[:PLACE][:rwm]...", "add a device of the host's"),
          ("--entrypoint", "PROGRAM", "instead of the image's entrypoint"),
          ("--rootfs", "DIR", "use this directory as the root, as it is"),
          ("--hostname", "NAME", "the container's host name"),
@@ -3289,6 +3583,7 @@ STOP_OPTIONS = (
          ("--read-only", "", "let nothing be written to the root file system"),
          ("--ephemeral", "", "on the host's root: let everything be written, then throw it away"),
          ("--rm", "", "remove the container when it ends (on the host's root always, but with -d)"),
+         *LIMIT_OPTIONS, *PROCESS_LIMITS,
          ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
          ("--stop-signal", "SIGNAL", "what `stop` sends (default: the image's, or TERM)"),
          ("--stop-timeout", "SECONDS", "how long `stop` waits before it kills (default: 10)"),
@@ -3308,6 +3603,7 @@ def cmd_run(options, words):
 
 def make_record(options, plan, spec):
     """The record of a new container."""
+    cgroups = cgroup_dirs(plan["id"], spec["linux"]["cgroupsPath"])
     policy, image = given(options, "restart", "no"), plan["image"]
     kind, _, most = policy.partition(":")
     if kind not in ("no", "always", "unless-stopped", "on-failure") or (
@@ -3321,7 +3617,7 @@ def make_record(options, plan, spec):
     labels = dict(text.partition("=")[::2] for text in options["label"])
     return {"id": plan["id"], "name": options["name"], "reference": plan["reference"],
             "image": plan["digest"], "layers": plan["diff_ids"], "created": time.time(),
-            "keep": plan["keep"], "args": spec["process"]["args"],
+            "keep": plan["keep"], "args": spec["process"]["args"], "cgroups": cgroups,
             "volumes": [row["volume"] for row in spec["mounts"] if "volume" in row],
             "own_volumes": [row["volume"] for row in spec["mounts"] if row.get("anonymous")],
             "labels": {**(image.get("Labels") or {}), **labels}, "restart": policy, "restarts": 0,
@@ -3463,7 +3759,7 @@ def stop_container(record, number, seconds):
         record = read_record(path) or record
         touch_if_there(path + "/stop")
         left = end - time.monotonic()
-        thaw(record)
+        thaw(record["cgroups"])
         if send_signal(record.get("pid"), record.get("pid_start"),
                        number if left > 0 else _signal.SIGKILL):
             wait_process(record["pid"], record["pid_start"], left if left > 0 else GRACE)
@@ -3511,7 +3807,7 @@ def container_state(record):
         return "exited" if "started" in record else "created"
     if not record.get("pid") or process_start(record["pid"]) != record["pid_start"]:
         return "restarting" if record["restarts"] else "created"
-    return "paused" if is_paused(record) else "running"
+    return "paused" if is_paused(record["cgroups"]) else "running"
 
 def ps_row(record, options):
     """What `ps` can show of a container, by docker's field names and the tutorial's."""
@@ -3655,7 +3951,7 @@ def cmd_exec(options, words):
     """The process is as the container's own, but for what the options say."""
     record = find_container(words[0])
     live_pid(record)
-    if is_paused(record):
+    if is_paused(record["cgroups"]):
         raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker unpause {words[0]}")
     spec = read_json(container_path(record, "config.json"))
     old = spec["process"]
@@ -3702,13 +3998,14 @@ def relaunch(record, options, ready=lambda: None):
             raise Failure(f"start, on {record['name']}: it runs, or is gone")
         record = {key: value for key, value in read_record(path).items()
                   if key not in ("running", "delay", "error", "oom")}
-        record["restarts"] = 0
+        spec = read_json(path + "/config.json")
+        parent = spec["linux"]["cgroupsPath"]
+        record.update(restarts=0, cgroups=cgroup_dirs(record["id"], parent))
         mark_running(record)
         write_json(path + "/state.json", record)
     unlink_if_there(path + "/stop")
     write_status(lock, "")
-    state = {"spec": read_json(path + "/config.json"), "record": record, "lock": lock,
-             "attached": options is not None,
+    state = {"spec": spec, "record": record, "lock": lock, "attached": options is not None,
              "interactive": bool(options and options["interactive"])}
     state["stdin"] = choose_stdin(state)
     try:
@@ -3733,16 +4030,16 @@ def cmd_kill(options, name):
     if number in (_signal.SIGKILL, record["stop_signal"]):
         touch_if_there(container_path(record, "stop"))
     if number == _signal.SIGKILL:
-        thaw(record)
+        thaw(record["cgroups"])
     send_signal(pid, record["pid_start"], number)
 
 @command("CONTAINER...", "freeze all processes of containers", many=True)
 def cmd_pause(_, name, frozen=True):
     record = find_container(name)
     live_pid(record)
-    if is_paused(record) == frozen:
+    if is_paused(record["cgroups"]) == frozen:
         raise Failure(f"container, on {name}: it is {'already' if frozen else 'not'} paused")
-    freeze(record, frozen)
+    freeze(record["cgroups"], frozen)
 
 @command("CONTAINER...", "let the processes of paused containers go on", many=True)
 def cmd_unpause(_, name):
@@ -3757,6 +4054,65 @@ def cmd_wait(_, name):
             return str(read_status(lock))
     except FileNotFoundError:  # it is gone since
         return "0"
+
+@command("[OPTIONS] CONTAINER...", "change the limits of containers, at once if they run",
+         *LIMIT_OPTIONS, many=True)
+def cmd_update(options, name):
+    """What isn't given stays as it is; what the kernel refuses leaves the spec as it was."""
+    record = find_container(name)
+    path = container_path(record, "config.json")
+    spec = read_json(path)
+    for group, values in resources_of(options).items():
+        spec["linux"]["resources"].setdefault(group, {}).update(values)
+    if record["running"]:
+        limit_cgroups(record["cgroups"], spec["linux"]["resources"])
+    write_json(path, spec)
+
+STATS = {"ID": "CONTAINER ID", "Name": "NAME", "CPUPerc": "CPU %", "MemUsage": "MEM USAGE / LIMIT",
+         "MemPerc": "MEM %", "NetIO": "NET I/O", "BlockIO": "BLOCK I/O", "PIDs": "PIDS"}
+
+def stats_row(record, before):
+    """What a container uses, by STATS' names, or None if it doesn't run; BEFORE, {id: (time,
+    processor time)}, is kept up."""
+    dirs, network, lines = record["cgroups"], [0] * 16, []
+    with tolerate(errno.ENOENT, errno.ESRCH, errno.EINVAL):
+        lines = read_all(f"/proc/{record.get('pid') or ''}/net/dev").split("\n")
+    if not lines or container_state(record) not in ("running", "paused"):
+        return None
+    for name, _, counts in (line.partition(":") for line in lines[2:-1]):
+        network = [a + int(b) * (name.strip() != "lo") for a, b in zip(network, counts.split())]
+    now = time.monotonic(), (count(dirs, "", "cpuacct.usage") / 1e9
+                             or count(dirs, "usage_usec", "cpu.stat") / 1e6)
+    last, before[record["id"]] = before.get(record["id"], (0, now[1])), now
+    cache = (count(dirs, "total_inactive_file", "memory.stat")  # what could go at once
+             or count(dirs, "inactive_file", "memory.stat"))
+    memory = max(0, count(dirs, "", "memory.usage_in_bytes", "memory.current") - cache)
+    limit = min(count(dirs, "", "memory.limit_in_bytes", "memory.max") or 1 << 63,
+                int(read_all("/proc/meminfo").split()[1]) << 10)
+    disk = [count(dirs, words, "blkio.throttle.io_service_bytes", "io.stat")
+            for words in ("Read rbytes", "Write wbytes")]
+    sizes = [" / ".join(map(humane_size, pair))
+             for pair in ((memory, limit), (network[0], network[8]), disk)]
+    busy = (now[1] - last[1]) / (now[0] - last[0])
+    return dict(zip(STATS, [record["id"][:12], record["name"], f"{100 * busy:.2f}%", sizes[0],
+                            f"{100 * memory / limit:.2f}%", *sizes[1:],
+                            str(len(cgroup_pids(dirs[:1])))]))
+
+@command("[OPTIONS] [CONTAINER...]", "show what running containers use",
+         ("--no-stream", "", "once, not every second"),
+         ("--format", "FORMAT", "table, json or a template, such as '{{.Name}} {{.CPUPerc}}'"))
+def cmd_stats(options, words):
+    """A table every second; the processors' part is that of the second before."""
+    before, clear = {}, os.isatty(1) and not options["no-stream"]
+    while True:
+        records = map(find_container, words) if words else container_records()
+        first, rows = not before, [*filter(None, (stats_row(each, before) for each in records))]
+        if not first or not rows:
+            show("\033[H\033[J") if clear else None
+            show_rows(rows, STATS, options["format"])
+            if options["no-stream"]:
+                return
+        time.sleep(1)
 
 @command("CONTAINER", "show the processes of a container")
 def cmd_top(_, words):
@@ -3836,14 +4192,15 @@ def cmd_commit(options, words):
     if os.path.isdir(path + "/copy"):
         raise Failure(f"commit, on {words[0]}: its root is a copy, not layers: what changed is not "
                       "known", hint="export, then import")
-    image, frozen = find_image(record["image"]), record["running"] and not is_paused(record)
-    freeze(record, True) if frozen else None
+    image = find_image(record["image"])
+    frozen = record["running"] and not is_paused(record["cgroups"])
+    freeze(record["cgroups"], True) if frozen else None
     try:
         with Descriptor(os.open(path + "/upper", OPEN_DIR)) as fd:
             show(add_layer(image, pack_tree(fd, as_layer=True), "".join(words[1:]),
                            options["change"], options["message"] or "", options["author"] or ""))
     finally:
-        freeze(record, False) if frozen else None
+        freeze(record["cgroups"], False) if frozen else None
 
 @command("[OPTIONS]", "list the images by name, newest first",
          ("-q --quiet", "", "ids only"), ("--format", "FORMAT", "table, json or a template"))
@@ -3896,7 +4253,7 @@ def inspected(name):
     except Failure:
         return inspect_image(name)
     spec, state = read_json(container_path(record, "config.json")), container_state(record)
-    process = spec["process"]
+    process, linux = spec["process"], spec["linux"]
     return {
         "Id": record["id"], "Name": "/" + record["name"], "Created": log_time_of(record["created"]),
         "Path": record["args"][0], "Args": record["args"][1:], "Image": record["image"],
@@ -3913,7 +4270,11 @@ def inspected(name):
                    "Labels": record["labels"], "StopSignal": str(record["stop_signal"])},
         "HostConfig": {"AutoRemove": not record["keep"], "RestartPolicy": {
             "Name": record["restart"].partition(":")[0]},
-            "ReadonlyRootfs": spec["root"]["readonly"]},
+            "ReadonlyRootfs": spec["root"]["readonly"], **{
+                "".join(map(str.capitalize, long_name(row[1:]).split("-"))): value
+                for row in LIMITS for group, key in [row[0].split(".")]
+                for value in [linux["resources"][group].get(key)] if value is not None}},
+        "Limits": limits_there(record["cgroups"]) if record["running"] else {},
         "Mounts": [{"Type": "volume" if "volume" in row else row["type"], "Source": row["source"],
                     "Destination": row["destination"], "RW": "ro" not in row["options"]}
                    for row in spec["mounts"] if row["type"] == "bind"],

@@ -708,6 +708,315 @@ test_copied_file() { # root: the file works wherever it is copied to, under any 
   is "$("$PYTHON" "$here/mydocker.py" run /bin/sh -c 'ls -a')" $'.\n..\na dir\nlink\n'$'\xff.py'
 }
 
+# ── Limits ─────────────────────────────────────────────────────────────────
+# What holds on this box: cgroup v1, v2 or both. The limits are read where the kernel keeps them.
+
+limit_file() { # limit_file CONTAINER NAME...: the path of the first of these files that its cgroups have
+  local - path name
+  set +x
+  for name in "${@:2}"; do
+    for path in $(MYDOCKER_LOG=error "${mydocker[@]}" inspect --format '{{.Record.cgroups}}' "$1" | tr -d '[],"'); do
+      if [[ -e $path/$name ]]; then echo "$path/$name"; return; fi
+    done
+  done
+  fail "container $1 has none of the files ${*:2}"
+}
+
+need_limits() { # need_limits NAME...: these controllers, in v1 or v2
+  local name
+  for name; do
+    grep -qE "[:,]${name}[:,]" /proc/self/cgroup || grep -qsw "$name" /sys/fs/cgroup/cgroup.controllers ||
+      skip "needs the cgroup controller $name"
+  done
+}
+
+hog='x = bytearray(200 << 20); print("had it")'
+
+test_limit_memory() { # limits: a 64 MB limit kills an allocation of 200 MB, and only that container
+  need_limits memory
+  start run /bin/sh -c 'echo ready; exec sleep 1000'
+  wait_for has out ready
+  run 137 run -m 64m "$PYTHON" -I -c "$hog"
+  is "$out" ''
+  run 137 run -mem 64m "$PYTHON" -I -c "$hog"
+  run 0 run --memory=400m "$PYTHON" -I -c "$hog"
+  is "$out" 'had it'
+  run 0 run "$PYTHON" -I -c "$hog"
+  if gone "$pid"; then fail 'the other container is gone, too'; fi
+}
+
+test_limit_oom() { # limits: inspect says OOMKilled of a container that went over its memory, and of no other
+  need_limits memory
+  own_state
+  small_root root
+  run 0 import root box
+  run 137 run -m 32m --name hog box /bin/sh -c 'x=aaaaaaaa; while :; do x=$x$x; done'
+  run 0 inspect hog
+  like "$out" '"OOMKilled": true'
+  run 137 run --init --name killed box /bin/sh -c 'kill -KILL $$'
+  run 0 inspect killed
+  like "$out" '"OOMKilled": false'
+}
+
+test_limit_cpus() { # limits: --cpus 0.5 and -cpu 50 let a busy loop have half a processor
+  need_limits cpu
+  local option share throttled used quota busy='
+import os, time
+for top in "/sys/fs/cgroup/cpu/", "/sys/fs/cgroup/cpu,cpuacct/", "/sys/fs/cgroup/":
+    if os.path.exists(top + "cpu.stat"):
+        break
+def throttled():
+    return int(dict(line.split() for line in open(top + "cpu.stat"))["nr_throttled"])
+begin, used, before = time.monotonic(), time.process_time(), throttled()
+while time.monotonic() < begin + 4:
+    pass
+used = time.process_time() - used
+print(round(100 * used / (time.monotonic() - begin)), throttled() - before, round(1000 * used),
+      *open(top + ("cpu.max" if os.path.exists(top + "cpu.max") else "cpu.cfs_quota_us")))'
+  for option in --cpus=0.5 -cpu=50; do
+    run 0 run "$option" "$PYTHON" -I -c "$busy"
+    read -r share throttled used quota <<<"$out"
+    ((share <= 60)) || fail "$option: $share % of a processor"
+    # a busy box gives less than is allowed: then what counts is that no period was cut short before its 50 ms
+    ((share >= 40 || used >= 40 * throttled)) || fail "$option: only $share % of a processor"
+    like "$quota" '^50000( 100000)?$'
+  done
+}
+
+test_limit_exec() { # limits: they hold for exec's processes, and again after a restart, under the device rules, too
+  need_limits pids
+  local count='import os
+for count in range(1, 1000):
+    try:
+        if not os.fork():
+            os.read(os.pipe()[0], 1)
+    except OSError:
+        break
+print(count)'
+  own_state
+  run 0 run -d --name box --pids-limit 10 --ulimit nofile=99:100 --oom-score-adj 300 /bin/sh -c 'trap "exit 3" TERM; while :; do sleep 1000 & wait; done'
+  run 0 exec box /bin/sh -c 'ulimit -Hn; cat /proc/self/oom_score_adj'
+  is "$out" $'100\n300'
+  run 0 exec box "$PYTHON" -I -c "$count"
+  is "$out" 8
+  for _ in 1 2; do
+    run 0 restart -t 5 box
+    is "$(<"$(limit_file box pids.max)")" 10
+    run 0 exec box /bin/sh -c '(: </dev/kmsg) 2>&1 || :'
+    [[ ! -e /dev/kmsg ]] || like "$out" 'not permitted'
+  done
+  run 0 inspect --format '{{.HostConfig.PidsLimit}} {{.State.OOMKilled}}' box
+  is "$out" '10 false'
+  run 0 inspect box
+  like "$out" '"pids.max": "10"'
+  run 0 rm -f box
+}
+
+test_limit_pids() { # limits: --pids-limit stops a fork bomb, and teardown kills all of it
+  need_limits pids
+  local procs freezer
+  own_state
+  run 0 run --pids-limit 20 "$PYTHON" -I -c '
+import os
+count = 1
+try:
+    while os.fork():
+        count += 1
+    os.read(os.pipe()[0], 1)
+except OSError:
+    print(count)'
+  is "$out" 20
+  start run --name bomb --pids-limit 100 /bin/bash -c 'bomb() { bomb | bomb & }; echo ready; bomb; while :; do :; done' 2>err
+  wait_for has out ready
+  procs=$(limit_file bomb pids.current)
+  wait_for bombed "$procs"
+  sleep 1000 & # one that doesn't die with the container's PID 1
+  echo "$!" >"${procs%/*}/cgroup.procs"
+  freezer=$(limit_file bomb cgroup.freeze freezer.state)
+  echo "$!" >"${freezer%/*}/cgroup.procs"
+  kill -KILL "$pid" # the monitor: the next command tidies up
+  ended 137
+  run 0 ps -q
+  is "$out" ''
+  [[ ! -e ${procs%/*} && ! -e ${freezer%/*} ]]
+  wait_for gone "$!"
+}
+bombed() { # bombed FILE: 90 processes are there
+  (($(<"$1") >= 90))
+}
+
+test_limit_cpuset() { # limits: -cpuset pins
+  need_limits cpuset
+  local last
+  last=$(sed -n 's/^Cpus_allowed_list:.*[^0-9]\([0-9]*\)$/\1/p' /proc/self/status)
+  run 0 run -cpuset "$last" --cpuset-mems 0 /bin/sed -n 's/^\(Cpus\|Mems\)_allowed_list:\t//p' /proc/self/status
+  is "$out" "$last"$'\n0'
+}
+
+test_limits_apart() { # limits: two containers don't touch each other's, update changes those of one
+  need_limits memory pids cpu
+  start run --name one -m 64m --pids-limit 50 -c 2048 /bin/sh -c 'echo ready; exec sleep 1000'
+  wait_for has out ready
+  start run --name two -m 128m --memory-swap 200m --memory-reservation 32m --cpus 1.5 /bin/sh -c 'echo ready; exec sleep 1000'
+  wait_for has out ready
+  is "$(<"$(limit_file one memory.limit_in_bytes memory.max)")" 67108864
+  is "$(<"$(limit_file two memory.limit_in_bytes memory.max)")" 134217728
+  is "$(<"$(limit_file two memory.soft_limit_in_bytes memory.low)")" 33554432
+  is "$(<"$(limit_file one pids.max)") $(<"$(limit_file two pids.max)")" '50 max'
+  like "$(<"$(limit_file two cpu.cfs_quota_us cpu.max)")" '^150000( 100000)?$'
+  like "$(<"$(limit_file one cpu.shares cpu.weight)")" '^(2048|174)$'
+  run 0 update -m 256m --pids-limit 60 --cpu-period 50000 --cpu-quota 20000 two
+  is "$out" two
+  run 0 inspect --format '{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.CpuQuota}}' two
+  is "$out" '268435456 60 20000'
+  is "$(<"$(limit_file two memory.limit_in_bytes memory.max)")" 268435456
+  like "$(<"$(limit_file two cpu.cfs_quota_us cpu.max)")" '^20000( 50000)?$'
+  is "$(<"$(limit_file one pids.max)") $(<"$(limit_file two pids.max)")" '50 60'
+  run 0 update --memory 32m two # less than before: swap must not be in the way
+  fails 125 '^mydocker: --cpuset-cpus, on 9999: ' update --cpuset-cpus 9999 two
+  fails 125 'no such container' update -m 64m three
+  kill -KILL "$pid"
+  ended 137
+  is "$(<"$(limit_file one memory.limit_in_bytes memory.max)") $(<"$(limit_file one pids.max)")" '67108864 50'
+}
+
+test_limit_values() { # limits: a bad value is an error that names option and value, and nothing starts
+  local words
+  while read -ra words; do
+    fails 125 "^mydocker: ${words[0]}, on .*${words[1]/#[*]/\\*}" run "${words[0]}" "${words[1]}" /bin/echo started
+  done <<'END'
+--memory 1m
+--memory -5
+--memory-swap 1x
+--memory-reservation lots
+--cpus half
+--cpus -1.5
+--cpu-shares 1.5
+--cpu-quota 1e6
+--cpuset-cpus 9999
+--cpuset-cpus 0-
+--cpuset-cpus ../0
+--cpuset-mems 77
+--pids-limit many
+--oom-score-adj 2000
+--oom-score-adj x
+--ulimit files=1
+--ulimit nofile
+--ulimit nofile=5:x
+--ulimit nofile=9:5
+--cgroup-parent /../x
+--sysctl net.ipv4.nosuch=1
+--sysctl kernel.panic=1
+--sysctl vm.swappiness=1
+--sysctl net.ipv4/../../kernel/panic=1
+--sysctl net./../../kernel.panic=1
+--sysctl net..ipv4=1
+--sysctl net/ipv4/ip_forward=1
+--sysctl net.ipv4.ip_forward=x
+END
+  need_limits cpu memory
+  fails 125 '^mydocker: --cpu.*, on (0.5|50000): not with' run --cpus 0.5 --cpu-quota 5000 /bin/true
+  fails 125 '^mydocker: --memory-swap, on 67108864: invalid' run --memory-swap 64m -m 128m /bin/true
+}
+
+test_limit_sysctl() { # limits: --sysctl sets the container's own network and IPC, not the host's
+  local before
+  before=$(cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax)
+  run 0 run --sysctl net.ipv4.ip_forward="$((! $(</proc/sys/net/ipv4/ip_forward)))" --sysctl kernel.msgmax=4242 \
+    /bin/cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax
+  is "$out" "$((! $(</proc/sys/net/ipv4/ip_forward)))"$'\n4242'
+  is "$(cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax)" "$before"
+}
+
+test_limit_process() { # limits: --ulimit and --oom-score-adj; what the box doesn't grant is a warning
+  run 0 run --ulimit nofile=99:100 --ulimit core=0 --oom-score-adj 500 -u 1 /bin/sh -c \
+    'ulimit -Sn; ulimit -Hn; ulimit -Sc; cat /proc/self/oom_score_adj'
+  is "$out$err" $'99\n100\n0\n500'
+  ulimit -n 1000
+  run 0 run --ulimit nofile=1000:2000 --oom-score-adj -900 /bin/sh -c 'ulimit -Hn; cat /proc/self/oom_score_adj'
+  if [[ $err ]]; then
+    like "$err" '^mydocker: warning: --ulimit, on nofile.*CAP_SYS_RESOURCE.*warning: --oom-score-adj, on -900'
+  else
+    is "$out" $'2000\n-900'
+  fi
+}
+
+test_limit_devices() { # limits: a container can use the usual devices and those of --device, no others
+  own_state
+  small_root root
+  run 0 import root box
+  mknod kmsg c 1 11
+  run 0 run --rm box /bin/sh -c 'set -e; echo x >/dev/null; : </dev/zero; : </dev/urandom; : </dev/full; : <>/dev/ptmx'
+  run 0 run --rm --device "$PWD/kmsg:/dev/probe" box /bin/sh -c '(: </dev/probe) || :'
+  unlike "$err" 'Operation not permitted'
+  run 0 run --rm --device "$PWD/kmsg:/dev/probe:w" box /bin/sh -c ': >/dev/probe; (: </dev/probe) || :'
+  like "$err" '^[^'$'\n'']*probe: Operation not permitted$'
+  [[ ! -c /dev/kmsg ]] || { run 0 run /bin/sh -c '(: </dev/kmsg) || :'; like "$err" 'kmsg: Operation not permitted'; }
+}
+
+test_limit_view() { # limits: the container sees its own cgroup alone, read-only, and no release_agent
+  run 0 run -m 64m /bin/sh -c 'cat /proc/self/cgroup; find /sys/fs/cgroup -name release_agent
+    for f in $(find /sys/fs/cgroup -name cgroup.procs); do { echo $$ >$f; } 2>&1; done; :'
+  unlike "$out" ':/[^'$'\n'']'
+  unlike "$out" 'release_agent'
+  like "$out" 'cgroup.procs: Read-only file system'
+  is "$(grep -v ':/$' <<<"$out" | grep -cv 'Read-only file system')" 0
+}
+
+test_limit_parent() { # limits: --cgroup-parent is where the container's cgroups go
+  local parent=mydocker-test.$$ path
+  start run --name child --cgroup-parent "/$parent" /bin/sh -c 'echo ready; exec sleep 1000'
+  wait_for has out ready
+  path=$(limit_file child cgroup.procs)
+  like "$path" "/$parent/mydocker/[0-9a-f]{64}/cgroup.procs$"
+  has "$path" .
+  kill -KILL "$pid"
+  ended 137
+  run 0 ps
+  [[ ! -e ${path%/*} ]]
+  find /sys/fs/cgroup -depth -type d -path "*/$parent*" -exec rmdir {} +
+}
+
+test_limit_nested() { # limits: they hold in a v2 cgroup with processes in it, as in a container
+  need unshare mount
+  need_limits memory
+  local top=/sys/fs/cgroup/mydocker-test.$$ got=0
+  [[ -e /sys/fs/cgroup/cgroup.subtree_control ]] || return 0 # v1 knows no such rule
+  echo '+memory +pids' >/sys/fs/cgroup/cgroup.subtree_control
+  mkdir "$top"
+  cat >inside <<'END'
+umount -l /sys/fs/cgroup
+mount -t cgroup2 cgroup2 /sys/fs/cgroup # in a cgroup namespace: its own part is the top
+"$@" run /bin/true || exit 1
+grep -x 0::/mydocker.aside /proc/self/cgroup || exit 2
+"$@" run -m 64m "$PYTHON" -I -c 'x = bytearray(200 << 20)'
+END
+  PYTHON=$PYTHON bash -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$top" unshare --cgroup --mount bash -x inside "${mydocker[@]}" || got=$?
+  rmdir "$top"/mydocker* "$top"
+  is "$got" 137
+}
+
+test_stats() { # limits: stats shows what a container uses, as a table, as JSON and by template
+  need_limits memory pids
+  start run --name busy -m 64m /bin/sh -c 'echo ready; while :; do :; done'
+  wait_for has out ready
+  run 0 stats --no-stream busy
+  like "$out" $'^CONTAINER ID +NAME +CPU % +MEM USAGE / LIMIT +MEM % +NET I/O +BLOCK I/O +PIDS\n[0-9a-f]{12} +busy +[0-9.]+% +[0-9.]+[kM]?B / 67\\.1MB +[0-9.]+% +0B / 0B +[^ ]+ / [^ ]+ +1$'
+  run 0 stats --no-stream --format '{{.Name}} {{.PIDs}} {{.CPUPerc}}'
+  like "$out" '^busy 1 [0-9.]*[1-9][0-9.]*%$'
+  run 0 stats --no-stream --format json
+  like "$out" '^\{"ID": "[0-9a-f]{12}", "Name": "busy", "CPUPerc": .*"PIDs": "1"\}$'
+  fails 125 '^mydocker: --format, on ' stats --no-stream --format '{{.Nosuch}}' busy
+  timeout -k 5 20 "${mydocker[@]}" stats --format '{{.Name}}' >many & # a line a second
+  wait_for has_lines many 2
+  kill "$!"
+  kill -KILL "$pid"
+  ended 137
+}
+has_lines() { # has_lines FILE COUNT
+  (($(wc -l <"$1") >= $2))
+}
+
 # ── 11. Privileges ─────────────────────────────────────────────────────────
 
 test_environment() { # user: the environment is clean but for what the options say
@@ -3775,9 +4084,13 @@ bench_run_ephemeral() { # start: mydocker.py run --ephemeral /bin/true
   row=("${mydocker[@]}" run --ephemeral /bin/true)
 }
 
-bench_run_compiled() { # start: the same from a compiled copy, python3 -I -S mydocker.pyc
+compiled() { # compiled ARG...: a row of the compiled copy
   "$PYTHON" -c 'import py_compile, sys; py_compile.compile(sys.argv[1], "mydocker.pyc")' "${mydocker[1]}"
-  row=("$PYTHON" -I -S "$PWD/mydocker.pyc" run /bin/true)
+  row=("$PYTHON" -I -S "$PWD/mydocker.pyc" "$@")
+}
+
+bench_run_compiled() { # start: the same from a compiled copy, python3 -I -S mydocker.pyc
+  compiled run /bin/true
 }
 
 bench_unshare() { # start: unshare(1) with the same namespaces
@@ -3862,6 +4175,36 @@ bench_run_1() { # on record: run -d and rm -f, beside 1
 
 bench_run_1000() { # on record: run -d and rm -f, beside 1000
   row=(env "MYDOCKER_ROOT=$PWD/of1000" bash -c '"$@" run -d --name x /bin/sleep 1000; "$@" rm -f x' bash "${mydocker[@]}")
+}
+
+limited_bundle() { # limited_bundle DIR RESOURCES: a bundle for runc with these linux.resources
+  need runc busybox
+  mkdir -p "$1"
+  cd "$1" || exit
+  bundle
+  oci_config runc
+  "$PYTHON" -I -c 'import json, sys
+config = json.load(open("config.json"))
+config["linux"]["resources"].update(json.loads(sys.argv[1]))
+json.dump(config, open("config.json", "w"))' "$2"
+  row=(runc --root "$PWD/runc" run --bundle "$PWD" "mydocker-bench-$1")
+}
+
+bench_limits_without() { # limits: mydocker.py run, compiled copy, without
+  compiled run /bin/true
+}
+
+bench_limits_with() { # limits: the same with -m 64m --cpus 1 --pids-limit 100
+  compiled run -m 64m --cpus 1 --pids-limit 100 /bin/true
+}
+
+bench_limits_runc_without() { # limits: runc run, busybox bundle, without
+  limited_bundle free '{}'
+}
+
+bench_limits_runc() { # limits: the same with the same
+  limited_bundle limited '{"memory": {"limit": 67108864, "swap": 134217728},
+    "cpu": {"quota": 100000, "period": 100000}, "pids": {"limit": 100}}'
 }
 
 prepare_terminal() {
