@@ -2097,17 +2097,22 @@ ASIDE = "/mydocker.aside"  # where processes go that are in the way of a v2 cgro
 NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not change, in a container
 LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
 
-def cgroup_dirs(container_id, parent):
-    """The cgroups that a container is to have: below PARENT, a path in every tree, or else below
-    our own; at the top where systemd manages ours and gave it to nobody (CGROUP_DELEGATION.md)."""
-    dirs, systemd = [], os.path.isdir("/run/systemd/system")
-    if ".." in parent.split("/"):
-        raise Failure(f"--cgroup-parent, on {parent}: it must not contain ..")
+def cgroup_dirs(path):
+    """The cgroups that a container is to have, by its spec's cgroupsPath: /PATH in every tree, PATH
+    below our own cgroups, but where systemd manages those and gave them to nobody at the top, or
+    SLICE:PREFIX:NAME where systemd would have it.  What may be ours begins behind the "/./"."""
+    dirs, systemd, parts = [], os.path.isdir("/run/systemd/system"), path.split(":")
+    if ".." in path.split("/"):
+        raise Failure(f"--cgroup-parent or cgroupsPath, on {path}: it must not contain ..")
+    if len(parts) == 3:  # a-b.slice lies in a.slice: systemd.slice(5)
+        words = (parts[0] or "system.slice")[:-len(".slice")].split("-")
+        slices = ["-".join(words[:end]) + ".slice" for end in range(1, len(words) + 1)]
+        path = "/".join(["", *slices, f"{parts[1]}-{parts[2]}.scope"])
     for point, own in hierarchies().values():
         own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
-        if parent or systemd and "trusted.delegate" not in os.listxattr(own):
-            own = os.path.normpath(f"{point}/{parent}")
-        dirs.append(f"{own}/mydocker/{container_id}")
+        if path[0] == "/" or systemd and "trusted.delegate" not in os.listxattr(own):
+            own = point
+        dirs.append(f"{own}/./{path.strip('/')}")
     return dirs
 
 def make_cgroups(dirs, resources, pid):
@@ -2127,18 +2132,18 @@ def make_cgroups(dirs, resources, pid):
 
 def make_cgroup(path):
     """Make the cgroup at PATH, and what is missing above it; False if its tree isn't ours."""
-    above = os.path.dirname(path)
-    if os.path.basename(above) == "mydocker" or not os.path.isdir(above):
-        if not make_cgroup(above):
-            return False
+    above, _, below = path.partition("/./")
     with tolerate(*NOT_OURS):
-        hand_down(above)
-        with tolerate(errno.EEXIST):
-            os.mkdir(path)
-        if os.path.exists(path + "/cpuset.memory_migrate"):  # v1's cpuset starts without processors
-            for name in ("/cpuset.cpus", "/cpuset.mems"):
-                if not read_all(path + name).strip():
-                    write_value(path + name, read_all(above + name))
+        for name in below.split("/"):
+            path = f"{above}/{name}"
+            hand_down(above)
+            with tolerate(errno.EEXIST):
+                os.mkdir(path)
+            if os.path.exists(path + "/cpuset.memory_migrate"):  # v1's starts without processors
+                for file in ("/cpuset.cpus", "/cpuset.mems"):
+                    if not read_all(path + file).strip():
+                        write_value(path + file, read_all(above + file))
+            above = path
         return True
     return False
 
@@ -2254,8 +2259,9 @@ def remove_cgroups(record):
             with tolerate(*LEAVING):
                 kill_cgroups([path for path in dirs if os.path.isdir(path)])
             time.sleep(0.001)  # the dead leave a little later
+        above = os.path.dirname(path)
         with tolerate(errno.EBUSY, errno.ENOTEMPTY, *NOT_OURS, *LEAVING):  # others' are left
-            os.rmdir(os.path.dirname(path))
+            os.rmdir(above) if os.path.basename(above) == "mydocker" else None
 
 # Limits.  One is a row: the OCI's name, options, argument, help, v1's file, v2's file.
 
@@ -3472,6 +3478,7 @@ def make_spec(options, words, plan):
     own_root, image, path = plan["root"] is not None, plan["image"], plan["path"]
     hostname = options["hostname"] or (plan["id"][:12] if own_root else os.uname().nodename)
     devices = [device(text) for text in options["device"]]
+    cgroups_path = os.path.join(options["cgroup-parent"] or "", "mydocker", plan["id"])
     spec = {
         "ociVersion": "1.2.0",
         "process": {
@@ -3489,7 +3496,7 @@ def make_spec(options, words, plan):
         "mounts": kernel_mounts(parse_size(given(options, "shm-size", "64m"), "--shm-size")),
         "annotations": {"mydocker.init": "true"} if options["init"] else {},
         "linux": {"namespaces": [{"type": kind} for kind in (*NAMESPACES, "cgroup")],
-                  "devices": devices, "cgroupsPath": options["cgroup-parent"] or "",
+                  "devices": devices, "cgroupsPath": cgroups_path,
                   "sysctl": dict(text.partition("=")[::2] for text in options["sysctl"]),
                   "resources": {**resources_of(options), "devices": device_rules(devices)}},
     }
@@ -3603,7 +3610,7 @@ def cmd_run(options, words):
 
 def make_record(options, plan, spec):
     """The record of a new container."""
-    cgroups = cgroup_dirs(plan["id"], spec["linux"]["cgroupsPath"])
+    cgroups = cgroup_dirs(spec["linux"]["cgroupsPath"])
     policy, image = given(options, "restart", "no"), plan["image"]
     kind, _, most = policy.partition(":")
     if kind not in ("no", "always", "unless-stopped", "on-failure") or (
@@ -3999,8 +4006,7 @@ def relaunch(record, options, ready=lambda: None):
         record = {key: value for key, value in read_record(path).items()
                   if key not in ("running", "delay", "error", "oom")}
         spec = read_json(path + "/config.json")
-        parent = spec["linux"]["cgroupsPath"]
-        record.update(restarts=0, cgroups=cgroup_dirs(record["id"], parent))
+        record.update(restarts=0, cgroups=cgroup_dirs(spec["linux"]["cgroupsPath"]))
         mark_running(record)
         write_json(path + "/state.json", record)
     unlink_if_there(path + "/stop")

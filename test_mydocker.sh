@@ -904,7 +904,6 @@ test_limit_values() { # limits: a bad value is an error that names option and va
 --ulimit nofile
 --ulimit nofile=5:x
 --ulimit nofile=9:5
---cgroup-parent /../x
 --sysctl net.ipv4.nosuch=1
 --sysctl kernel.panic=1
 --sysctl vm.swappiness=1
@@ -914,6 +913,7 @@ test_limit_values() { # limits: a bad value is an error that names option and va
 --sysctl net/ipv4/ip_forward=1
 --sysctl net.ipv4.ip_forward=x
 END
+  fails 125 '^mydocker: --cgroup-parent.*, on /../x' run --cgroup-parent /../x /bin/true
   need_limits cpu memory
   fails 125 '^mydocker: --cpu.*, on (0.5|50000): not with' run --cpus 0.5 --cpu-quota 5000 /bin/true
   fails 125 '^mydocker: --memory-swap, on 67108864: invalid' run --memory-swap 64m -m 128m /bin/true
