@@ -3733,7 +3733,7 @@ ours() { # the processes of this test's state root
 }
 
 test_killed_anywhere() { # life: kill -9 of every process at any point leaves nothing that the next command doesn't sweep
-  local times=6 i before
+  local times=6 i before ids id
   if [[ ${FULL-} ]]; then times=200; fi
   own_state
   before=$(wc -l </proc/self/mountinfo)
@@ -3746,17 +3746,19 @@ test_killed_anywhere() { # life: kill -9 of every process at any point leaves no
     # shellcheck disable=SC2046 # a list
     { kill -KILL -- "-$!" $(ours) || :; } 2>/dev/null
     wait $! 2>/dev/null || :
+    ids=$(ls state/running 2>/dev/null || :)
     run 0 ps -a
     mapfile -t left < <("${mydocker[@]}" ps -aq)
     ((${#left[@]} == 0)) || run 0 rm -f "${left[@]}"
     is "$(find state/containers state/running state/names -mindepth 1)" ''
+    for id in $ids; do is "$(find /sys/fs/cgroup -name "$id")" ''; done
   done
   is "$(wc -l </proc/self/mountinfo)" "$before"
 }
 
 test_faults() { # life: a system call that fails, or a kill at it, leaves nothing that the next command doesn't sweep
   need strace
-  local call when what calls=(rename flock mkdir symlink)
+  local call when what ids id calls=(rename flock mkdir symlink)
   if [[ ${FULL-} ]]; then calls+=(unlink write openat mount socketpair memfd_create unshare rmdir); fi
   own_state
   for call in "${calls[@]}"; do
@@ -3765,9 +3767,11 @@ test_faults() { # life: a system call that fails, or a kill at it, leaves nothin
         timeout -k 5 "$patience" strace -f -qq -o trace -e "trace=$call" -e "inject=$call:$what:when=$when" \
           "${mydocker[@]}" run --name f /bin/true >said 2>&1 || :
         unlike "$(<said)" 'Traceback|bug in mydocker'
+        ids=$(ls state/running 2>/dev/null || :)
         run 0 ps -a
         [[ ! $(ls state/containers) ]] || run 0 rm -f f
         is "$(find state/containers state/running state/names -mindepth 1)" ''
+        for id in $ids; do is "$(find /sys/fs/cgroup -name "$id")" ''; done
       done
     done
   done
