@@ -14,7 +14,7 @@ few walls, one kernel call each, and this file is those calls in their order.  T
                                                      execvp this file again, as `init`
     send the spec ─────────── sync 1 ──────────▶ container_main: mounts, root, hostname, terminal
     keep the terminal ◀────── sync 2 ─────────── the pty's master end
-                                                 user, limits, signals; execvp(the command)
+                                                 limits, filter, user, signals; execvp(the command)
     end of file: it runs ◀─── sync 3 ─────────── (closed by the exec), or (status, message, hint)
     supervise: carry bytes and signals,
         wait, pass on the exit status
@@ -75,8 +75,10 @@ MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 0x04, 0x10
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 MFD_NOEXEC_SEAL = 8
 
-# linux/prctl.h
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
+# linux/prctl.h, linux/seccomp.h, linux/capability.h
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER = 1, 4, 8, 36
+PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
+PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER, LINUX_CAPABILITY_VERSION_3 = 2, 2, 0x20080522
 
 # asm-generic/ioctls.h, linux/sockios.h, linux/if.h, linux/netlink.h, linux/nf_tables.h
 TIOCSCTTY, TIOCGWINSZ, TIOCSWINSZ = 0x540E, 0x5413, 0x5414
@@ -178,6 +180,7 @@ pivot_root = kernel("pivot_root", TEXT, TEXT)  # pivot_root(2)
 prctl = kernel("prctl", "PR_", LONG, LONG, LONG, LONG)  # prctl(2)
 signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
 statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
+capset = kernel("capset", BYTES, BYTES)  # capset(2)
 prlimit = kernel("prlimit", INT, INT, BYTES, BYTES)  # prlimit(2)
 bpf = kernel("bpf", INT, BYTES, LONG,  # bpf(2), older than the numbers that are all the same
              number={"x86_64": 321, "i686": 357, "armv7l": 386}.get(os.uname().machine, 280))
@@ -1939,7 +1942,7 @@ def mount_bind(target, row, flags, _):
     never looked up a second time: CVE-2021-30465."""
     tree, whole = row.get("tree"), AT_RECURSIVE if flags & MS_REC else 0
     with tolerate(*NOT_TO_BE_HAD):
-        tree = tree or open_tree(AT_FDCWD, row["source"],
+        tree = tree or open_tree(AT_FDCWD, row["source"],  # a copy of the mount
                                  OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole)
     if tree:
         move_mount(tree, "", AT_FDCWD, target,  # the same files, now here
@@ -2052,7 +2055,7 @@ def build_root(spec):
                 if "fallback" not in row:
                     raise
                 mount_one(root, row["fallback"])
-            if own and row["destination"] == "/dev":
+            if row["destination"] == "/dev" and (own or row["type"] == "tmpfs"):  # --rootfs /
                 make_devices(root, spec)
     if own and read_only:
         mount(None, path, None, MS_REMOUNT | MS_BIND | MS_RDONLY, None)  # after its last directory
@@ -2451,9 +2454,119 @@ def device_program(rules):
 
 
 # ── 11. Privileges ─────────────────────────────────────────────────────────
-# Who the command runs as.  Names are looked up in the container's own /etc/passwd and /etc/group,
-# after its root has become ours, as text: the C library would ask the container's nsswitch.conf
-# which of the container's libraries to load into this process (CVE-2019-14271).
+# Who the command runs as, and what that may do.  Root's power is some forty capabilities
+# (capabilities(7)): a container gets Docker's fourteen.  A filter (seccomp(2)) takes away the calls
+# that are for the others, or seldom needed and often broken.  What tells of the box in /proc and
+# /sys, or changes it, is covered.  The outside writes that into the spec (plan_confinement), the
+# inside carries it out (hide_paths, confine).  Names are looked up in the container's own files, as
+# text: the C library would load what the container's nsswitch.conf names (CVE-2019-14271).
+
+CAPABILITIES = ["CAP_" + name for name in """
+CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
+NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT
+SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
+AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ
+PERFMON BPF CHECKPOINT_RESTORE""".split()]  # linux/capability.h, in its order
+DEFAULT_CAPABILITIES = 0xa80425fb  # Docker's fourteen of them, as bits
+MASKED_PATHS = """/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys
+/proc/latency_stats /proc/sched_debug /proc/scsi /proc/timer_list /proc/timer_stats
+/sys/devices/virtual/powercap /sys/firmware""".split()
+CPUS = "/sys/devices/system/cpu"
+READ_ONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+
+# System calls by number; where some are missing, the next one's is given.  See syscall_64.tbl and,
+# for arm64, scripts/syscall.tbl.  LOCKED_CALLS: what Docker refuses, behind what unlocks it.
+X86_64_CALLS = """0 read write open close stat fstat lstat poll lseek mmap mprotect munmap brk
+rt_sigaction rt_sigprocmask rt_sigreturn ioctl pread64 pwrite64 readv writev access pipe select
+sched_yield mremap msync mincore madvise shmget shmat shmctl dup dup2 pause nanosleep getitimer
+alarm setitimer getpid sendfile socket connect accept sendto recvfrom sendmsg recvmsg shutdown bind
+listen getsockname getpeername socketpair setsockopt getsockopt clone fork vfork execve exit wait4
+kill uname semget semop semctl shmdt msgget msgsnd msgrcv msgctl fcntl flock fsync fdatasync
+truncate ftruncate getdents getcwd chdir fchdir rename mkdir rmdir creat link unlink symlink
+readlink chmod fchmod chown fchown lchown umask gettimeofday getrlimit getrusage sysinfo times
+ptrace getuid syslog getgid setuid setgid geteuid getegid setpgid getppid getpgrp setsid setreuid
+setregid getgroups setgroups setresuid getresuid setresgid getresgid getpgid setfsuid setfsgid
+getsid capget capset rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend sigaltstack utime
+mknod uselib personality ustat statfs fstatfs sysfs getpriority setpriority sched_setparam
+sched_getparam sched_setscheduler sched_getscheduler sched_get_priority_max sched_get_priority_min
+sched_rr_get_interval mlock munlock mlockall munlockall vhangup modify_ldt pivot_root _sysctl prctl
+arch_prctl adjtimex setrlimit chroot sync acct settimeofday mount umount2 swapon swapoff reboot
+sethostname setdomainname iopl ioperm create_module init_module delete_module get_kernel_syms
+query_module quotactl nfsservctl getpmsg putpmsg afs_syscall tuxcall security gettid readahead
+setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
+removexattr lremovexattr fremovexattr tkill time futex sched_setaffinity sched_getaffinity
+set_thread_area io_setup io_destroy io_getevents io_submit io_cancel get_thread_area lookup_dcookie
+epoll_create epoll_ctl_old epoll_wait_old remap_file_pages getdents64 set_tid_address
+restart_syscall semtimedop fadvise64 timer_create timer_settime timer_gettime timer_getoverrun
+timer_delete clock_settime clock_gettime clock_getres clock_nanosleep exit_group epoll_wait
+epoll_ctl tgkill utimes vserver mbind set_mempolicy get_mempolicy mq_open mq_unlink mq_timedsend
+mq_timedreceive mq_notify mq_getsetattr kexec_load waitid add_key request_key keyctl ioprio_set
+ioprio_get inotify_init inotify_add_watch inotify_rm_watch migrate_pages openat mkdirat mknodat
+fchownat futimesat newfstatat unlinkat renameat linkat symlinkat readlinkat fchmodat faccessat
+pselect6 ppoll unshare set_robust_list get_robust_list splice tee sync_file_range vmsplice
+move_pages utimensat epoll_pwait signalfd timerfd_create eventfd fallocate timerfd_settime
+timerfd_gettime accept4 signalfd4 eventfd2 epoll_create1 dup3 pipe2 inotify_init1 preadv pwritev
+rt_tgsigqueueinfo perf_event_open recvmmsg fanotify_init fanotify_mark prlimit64 name_to_handle_at
+open_by_handle_at clock_adjtime syncfs sendmmsg setns getcpu process_vm_readv process_vm_writev kcmp
+finit_module sched_setattr sched_getattr renameat2 seccomp getrandom memfd_create kexec_file_load
+bpf execveat userfaultfd membarrier mlock2 copy_file_range preadv2 pwritev2 pkey_mprotect pkey_alloc
+pkey_free statx io_pgetevents rseq uretprobe"""
+GENERIC_CALLS = """0 io_setup io_destroy io_submit io_cancel io_getevents setxattr lsetxattr
+fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr removexattr lremovexattr
+fremovexattr getcwd lookup_dcookie eventfd2 epoll_create1 epoll_ctl epoll_pwait dup dup3 fcntl
+inotify_init1 inotify_add_watch inotify_rm_watch ioctl ioprio_set ioprio_get flock mknodat mkdirat
+unlinkat symlinkat linkat renameat umount2 mount pivot_root nfsservctl statfs fstatfs truncate
+ftruncate fallocate faccessat chdir fchdir chroot fchmod fchmodat fchownat fchown openat close
+vhangup pipe2 quotactl getdents64 lseek read write readv writev pread64 pwrite64 preadv pwritev
+sendfile pselect6 ppoll signalfd4 vmsplice splice tee readlinkat newfstatat fstat sync fsync
+fdatasync sync_file_range timerfd_create timerfd_settime timerfd_gettime utimensat acct capget
+capset personality exit exit_group waitid set_tid_address unshare futex set_robust_list
+get_robust_list nanosleep getitimer setitimer kexec_load init_module delete_module timer_create
+timer_gettime timer_getoverrun timer_settime timer_delete clock_settime clock_gettime clock_getres
+clock_nanosleep syslog ptrace sched_setparam sched_setscheduler sched_getscheduler sched_getparam
+sched_setaffinity sched_getaffinity sched_yield sched_get_priority_max sched_get_priority_min
+sched_rr_get_interval restart_syscall kill tkill tgkill sigaltstack rt_sigsuspend rt_sigaction
+rt_sigprocmask rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigreturn setpriority getpriority
+reboot setregid setgid setreuid setuid setresuid getresuid setresgid getresgid setfsuid setfsgid
+times setpgid getpgid getsid setsid getgroups setgroups uname sethostname setdomainname getrlimit
+setrlimit getrusage umask prctl getcpu gettimeofday settimeofday adjtimex getpid getppid getuid
+geteuid getgid getegid gettid sysinfo mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify
+mq_getsetattr msgget msgctl msgrcv msgsnd semget semctl semtimedop semop shmget shmctl shmat shmdt
+socket socketpair bind listen accept connect getsockname getpeername sendto recvfrom setsockopt
+getsockopt shutdown sendmsg recvmsg readahead brk munmap mremap add_key request_key keyctl clone
+execve mmap fadvise64 swapon swapoff mprotect msync mlock munlock mlockall munlockall mincore
+madvise remap_file_pages mbind get_mempolicy set_mempolicy migrate_pages move_pages
+rt_tgsigqueueinfo perf_event_open accept4 recvmmsg 260 wait4 prlimit64 fanotify_init fanotify_mark
+name_to_handle_at open_by_handle_at clock_adjtime syncfs setns sendmmsg process_vm_readv
+process_vm_writev kcmp finit_module sched_setattr sched_getattr renameat2 seccomp getrandom
+memfd_create bpf execveat userfaultfd membarrier mlock2 copy_file_range preadv2 pwritev2
+pkey_mprotect pkey_alloc pkey_free statx io_pgetevents rseq kexec_file_load"""
+LATER_CALLS = """ 424 pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree
+move_mount fsopen fsconfig fsmount fspick pidfd_open clone3 close_range openat2 pidfd_getfd
+faccessat2 process_madvise epoll_pwait2 mount_setattr quotactl_fd landlock_create_ruleset
+landlock_add_rule landlock_restrict_self memfd_secret process_mrelease futex_waitv
+set_mempolicy_home_node cachestat fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue
+statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal setxattrat getxattrat
+listxattrat removexattrat open_tree_attr file_getattr file_setattr listns"""
+LOCKED_CALLS = """NOTHING: _sysctl add_key afs_syscall create_module file_getattr file_setattr
+get_kernel_syms getpmsg io_uring_enter io_uring_register io_uring_setup kexec_file_load kexec_load
+keyctl listns migrate_pages move_pages nfsservctl open_tree_attr pivot_root putpmsg query_module
+request_key security swapoff swapon sysfs tuxcall uselib userfaultfd ustat vserver; SYS_ADMIN: bpf
+clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr
+lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount open_tree perf_event_open quotactl
+quotactl_fd setdomainname sethostname setns syslog umount2 unshare; BPF: bpf; DAC_READ_SEARCH:
+open_by_handle_at; PERFMON: perf_event_open; SYSLOG: syslog; SYS_BOOT: reboot; SYS_CHROOT: chroot;
+SYS_MODULE: delete_module finit_module init_module; SYS_NICE: get_mempolicy mbind set_mempolicy
+set_mempolicy_home_node; SYS_PACCT: acct; SYS_PTRACE: kcmp pidfd_getfd process_madvise; SYS_RAWIO:
+ioperm iopl; SYS_TIME: clock_settime settimeofday; SYS_TTY_CONFIG: vhangup"""
+SECCOMP_ARCHES = {  # by uname(2)'s machine: Docker's name, linux/audit.h's number, the calls
+    "x86_64": ("amd64", 0xC000003E, X86_64_CALLS + LATER_CALLS),
+    "aarch64": ("arm64", 0xC00000B7, GENERIC_CALLS + LATER_CALLS)}
+SECCOMP_ACTIONS = {  # linux/seccomp.h; to two of them an errno is added
+    "ALLOW": 0x7fff0000, "LOG": 0x7ffc0000, "TRACE": 0x7ff00000, "ERRNO": 0x50000, "TRAP": 0x30000,
+    "KILL": 0, "KILL_THREAD": 0, "KILL_PROCESS": 1 << 31}  # with SCMP_ACT_ in front
+BPF_LD, BPF_AND, BPF_RET, BPF_JA = 0x20, 0x54, 0x06, 0x05  # linux/bpf_common.h, put together
+BPF_JEQ, BPF_JGT, BPF_JGE = 0x15, 0x25, 0x35
 
 def account_lines(path):
     with tolerate(errno.ENOENT, errno.ENOTDIR):
@@ -2484,6 +2597,252 @@ def resolve_user(wanted):
         return uid, 0, [], "/"
     more = [int(row[2]) for row in groups if account[0] in row[3].split(",") and is_id(row[2])]
     return uid, parse_id(account[3], "group"), more, account[5] or "/"
+
+def plan_capabilities(add=(), drop=(), free=False):
+    """The spec's process.capabilities, and which of them are added: what is asked for (FREE: all),
+    as far as the box has it itself.  Inheritable and ambient stay empty: CVE-2022-29162."""
+    added, dropped = ({"CAP_" + text.upper().replace("CAP_", "", 1) for text in words}
+                      for words in (add, drop))
+    for name in (added | dropped) - {*CAPABILITIES, "CAP_ALL"}:
+        raise Failure(f"--cap-add or --cap-drop, on {name}: there is no such capability")
+    rows = read_all("/proc/self/status").split("\n")
+    own = [int(row.split()[1], 16) for row in rows if row.startswith(("CapPrm", "CapBnd"))]
+    every, box, default = ({name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1}
+                           for bits in (-1, own[0] & own[1], DEFAULT_CAPABILITIES))
+    wanted = (every if free else every - dropped if "CAP_ALL" in added
+              else added if "CAP_ALL" in dropped else default - dropped | added)
+    for name in sorted(added & every - box):
+        warn(f"--cap-add, on {name}: this box doesn't have it itself, ignoring")
+    held = [name for name in CAPABILITIES if name in wanted & box]
+    return ({**dict.fromkeys(("bounding", "effective", "permitted"), held), "inheritable": [],
+             "ambient": []}, [name for name in held if {name, "CAP_ALL"} & added])
+
+SECURITY_OPTIONS = (  # those that end in "=" or ":" take any value
+    "seccomp=", "apparmor=", "label=user:", "label=role:", "label=type:", "label=level:",
+    "label=disable", "systempaths=unconfined", "no-new-privileges=true", "no-new-privileges=false")
+
+def security_options(words):
+    """The --security-opt words, NAME, NAME=VALUE or NAME:VALUE, as {one of the above: value}."""
+    found = {}
+    for word in words:
+        text = word if "=" in word else word.replace(":", "=", 1)
+        text += "=true" * (text == "no-new-privileges")
+        name = max(name for name in ("", *SECURITY_OPTIONS) if text.startswith(name))
+        if not name or name[-1] not in "=:" and text != name:
+            raise Failure(f"--security-opt, on {word}: no such option or value")
+        found[name] = text[len(name):]
+    return found
+
+def plan_confinement(spec, options):
+    """Write into the spec what the command may do, and what of the box it may see."""
+    process, linux, free = spec["process"], spec["linux"], options["privileged"]
+    asked = security_options(options["security-opt"])
+    process["capabilities"], process["user"]["added"] = plan_capabilities(
+        options["cap-add"], options["cap-drop"], free)
+    process["noNewPrivileges"] = "no-new-privileges=true" in asked
+    process["apparmorProfile"] = asked.get("apparmor=", "unconfined")
+    label = [asked.get(f"label={key}:", default) for key, default in (
+        ("user", "system_u"), ("role", "system_r"), ("type", "container_t"), ("level", "s0"))]
+    labelled = any(name.startswith("label=") for name in asked) and "label=disable" not in asked
+    process["selinuxLabel"] = ":".join(label) if labelled else ""
+    if not free and "systempaths=unconfined" not in asked:
+        linux["maskedPaths"] = MASKED_PATHS + [f"{CPUS}/{name}/thermal_throttle"
+                                               for name in listing(CPUS) if name[3:].isdigit()]
+        linux["readonlyPaths"] = READ_ONLY_PATHS
+    for row in spec["mounts"]:
+        if free and row["type"] in ("sysfs", "cgroup"):
+            row["options"].remove("ro")
+    profile = asked.get("seccomp=", "unconfined" if free else "builtin")
+    if profile != "unconfined":
+        held = process["capabilities"]["bounding"]
+        linux["seccomp"] = (default_seccomp(held) if profile == "builtin"
+                            else read_seccomp(profile, held))
+
+# The filter is made outside, while init starts: a search tree over ranges of numbers that meet the
+# same end.  A call costs eight comparisons, or none: Linux 5.11 and later note what is allowed.
+
+def call_numbers():
+    """The machine's system calls: {name: number}."""
+    numbers, number, machine = {}, 0, os.uname().machine
+    if machine not in SECCOMP_ARCHES:
+        raise Failure(f"seccomp, on {machine}: mydocker doesn't know this machine's system calls",
+                      hint="--security-opt seccomp=unconfined")
+    for word in SECCOMP_ARCHES[machine][2].split():
+        number = int(word) if word.isdigit() else numbers.setdefault(word, number) + 1
+    return numbers
+
+def default_seccomp(held):
+    """Docker's own profile, github.com/moby/profiles, with what the capabilities HELD unlock."""
+    groups = [part.split() for part in LOCKED_CALLS.split(";")]
+    open_to = {name for key, *names in groups if "CAP_" + key[:-1] in held for name in names}
+    locked = {"personality", "socket"}.union(*groups) - open_to
+    rules = [("personality", "EQ", n) for n in (0, 8, 0x20000, 0x20008, 0xffffffff)]
+    # All families but AF_ALG, 38, and AF_VSOCK, 40.  By the allowed ones: the kernel cuts the
+    # argument to 32 bits, so "not 40" would let 40 + 2^32 pass
+    rules += [("socket", "LT", 38)] + [("socket", "EQ", n) for n in (39, *range(41, 46))]
+    rules += [("clone", "MASKED_EQ", 0x7e020000)]  # with no flag of sched.h's CLONE_NEW*
+    allow = {"action": "SCMP_ACT_ALLOW"}
+    rows = [dict(allow, names=[name for name in call_numbers() if name not in locked])]
+    rows += [dict(allow, names=[name], args=[{"index": 0, "op": "SCMP_CMP_" + op, "value": value}])
+             for name, op, value in rules]
+    if "clone3" in locked:  # its flags are where no filter sees them; ENOSYS: use clone
+        rows.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS})
+    return {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rows}
+
+def read_seccomp(path, held):
+    """A profile in Docker's form as the spec's: the rules whose conditions hold on this box."""
+    try:
+        profile = read_json(path)
+        profile["syscalls"] = [dict(row, names=row.get("names") or [row["name"]])
+                               for row in profile["syscalls"]
+                               if all(conditions(row.get("includes") or {}, held))
+                               and not any(conditions(row.get("excludes") or {}, held))]
+        assemble_filter({"seccomp": profile})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+        why = reason(error) if isinstance(error, OSError) else f"not a seccomp profile: {error!r}"
+        raise Failure(f"--security-opt, on {path}: {why}") from None
+    return profile
+
+def conditions(row, held):
+    """Which conditions of a rule hold: [bool]."""
+    box, arches, least = os.uname(), row.get("arches"), row.get("minKernel")
+    here = [int(part) for part in box.release.split("-")[0].split(".")[:2]]
+    return ([name in held for name in row.get("caps") or ()]
+            + ([SECCOMP_ARCHES[box.machine][0] in arches] if arches else [])
+            + ([here >= [int(part) for part in least.split(".")]] if least else []))
+
+def step(code, value, yes=0, no=0):
+    """One instruction, a struct sock_filter; a jump skips YES or NO others."""
+    return struct.pack("HBBI", code, yes, no, value & 0xffffffff)
+
+def verdict(action, code):
+    """The instruction that ends the filter."""
+    word = action.partition("SCMP_ACT_")[2]
+    return step(BPF_RET, SECCOMP_ACTIONS[word] | (code if word in ("ERRNO", "TRACE") else 0))
+
+def compare(argument, no):
+    """Instructions that skip NO others unless a comparison holds: arguments have twice 32 bits."""
+    value, place, op = argument["value"], 16 + 8 * argument["index"], argument["op"][9:]
+    mask, value = (value, argument.get("valueTwo", 0)) if op == "MASKED_EQ" else (-1, value)
+    yes, no = (no, 0) if op in ("NE", "LT", "LE") else (0, no)  # not EQ, GE, GT
+    order = {"GT": BPF_JGT, "LE": BPF_JGT, "GE": BPF_JGE, "LT": BPF_JGE,
+             "EQ": 0, "NE": 0, "MASKED_EQ": 0}[op]
+    return (step(BPF_LD, place + 4) + step(BPF_AND, mask >> 32)
+            + (step(BPF_JGT, value >> 32, yes + 4) if order else b"")
+            + step(BPF_JEQ, value >> 32, 0, no + 3) + step(BPF_LD, place) + step(BPF_AND, mask)
+            + step(order or BPF_JEQ, value, yes, no))
+
+def rules_by_number(rows, otherwise):
+    """The instructions for each call that a rule is about: {number: code}. Two comparisons of one
+    argument are alternatives, as for runc; a name that this machine doesn't have is skipped."""
+    numbers, plain, guarded = call_numbers(), {}, {}  # a rule without arguments beats those with
+    for row in rows:
+        code, args = verdict(row["action"], row.get("errnoRet", errno.EPERM)), row.get("args") or []
+        known = [numbers[name] for name in row["names"] if name in numbers]
+        alike, rules = len({each["index"] for each in args}) < len(args), guarded if args else plain
+        for group in [[each] for each in args] if alike else [args]:
+            part = code
+            for argument in reversed(group):
+                part = compare(argument, len(part) // 8) + part
+            rules.update({number: rules.get(number, b"") + part for number in known})
+    return {**{number: code + otherwise for number, code in guarded.items()}, **plain}
+
+def search_tree(ranges):
+    """Find a call's instructions: RANGES is [(first number, instructions)] in order."""
+    middle = len(ranges) // 2
+    if not middle:
+        return ranges[0][1]
+    below, above = search_tree(ranges[:middle]), search_tree(ranges[middle:])
+    skip, first = len(below) // 8, ranges[middle][0]
+    if skip < 256:
+        return step(BPF_JGE, first, skip) + below + above
+    return step(BPF_JGE, first, 0, 1) + step(BPF_JA, skip) + below + above
+
+def assemble_filter(linux):
+    """The program for the spec's linux.seccomp; None without one. Calls that are newer than its
+    rules get ENOSYS: unlike EPERM it makes programs fall back to older ones.  runc has it so."""
+    if "seccomp" not in linux:
+        return None
+    seccomp, missing = linux["seccomp"], verdict("SCMP_ACT_ERRNO", errno.ENOSYS)
+    otherwise = verdict(seccomp["defaultAction"], seccomp.get("defaultErrnoRet") or errno.EPERM)
+    rules = rules_by_number(seccomp["syscalls"], otherwise)
+    codes = [rules.get(number, otherwise) for number in range(max(rules, default=-1) + 1)]
+    ranges = [(n, code) for n, code in enumerate(codes) if not n or code != codes[n - 1]]
+    lenient = seccomp["defaultAction"] in ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE")
+    ranges.append((len(codes), otherwise if lenient else missing))
+    ranges.append((0x40000000, missing))  # x32's: the same calls, under other numbers
+    ours = step(BPF_JEQ, SECCOMP_ARCHES[os.uname().machine][1], 1)  # not i386's: others there
+    return step(BPF_LD, 4) + ours + missing + step(BPF_LD, 0) + search_tree(ranges)
+
+def load_filter(steps):
+    """Put a filter over this process and all that come of it: seccomp(2)."""
+    code = (INT * (len(steps) // 4)).from_buffer_copy(steps)
+    fprog = (LONG * 2).from_buffer_copy(struct.pack("HP", len(steps) // 8, _ctypes.addressof(code)))
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _ctypes.addressof(fprog), 0, 0)  # the call filter
+
+def hide_paths(linux):
+    """Cover the spec's maskedPaths and make its readonlyPaths read-only, all by descriptor. None
+    stays open: --workdir could lead through it to what is covered, as in CVE-2024-21626."""
+    read_only = linux.get("readonlyPaths", [])
+    with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root:
+        for path in filter(os.path.exists, linux.get("maskedPaths", []) + read_only):
+            with Descriptor(open_in_root(root, path)) as place:
+                here = f"/proc/self/fd/{place}"
+                if path in read_only:
+                    here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
+                    os.close(int(os.path.basename(here)))
+                else:
+                    mask_path(root, here)
+
+def mask_path(root, place):
+    """Cover a directory with an empty one, a file with /dev/null, if that is what it says. A
+    container could have put another file there, or a link to one: CVE-2025-31133."""
+    if os.path.isdir(place):
+        mount("tmpfs", place, "tmpfs", MS_RDONLY, "nr_blocks=1,nr_inodes=1")  # empty, over it
+        return
+    with Descriptor(open_in_root(root, "/dev/null", os.O_PATH | os.O_NOFOLLOW)) as null:
+        info = os.fstat(null)
+        if not stat.S_ISCHR(info.st_mode) or info.st_rdev != os.makedev(1, 3):
+            raise Failure("mask, on /dev/null: it isn't the null device")
+        mount(f"/proc/self/fd/{null}", place, None, MS_BIND, None)  # nothing to read
+
+def set_label(process):
+    """Tell AppArmor or SELinux what the exec is to run as: proc_pid_attr(5)."""
+    label = process["selinuxLabel"] or "exec " + process["apparmorProfile"]
+    if label != "exec unconfined":
+        with blame(f"--security-opt, on {label}"), open("/proc/self/attr/exec", "w") as file:
+            file.write(label)
+
+def confine(process, user, program):
+    """Become USER and give up, for good, what the spec's PROCESS doesn't have. PROGRAM, the filter,
+    is last; but first without no_new_privs, as loading it takes that or CAP_SYS_ADMIN: runc's."""
+    (uid, gid, groups, _), sets, locked = user, process["capabilities"], process["noNewPrivileges"]
+    if locked:
+        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no set-user-id program helps any more
+    elif program:
+        load_filter(program)
+    if uid:  # another than root has what was added, and keeps that at the exec
+        kept = [name for name in process["user"]["added"] if name in sets["bounding"]]
+        sets = dict(sets, effective=kept, permitted=kept, inheritable=kept, ambient=kept)
+    bits = {kind: {CAPABILITIES.index(name) for name in sets[kind]} for kind in sets}
+    with tolerate(errno.EINVAL):  # no capability of this kernel has such a number
+        for number in sorted({*range(64)} - bits["bounding"]):
+            prctl(PR_CAPBSET_DROP, number, 0, 0, 0)  # not even a file can give it back
+    prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)  # a change from root takes all otherwise
+    os.setgroups(groups)  # none of root's groups stay
+    os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
+    os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # as before: sysctl fs.suid_dumpable may say otherwise
+    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
+    halves = [sum(1 << bit for bit in bits[kind]) >> shift & 0xffffffff for shift in (0, 32)
+              for kind in ("effective", "permitted", "inheritable")]
+    header = struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0)
+    capset(header, struct.pack("6I", *halves))  # what the command may do
+    for number in bits["ambient"]:
+        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0)  # one that outlasts the exec
+    if locked and program:
+        load_filter(program)
+
 
 # ── 12. Network ────────────────────────────────────────────────────────────
 # A new network namespace holds one link, lo, and that is down.
@@ -2701,6 +3060,7 @@ def container_main(channel, trees):
         os.unshare(CLONE_NEWCGROUP)  # after run chose our cgroup: it becomes the namespace's "/"
     build_root(spec)
     set_sysctls(spec["linux"].get("sysctl") or {})  # through the container's own /proc
+    hide_paths(spec["linux"])
     name = spec.get("hostname", "")
     if name:
         sethostname(name, len(encode(name)))  # the UTS namespace's, not the host's
@@ -2714,17 +3074,26 @@ def container_main(channel, trees):
         os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # for boot messages
     enter_workdir(process["cwd"], own_root)
+    limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
+    set_label(process)
+    confine(process, user, spec["filter"])
     if spec["annotations"].get("mydocker.init"):
         become_reaper(channel, slave, outputs)  # returns in the child; PID 1 stays behind
-    become_command(process, user, slave, outputs)
+    become_command(process, user[3], slave, outputs)
 
 def joined_main(channel, _):
     """Turn this process into one more command of a running container.  Returns only by raising."""
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # before it can be seen inside: CVE-2016-9962
-    (process, outlive), namespaces = receive(channel)  # sync 1
+    (process, outlive, program), namespaces = receive(channel)  # sync 1
+    limit_process(process)
+    set_label(process)  # while /proc is the host's: a container's can be a fake, CVE-2025-52881
     join_namespaces(namespaces)
     for fd in namespaces:
         os.close(fd)  # nothing of the host's is to be seen inside but the channel
+    os.umask(process["user"].get("umask", 0o022))
+    user = resolve_user(process["user"]["username"])
+    enter_workdir(process["cwd"], False)
+    confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
     child = os.fork()  # into the PID namespace: only a new process can be in it
     if child:
         send(channel, child)  # `exec` inherits it when this process ends
@@ -2733,11 +3102,8 @@ def joined_main(channel, _):
         os._exit(125)
     if not outlive:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # `exec` takes it along when it dies
-    os.umask(process["user"].get("umask", 0o022))
-    user = resolve_user(process["user"]["username"])
     slave = hand_out_terminal(channel, process, user[0])
-    enter_workdir(process["cwd"], False)
-    become_command(process, user, slave, (0, 0) if outlive else (), outlive)  # fd 0 is /dev/null
+    become_command(process, user[3], slave, (0, 0) if outlive else ())  # fd 0 is /dev/null
 
 def join_namespaces(fds):
     """Enter namespaces, all or none by the pidfd that FDS may start with, or else one by one."""
@@ -2763,15 +3129,8 @@ def hand_out_terminal(channel, process, uid):
         send(channel, "terminal", [master])
     return slave
 
-def become_command(process, user, slave, outputs, outlive=False):
+def become_command(process, home, slave, outputs):
     """The last steps, the same for every process of a container."""
-    uid, gid, groups, home = user
-    limit_process(process)  # not before: these would be init's limits, too
-    os.setgroups(groups)  # none of root's groups stay
-    os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
-    os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
-    if not outlive:
-        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
     os.setsid()  # away from the caller's session: its terminal can't be ours
     if slave is not None:
         fcntl.ioctl(slave, TIOCSCTTY, 0)  # job control works from the first line on
@@ -2975,6 +3334,7 @@ def start_container(state):
         linux = spec["linux"]
         record["cgroups"] = make_cgroups(record["cgroups"], linux["resources"], pid)
         prepare_container(spec, record)
+        spec = dict(spec, filter=assemble_filter(linux))
         tell(channel, spec, [end for _, end in pipes])  # sync 1
         master = await_exec(pid, channel, signals)
         record.update(pid=pid, pid_start=process_start(pid), started=time.time())
@@ -3160,7 +3520,7 @@ def start_process(state, process, outlive):
     signals = watch_signals()
     try:
         enter_cgroups(record["cgroups"], pid)
-        tell(channel, (process, outlive), fds)  # sync 1
+        tell(channel, (process, outlive, assemble_filter(state["linux"])), fds)  # sync 1
         answer = receive(channel)[0]
         if not isinstance(answer, int):
             raise Failure(*answer or ("exec: it was killed before the command started", 137))
@@ -3473,11 +3833,18 @@ def device(text):
             "major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev),
             "fileMode": stat.S_IMODE(info.st_mode), "uid": info.st_uid, "gid": info.st_gid}
 
+def host_devices():
+    """The paths of the host's devices, without terminals in /dev/pts and what init makes."""
+    paths = [f"{top}/{name}" for top, _, names in os.walk("/dev") for name in names
+             if top != "/dev/pts" and name not in ("console", "ptmx")]
+    return [path for path in paths if stat.filemode(os.lstat(path).st_mode)[0] in "bc"]
+
 def make_spec(options, words, plan):
     """The spec of a container, in the form of the OCI's config.json; for PLAN see plan_root."""
     own_root, image, path = plan["root"] is not None, plan["image"], plan["path"]
     hostname = options["hostname"] or (plan["id"][:12] if own_root else os.uname().nodename)
-    devices = [device(text) for text in options["device"]]
+    more = host_devices() if options["privileged"] and own_root else []
+    devices = [device(text) for text in options["device"] + more]
     cgroups_path = os.path.join(options["cgroup-parent"] or "", "mydocker", plan["id"])
     spec = {
         "ociVersion": "1.2.0",
@@ -3498,7 +3865,8 @@ def make_spec(options, words, plan):
         "linux": {"namespaces": [{"type": kind} for kind in (*NAMESPACES, "cgroup")],
                   "devices": devices, "cgroupsPath": cgroups_path,
                   "sysctl": dict(text.partition("=")[::2] for text in options["sysctl"]),
-                  "resources": {**resources_of(options), "devices": device_rules(devices)}},
+                  "resources": {**resources_of(options),
+                                "devices": [] if options["privileged"] else device_rules(devices)}},
     }
     if options["oom-score-adj"]:
         spec["process"]["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj",
@@ -3516,6 +3884,7 @@ def make_spec(options, words, plan):
         spec["mounts"] = [row for row in spec["mounts"] if row["destination"] != "/dev"
                           and os.path.isdir(row["destination"])]  # /dev stays the host's
     spec["mounts"] += volume_rows(options, image, own_root)
+    plan_confinement(spec, options)
     return spec
 
 def resolv_conf():
@@ -3583,6 +3952,10 @@ STOP_OPTIONS = (
          ("--tmpfs", "PLACE[:OPTS]...", "mount an empty file system in memory"),
          ("--shm-size", "SIZE", "size of /dev/shm (default: 64m)"),
          ("--device", "HOST[:PLACE][:rwm]...", "add a device of the host's"),
+         ("--cap-add", "CAP...", "give a capability that Docker's 14 don't have; ALL for all"),
+         ("--cap-drop", "CAP...", "take a capability away; ALL for all"),
+         ("--privileged", "", "all that the box can give: capabilities, devices, no filter"),
+         ("--security-opt", "OPT...", "seccomp=FILE, no-new-privileges and others, see README"),
          ("--entrypoint", "PROGRAM", "instead of the image's entrypoint"),
          ("--rootfs", "DIR", "use this directory as the root, as it is"),
          ("--hostname", "NAME", "the container's host name"),
@@ -3953,7 +4326,7 @@ def parse_moment(text, option):
 
 @command("[OPTIONS] CONTAINER COMMAND [ARG...]", "run one more command in a running container",
          *PROCESS_OPTIONS,
-         ("--privileged", "", "with all capabilities: as for now every process of a container"))
+         ("--privileged", "", "with all capabilities that the box can give, and no filter"))
 def cmd_exec(options, words):
     """The process is as the container's own, but for what the options say."""
     record = find_container(words[0])
@@ -3968,7 +4341,10 @@ def cmd_exec(options, words):
                    env=environment_of(options, old["env"]),
                    user={**old["user"], "username": given(options, "user",
                                                           old["user"]["username"])})
-    state = {"record": record, "attached": True, "interactive": options["interactive"],
+    if options["privileged"]:
+        process.update(capabilities=plan_capabilities(free=True)[0], apparmorProfile="unconfined")
+    state = {"record": record, "linux": {} if options["privileged"] else spec["linux"],
+             "attached": True, "interactive": options["interactive"],
              "logged": False, "outputs": [], "typed": b"", "stdin": 0}
     if options["detach"] or not options["interactive"]:
         state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -4426,13 +4802,6 @@ def try_nf_tables():
     netlink.close()
     return answer != 2  # NLMSG_ERROR
 
-def try_seccomp():
-    """Pass no filter: a kernel that knows filters finds the address bad, another the request."""
-    try:
-        prctl(22, 2, 0, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-    except OSError as error:
-        return error.errno == errno.EFAULT
-
 PROBES = (  # (name, try it, what it is needed for, where to look if it is missing)
     ("root", lambda: os.setuid(0), "all of it", "sudo"),
     *((name, lambda flag=flag: os.unshare(flag), use, f"sysctl user.max_{which}_namespaces")
@@ -4447,7 +4816,8 @@ PROBES = (  # (name, try it, what it is needed for, where to look if it is missi
        "limits (one is enough)", f"mount -t {kind}")
       for name, kind in (("cgroup-v1", "cgroup"), ("cgroup-v2", "cgroup2"))),
     ("overlay", try_overlay, "--ephemeral, images", "module overlay"),
-    ("seccomp", try_seccomp, "the system call filter", "kernel option CONFIG_SECCOMP_FILTER"),
+    ("seccomp", lambda: (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), load_filter(verdict(
+        "SCMP_ACT_ALLOW", 0))), "the system call filter", "kernel option CONFIG_SECCOMP_FILTER"),
     *((name, call, use, f"{since}; the seccomp filter around this box")
       for name, call, use, since in (
           ("openat2", lambda: openat2(AT_FDCWD, "/", bytes(24), 24),

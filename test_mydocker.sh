@@ -4,6 +4,7 @@
 #   sudo bash test_mydocker.sh [-v] [PATTERN]   all tests, or those whose name or title matches
 #   sudo bash test_mydocker.sh [-v] smoke       the first ten, some of the life cycle, and that
 #                                               nothing is left behind
+#   sudo bash test_mydocker.sh [-v] security    those about privileges, and one or more for each CVE
 #   sudo bash test_mydocker.sh bench [PATTERN]  times beside those of other programs
 #
 # Needs bash, the base system's tools (coreutils, grep, sed) and python3. What else a test needs
@@ -611,7 +612,7 @@ test_shared_root() { # root: nothing reaches a host whose mounts are shared, as 
   unshare -m --propagation unchanged bash -exc "mount --make-rshared /; cp /proc/self/mountinfo before
     \"\$@\" run /bin/true
     \"\$@\" run -it --read-only --ephemeral --hostname x /bin/true
-    \"\$@\" run /bin/sh -c 'mount -t tmpfs none /mnt'
+    \"\$@\" run --privileged /bin/sh -c 'mount -t tmpfs none /mnt'
     cmp before /proc/self/mountinfo; [[ -e /proc/\$\$/stat ]]" bash "${mydocker[@]}"
 }
 
@@ -947,11 +948,11 @@ test_limit_devices() { # limits: a container can use the usual devices and those
   run 0 import root box
   mknod kmsg c 1 11
   run 0 run --rm box /bin/sh -c 'set -e; echo x >/dev/null; : </dev/zero; : </dev/urandom; : </dev/full; : <>/dev/ptmx'
-  run 0 run --rm --device "$PWD/kmsg:/dev/probe" box /bin/sh -c '(: </dev/probe) || :'
+  run 0 run --rm --cap-add SYSLOG --device "$PWD/kmsg:/dev/probe" box /bin/sh -c '(: </dev/probe) || :'
   unlike "$err" 'Operation not permitted'
-  run 0 run --rm --device "$PWD/kmsg:/dev/probe:w" box /bin/sh -c ': >/dev/probe; (: </dev/probe) || :'
+  run 0 run --rm --cap-add SYSLOG --device "$PWD/kmsg:/dev/probe:w" box /bin/sh -c ': >/dev/probe; (: </dev/probe) || :'
   like "$err" '^[^'$'\n'']*probe: Operation not permitted$'
-  [[ ! -c /dev/kmsg ]] || { run 0 run /bin/sh -c '(: </dev/kmsg) || :'; like "$err" 'kmsg: Operation not permitted'; }
+  [[ ! -c /dev/kmsg ]] || { run 0 run --cap-add SYSLOG /bin/sh -c '(: </dev/kmsg) || :'; like "$err" 'kmsg: Operation not permitted'; }
 }
 
 test_limit_view() { # limits: the container sees its own cgroup alone, read-only, and no release_agent
@@ -1072,14 +1073,14 @@ test_supplementary_groups() { # user: a named user's supplementary groups are th
 4001 4009 4009 /home/jane'
 }
 
-test_descriptors() { # user: no open file of the caller's or of mydocker's reaches the container
+test_descriptors() { # user: no open file of the caller's or of mydocker's reaches the container, CVE-2024-21626
   local fd
   run 0 run /bin/sh -c 'echo /proc/self/fd/*' 8</dev/null 9</etc 20<>file
   is "$out" '/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3'
   run 0 run -it --log-level error /bin/sh -c 'echo /proc/self/fd/*' 9</etc
   is "$out" $'/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3\r'
-  run 0 run --init /bin/sh -c 'echo /proc/1/fd/* /proc/self/fd/*; ls -l /proc/1/fd' 9</etc
-  unlike "$out" '/etc|socket:|memfd'
+  run 0 run --init --cap-add SYS_PTRACE /bin/sh -c 'echo /proc/1/fd/* /proc/self/fd/*; ls -l /proc/1/fd' 9</etc
+  unlike "$out" '/etc|socket:|memfd|/proc/1/fd/3'
   like "$out" ' /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3'$'\n'
   for ((fd = 3; fd < 13; fd++)); do
     fails 125 "/proc/self/fd/$fd: " run -w "/proc/self/fd/$fd" /bin/true 9</etc 11</
@@ -1091,6 +1092,622 @@ test_clean_process() { # user: the command starts with no signal blocked or igno
   is "$out" $'Threads:\t1\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000'
   run 0 run -it --init --log-level error /bin/grep -E '^(SigIgn|SigBlk):' /proc/self/status
   is "$out" $'SigBlk:\t0000000000000000\r\nSigIgn:\t0000000000000000\r'
+}
+
+# ── 11. Privileges: what the command may do ────────────────────────────────
+
+sets() { # sets ARG...: the five capability sets that a container started so has, as "Inh Prm Eff Bnd Amb" without zeros in front
+  run 0 run "$@" /bin/grep -E '^Cap' /proc/self/status
+  out=$(tr -d '\r' <<<"$out" | sed -E 's/.*:\t0*(.)/\1/' | tr '\n' ' ')
+}
+
+test_capabilities() { # security: root has Docker's 14 capabilities, none of them inheritable or ambient, CVE-2022-29162, CVE-2022-24769, CVE-2022-27650
+  need overlay
+  local options
+  for options in '-t --log-level error' '--init --read-only' '--ephemeral -u 0:0'; do
+    # shellcheck disable=SC2086 # several words
+    sets $options
+    is "$out" '0 a80425fb a80425fb a80425fb 0 '
+  done
+  make_image "t$n:1"
+  run 0 run --rm "t$n:1" /bin/cat /proc/self/status
+  is "$(grep -c $'^Cap\\(Prm\\|Eff\\|Bnd\\):\t00000000a80425fb$\\|^Cap\\(Inh\\|Amb\\):\t0*$' <<<"$out")" 5
+  run 0 run "$PYTHON" -I -c '
+import os, socket
+os.chroot("/")
+socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)
+for forbidden in (lambda: os.nice(-1), lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))):
+    try:
+        forbidden()
+    except PermissionError:
+        print("forbidden")'
+  is "$out" $'forbidden\nforbidden'
+}
+
+test_capability_options() { # security: --cap-add and --cap-drop take names with and without CAP_, and ALL, as docker's
+  local box
+  box=$(($(sed -n 's/^CapBnd:\t/0x/p' /proc/self/status) & $(sed -n 's/^CapPrm:\t/0x/p' /proc/self/status)))
+  sets --cap-add NET_ADMIN --cap-add cap_sys_time
+  is "$out" '0 aa0435fb aa0435fb aa0435fb 0 '
+  sets --cap-drop mknod --cap-drop=CAP_CHOWN
+  is "$out" '0 a00425fa a00425fa a00425fa 0 '
+  sets --cap-drop ALL
+  is "$out" '0 0 0 0 0 '
+  sets --cap-drop all --cap-add kill
+  is "$out" '0 20 20 20 0 '
+  sets --cap-drop kill --cap-add kill # what is added wins
+  is "$out" '0 a80425fb a80425fb a80425fb 0 '
+  sets --cap-add ALL
+  like "$out" "^0 ($(printf %x $box)) \\1 \\1 0 $"
+  sets --cap-add ALL --cap-drop sys_admin
+  like "$out" "^0 ($(printf %x $((box & ~(1 << 21))))) \\1 \\1 0 $"
+  sets --privileged
+  like "$out" "^0 ($(printf %x $box)) \\1 \\1 0 $"
+  fails 125 NO_SUCH run --cap-add no_such /bin/true
+  fails 125 'no such capability' run --cap-drop '' /bin/true
+}
+
+test_capability_lacking() { # security: a capability that the box lacks is a warning, and needs none for the rest
+  need setpriv
+  setpriv --bounding-set -sys_time,-mknod "${mydocker[@]}" run --cap-add SYS_TIME --cap-add SYS_NICE \
+    /bin/grep CapBnd /proc/self/status >out 2>err
+  is "$(<out)" $'CapBnd:\t00000000a08425fb'
+  is "$(<err)" "mydocker: warning: --cap-add, on CAP_SYS_TIME: this box doesn't have it itself, ignoring"
+  setpriv --bounding-set -sys_time,-mknod "${mydocker[@]}" run --privileged /bin/true >out 2>&1
+  is "$(<out)" ''
+}
+
+test_capabilities_of_users() { # security: another user than root has no capabilities but those that are added
+  sets -u nobody
+  is "$out" '0 0 0 a80425fb 0 '
+  sets -u 12345:12345 --init --privileged
+  like "$out" '^0 0 0 [0-9a-f]+ 0 $'
+  sets -u nobody --cap-add NET_ADMIN --cap-add KILL
+  is "$out" '1020 1020 1020 a80435fb 1020 '
+  run 125 run -u nobody "$(command -v chroot)" / /bin/true
+  like "$err" '^[^ ]*chroot: .*not permitted'
+}
+
+test_no_new_privileges() { # security: --security-opt no-new-privileges, and set-user-id programs don't help
+  local option
+  cp /usr/bin/id suid
+  chmod 4755 suid .
+  for option in no-new-privileges no-new-privileges:true; do
+    run 0 run -u 12345 --security-opt "$option" /bin/sh -c "grep -E '^(NoNewPrivs|Seccomp|CapBnd):' /proc/self/status; $PWD/suid -u"
+    is "$out" $'CapBnd:\t00000000a80425fb\nNoNewPrivs:\t1\nSeccomp:\t2\n12345'
+  done
+  run 0 run -u 12345 --security-opt no-new-privileges=false /bin/sh -c "grep NoNewPrivs /proc/self/status; $PWD/suid -u"
+  is "$out" $'NoNewPrivs:\t0\n0'
+  for option in no-new-privileges=perhaps no-new-privilegesx nonsense systempaths=x ''; do
+    fails 125 "on $option: no such option" run --security-opt "$option" /bin/true
+  done
+}
+
+test_labels() { # security: an AppArmor profile or SELinux label that can't be had is an error, "unconfined" and "disable" are none
+  run 0 run --security-opt apparmor=unconfined --security-opt label=disable --security-opt label:type:x /bin/true
+  fails 125 no-such-profile run --security-opt apparmor=no-such-profile /bin/true
+  fails 125 'on label' run --security-opt label=kind:x /bin/true
+  fails 125 'system_u:system_r:no_such_type_t:s0:c1' run --security-opt label=type:no_such_type_t --security-opt label=level:s0:c1 /bin/true
+}
+
+# Every system call inside: prints "NAME OUTCOME", OUTCOME one of allowed, EPERM, ENOSYS; by the
+# test's own copy of what Docker allows. A call without sense gets arguments that the kernel refuses.
+try_calls='
+import ctypes, errno, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+bad = [ctypes.c_long(-1)] * 6
+
+def outcome(number):
+    """By a filter that traps nothing: what the filter returns comes before the arguments are looked at."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(read)
+        signal.alarm(2)
+        result = libc.syscall(ctypes.c_long(number), *bad)
+        os.write(write, b"%d" % (ctypes.get_errno() if result == -1 else 0))
+        os._exit(0)
+    os.close(write)
+    answer = os.read(read, 10)
+    os.close(read)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return int(answer) if answer else 0
+
+for word in sys.stdin.read().split():
+    number = int(word)
+    print(number, outcome(number), flush=True)
+'
+
+test_every_call() { # security: every system call by its number is allowed or refused as in Docker's profile
+  need seccomp
+  local machine
+  machine=$(uname -m)
+  [[ $machine == x86_64 || $machine == aarch64 ]] || skip "no list for $machine"
+  # The same calls, by the box's kernel, without a filter and with it. What differs is what the filter did
+  seq 0 480 | grep -vxE "$(call_numbers fork vfork clone exit exit_group pause rt_sigreturn restart_syscall sync)" >numbers
+  "${mydocker[@]}" run -i --security-opt seccomp=unconfined "$PYTHON" -I -c "$try_calls" <numbers >free
+  "${mydocker[@]}" run -i "$PYTHON" -I -c "$try_calls" <numbers >filtered
+  "$PYTHON" -I - "${mydocker[1]}" <<'PYTHON'
+import sys
+# Docker's default (moby/profiles, seccomp/default.json) for the 14 capabilities: what it doesn't list
+denied = set("""_sysctl acct add_key afs_syscall bpf clock_settime create_module delete_module
+fanotify_init finit_module fsconfig fsmount fsopen fspick get_kernel_syms get_mempolicy getpmsg
+init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load
+kexec_load keyctl lookup_dcookie mbind migrate_pages mount mount_setattr move_mount move_pages
+nfsservctl open_by_handle_at open_tree perf_event_open pidfd_getfd pivot_root process_madvise
+putpmsg query_module quotactl quotactl_fd reboot request_key security set_mempolicy
+set_mempolicy_home_node setdomainname sethostname setns settimeofday swapoff swapon sysfs syslog
+tuxcall umount2 unshare uselib userfaultfd ustat vhangup vserver lsm_get_self_attr
+lsm_set_self_attr lsm_list_modules""".split())
+space = {"__name__": "mydocker"}
+exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"), space)
+names = {number: name for name, number in space["call_numbers"]().items()}
+free, filtered = ({int(n): int(code) for n, code in map(str.split, open(name))} for name in ("free", "filtered"))
+EPERM, ENOSYS = 1, 38
+wrong = []
+for number, code in filtered.items():
+    name = names.get(number, "?")
+    if number in (335, 336):  # uretprobe and uprobe: Linux lets them past any filter
+        continue
+    if name == "clone3" or number > 466:
+        right = code == ENOSYS
+    elif name in denied or name == "?" or name in ("socket", "personality"):  # -1 is neither
+        right = code == EPERM
+    else:  # the filter lets it pass: the outcome is the kernel's own
+        right = code == free[number]
+    if not right:
+        wrong.append((number, name, code, free[number]))
+assert not wrong, wrong
+refused = [names.get(n, "?") for n in filtered if filtered[n] == EPERM != free[n]]
+assert len(filtered) > 440 and len(refused) > 40, (len(filtered), len(refused))
+print("as it should be:", len(filtered), "calls,", len(refused), "refused that the kernel alone lets pass")
+PYTHON
+}
+
+call_numbers() { # call_numbers NAME...: their numbers as one regular expression
+  "$PYTHON" -I - "${mydocker[1]}" "$@" <<'PYTHON'
+import sys
+space = {"__name__": "mydocker"}
+exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"), space)
+numbers = space["call_numbers"]()
+print("|".join(str(numbers[name]) for name in sys.argv[2:] if name in numbers))
+PYTHON
+}
+
+test_call_table() { # security: the names and numbers of system calls are those of the box's own headers
+  local header
+  header=/usr/include/$(uname -m)-linux-gnu/asm/unistd_64.h
+  [[ -e $header ]] || header=/usr/include/asm-generic/unistd.h
+  [[ -e $header ]] || skip 'needs the headers of the kernel'
+  "$PYTHON" -I - "${mydocker[1]}" "$header" <<'PYTHON'
+import re, sys
+space = {"__name__": "mydocker"}
+exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"), space)
+headers = {"x86_64": sys.argv[2], "aarch64": "/usr/include/asm-generic/unistd.h"}
+for machine, header in headers.items():
+    space["os"].uname = lambda: type("", (), {"machine": machine})
+    mine = {number: name for name, number in space["call_numbers"]().items()}
+    try:
+        pairs = re.findall(r"#define __NR(3264)?_(\w+)\s+(\d+)", open(header).read())
+    except OSError:
+        continue
+    theirs = {int(number): name for _, name, number in pairs if not 243 < int(number) < 260 or machine == "x86_64"}
+    wrong = [(number, name, mine.get(number)) for number, name in theirs.items() if mine.get(number) != name
+             and (number < 403 or number > 423) and name not in ("syscalls", "fstatat", "arch_specific_syscall")]
+    assert not wrong and len(theirs) > 300, (machine, wrong, len(theirs))
+PYTHON
+}
+
+call() { # call ARG... -- CALL...: each CALL, a Python expression of a name or number and arguments, as "result or errno's name"
+  local - options=()
+  set +x
+  while [[ $1 != -- ]]; do options+=("$1"); shift; done
+  shift
+  [[ -e table ]] || "$PYTHON" -I -c '
+import sys
+space = {"__name__": "mydocker"}
+exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"), space)
+print(space["call_numbers"]())' "${mydocker[1]}" >table
+  run 0 run "${options[@]}" "$PYTHON" -I -c "
+import ctypes, errno, os, sys
+nr = $(<table)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+for text in sys.argv[1:]:
+    name, *args = eval(text)
+    result = libc.syscall(ctypes.c_long(nr.get(name, name)), *map(ctypes.c_long, args))
+    if name == 'clone' and result == 0: os._exit(0)
+    print('allowed' if result != -1 else errno.errorcode[ctypes.get_errno()])" "$@"
+  out=${out//$'\n'/ }
+}
+
+test_call_arguments() { # security: clone, socket and personality are filtered by their arguments, in all 64 bits
+  local flag family flags=() families=()
+  call -- "('personality', 0)" "('personality', 8)" "('personality', 0x20000)" "('personality', 0x20008)" \
+    "('personality', 0xffffffff)" "('personality', 0x40000)" "('personality', 0x100000008)" "('personality', 1)"
+  is "$out" 'allowed allowed allowed allowed allowed EPERM EPERM EPERM'
+  for flag in 0x02000000 0x04000000 0x08000000 0x10000000 0x20000000 0x40000000 0x00020000; do
+    flags+=("('clone', 17 | $flag, 0, 0, 0, 0)")
+  done
+  call -- "${flags[@]}" "('clone', 17, 0, 0, 0, 0)" "('clone3', 0, 0)" "('unshare', 0x10000000)" "('setns', 0, 0)"
+  is "$out" 'EPERM EPERM EPERM EPERM EPERM EPERM EPERM allowed ENOSYS EPERM EPERM'
+  for family in 10 17 39 41 42 43 44 45; do families+=("('socket', $family, 99, 0)"); done # the kernel's answer, not the filter's
+  call -- "('socket', 1, 1, 0)" "('socket', 2, 2, 0)" "('socket', 16, 3, 0)" "('socket', 38, 5, 0)" "('socket', 40, 1, 0)" \
+    "('socket', 38 | 1 << 32, 5, 0)" "('socket', 40 | 1 << 40, 1, 0)" "${families[@]}"
+  like "$out" '^allowed allowed allowed EPERM EPERM EPERM EPERM '
+  unlike "${out#*EPERM EPERM EPERM EPERM}" EPERM
+}
+
+test_call_other_abi() { # security: x32's and i386's system calls don't exist
+  [[ $(uname -m) == x86_64 ]] || skip 'needs x86_64'
+  call -- '(0x40000000 | 39,)' '(0x40000000 | 520, 0, 0, 0)' '(520, 0, 0, 0)' '(-1,)' '(467, 0)' '(1000,)' '(39,)'
+  is "$out" 'ENOSYS ENOSYS ENOSYS ENOSYS ENOSYS ENOSYS allowed'
+  # mov eax, 20 (getpid); int 0x80; cdqe; ret
+  run 0 run "$PYTHON" -I -c '
+import ctypes, mmap
+page = mmap.mmap(-1, 4096, prot=7)
+page.write(b"\xb8\x14\0\0\0\xcd\x80\x48\x98\xc3")
+print(ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(page)))())'
+  is "$out" -38
+}
+
+test_calls_unlocked() { # security: a capability unlocks the system calls that need it, as Docker's profile has it
+  call --cap-add SYS_ADMIN -- "('unshare', 0)" "('setns', -1, 0)" "('clone3', 0, 0)" "('mount', 0, 0, 0, 0, 0)" "('keyctl', 0, 0)" \
+    "('clone', 17 | 0x04000000, 0, 0, 0, 0)"
+  is "$out" 'allowed EBADF EINVAL EFAULT EPERM allowed'
+  call --cap-add SYS_PTRACE --cap-add SYSLOG --cap-add SYS_NICE --cap-drop SYS_CHROOT -- "('kcmp', 1, 1, 99, 0, 0)" \
+    "('syslog', 10, 0, 0)" "('mbind', 1, 0, 0, 0, 0, 0)" "('bpf', 99, 0, 0)" "('acct', 1)" "('chroot', 0)"
+  is "$out" 'EINVAL allowed EINVAL EPERM EPERM EPERM'
+  call --security-opt seccomp=builtin --privileged -- "('chroot', 0)" "('keyctl', 99, 0)"
+  is "$out" 'EFAULT EPERM'
+  call --security-opt seccomp=unconfined -- "('keyctl', 99, 0)"
+  like "$out" 'ENOTSUP|EOPNOTSUPP'
+}
+
+test_seccomp_file() { # security: --security-opt seccomp=FILE takes Docker's JSON: names, arguments, errnos, conditions
+  cat >deny.json <<'JSON'
+{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": [
+  {"names": ["mkdir", "mkdirat", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28, "args": [], "includes": {}, "excludes": {}},
+  {"name": "sethostname", "action": "SCMP_ACT_ERRNO", "args": null},
+  {"names": ["getpgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 11, "args": [{"index": 0, "value": 7, "op": "SCMP_CMP_GE"}, {"index": 1, "value": 3, "op": "SCMP_CMP_NE"}]},
+  {"names": ["getsid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 12, "args": [{"index": 0, "value": 4294967297, "op": "SCMP_CMP_LT"}, {"index": 1, "value": 5, "op": "SCMP_CMP_GT"}, {"index": 2, "value": 9, "op": "SCMP_CMP_LE"}]},
+  {"names": ["alarm", "getitimer"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13, "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}, {"index": 0, "value": 2, "op": "SCMP_CMP_EQ"}]},
+  {"names": ["umask"], "action": "SCMP_ACT_ERRNO", "errnoRet": 14, "args": [{"index": 0, "value": 240, "valueTwo": 16, "op": "SCMP_CMP_MASKED_EQ"}]},
+  {"names": ["times"], "action": "SCMP_ACT_ERRNO", "errnoRet": 15, "includes": {"caps": ["CAP_SYS_TIME"]}},
+  {"names": ["getpriority"], "action": "SCMP_ACT_ERRNO", "errnoRet": 16, "excludes": {"caps": ["CAP_CHOWN"]}},
+  {"names": ["sysinfo"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17, "includes": {"arches": ["amd64", "arm64"], "minKernel": "4.8"}},
+  {"names": ["getppid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17, "includes": {"arches": ["s390x"]}},
+  {"names": ["getuid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17, "includes": {"minKernel": "99.1"}},
+  {"names": ["getgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17, "excludes": {"minKernel": "4.8"}}]}
+JSON
+  call --security-opt seccomp=deny.json -- "('mkdirat', 0, 0, 0)" "('sethostname', 0, 0)" "('getpgid', 7, 0)" "('getpgid', 7, 3)" "('getpgid', 6, 0)" "('getpgid', 1 << 32, 0)" \
+    "('getsid', 0, 6, 9)" "('getsid', 1 << 32, 6, 9)" "('getsid', 1 + (1 << 32), 6, 9)" "('getsid', 0, 5, 9)" "('getsid', 0, 6, 10)" "('getsid', 0, 6, 1 << 32)" \
+    "('getitimer', 1, 0)" "('getitimer', 2, 0)" "('getitimer', 3, 0)" "('umask', 0o22)" "('umask', 0o377)" "('umask', 0o400)" \
+    "('times', 0)" "('getpriority', 0, 0)" "('sysinfo', 0)" "('getppid',)" "('getuid',)" "('getgid',)" "(9999,)"
+  is "$out" 'ENOSPC EPERM EAGAIN ESRCH ESRCH EAGAIN ENOMEM ENOMEM allowed allowed allowed allowed EACCES EACCES EINVAL EFAULT allowed allowed allowed allowed EEXIST allowed allowed allowed ENOSYS'
+  call --cap-add SYS_TIME --cap-drop CHOWN --security-opt seccomp=deny.json --security-opt no-new-privileges -- "('times', 0)" "('getpriority', 0, 0)"
+  is "$out" 'ENOTBLK EBUSY'
+  echo '{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 5, "syscalls": [{"names": ["openat"], "action": "SCMP_ACT_ALLOW"}]}' >strict.json
+  timeout "$patience" "${mydocker[@]}" run --security-opt seccomp=strict.json /bin/touch made || : # it can't even say why
+  [[ ! -e made ]]
+  echo '{"defaultAction": "SCMP_ACT_KILL_PROCESS", "syscalls": [{"names": ["openat"], "action": "SCMP_ACT_ALLOW"}]}' >kill.json
+  run 159 run --security-opt seccomp=kill.json /bin/true
+  fails 125 'nowhere.json: no such file' run --security-opt seccomp=nowhere.json /bin/true
+  local text
+  for text in '' '[]' '{"defaultAction": "SCMP_ACT_WHAT", "syscalls": []}' \
+    '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_X"}]}]}'; do
+    echo "$text" >bad.json
+    fails 125 'bad.json: not a seccomp profile' run --security-opt seccomp=bad.json /bin/true
+  done
+}
+
+test_seccomp_large_file() { # security: a profile with more rules than a short jump reaches, as podman's and Docker's own files have
+  local file
+  "$PYTHON" -I -c '
+import json
+rules = [{"names": ["getpgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 + n % 100, "args": [{"index": 0, "value": n, "op": "SCMP_CMP_EQ"}]} for n in range(100, 500)]
+print(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules + [{"names": ["times"], "action": "SCMP_ACT_ERRNO", "errnoRet": 7}]}))' >large.json
+  call --security-opt seccomp=large.json -- "('getpgid', 100)" "('getpgid', 499)" "('getpgid', 500)" "('times', 0)" "('getppid',)" "('sync_file_range', -1, 0, 0, 0)"
+  is "$out" 'EPERM ENETDOWN ESRCH E2BIG allowed EBADF'
+  for file in /usr/share/containers/seccomp.json /etc/containers/seccomp.json; do
+    [[ ! -e $file ]] || run 0 run --security-opt "seccomp=$file" /bin/sh -c 'ls / >/dev/null; (exit 3) | cat; ! unshare -m true 2>/dev/null'
+  done
+}
+
+test_masked_paths() { # security: what tells of the box in /proc and /sys is covered, CVE-2017-16539, CVE-2018-10892
+  local path image script='' want=''
+  make_image "t$n:1"
+  for path in /proc/{acpi,asound,interrupts,kcore,keys,latency_stats,sched_debug,scsi,timer_list,timer_stats} \
+    /sys/devices/virtual/powercap /sys/firmware /sys/devices/system/cpu/cpu0/thermal_throttle; do
+    [[ -e $path ]] || continue
+    script+="echo $path; if [ -d $path ]; then ls -A $path; mkdir $path/x 2>/dev/null && echo made; else cat $path; fi; "
+    want+=$path$'\n'
+  done
+  for image in '' "t$n:1"; do # on the host's root, and from an image
+    run 0 run --rm ${image:+"$image"} /bin/sh -c "$script:"
+    is "$out"$'\n' "$want"
+  done
+  run 0 run --security-opt systempaths=unconfined /bin/sh -c 'head -c 1 /proc/interrupts; cat /proc/self/mountinfo'
+  like "$out" '^ '
+  unlike "$out" ' /proc/(interrupts|sys|keys) '
+}
+
+test_read_only_paths() { # security: what changes the box in /proc is read-only, and so is all of /sys
+  local path paths=()
+  make_image "t$n:1"
+  for path in /proc/sys/kernel/core_pattern /proc/sys/vm/drop_caches /proc/sysrq-trigger /proc/irq/default_smp_affinity \
+    /sys/kernel/mm/ksm/run; do
+    [[ ! -e $path ]] || paths+=("$path")
+  done
+  run 0 run /bin/sh -c 'for path; do true >>$path || echo refused $path; done' sh "${paths[@]}"
+  is "$out" "$(printf 'refused %s\n' "${paths[@]}")"
+  run 0 run --rm "t$n:1" /bin/sh -c 'true >>/proc/sys/kernel/core_pattern || echo refused'
+  is "$out" refused
+  like "$err" 'ead-only file system'
+  run 0 run --security-opt systempaths=unconfined /bin/sh -c 'true >>/proc/sys/kernel/domainname && echo open'
+  is "$out" open
+}
+
+test_fake_null() { # security: masks are never made of a file that only pretends to be /dev/null, CVE-2025-31133
+  own_state
+  small_root root
+  echo canary >canary
+  run 0 import root "t$n:1"
+  fails 125 'null device' run --rm -v "$PWD/canary:/dev/null" "t$n:1" /bin/cat /proc/keys
+  mkdir dev
+  ln -s /proc/sys/kernel/core_pattern dev/null
+  fails 125 'file exists|null device' run --rm -v "$PWD/dev:/dev" "t$n:1" /bin/true
+  mknod zero c 1 5
+  fails 125 'null device' run --rm -v "$PWD/zero:/dev/null" "t$n:1" /bin/true
+  is "$(<canary)" canary
+  run 0 run --rm "t$n:1" /bin/cat /proc/keys
+  is "$out" ''
+}
+
+test_masks_stay() { # security: a mask can't be taken off, nor looked under by a descriptor of PID 1's
+  run 0 run --init --cap-add SYS_PTRACE /bin/sh -c 'ls /proc/1/fd; umount /proc/keys 2>/dev/null || echo kept'
+  is "$out" $'0\n1\n2\nkept'
+}
+
+test_privileged() { # security: --privileged gives devices, a writable /sys and /proc/sys, and no filter
+  local device
+  run 0 run --privileged /bin/sh -c 'grep -E "^(Seccomp|NoNewPrivs):" /proc/self/status
+    mount -t tmpfs none /mnt && echo mounted; true >>/proc/sys/kernel/core_pattern && echo written; cat /proc/self/mountinfo'
+  like "$out" $'^NoNewPrivs:\t0\nSeccomp:\t0\nmounted\nwritten\n'
+  like "$out" ' /sys rw,'
+  unlike "$out" ' (/proc/keys|/proc/sys|/sys/firmware) '
+  make_image "t$n:1"
+  run 0 run --rm --privileged "t$n:1" /bin/ls -l /dev
+  for device in $(find /dev -maxdepth 1 \( -type c -o -type b \) -printf '%f\n' | grep -vE '^(console|ptmx)$'); do
+    like "$out" "[cb]r.* $device"
+  done
+  run 0 run --rm "t$n:1" /bin/ls /dev
+  unlike "$out" 'kmsg|mem|vda|loop'
+}
+
+confined='grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status; cat /proc/self/attr/current 2>/dev/null | tr -d "\\0"; :'
+
+test_exec_confined() { # security: exec, too, gives no more than the container has; -u nothing but what was added, --privileged all, CVE-2022-29162
+  local box options own
+  own_state
+  box=$(($(sed -n 's/^CapBnd:\t/0x/p' /proc/self/status) & $(sed -n 's/^CapPrm:\t/0x/p' /proc/self/status)))
+  run 0 run -d --name c --cap-add NET_ADMIN --cap-drop MKNOD --security-opt no-new-privileges /bin/sh -c "$confined; exec sleep 1000"
+  wait_for said c Seccomp
+  run 0 logs c
+  own=$out
+  like "$own" $'CapInh:\t0+\nCapPrm:\t00000000a00435fb\nCapEff:\t00000000a00435fb\nCapBnd:\t00000000a00435fb\nCapAmb:\t0+\nNoNewPrivs:\t1\nSeccomp:\t2'
+  for options in -i -t; do
+    run 0 exec "$options" c /bin/sh -c "$confined"
+    is "${out//$'\r'/}" "$own"
+  done
+  run 0 exec -d c /bin/sh -c "{ $confined; } >>/proc/1/fd/1; echo all >>/proc/1/fd/1"
+  wait_for said c all
+  run 0 logs c
+  is "$out" "$own"$'\n'"$own"$'\nall'
+  run 0 exec -u nobody c /bin/grep ^Cap /proc/self/status
+  is "$(sed -E 's/.*:\t0*(.)/\1/' <<<"$out" | tr '\n' ' ')" '1000 1000 1000 a00435fb 1000 '
+  run 0 exec c "$PYTHON" -I -c '
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.unshare(0), ctypes.get_errno(), libc.sethostname(b"x", 1), ctypes.get_errno())'
+  is "$out" '-1 1 -1 1'
+  run 0 exec --privileged c /bin/sh -c "$confined"
+  like "$out" "CapInh:.0+"$'\n'"CapPrm:.0*($(printf %x $box))"$'\n'"CapEff:.0*\\1"$'\n'"CapBnd:.0*\\1"$'\n'$'CapAmb:\t0+\nNoNewPrivs:\t1\nSeccomp:\t0'
+  run 0 exec --privileged -u nobody c /bin/grep -E '^Cap(Prm|Amb)' /proc/self/status
+  is "$(sed -E 's/.*:\t0*(.)/\1/' <<<"$out" | tr '\n' ' ')" '1000 1000 '
+  run 0 rm -f c
+}
+
+test_confined_again() { # security: start, restart and a restart policy give a container the same confinement as before
+  local own
+  own_state
+  run 0 run -d --name a --cap-drop ALL --cap-add CHOWN -u nobody /bin/sh -c "$confined; exec sleep 1000"
+  run 0 run -d --name b --restart on-failure:2 --init /bin/sh -c "$confined; exit 1"
+  wait_for said a Seccomp
+  run 0 logs a
+  own=$out
+  like "$own" $'CapEff:\t0+1\nCapBnd:\t0+1\nCapAmb:\t0+1\nNoNewPrivs:\t0\nSeccomp:\t2'
+  is "$(grep -c '"filter"' "$MYDOCKER_ROOT"/containers/*/config.json | cut -d: -f2 | sort -u)" 0
+  run 0 restart -t 0 a
+  run 0 exec a /bin/grep -c Seccomp:.2 /proc/1/status
+  run 0 stop -t 0 a
+  run 0 start a
+  run 0 exec a /bin/grep -c Seccomp:.2 /proc/1/status
+  is "$("${mydocker[@]}" logs a)" "$own"$'\n'"$own"$'\n'"$own"
+  run 0 wait b
+  run 0 logs b
+  is "$(sort <<<"$out" | uniq -c | sed 's/^ *\([0-9]*\).*/\1/' | sort -u)" 3
+  like "$out" $'CapEff:\t00000000a80425fb'
+  run 0 rm -f a b
+}
+
+test_fake_proc() { # security: exec sets its label by no /proc but the host's, CVE-2019-16884, CVE-2025-52881
+  own_state
+  run 0 run -d --name c --cap-add SYS_ADMIN /bin/sh -c 'mount -t tmpfs none /proc; mkdir -p /proc/self/attr /proc/sys/kernel
+    echo 0 >/proc/sys/kernel/cap_last_cap; : >/proc/self/attr/exec; echo ready; exec sleep 1000'
+  wait_for said c ready
+  run 0 exec c /bin/echo ran
+  "$PYTHON" -I -c '
+import glob, json, sys
+path, = glob.glob(sys.argv[1] + "/containers/*/config.json")
+spec = json.load(open(path))
+spec["process"]["apparmorProfile"] = "no-such-profile"
+json.dump(spec, open(path, "w"))' "$MYDOCKER_ROOT"
+  fails 125 "no-such-profile: " exec c /bin/echo ran
+  run 0 rm -f c
+}
+
+test_exec_never_free() { # security: nothing inside ever sees a process of exec's that has more power than its own, CVE-2016-9962
+  local seen
+  own_state
+  run 0 run -d --name c --cap-add SYS_PTRACE "$PYTHON" -I -c '
+import glob
+seen = set()
+while True:
+    for path in glob.glob("/proc/[0-9]*/status"):
+        try:
+            facts = dict(line.split(":\t") for line in open(path).read().splitlines() if ":\t" in line)
+        except OSError:
+            continue
+        fact = facts["CapPrm"], facts["CapBnd"], facts["Seccomp"]
+        if fact not in seen:
+            print("seen", *fact, flush=True)
+        seen.add(fact)'
+  for seen in {1..8}; do run 0 exec -t c /bin/true; done
+  run 0 logs c
+  is "$out" 'seen 00000000a80c25fb 00000000a80c25fb 2'
+  run 0 rm -f c
+}
+
+test_new_namespaces_refused() { # security: no new namespace from inside, and no release_agent, CVE-2022-0492, CVE-2023-25809
+  need unshare
+  run 0 run /bin/sh -c 'for what in -U -m -C -UrmC -n -p; do unshare $what true || echo refused; done
+    find /sys/fs/cgroup -name release_agent -writable
+    for place in /sys/fs/cgroup /sys/fs/cgroup/*; do mkdir $place/x 2>/dev/null && rmdir $place/x && echo made; done; exit 0'
+  is "$out" "$(printf 'refused\n%.0s' {1..6})"
+  is "$(grep -c 'ot permitted' <<<"$err")" 6
+}
+
+test_interpreter() { # security: the interpreter that init runs in can't be overwritten from inside, CVE-2019-5736
+  local real before
+  real=$(readlink -f "$PYTHON") before=$(sha256sum "$real")
+  make_image "t$n:1"
+  # by a descriptor, as the exploit does; nothing is written, and ETXTBSY alone would only last until nobody runs it
+  run 0 run /proc/self/exe -I -S -c '
+import os
+fd = os.open("/proc/self/exe", os.O_RDONLY)
+print("read-only" if os.fstatvfs(fd).f_flag & os.ST_RDONLY else "writable")
+try:
+    os.chmod(fd, os.fstat(fd).st_mode)
+except OSError as error:
+    print(error.strerror)'
+  is "$out" $'read-only\nRead-only file system'
+  # an image whose entrypoint is the interpreter, whatever comes of it, and a script with it
+  timeout "$patience" "${mydocker[@]}" run --rm --entrypoint /proc/self/exe "t$n:1" -c pass || :
+  printf '#!/proc/self/exe\n' >root/script
+  chmod +x root/script
+  run 0 import root "t$n:2"
+  timeout "$patience" "${mydocker[@]}" run --rm "t$n:2" /script || :
+  is "$(sha256sum "$real")" "$before"
+}
+
+test_reaper_closed() { # security: a process of mydocker's inside can't be looked into, CVE-2016-9962
+  run 0 run --init /bin/sh -c 'cat /proc/1/environ; ls -l /proc/1/exe /proc/1/cwd /proc/1/root; cat /proc/1/mem; echo tried'
+  is "$(grep -cE 'ermission denied' <<<"$err")" 5
+  unlike "$out" ' -> '
+}
+
+test_uid_overflow() { # security: a user id that overflows or doesn't parse is an error, never root, CVE-2024-40635, CVE-2026-30892
+  local user
+  own_state
+  run 0 run -d --name "t$n" /bin/sleep 1000
+  for user in 4294967296 2147483648 1x '' :; do
+    fails 125 user exec "--user=$user" "t$n" /bin/sh -c 'id -u'
+  done
+  for user in -1 ' 0' 18446744073709551616; do
+    fails 125 user run "--user=$user" /bin/sh -c 'id -u'
+  done
+  run 0 rm -f "t$n"
+}
+
+test_no_abstract_sockets() { # security: mydocker has no socket that a container could reach, CVE-2020-15257
+  local process inode
+  start run /bin/sh -c 'echo ready; exec sleep 1000'
+  wait_for has out ready
+  for process in "$pid" $(children "$pid"); do
+    for inode in $(find "/proc/$process/fd" -lname 'socket:*' -printf '%l\n' | tr -dc '0-9\n'); do
+      unlike "$(grep -w "$inode" /proc/net/unix)" '@|/'
+    done
+  done
+  kill -KILL "$pid"
+  ended 137
+}
+
+test_state_is_roots() { # security: nobody but root reaches what images and containers have, CVE-2021-41091
+  make_image "t$n:1"
+  run 0 run --name "t$n" "t$n:1" /bin/sh -c :
+  is "$(stat -c %a "$MYDOCKER_ROOT")" 700
+  is "$(find "$MYDOCKER_ROOT" -mindepth 1 -maxdepth 1 -type d -perm /077)" ''
+  run 0 rm "t$n"
+}
+
+test_only_the_command_runs() { # security: nothing of an image is executed but the command, nor a fixed name in /tmp used, CVE-2022-1227, CVE-2020-27534
+  need strace
+  make_image "t$n:1"
+  strace -f -qq -o trace -e trace=execve,openat,mkdir,open,creat "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c : >out 2>err
+  unlike "$(grep -E 'O_CREAT|mkdir' trace | grep -vF "$PWD" || :)" '"/(var/)?tmp/'
+  is "$(sed -nE 's/.*execve\("([^"]*)".*/\1/p' trace | grep -v python | sort -u)" /bin/sh
+}
+
+test_no_push_back_plain() { # security: nothing can be typed into the caller's terminal without -t either, CVE-2017-5226, CVE-2016-2568
+  tty 1 tried '' -- bash -c "\"\$1\" \"\$2\" run -i \"\$1\" -I -c \"\$3\"; IFS= read -r -t 1 line && echo \"typed \$line\"; exit 1" \
+    bash "${mydocker[@]}" "$push_back"
+  unlike "$out" typed
+}
+
+# What a container sees of itself and of the box, a line for each fact, in words that don't depend on numbers.
+facts='
+grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status
+for kind in cgroup ipc mnt net pid user uts; do echo "namespace $kind $(readlink /proc/self/ns/$kind)"; done
+while read -r id parent device root point words rest; do
+  set -- ${rest##*- }
+  flags=""
+  for flag in ro rw nosuid nodev noexec; do case ",$words," in *,$flag,*) flags="$flags $flag" ;; esac; done
+  echo "mount $point $1$flags"
+done </proc/self/mountinfo
+for file in /dev/*; do echo "device $file $(stat -c "%F %t:%T %a" $file)"; done
+find /proc /sys -path "/proc/[0-9]*" -prune -o -type f -writable -print 2>/dev/null | sed "s/^/writable /"'
+
+beside_podman() { # what podman's default container shows, then ours: into ./podman.facts and ./mydocker.facts
+  need podman runc find stat
+  local tool
+  NO_BUSYBOX=1 small_root root
+  for tool in grep find stat sed; do with_libraries "$(type -P $tool)" root $tool; done
+  mkdir -p root/proc root/sys root/dev
+  podman --root "$PWD/store" --runroot "$PWD/run" --storage-driver vfs --cgroup-manager cgroupfs --events-backend none --runtime runc \
+    run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --rootfs "$PWD/root" /bin/sh -c "$facts" >podman.facts
+  own_state
+  run 0 run --rm --rootfs root /bin/sh -c "$facts"
+  cp "$scratch/stdout" mydocker.facts
+}
+
+test_beside_podman() { # security: what a container sees is what podman's default container sees, but for the list in README.md
+  local kind documented='^< mount /(dev|proc/(keys|timer_list)|run/.containerenv|sys/dev/block|sys/fs/cgroup[^ ]*) '
+  documented+='|^> mount /(dev tmpfs|proc/(interrupts|keys|timer_list) tmpfs|etc/resolv.conf [^ ]+) rw( nosuid)?$'
+  documented+='|^> mount /sys/fs/cgroup[^ ]* (tmpfs|cgroup2?) ro nosuid nodev noexec$'
+  beside_podman
+  for kind in ipc mnt net pid uts; do # neither has the host's
+    like "$(cat podman.facts mydocker.facts)" "namespace $kind "
+    unlike "$(cat podman.facts mydocker.facts)" "namespace $kind $(readlink /proc/self/ns/$kind | tr -d '[]')"
+  done
+  sed -i '/^namespace/d; s/^Cap[BEP][a-z]*:.*/capabilities/' podman.facts mydocker.facts
+  sort -o podman.facts podman.facts
+  sort -o mydocker.facts mydocker.facts
+  diff podman.facts mydocker.facts | grep '^[<>]' >differences || :
+  cat differences >&2
+  is "$(grep -vE "$documented" differences)" ''
 }
 
 # ── 12. Network ────────────────────────────────────────────────────────────
@@ -1267,7 +1884,7 @@ for path in ["/dev/tty"] + glob.glob("/proc/[0-9]*/fd/*"):
         pass
 print("tried")'
 
-test_no_push_back() { # tty: nothing can be typed into the caller's terminal from inside, TIOCSTI
+test_no_push_back() { # tty: nothing can be typed into the caller's terminal from inside, TIOCSTI, CVE-2017-5226
   local options
   for options in -it -t '-it --init'; do
     tty 1 tried '' -- bash -c "\"\$1\" \"\$2\" run $options \"\$1\" -I -c \"\$3\"; IFS= read -r -t 1 line && echo \"typed \$line\"; exit 1" \
@@ -2202,7 +2819,7 @@ END
   unlike "$err" $'\e'
 }
 
-test_hostile_layers() { # images: no name and no link in a layer leads out of it
+test_hostile_layers() { # images: no name and no link in a layer leads out of it, CVE-2014-9356, CVE-2014-9357, CVE-2007-4559
   local status members list
   own_state
   make_canary
@@ -2237,7 +2854,36 @@ test_hostile_layers() { # images: no name and no link in a layer leads out of it
 END
 }
 
-test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it
+test_hostile_long_paths() { # images: links that are longer in full than PATH_MAX are no way out, CVE-2024-12718, CVE-2025-4138, CVE-2025-4330, CVE-2025-4435, CVE-2025-4517
+  own_state
+  make_canary
+  "$PYTHON" -I - hostile.tar "$PWD/canary" <<'PYTHON'
+import io, sys, tarfile
+tar = tarfile.open(sys.argv[1], "w")
+
+def add(name, kind, target="", data=b""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size, info.mode = kind, target, len(data), 0o777
+    tar.addfile(info, io.BytesIO(data))
+
+path, long = "", "d" * 247
+for letter in "abcdefghijklmnop":  # each link stands for a directory with a long name
+    add(path + long, tarfile.DIRTYPE)
+    add(path + letter, tarfile.SYMTYPE, long)
+    path += long + "/"
+short = "/".join("abcdefghijklmnop") + "/" + "l" * 254
+add(short, tarfile.SYMTYPE, "../" * 40)
+add("escape", tarfile.SYMTYPE, short + "/" + "../" * 40 + sys.argv[2])
+add("hard", tarfile.LNKTYPE, "escape/file")
+add("hard", tarfile.REGTYPE, data=b"bad")
+add("escape/new", tarfile.REGTYPE, data=b"bad")
+tar.close()
+PYTHON
+  timeout -k 5 "$patience" "${mydocker[@]}" import hostile.tar "t$n:h" || is "$?" 125
+  canary_lives
+}
+
+test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it, CVE-2014-6407, CVE-2014-6408
   make_canary
   own_state
   "$PYTHON" -I - "$PWD/canary" <<'PYTHON'
@@ -2621,7 +3267,7 @@ test_image_mount_table() { # root: the host's mount table never shows a containe
   cmp before /proc/self/mountinfo
 }
 
-test_kernel_place_is_a_link() { # root: /proc, /sys or /dev as a link or a file is refused, CVE-2019-19921, CVE-2026-41579
+test_kernel_place_is_a_link() { # root: /proc, /sys or /dev as a link or a file is refused, CVE-2019-19921, CVE-2023-28642, CVE-2026-41579, CVE-2026-47766
   local name target
   make_canary
   for name in proc sys dev; do
@@ -2644,7 +3290,7 @@ test_kernel_place_is_a_link() { # root: /proc, /sys or /dev as a link or a file 
   done
 }
 
-test_kernel_place_below() { # root: links at /sys/fs/cgroup, /dev/shm, /dev/pts, /dev/null, /dev/console lead nowhere
+test_kernel_place_below() { # root: links at /sys/fs/cgroup, /dev/shm, /dev/pts, /dev/null, /dev/console lead nowhere, CVE-2025-31133, CVE-2025-52565
   make_canary
   small_root root
   mkdir -p root/sys/fs root/dev root/proc
@@ -2721,7 +3367,7 @@ test_pivot_root_planted() { # root: names that engines use for the old root can 
   canary_lives
 }
 
-test_mount_on_proc() { # root: nothing is mounted on or under /proc, CVE-2019-16884
+test_mount_on_proc() { # root: nothing is mounted on or under /proc, CVE-2019-16884, CVE-2025-52881
   local place
   small_root root
   mkdir root/proc volume
@@ -2812,7 +3458,7 @@ test_rootfs_race() { # root: /proc or /etc flipped by one container while anothe
   kill -KILL "$flipper"
 }
 
-test_volume_race() { # root: links flipped by one container while another starts on the same volume, CVE-2021-30465
+test_volume_race() { # root: links flipped by one container while another starts on the same volume, CVE-2021-30465, CVE-2024-45310
   local i
   make_canary
   mkdir shared shared/place source
@@ -3131,7 +3777,7 @@ test_cp_read_only() { # cp: nothing is copied into a read-only volume or root
   ended 137
 }
 
-test_cp_links() { # cp: a link in the container leads to nothing of the host's
+test_cp_links() { # cp: a link in the container leads to nothing of the host's, nor changes its modes, CVE-2021-41089
   local path state
   make_canary
   make_image "t$n:1"
@@ -3458,7 +4104,7 @@ test_exec_hidden() { # exec: CVE-2016-9962, CVE-2024-21626: who joins can't be l
       [ -r $p/comm ] && read name <$p/comm && case $name in python*) ls -l $p/fd $p/exe $p/cwd $p/root 2>&1; stat -c "%u %n" $p/fd; esac ;; esac; done; done 2>&1'
   for seen in {1..15}; do run 0 exec e /bin/true; done
   run 0 logs e
-  unlike "$out" 'memfd|/state|pidfd|mnt:'
+  unlike "$out" 'memfd|/state|pidfd|mnt:|socket:'
   exec 9<"$scratch"
   run 0 exec e /bin/sh -c 'ls /proc/self/fd'
   exec 9<&-
@@ -4097,6 +4743,10 @@ bench_run_compiled() { # start: the same from a compiled copy, python3 -I -S myd
   compiled run /bin/true
 }
 
+bench_run_privileged() { # start: mydocker.py run --privileged /bin/true: without the confinement
+  row=("${mydocker[@]}" run --privileged /bin/true)
+}
+
 bench_unshare() { # start: unshare(1) with the same namespaces
   need unshare
   row=(unshare --pid --fork --mount --mount-proc --uts --ipc --net /bin/true)
@@ -4209,6 +4859,30 @@ bench_limits_runc_without() { # limits: runc run, busybox bundle, without
 bench_limits_runc() { # limits: the same with the same
   limited_bundle limited '{"memory": {"limit": 67108864, "swap": 134217728},
     "cpu": {"quota": 100000, "period": 100000}, "pids": {"limit": 100}}'
+}
+
+prepare_calls() { # a program that makes a million system calls, in C where there is a compiler
+  bundle
+  mkdir -p root/proc
+  printf '%s\n' '#include <unistd.h>' '#include <sys/syscall.h>' 'int main(void) { for (int i = 0; i < 1000000; i++) syscall(SYS_getppid); }' >calls.c
+  gcc -O2 -static -o root/bin/calls calls.c
+}
+
+bench_calls_free() { # a million calls: mydocker.py run --privileged: no filter
+  need gcc busybox
+  row=("${mydocker[@]}" run --rm --privileged --rootfs "$PWD/root" /bin/calls)
+}
+
+bench_calls_filtered() { # a million calls: mydocker.py run, with its default filter
+  need gcc busybox
+  row=("${mydocker[@]}" run --rm --rootfs "$PWD/root" /bin/calls)
+}
+
+bench_calls_podman() { # a million calls: podman run (runc, libseccomp), with its default filter
+  need gcc podman runc busybox
+  podman_on_runc
+  row=("${podman[@]}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
+    --rootfs "$PWD/root" /bin/calls)
 }
 
 prepare_terminal() {
@@ -4396,6 +5070,7 @@ main() {
   if [[ $pattern == smoke ]]; then
     names=("${names[@]:0:10}" "${smoke[@]}" "${names[-1]}") pattern=.
   fi
+  [[ $pattern != security ]] || pattern='security: |CVE-'
   cp /proc/self/mountinfo "$scratch/mountinfo"
   printf '%s\n' /sys/class/net/* >"$scratch/links"
   readlink /proc/[0-9]*/ns/pid | sort -u >"$scratch/pidns"
