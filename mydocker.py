@@ -651,9 +651,12 @@ def sweep_containers():
         path = state_path("containers", container_id)
         lock = lock_container(path)
         if lock is not None and os.path.exists(state_path("running", container_id)):
-            record = read_record(path) or {"id": container_id, "keep": False}
-            if len(record) > 2 or not os.path.exists(path + "/state.json"):  # not a damaged one
+            record = read_record(path) or {
+                "id": container_id, "keep": False, "cgroups": cgroup_dirs(f"mydocker/{container_id}")}
+            if len(record) > 3 or not os.path.exists(path + "/state.json"):  # not a damaged one
                 end_container(record, read_status(lock))
+            else:
+                remove_cgroups(record)
         if lock is not None:
             os.close(lock)
 
