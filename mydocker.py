@@ -59,11 +59,13 @@ SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and ma
 # linux/sched.h
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
 CLONE_NEWIPC, CLONE_NEWUSER = 0x08000000, 0x10000000
-CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
+CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWTIME = 0x20000000, 0x40000000, 0x80
 
 # linux/mount.h
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT = 1, 2, 4, 8, 16, 32
-MS_DIRSYNC, MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME = 128, 256, 1024, 2048
+MS_MANDLOCK, MS_DIRSYNC, MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME = 64, 128, 256, 1024, 2048
+MS_SILENT, MS_I_VERSION, MS_LAZYTIME = 1 << 15, 1 << 23, 1 << 25
+MOUNT_ATTR__ATIME, MOUNT_ATTR_NOATIME, MOUNT_ATTR_STRICTATIME = 0x70, 0x10, 0x20
 MS_BIND, MS_REC, MS_UNBINDABLE, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 17, 1 << 18
 MS_SLAVE, MS_SHARED, MS_RELATIME, MS_STRICTATIME = 1 << 19, 1 << 20, 1 << 21, 1 << 24
 MNT_DETACH = 2
@@ -176,6 +178,7 @@ def c_flags(value, prefix):
 mount = kernel("mount", TEXT, TEXT, TEXT, "MS_", TEXT)  # mount(2)
 umount2 = kernel("umount2", TEXT, "MNT_")  # umount(2)
 sethostname = kernel("sethostname", TEXT, LONG)  # sethostname(2)
+setdomainname = kernel("setdomainname", TEXT, LONG)  # setdomainname(2)
 pivot_root = kernel("pivot_root", TEXT, TEXT)  # pivot_root(2)
 prctl = kernel("prctl", "PR_", LONG, LONG, LONG, LONG)  # prctl(2)
 signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
@@ -315,8 +318,19 @@ def narrate(message, level="info"):
 
 def warn(message):
     """Say that something asked for, but not essential, is not to be had."""
-    if loud("warning"):
+    if loud("warning") and not log_for_engine("warning", message):
         print_line(f"mydocker: warning: {message}")
+
+def log_for_engine(level, message):
+    """Write a message where an engine reads it, a line of JSON in the file of --log; False if there
+    is none.  What stands on stderr would be the container's words."""
+    path = os.environ.get("MYDOCKER_ERRORS")
+    if not path:
+        return False
+    with tolerate(), open(path, "a") as file:
+        file.write(to_json({"level": level, "msg": message, "time": log_time(time.time_ns())}))
+        file.write("\n")
+    return True
 
 
 # ── 5. Small tools ─────────────────────────────────────────────────────────
@@ -453,7 +467,7 @@ def link_target(directory, name):
 def write_file(path, data, durable=False):
     """Replace a file in one step: a reader, or a crash, finds the old bytes or the new, never both.
     See rename(2).  DURABLE: the bytes are on disk before the name is; needs milliseconds."""
-    make_dirs(os.path.dirname(path))
+    make_dirs(os.path.dirname(path) or ".")
     temporary = f"{path}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -467,8 +481,23 @@ def write_file(path, data, durable=False):
         raise
 
 def read_json(path):
-    import json
-    return json.loads(read_all(path))
+    """The value in a JSON file.  By json's C half: json itself would cost each start 5 ms."""
+    from _json import make_scanner
+
+    def context():  # what make_scanner looks up in a JSONDecoder
+        pass
+
+    text = read_all(path).strip()
+    vars(context).update(strict=True, object_hook=None, object_pairs_hook=None, parse_float=float,
+                         parse_int=int, parse_constant=float)
+    try:
+        value, end = make_scanner(context)(text, 0)
+    except (StopIteration, SystemError, ValueError):  # the error would be of json's
+        value, end = None, -1
+    if end != len(text):
+        import json
+        return json.loads(text)  # says what is wrong
+    return value
 
 def to_json(value):
     """A value as JSON; strings that are not UTF-8 survive as \\udcXX escapes. Importing json would
@@ -557,7 +586,7 @@ def state_path(*names):
     return os.path.join(os.environ["MYDOCKER_ROOT"], *names)
 
 def container_path(record, *names):
-    return state_path("containers", record["id"], *names)
+    return state_path(record.get("folder", "containers"), record["id"], *names)
 
 def make_dirs(path):
     """Make a directory of the state root's, with what is above it, closed to others."""
@@ -813,7 +842,8 @@ def blob_path(digest):
 def layer_path(diff_id):
     return state_path("layers", check_digest(diff_id, "layer")[7:])
 
-# Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE] or {key: SHAPE}.
+# Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE] or {key: SHAPE};
+# an int must be there, (int,) needn't.
 
 DIGEST = "sha256:"  # the shape of what check_digest accepts
 DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str,
@@ -830,17 +860,18 @@ def parse_json(data, what, shape):
     """The value in DATA if it has that SHAPE; whoever wrote it is not trusted."""
     import json
     try:
-        return check(json.loads(data), shape, what)
+        return check(json.loads(data), shape, f"image, on {what}")
     except (ValueError, RecursionError) as why:
         raise Failure(f"image, on {what}: bad JSON: {why}") from None
 
 def check(value, shape, what):
     """Return VALUE if it has that SHAPE; null is nothing, but for a digest or a size."""
+    shape = shape[0] if isinstance(shape, tuple) else shape
     kind = shape if isinstance(shape, type) else type(shape)
     if shape == DIGEST:
-        return check_digest(value, f"image, on {what}")
+        return check_digest(value, what)
     if not isinstance(value, kind) or kind is int and (isinstance(value, bool) or value < 0):
-        raise Failure(f"image, on {what}: {kind.__name__} wanted, found {value!r:.60}")
+        raise Failure(f"{what}: {kind.__name__} wanted, found {value!r:.60}")
     if isinstance(shape, list):
         for item in value:
             check(item, shape[0], what)
@@ -889,7 +920,7 @@ def read_image(layout, descriptor):
         manifest = parse_json(data, what, dict)
         if "manifests" in manifest and ("layers" in manifest or "config" in manifest):
             raise Failure(f"image, on {what}: manifest and index in one")  # CVE-2021-41190
-        if "manifests" not in check(manifest, MANIFEST, what):
+        if "manifests" not in check(manifest, MANIFEST, f"image, on {what}"):
             break
         descriptor = choose_platform(manifest["manifests"] or (), what)
     else:
@@ -1834,9 +1865,20 @@ MOUNT_FLAGS = {  # mount(8)'s words, the one that sets a flag and its opposite: 
         ("remount", MS_REMOUNT), ("noatime atime", MS_NOATIME), ("bind", MS_BIND),
         ("nodiratime diratime", MS_NODIRATIME), ("relatime norelatime", MS_RELATIME),
         ("strictatime nostrictatime", MS_STRICTATIME), ("rbind", MS_BIND | MS_REC),
-        ("nosymfollow symfollow", MS_NOSYMFOLLOW))
+        ("nosymfollow symfollow", MS_NOSYMFOLLOW), ("silent loud", MS_SILENT),
+        ("mand nomand", MS_MANDLOCK), ("iversion noiversion", MS_I_VERSION),
+        ("lazytime nolazytime", MS_LAZYTIME))
     for word, wanted in zip(words.split(), (True, False))}
-BIND_FLAGS = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC  # what a bind mount can have of its own
+MOUNT_ATTRS = {  # what each mount has of its own, a bind mount too: {flag: mount_setattr(2)'s}
+    MS_RDONLY: 1, MS_NOSUID: 2, MS_NODEV: 4, MS_NOEXEC: 8, MS_NODIRATIME: 0x80,
+    MS_NOSYMFOLLOW: 0x200000, MS_NOATIME: MOUNT_ATTR_NOATIME,
+    MS_STRICTATIME: MOUNT_ATTR_STRICTATIME, MS_RELATIME: 0}
+ATIMES = MS_NOATIME | MS_STRICTATIME | MS_RELATIME  # one of the three
+RECURSIVE = {  # the OCI's words for a mount with all below it
+    "r" + word: bits for word, bits in MOUNT_FLAGS.items() if bits[0] in MOUNT_ATTRS}
+PROC_FILES = ["/proc/" + name for name in (  # what lxcfs and the like give a container of its own
+    "cpuinfo diskstats meminfo stat swaps uptime loadavg slabinfo kernel/ns_last_pid "
+    "sys/crypto/fips_enabled").split()]
 PROPAGATION = {
     prefix + word: flag | more for prefix, more in (("", 0), ("r", MS_REC)) for word, flag in (
         ("private", MS_PRIVATE), ("slave", MS_SLAVE), ("shared", MS_SHARED),
@@ -1880,7 +1922,7 @@ def ephemeral_mounts(scratch):
         and not point.startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
     rows = []
     for number, point in enumerate(sorted(points)):
-        as_it_is = mount_row(point, "bind", "rbind", "ro", source=point)
+        as_it_is = mount_row(point, "bind", "rbind", "rro", source=point)
         layered = dict(layers_row(point, [point], f"{scratch}/{number}"), fallback=as_it_is)
         rows.append(layered if os.path.isdir(point) else as_it_is)
     return rows
@@ -1894,30 +1936,46 @@ def parse_mount_options(options):
         elif option in MOUNT_FLAGS:
             bits, wanted = MOUNT_FLAGS[option]
             flags = flags | bits if wanted else flags & ~bits
-        else:
+        elif option not in RECURSIVE and option != "tmpcopyup":
             data.append(option)
     return flags, propagation, ",".join(data)
 
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
     flags, propagation, data = parse_mount_options(row["options"])
+    whole = [RECURSIVE[word] for word in row["options"] if word in RECURSIVE]
     directory = not flags & MS_BIND or os.path.isdir(row["source"])
+    if row["type"] == "tmpfs" and "mode=" not in data:
+        with tolerate(errno.ENOENT), Descriptor(open_in_root(root, row["destination"])) as fd:
+            data += f",mode={stat.S_IMODE(os.fstat(fd).st_mode):o}"  # that of what is covered
     target = mount_point(root, row, directory)
+    place = f"/proc/self/fd/{target}"
     if row.get("copyUp"):  # a new volume gets what the image has at its place, as with docker
-        with Descriptor(os.open(row["source"], OPEN_DIR)) as below:
-            if not os.listdir(below):
-                with Descriptor(os.open(f"/proc/self/fd/{target}", OPEN_DIR)) as above:
-                    copy_entry(above, ".", below, ".")
+        copy_up(place, row["source"], ["."])  # owner and mode of the directory, too
     mounter = mount_bind if flags & MS_BIND else MOUNTERS.get(row["type"], mount_new)
-    mounted = mounter(f"/proc/self/fd/{target}", row, flags, data)
+    mounted = mounter(place, row, flags, data)
+    if not mounted and (propagation or whole or "tmpcopyup" in row["options"]):
+        mounted = f"/proc/self/fd/{open_in_root(root, row['destination'])}"
+    if "tmpcopyup" in row["options"]:
+        copy_up(place, mounted, os.listdir(f"{place}/."))
     os.close(target)
     if row["type"] == "proc":  # is it still where it was mounted?  CVE-2023-27561
         with Descriptor(open_in_root(root, row["destination"], resolve=RESOLVE_NO_SYMLINKS)) as fd:
             if not is_proc(fd):
                 raise Failure(f"mount, on {row['destination']}: it was moved meanwhile")
+    if whole:
+        set_mount_flags(mounted, *(sum(bits for bits, wanted in whole if wanted == want)
+                                   for want in (True, False)))
     for change in propagation:
-        mounted = mounted or f"/proc/self/fd/{open_in_root(root, row['destination'])}"
         mount(None, mounted, None, change, None)  # who sees mounts made below it later
+
+def copy_up(source, target, names):
+    """Fill the directory TARGET, if it is empty, with what is in SOURCE by these names."""
+    with Descriptor(os.open(target, OPEN_DIR)) as below:
+        if not os.listdir(below):
+            with Descriptor(os.open(source, OPEN_DIR)) as above:
+                for name in names:
+                    copy_entry(above, name, below, name)
 
 def mount_point(root, row, directory):
     """Open, or make, the place of a row's mount.  /proc, /sys and /dev must be directories
@@ -1928,7 +1986,7 @@ def mount_point(root, row, directory):
         fd = make_in_root(root, where, directory, RESOLVE_NO_SYMLINKS if kernels else 0)
     if kernels and not stat.S_ISDIR(os.fstat(fd).st_mode):
         raise Failure(f"mount, on {where}: it must be a directory")
-    if row["type"] != "proc" and is_proc(fd):
+    if row["type"] != "proc" and is_proc(fd) and where not in PROC_FILES:
         raise Failure(f"mount, on {where}: nothing can be mounted on or under /proc")
     return fd
 
@@ -1954,8 +2012,8 @@ def mount_bind(target, row, flags, _):
         mount(row["source"], target, None, flags & (MS_BIND | MS_REC), None)  # the same files here
         tree = os.open(os.path.realpath(target), os.O_PATH | os.O_CLOEXEC)
     here = f"/proc/self/fd/{tree}"
-    if flags & BIND_FLAGS:
-        set_mount_flags(here, flags & BIND_FLAGS)
+    if any(flags & flag for flag in MOUNT_ATTRS):
+        set_mount_flags(here, flags, whole=0)
     return here
 
 def mount_layers(target, row, flags, _):
@@ -1984,9 +2042,12 @@ def mount_cgroups(target, _, flags, __):
         return
     place = os.path.realpath(target)  # on the fresh /sys: nobody can have put a link there
     mount("cgroup", place, "tmpfs", flags & ~MS_RDONLY, "mode=755")  # a directory for each one
-    for name in kinds:
+    for name, (point, own) in kinds.items():
         path = f"{place}/{name.split('=')[-1] or 'unified'}"
         os.mkdir(path)
+        if own != point:  # no namespace of its own: its own part all the same, as runc has it
+            mount_bind(path, {"source": own}, flags | MS_BIND, None)
+            continue
         kind = "cgroup" if name else "cgroup2"
         data = "none," + name if name.startswith("name=") else name or None
         mount("cgroup", path, kind, flags, data)  # the namespace's own part of this hierarchy
@@ -2027,28 +2088,30 @@ def mount_copy(target, row, flags, data):
 
 MOUNTERS = {"layers": mount_layers, "cgroup": mount_cgroups, "copy": mount_copy}
 
-def set_mount_flags(path, flags):
-    """Set some of BIND_FLAGS on the mount at PATH and on all below it; before 5.12, one by one."""
-    attributes = struct.pack("QQQQ", flags, 0, 0, 0)  # MOUNT_ATTR_ has the same four bits
+def set_mount_flags(path, flags, clear=0, whole=AT_RECURSIVE):
+    """Set some of MOUNT_ATTRS on the mount at PATH, and on all below it, and take others away."""
+    to_set, to_clear = (sum(MOUNT_ATTRS[flag] for flag in MOUNT_ATTRS if bits & flag)
+                        for bits in (flags, clear))
+    to_clear |= MOUNT_ATTR__ATIME if (flags | clear) & ATIMES else 0
+    attributes = struct.pack("QQQQ", to_set, to_clear, 0, 0)
     with tolerate(*NOT_TO_BE_HAD):
-        mount_setattr(AT_FDCWD, path, AT_RECURSIVE, attributes, len(attributes))  # with all below
+        mount_setattr(AT_FDCWD, path, whole, attributes, len(attributes))  # with all below
         return
-    above = os.path.realpath(path)
+    above = os.path.realpath(path)  # before Linux 5.12: one by one
     for point, _, options, *_ in mounts_here():
-        if point == above or point.startswith(above.rstrip("/") + "/"):
-            kept = parse_mount_options(options)[0] | MS_REMOUNT | MS_BIND
-            mount(None, point, None, kept | flags, None)  # from here on with this, too
+        if point == above or whole and point.startswith(above.rstrip("/") + "/"):
+            kept = parse_mount_options(options)[0] & ~clear | MS_REMOUNT | MS_BIND
+            mount(None, point, None, kept | flags & sum(MOUNT_ATTRS), None)  # now with this, too
 
 def build_root(spec):
-    """Make the container's root file system and step into it."""
+    """Make the container's root file system, with the host's still there."""
     path, own = spec["root"]["path"], spec["root"]["path"] != "/"
-    read_only = spec["root"].get("readonly")
     scratch = spec["annotations"].get("mydocker.scratch")
     if scratch:
         mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")  # takes what is written
     if own:
         mount(path, path, None, MS_BIND | MS_REC, None)  # pivot_root(2) wants a mount as new root
-    elif read_only:
+    elif spec["root"].get("readonly"):
         set_mount_flags("/", MS_RDONLY)
     for row in spec["mounts"]:
         with Descriptor(os.open(path, OPEN_DIR)) as root:  # what lies on top by now
@@ -2058,34 +2121,51 @@ def build_root(spec):
                 if "fallback" not in row:
                     raise
                 mount_one(root, row["fallback"])
-            if row["destination"] == "/dev" and (own or row["type"] == "tmpfs"):  # --rootfs /
+            if row is dev_row(spec):
                 make_devices(root, spec)
-    if own and read_only:
-        mount(None, path, None, MS_REMOUNT | MS_BIND | MS_RDONLY, None)  # after its last directory
-    if own:  # no directory of the image's is needed for the old root: pivot_root(2), NOTES
-        os.chdir(path)  # the new root, by its old name
-        pivot_root(".", ".")  # the new root is "/"; the old one lies on top of it
-        umount2(".", MNT_DETACH)  # and is gone, with every path of the host
-        os.chdir("/")  # the top of what is left: the new root
+
+def enter_root(spec):
+    """Make what was built the root; no directory in it is needed for the old one: pivot_root(2)."""
+    path = spec["root"]["path"]
+    if spec["root"].get("readonly"):
+        set_mount_flags(path, MS_RDONLY, whole=0)  # after its last directory
+    os.chdir(path)  # the new root, by its old name
+    pivot_root(".", ".")  # the new root is "/"; the old one lies on top of it
+    umount2(".", MNT_DETACH)  # and is gone, with every path of the host
+    os.chdir("/")  # the top of what is left: the new root
+    for word in filter(None, [spec["linux"].get("rootfsPropagation")]):
+        mount(None, "/", None, PROPAGATION[word], None)  # who sees mounts made in it
+
+def dev_row(spec):
+    """The row that makes /dev, if it is ours to be filled: not one that is bound from the host."""
+    rows = [row for row in spec["mounts"] if os.path.normpath(row["destination"]) == "/dev"]
+    return next((row for row in rows if not {"bind", "rbind"} & set(row["options"])), None)
 
 def make_devices(root, spec):
     """Fill the fresh /dev: what any program expects, and what --device added."""
-    with Descriptor(open_in_root(root, "/dev", OPEN_DIR | os.O_NOFOLLOW)) as dev:
-        os.fchdir(dev)  # the names below are in the fresh /dev
+    rows = [{"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor}
+            for name, major, minor in DEVICES]
     umask = os.umask(0)
-    for name, major, minor in DEVICES:
-        os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor))  # a device of the kernel's
-    for device in spec["linux"].get("devices", []):
-        kind = stat.S_IFBLK if device["type"] == "b" else stat.S_IFCHR
-        directory, _, name = device["path"].rpartition("/")
-        above = make_in_root(root, directory or "/")
-        remove_tree(name, above)  # one of the six may be asked for, too
-        os.mknod(name, kind | device.get("fileMode", 0o666),
-                 os.makedev(device["major"], device["minor"]), dir_fd=above)  # from --device
-        os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=above)
+    for row in rows + (spec["linux"].get("devices") or []):
+        with Descriptor(make_in_root(root, os.path.dirname(row["path"]) or "/")) as above:
+            make_device(row, above, os.path.basename(row["path"]))
     os.umask(umask)
-    for name, target in DEV_LINKS:
-        os.symlink(target, name)  # as every program expects them
+    with Descriptor(open_in_root(root, "/dev", OPEN_DIR | os.O_NOFOLLOW)) as dev:
+        for name, target in DEV_LINKS:
+            remove_tree(name, dev)  # the host's ptmx may be among the devices
+            os.symlink(target, name, dir_fd=dev)  # as every program expects them
+
+def make_device(row, above, name):
+    """Make a device's node, or where none can be made, in a user namespace, show the host's."""
+    kind = {"b": stat.S_IFBLK, "p": stat.S_IFIFO}.get(row["type"], stat.S_IFCHR)
+    number = os.makedev(row.get("major", 0), row.get("minor", 0))
+    remove_tree(name, above)  # one of the six may be asked for, too
+    try:
+        os.mknod(name, kind | (row.get("fileMode") or 0o666), number, dir_fd=above)  # a device
+        os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
+    except PermissionError:
+        os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=above))
+        mount(row["path"], f"/proc/self/fd/{above}/{name}", None, MS_BIND, None)  # the host's own
 
 
 # ── 10. Resource limits ────────────────────────────────────────────────────
@@ -2343,7 +2423,7 @@ def limit_cgroups(dirs, resources):
     """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure."""
     groups = {group: resources.get(group) or {} for group in ("memory", "cpu", "pids")}
     wanted = {name: (groups[group][key], *row) for name, *row in LIMITS[::-1]
-              for group, key in [name.split(".")] if groups[group].get(key) is not None}
+              for group, key in [name.split(".")] if groups[group].get(key)}  # 0 means nothing
     for last in (False, True):  # twice, as some limits only fit if others are there, or gone
         for name, (value, options, _, _, v1, v2) in wanted.items():
             path, what = cgroup_file(dirs, v1, v2 or v1), f"--{long_name((options,))}, on {value}"
@@ -2355,6 +2435,50 @@ def limit_cgroups(dirs, resources):
                 file = os.path.basename(path)
                 with blame(what) if last else tolerate():
                     write_value(path, limit_text(file, value, groups["cpu"], groups["memory"]))
+    for what, v1, text, v2, other in more_limits(resources):
+        path = cgroup_file(dirs, v1) if v1 else None
+        path, text = (path, text) if path else (cgroup_file(dirs, v2) if v2 else None, other)
+        if not path:
+            raise Failure(f"{what}, on {text}: there is no cgroup with {v1 or v2} here")
+        with blame(f"{what}, on {text}"):
+            write_value(path, text)
+
+def more_limits(resources):
+    """The limits that have no option: [(the OCI's name, v1's file, its text, v2's, its text)]."""
+    memory, cpu, io, network = (resources.get(group) or {}
+                                for group in ("memory", "cpu", "blockIO", "network"))
+    rows = [(f"memory.{key}", v1, int(memory.get(key) or 0), "", "") for key, v1 in (
+        ("kernel", "memory.kmem.limit_in_bytes"), ("kernelTCP", "memory.kmem.tcp.limit_in_bytes"),
+        ("swappiness", "memory.swappiness"), ("disableOOMKiller", "memory.oom_control"),
+        ("useHierarchy", "memory.use_hierarchy"))]
+    rows += [(f"cpu.{key}", v1, cpu.get(key), v2, cpu.get(key)) for key, v1, v2 in (
+        ("realtimePeriod", "cpu.rt_period_us", ""), ("realtimeRuntime", "cpu.rt_runtime_us", ""),
+        ("burst", "cpu.cfs_burst_us", "cpu.max.burst"), ("idle", "cpu.idle", "cpu.idle"))]
+    rows += [("blockIO.weight", "blkio.bfq.weight", weight, "io.bfq.weight", weight)
+             for weight in [io.get("weight"), *(f"{row['major']}:{row['minor']} {row['weight']}"
+                                                for row in io.get("weightDevice") or ())]]
+    rows += [(f"blockIO.{key}", f"blkio.throttle.{v1}", f"{pair} {row['rate']}", "io.max",
+              f"{pair} {v2}={row['rate']}")
+             for key, v1, v2 in (("throttleReadBpsDevice", "read_bps_device", "rbps"),
+                                 ("throttleWriteBpsDevice", "write_bps_device", "wbps"),
+                                 ("throttleReadIOPSDevice", "read_iops_device", "riops"),
+                                 ("throttleWriteIOPSDevice", "write_iops_device", "wiops"))
+             for row in io.get(key) or () for pair in [f"{row['major']}:{row['minor']}"]]
+    rows += [("hugepageLimits", f"hugetlb.{row['pageSize']}.limit_in_bytes", row["limit"],
+              f"hugetlb.{row['pageSize']}.max", row["limit"])
+             for row in resources.get("hugepageLimits") or ()]
+    rows += [("network.classID", "net_cls.classid", network.get("classID"), "", "")]
+    rows += [("network.priorities", "net_prio.ifpriomap", "{name} {priority}".format(**row), "", "")
+             for row in network.get("priorities") or ()]
+    for device, row in (resources.get("rdma") or {}).items():
+        text = " ".join([device, *(f"{file}={row[key]}" for key, file in (
+            ("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object")) if key in row)])
+        rows.append(("rdma", "rdma.max", text, "rdma.max", text))
+    for file, text in (resources.get("unified") or {}).items():
+        if "/" in file:
+            raise Failure(f"unified, on {file}: not a file's name")
+        rows.append(("unified", "", "", file, text))
+    return [row for row in rows if row[2] or row[0] == "unified"]
 
 def limits_there(dirs):
     """What the kernel has made of the limits: {file: its text}."""
@@ -2584,6 +2708,14 @@ def parse_id(text, what):
     if not is_id(text):
         raise Failure(f"--user, on {text or chr(39) * 2}: there is no such {what} in the container")
     return int(text)
+
+def find_user(user):
+    """Who the spec's process.user is: (uid, gid, supplementary gids, home)."""
+    if "username" in user:
+        return resolve_user(user["username"])
+    uid, gid, more = (user.get(key) or 0 for key in ("uid", "gid", "additionalGids"))
+    homes = [row[5] for row in account_lines("/etc/passwd") if len(row) > 5 and row[2] == str(uid)]
+    return uid, gid, more or [], (homes + ["/"])[0] or "/"
 
 def resolve_user(wanted):
     """NAME|UID[:GROUP|GID], as in Docker's USER: (uid, gid, supplementary gids, home)."""
@@ -2824,7 +2956,7 @@ def confine(process, user, program):
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no set-user-id program helps any more
     elif program:
         load_filter(program)
-    if uid:  # another than root has what was added, and keeps that at the exec
+    if uid and "added" in process["user"]:  # another than root has that, and keeps it at the exec
         kept = [name for name in process["user"]["added"] if name in sets["bounding"]]
         sets = dict(sets, effective=kept, permitted=kept, inheritable=kept, ambient=kept)
     bits = {kind: {CAPABILITIES.index(name) for name in sets[kind]} for kind in sets}
@@ -2836,7 +2968,6 @@ def confine(process, user, program):
     os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
     os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # as before: sysctl fs.suid_dumpable may say otherwise
-    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
     halves = [sum(1 << bit for bit in bits[kind]) >> shift & 0xffffffff for shift in (0, 32)
               for kind in ("effective", "permitted", "inheritable")]
     header = struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0)
@@ -3014,8 +3145,8 @@ def read_log(path, max_file, more):
 # `exec` starts this file as `join`, which enters namespaces that are there and takes the same last
 # steps.  It fails closed: a namespace that can't be entered ends it, long before the command.
 
-JOINED = {"uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "net": CLONE_NEWNET, "pid": CLONE_NEWPID,
-          "cgroup": CLONE_NEWCGROUP, "mnt": CLONE_NEWNS}  # by their names in /proc/PID/ns
+JOINED = {"user": CLONE_NEWUSER, "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "net": CLONE_NEWNET,
+          "pid": CLONE_NEWPID, "cgroup": CLONE_NEWCGROUP, "mnt": CLONE_NEWNS}  # in /proc/PID/ns
 
 def send(channel, message, fds=()):
     """Send a value to the other side, and descriptors with it (unix(7), SCM_RIGHTS)."""
@@ -3052,69 +3183,120 @@ def container_main(channel, trees):
         os._exit(125)  # it died meanwhile
     for row, tree in zip(shared_rows(spec), trees):
         row["tree"] = tree
-    process = spec["process"]
+    process, gate = spec["process"], outputs.pop() if spec.get("gate") else None
     narrate("command: " + " ".join(process["args"]))
     narrate("command:" + process["args"][0])
     own_root = spec["root"]["path"] != "/"
     umount2(os.readlink("/proc/self/exe"), MNT_DETACH)  # out of sight, and still read-only
-    if namespace_flags(spec) & CLONE_NEWNET:
+    if has_namespace(spec, "network"):
         bring_up_loopback()
     if has_namespace(spec, "cgroup"):
         os.unshare(CLONE_NEWCGROUP)  # after run chose our cgroup: it becomes the namespace's "/"
     build_root(spec)
+    if spec.get("hooks"):
+        send(channel, "hooks")  # the outside runs its own now
+        receive(channel)
+        run_hooks(spec, spec["state"], "createContainer")
+    if own_root:
+        enter_root(spec)
     set_sysctls(spec["linux"].get("sysctl") or {})  # through the container's own /proc
     hide_paths(spec["linux"])
-    name = spec.get("hostname", "")
-    if name:
-        sethostname(name, len(encode(name)))  # the UTS namespace's, not the host's
+    for call, name in ((sethostname, "hostname"), (setdomainname, "domainname")):
+        if spec.get(name):
+            call(spec[name], len(encode(spec[name])))  # the UTS namespace's, not the host's
     os.umask(process["user"].get("umask", 0o022))
-    user = resolve_user(process["user"]["username"])  # by the container's files
+    user = find_user(process["user"])  # by the container's files
     for row in spec["mounts"]:
         if row.get("chown"):
             chown_tree(os.open("/", os.O_PATH | os.O_CLOEXEC), row["destination"][1:], *user[:2])
     slave = hand_out_terminal(channel, process, user[0])
-    if slave is not None and own_root:  # /dev is still as we made it
+    if slave is not None and own_root and dev_row(spec):  # /dev is still as we made it
         os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # for boot messages
     enter_workdir(process["cwd"], own_root)
     limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
     set_label(process)
     confine(process, user, spec["filter"])
+    if gate is None:
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
     if spec["annotations"].get("mydocker.init"):
         become_reaper(channel, slave, outputs)  # returns in the child; PID 1 stays behind
-    become_command(process, user[3], slave, outputs)
+    take_session(slave, outputs)
+    if gate is not None:
+        wait_at_gate(channel, gate, process)
+        run_hooks(spec, spec["state"], "startContainer")
+    become_command(process, user[3])
+
+def wait_at_gate(channel, gate, process):
+    """Tell `create` that all is ready, or that the command can't be, and wait for `start`."""
+    path = dict(item.partition("=")[::2] for item in process["env"]).get("PATH", DEFAULT_PATH)
+    program = find_program(process["args"][0], path)
+    with blame(f"exec, on {program}"):
+        os.stat(program)
+    if not os.path.isfile(program) or not os.access(program, os.X_OK):
+        raise Failure(f"exec, on {program}: permission denied", 126)
+    send(channel, "ready")
+    channel.close()
+    os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this
+    os.close(gate)
+
+def run_hooks(spec, state, *moments):
+    """Run the hooks of these moments, STATE (JSON) is their input: config.md, "POSIX-platform
+    Hooks".  One that fails, or takes more seconds than its timeout, is a Failure."""
+    hooks = [hook for moment in moments for hook in (spec.get("hooks") or {}).get(moment) or ()]
+    if not hooks:
+        return
+    import subprocess
+    for hook in hooks:
+        what = f"hook, on {hook['path']}"
+        try:
+            environment = dict(item.partition("=")[::2] for item in hook.get("env") or ())
+            subprocess.run(hook.get("args") or [hook["path"]], executable=hook["path"], check=True,
+                           input=encode(state), env=environment, timeout=hook.get("timeout"),
+                           capture_output=True, preexec_fn=forget_signals)
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode("utf-8", "replace").strip()
+            raise Failure(f"{what}: exit status {error.returncode}: {said}") from None
+        except subprocess.TimeoutExpired:
+            raise Failure(f"{what}: it took more than {hook['timeout']} seconds") from None
 
 def joined_main(channel, _):
     """Turn this process into one more command of a running container.  Returns only by raising."""
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # before it can be seen inside: CVE-2016-9962
-    (process, outlive, program), namespaces = receive(channel)  # sync 1
+    (process, outlive, program, outputs, flags), namespaces = receive(channel)  # sync 1
     limit_process(process)
     set_label(process)  # while /proc is the host's: a container's can be a fake, CVE-2025-52881
-    join_namespaces(namespaces)
+    join_namespaces(namespaces, flags)
     for fd in namespaces:
         os.close(fd)  # nothing of the host's is to be seen inside but the channel
     os.umask(process["user"].get("umask", 0o022))
-    user = resolve_user(process["user"]["username"])
+    user = find_user(process["user"])
     enter_workdir(process["cwd"], False)
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
-    child = os.fork()  # into the PID namespace: only a new process can be in it
-    if child:
-        send(channel, child)  # `exec` inherits it when this process ends
-        os._exit(0)
-    if receive(channel)[0] is None:  # sync 1, once more: it has
-        os._exit(125)
+    fork_inside(channel)
     if not outlive:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # `exec` takes it along when it dies
     slave = hand_out_terminal(channel, process, user[0])
-    become_command(process, user[3], slave, (0, 0) if outlive else ())  # fd 0 is /dev/null
+    take_session(slave, outputs)
+    become_command(process, user[3])
 
-def join_namespaces(fds):
+def fork_inside(channel):
+    """Fork into a PID namespace, as only a new process can be in it; returns in the child, when the
+    outside has inherited it."""
+    child = os.fork()  # into the PID namespace
+    if child:
+        send(channel, child)
+        os._exit(0)
+    if receive(channel)[0] is None:  # sync 1, once more: it has
+        os._exit(125)
+
+def join_namespaces(fds, flags):
     """Enter namespaces, all or none by the pidfd that FDS may start with, or else one by one."""
-    if len(fds) > len(JOINED):
+    if len(fds) > len(flags):
         with tolerate(errno.EINVAL):  # before Linux 5.8 a pidfd is no namespace
-            os.setns(fds[0], sum(JOINED.values()))  # where the container is, in one step
+            os.setns(fds[0], sum(flags))  # where the container is, in one step
             return
-    for fd, flag in zip(fds[-len(JOINED):], JOINED.values()):
+    for fd, flag in zip(fds[-len(flags):], flags):
         os.setns(fd, flag)  # where the container is
 
 def hand_out_terminal(channel, process, uid):
@@ -3132,12 +3314,15 @@ def hand_out_terminal(channel, process, uid):
         send(channel, "terminal", [master])
     return slave
 
-def become_command(process, home, slave, outputs):
-    """The last steps, the same for every process of a container."""
+def take_session(slave, outputs):
+    """Leave the caller's session, and its descriptors where the container has its own."""
     os.setsid()  # away from the caller's session: its terminal can't be ours
     if slave is not None:
         fcntl.ioctl(slave, TIOCSCTTY, 0)  # job control works from the first line on
     take_descriptors(slave, outputs)
+
+def become_command(process, home):
+    """The last steps, the same for every process of a container."""
     environment = dict(item.partition("=")[::2] for item in process["env"])
     environment.setdefault("HOME", home)
     forget_signals()
@@ -3236,8 +3421,11 @@ def interpreter_of(program):
 # parent leaves when it hears that the command runs.  What a monitor needs is one dict, the state,
 # so that it can execute itself again, smaller, and hand that on.
 
-NAMESPACES = {"pid": CLONE_NEWPID, "mount": CLONE_NEWNS, "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC,
-              "network": CLONE_NEWNET}  # those made before init starts, by their OCI names
+NAMESPACES = {"user": CLONE_NEWUSER, "pid": CLONE_NEWPID, "time": CLONE_NEWTIME,
+              "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "network": CLONE_NEWNET,
+              "cgroup": CLONE_NEWCGROUP, "mount": CLONE_NEWNS}  # by OCI names, in order to enter
+OWN_NAMESPACES = "pid", "mount", "uts", "ipc", "network", "cgroup"  # Docker's
+FOR_CHILDREN = CLONE_NEWPID | CLONE_NEWTIME  # a process makes these for its next child
 FORWARDED = set(range(1, _signal.NSIG)) - {32, 33} - {getattr(_signal, "SIG" + name) for name in (
     "CHLD PIPE URG TSTP TTIN TTOU CONT KILL STOP SYS SEGV BUS ILL FPE TRAP ABRT").split()}
 DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
@@ -3245,10 +3433,16 @@ GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker
 LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 
 def has_namespace(spec, kind):
-    return {"type": kind} in spec["linux"]["namespaces"]
+    """True if the container gets a namespace of this kind of its own."""
+    return any(row["type"] == kind and not row.get("path") for row in spec["linux"]["namespaces"])
 
-def namespace_flags(spec):
-    return sum(flag for kind, flag in NAMESPACES.items() if has_namespace(spec, kind))
+def namespace_flags(spec):  # of those made before init starts
+    return sum(NAMESPACES[kind] for kind in {*NAMESPACES} - {"cgroup"} if has_namespace(spec, kind))
+
+def joined_namespaces(spec):
+    """The namespaces that are somebody else's: [(path, flag)]."""
+    paths = {row["type"]: row.get("path") for row in spec["linux"]["namespaces"]}
+    return [(paths[kind], flag) for kind, flag in NAMESPACES.items() if paths.get(kind)]
 
 def own_bytecode():
     """A sealed memfd with this program, compiled: init starts from it. It compiles nothing a second
@@ -3256,7 +3450,7 @@ def own_bytecode():
     See memfd_create(2), fcntl(2) "File Sealing"."""
     from _frozen_importlib_external import MAGIC_NUMBER  # importlib.util would cost 3 ms
     frame = sys._getframe()
-    while frame.f_back:
+    while frame.f_code.co_name != "<module>":
         frame = frame.f_back
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
@@ -3273,39 +3467,96 @@ def own_bytecode():
 def shared_rows(spec):
     return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])]
 
-def start_inside(word, flags, stdin, program, shared=()):
-    """Start this program as WORD in new namespaces: (pid, channel to it)."""
+def start_inside(word, flags, stdin, program, shared=(), joins=(), maps=None, **how):
+    """Start this program as WORD in new namespaces, and others', JOINS: [(path, flag)]; returns
+    (pid, channel to it).  MAPS: the spec's linux, for its id mappings.  HOW: see reexec_inside."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, it would take the exit status
     _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED | {_signal.SIGCHLD})
-    if flags & CLONE_NEWPID:
-        os.unshare(CLONE_NEWPID)  # the next child is PID 1 of a new PID namespace
+    mapped = CLONE_NEWUSER in (flags & CLONE_NEWUSER, *(flag for _, flag in joins))
+    early = 0 if mapped else FOR_CHILDREN  # what belongs to a user namespace is made in that
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    enter_namespaces([row for row in joins if row[1] & early])
+    if flags & early:
+        os.unshare(flags & early)  # the next child is PID 1 of a new PID namespace
     pid = os.fork()  # this process goes on outside, the child inside
     if pid == 0:
         try:
-            reexec_inside(word, theirs, program, flags & ~CLONE_NEWPID, stdin, shared)
+            enter_namespaces([row for row in joins if not row[1] & early])
+            if mapped:
+                become_mapped(theirs, flags)
+            reexec_inside(word, theirs, program, flags & ~(early or FOR_CHILDREN | CLONE_NEWUSER),
+                          stdin, shared, **how)
         except Exception as error:
             send(theirs, describe(error))
         finally:
             os._exit(125)
+    with Descriptor(own):
+        os.setns(own, CLONE_NEWPID)  # else no child could be had when the container is gone
     theirs.close()
-    return pid, ours
+    return map_ids(pid, ours, maps) if mapped else pid, ours
 
-def reexec_inside(word, channel, program, flags, stdin, shared):
+def enter_namespaces(rows):
+    for path, flag in rows:
+        with blame(f"namespace, on {path}"), Descriptor(
+                os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+            os.setns(fd, flag)  # somebody else's namespace
+
+def become_mapped(channel, flags):
+    """Become root of a user namespace, as whom the other namespaces are to be made."""
+    if flags & CLONE_NEWUSER:
+        os.unshare(CLONE_NEWUSER)  # whoever is root in it has no power outside
+    send(channel, "map")
+    receive(channel)  # the ids in it mean something now
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    if flags & FOR_CHILDREN:
+        os.unshare(flags & FOR_CHILDREN)  # the next child is PID 1 of a new PID namespace
+    fork_inside(channel)
+
+def map_ids(pid, channel, linux):
+    """Let the ids in a process's new user namespace mean ids of ours; returns its child's pid."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child's child becomes ours
+    try:
+        message = receive(channel)[0]
+        if message != "map":
+            raise Failure(*message or ("create: init was killed",))
+        for kind in ("uid", "gid"):
+            rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
+                    for row in linux.get(f"{kind}Mappings") or ()]
+            write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows)) if rows else None
+        send(channel, "mapped")
+        return adopt(pid, channel)
+    except (Failure, OSError):
+        kill_child(pid)
+        raise
+
+def adopt(pid, channel):
+    """Inherit the child that a process has made in a PID namespace: see fork_inside; its pid."""
+    answer = receive(channel)[0]
+    if not isinstance(answer, int):
+        raise Failure(*answer or ("exec: it was killed before the command started", 137))
+    os.waitpid(pid, 0)
+    tell(channel, "go")  # sync 1, once more
+    return answer
+
+def reexec_inside(word, channel, program, flags, stdin, shared, outlive=False, preserved=0):
     """In the child: make the other namespaces and execute this file again, as `init` or `join`.
-    Mounts to be shared with the host are copied while they still are its peers."""
-    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # if run dies, however it dies, so do we
+    Mounts to be shared with the host are copied while they still are its peers.  OUTLIVE: it may
+    live longer than we.  PRESERVED: that many descriptors from 3 on are the command's."""
+    if not outlive:
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # if run dies, however it dies, so do we
     os.unshare(flags)  # a mount table, host name, IPC and network of its own
     trees = [open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | AT_RECURSIVE) for row in shared]
     mount(None, "/", None, MS_REC | MS_SLAVE, None)  # what we mount, the host must not see
     python = os.readlink("/proc/self/exe")
     mount(python, python, None, MS_BIND, None)  # a mount for the next line to act on
-    lock = MS_REMOUNT | MS_BIND | MS_RDONLY
-    mount(None, python, None, lock, None)  # so that nobody inside overwrites it: CVE-2019-5736
+    set_mount_flags(python, MS_RDONLY, whole=0)  # so nobody inside overwrites it: CVE-2019-5736
     os.dup2(stdin, 0)  # the caller's with -i, else /dev/null
     os.set_inheritable(channel.fileno(), True)
     os.set_inheritable(program, True)
-    kept = [str(fd) for fd in (channel.fileno(), *trees)]
+    kept = [str(number) for number in (channel.fileno(), preserved, *trees)]
     python_words = [python, "-I", "-S", "-X", "utf8", f"/proc/self/fd/{program}"]
     os.execvp(python, [*python_words, word, *kept])  # this file again
 
@@ -3424,8 +3675,6 @@ def supervise(state, small):
         while restarts(record, status) and back_off(record, status):
             status = None
             remove_cgroups(record)
-            with Descriptor(os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)) as own:
-                os.setns(own, CLONE_NEWPID)  # else no second namespace can be made
             start_container(state)
             status = attend(state, small)
         return status
@@ -3509,27 +3758,26 @@ def in_background(work):
     finally:
         os._exit(0)
 
-def start_process(state, process, outlive):
+def start_process(state, process, outlive, outputs=(), preserved=0):
     """Start one more process in the container of STATE, and add to that what attend() needs.
     OUTLIVE: it doesn't end with this process."""
     record, program = state["record"], own_bytecode()
     first = live_pid(record)
-    fds = [os.open(f"/proc/{first}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in JOINED]
+    joined = [name for name in JOINED if name != "user"  # nobody enters the one that it is in
+              or os.readlink(f"/proc/{first}/ns/user") != os.readlink("/proc/self/ns/user")]
+    fds = [os.open(f"/proc/{first}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in joined]
     with tolerate(*NOT_TO_BE_HAD):  # the others do as well
         fds.insert(0, pidfd_open(first, 0))
     live_pid(record)  # the pid wasn't used again before all were open
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child of `join` becomes ours
-    pid, channel = start_inside("join", CLONE_NEWNS, state["stdin"], program)
+    pid, channel = start_inside("join", CLONE_NEWNS, state["stdin"], program, outlive=outlive,
+                                preserved=preserved)
     signals = watch_signals()
     try:
         enter_cgroups(record["cgroups"], pid)
-        tell(channel, (process, outlive, assemble_filter(state["linux"])), fds)  # sync 1
-        answer = receive(channel)[0]
-        if not isinstance(answer, int):
-            raise Failure(*answer or ("exec: it was killed before the command started", 137))
-        os.waitpid(pid, 0)
-        pid = answer
-        tell(channel, "go")  # sync 1, once more
+        tell(channel, (process, outlive, assemble_filter(state["linux"]), outputs,
+                       [JOINED[name] for name in joined]), fds)  # sync 1
+        pid = adopt(pid, channel)
         state.update(pid=pid, master=await_exec(pid, channel, signals))
     except (Failure, OSError):
         kill_child(pid)
@@ -3602,7 +3850,7 @@ def carry(state, signals, crowded):
 def relays(state):
     """The streams that a container's monitor has to carry: (outputs, inputs)."""
     terminal, attached, record = state["master"], state["attached"], state["record"]
-    write = open_log(container_path(record, "container.log"), *record["log"])
+    write = open_log(container_path(record, "container.log"), *record.get("log", (0, 1)))
     if terminal is None:
         return [Relay(fd, None, log=lambda data, name=name: write(name, data))
                 for fd, name in zip(state["outputs"], ("stdout", "stderr"))], []
@@ -3639,6 +3887,248 @@ def wait_ready(signals, streams, deadline):
     return [stream for stream in busy
             if ready.get(stream.wants()[0], 0) & (stream.wants()[1] | ended)]
 
+# The OCI runtime.  Here an engine (podman, a shim of containerd) is the monitor: `create` makes
+# the container and leaves, with init waiting at a gate, a fifo, before its last step; `start`
+# writes a byte into that.  The engine inherits init, waits for it, and has its descriptors.  What
+# `create` was told, and what must be tidied up, is in oci/<id>/, and no lock says whether it runs:
+# its pid does, with its start time.  See runtime.md and config.md of the OCI's runtime-spec.
+
+UNSUPPORTED = ("process.scheduler process.ioPriority process.execCPUAffinity linux.intelRdt vm "
+               "linux.personality linux.timeOffsets linux.netDevices linux.memoryPolicy windows "
+               "linux.mountLabel linux.seccomp.listenerPath solaris zos freebsd").split()
+OCI_MOUNT = {"destination": str, "type": str, "source": str, "options": [str]}
+OCI_HOOK = {"path": str, "args": [str], "env": [str], "timeout": (int,)}
+OCI_PROCESS = {
+    "terminal": bool, "args": [str], "env": [str], "cwd": str, "user": {
+        "uid": (int,), "gid": (int,), "additionalGids": [int]}, "capabilities": {
+        kind: [str] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
+    "rlimits": [{"type": str, "soft": int, "hard": int}], "noNewPrivileges": bool}
+OCI_SPEC = {
+    "ociVersion": str, "root": {"path": str, "readonly": bool}, "mounts": [OCI_MOUNT],
+    "process": OCI_PROCESS, "hostname": str, "domainname": str, "annotations": dict,
+    "hooks": {moment: [OCI_HOOK] for moment in (
+        "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")},
+    "linux": {"namespaces": [{"type": str, "path": str}], "cgroupsPath": str, "resources": dict,
+              "devices": [{"path": str, "type": str}], "rootfsPropagation": str, "sysctl": dict,
+              "maskedPaths": [str], "readonlyPaths": [str], "seccomp": {"defaultAction": str}}}
+
+def load_bundle(bundle, container_id):
+    """The spec in a bundle's config.json, with what it leaves out; it is what init gets."""
+    what = f"{bundle}/config.json"
+    try:
+        spec = without_nulls(check(read_json(what), OCI_SPEC, what))
+    except (ValueError, RecursionError) as why:
+        raise Failure(f"{what}: bad JSON: {why}") from None
+    spec = {"root": {"path": "rootfs"}, "mounts": [], "hostname": "", "linux": {}, **spec}
+    linux = spec["linux"] = {"namespaces": [], "resources": {}, "devices": [],
+                             "cgroupsPath": f"mydocker/{container_id}", **spec["linux"]}
+    refuse_unsupported(spec, what)
+    spec["root"]["path"] = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
+    spec["process"] = full_process(spec["process"], {})
+    for row in spec["mounts"]:
+        row.setdefault("options", [])
+        row.setdefault("type", "bind" if {"bind", "rbind"} & set(row["options"]) else "none")
+        row["source"] = row.get("source", row["type"])
+        if {"bind", "rbind"} & set(row["options"]):
+            row["source"] = os.path.join(bundle, row["source"])
+    spec["annotations"] = {}  # ours mean something to init; theirs are on record
+    rules = linux["resources"].get("devices") or []
+    linux["resources"]["devices"] = [{"allow": False, "access": "rwm"}] + [
+        {**{key: value for key, value in rule.items() if value != "a"},
+         "access": rule.get("access") or "rwm"} for rule in rules] + device_rules([])[1:]
+    if "seccomp" in linux:
+        linux["seccomp"].setdefault("syscalls", [])
+    return spec
+
+def without_nulls(value):
+    """A JSON value without what is null, as if it weren't there."""
+    if isinstance(value, dict):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return [*map(without_nulls, value)] if isinstance(value, list) else value
+
+def refuse_unsupported(spec, what):
+    """Refuse by name what the spec asks for and we can't do, or what makes no sense."""
+    for path in UNSUPPORTED:
+        value = spec
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value:
+            raise Failure(f"{what}: {path}: not supported")
+    kinds = {row["type"] for row in spec["linux"]["namespaces"]}
+    for kind in kinds - {*NAMESPACES}:
+        raise Failure(f"{what}: linux.namespaces: {kind}: not supported")
+    if not has_namespace(spec, "mount"):
+        raise Failure(f"{what}: linux.namespaces: a mount namespace of its own is needed")
+    if (spec["hostname"] or spec.get("domainname")) and "uts" not in kinds:
+        raise Failure(f"{what}: hostname: it needs a uts namespace")
+    for row in spec["mounts"]:
+        if row.get("uidMappings") or {"idmap", "ridmap"} & set(row.get("options") or ()):
+            raise Failure(f"{what}: mounts: {row['destination']}: idmap: not supported")
+    if not spec.get("process", {}).get("args"):
+        raise Failure(f"{what}: process.args: it is missing")
+    word = spec["linux"].get("rootfsPropagation")
+    if word and word not in PROPAGATION:
+        raise Failure(f"{what}: linux.rootfsPropagation: {word}: unknown")
+
+def full_process(process, default):
+    """A process as confine() wants it: what isn't said is as in DEFAULT, or nothing; a capability
+    that the box itself lacks is left out, as config.md asks for."""
+    process = {"terminal": False, "env": [], "cwd": "/", "user": {}, "capabilities": {},
+               "apparmorProfile": "unconfined", "selinuxLabel": "", "noNewPrivileges": False,
+               **{key: default[key] for key in default if key != "terminal"}, **process}
+    held = plan_capabilities(free=True)[0]["bounding"]
+    wanted, lacking = process["capabilities"], set()
+    for kind in ("bounding", "effective", "permitted", "inheritable", "ambient"):
+        lacking |= {*wanted.get(kind, ())} - {*held}
+        wanted[kind] = [name for name in wanted.get(kind, ()) if name in held]
+    wanted["ambient"] = [name for name in wanted["ambient"]  # buildah asks for what can't be
+                         if name in wanted["inheritable"] and name in wanted["permitted"]]
+    if lacking:
+        warn(f"capabilities, on {', '.join(sorted(lacking))}: this box doesn't have them itself, "
+             "ignoring")
+    process["apparmorProfile"] = process["apparmorProfile"] or "unconfined"
+    if process.get("consoleSize"):
+        size = process["consoleSize"]
+        process["consoleSize"] = [size["height"], size["width"]] if isinstance(size, dict) else size
+    return process
+
+def find_oci(name):
+    """The record of the container that an engine calls NAME, or None."""
+    path = state_path("oci", name)
+    if "/" in name or name in ("", ".", "..") or not os.path.exists(path + "/state.json"):
+        return None
+    record = read_json(path + "/state.json")
+    return dict(record, running=is_alive(record))
+
+def is_alive(record):
+    """True if a container's first process is there, and no zombie: that can stay for seconds."""
+    with tolerate(errno.ENOENT, errno.ESRCH):
+        fields = read_all(f"/proc/{record['pid']}/stat").rpartition(")")[2].split()
+        return int(fields[19]) == record["pid_start"] and fields[0] not in "ZX"
+    return False
+
+def oci_status(record):
+    if not record["pid"]:
+        return "creating"
+    if not is_alive(record):
+        return "stopped"
+    waits = os.path.exists(container_path(record, "exec.fifo"))
+    return "paused" if is_paused(record["cgroups"]) else "created" if waits else "running"
+
+def oci_state(record, status=None):
+    """What `state` shows, and hooks get: runtime.md, "State"."""
+    status = status or oci_status(record)
+    return {"ociVersion": "1.2.0", "id": record["id"], "status": status,
+            "pid": 0 if status == "stopped" else record["pid"], "bundle": record["bundle"],
+            "rootfs": record["rootfs"], "created": log_time(int(record["created"] * 10**9)),
+            "annotations": record["annotations"]}
+
+def send_descriptor(path, fd):
+    """Hand a descriptor to whoever listens on a socket, an engine's console socket; it's closed."""
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
+    with blame(f"--console-socket, on {path}"), Descriptor(fd):
+        socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        socket.connect(path)
+        socket.sendmsg([b"/dev/ptmx"], rights)
+        socket.close()
+
+def create_container(container_id, bundle, console=None, preserved=0):
+    """Make a container up to its last step; returns its record and its terminal's master end, if it
+    has one and no CONSOLE socket took it.  After a failure nothing of it is left."""
+    spec = load_bundle(bundle, container_id)
+    path, pid = state_path("oci", container_id), 0
+    record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
+              "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
+              "annotations": read_json(f"{bundle}/config.json").get("annotations") or {},
+              "cgroups": cgroup_dirs(spec["linux"]["cgroupsPath"])}
+    make_dirs(os.path.dirname(path))
+    with blame(f"create, on {container_id}: container with given ID already exists"):
+        os.mkdir(path, 0o700)
+    try:
+        write_json(path + "/state.json", record)
+        write_json(path + "/config.json", spec)
+        os.mkfifo(path + "/exec.fifo", 0o600)
+        gate = os.open(path + "/exec.fifo", os.O_RDWR | os.O_CLOEXEC)
+        pid, channel = start_inside("init", namespace_flags(spec), 0, own_bytecode(),
+                                    shared_rows(spec), joined_namespaces(spec), spec["linux"],
+                                    outlive=True, preserved=preserved)
+        record.update(pid=pid, pid_start=process_start(pid))
+        record["cgroups"] = make_cgroups(record["cgroups"], spec["linux"]["resources"], pid)
+        write_json(path + "/state.json", record)
+        state = to_json(oci_state(record, "creating"))
+        tell(channel, dict(spec, filter=assemble_filter(spec["linux"]), gate=True, state=state),
+             [gate])  # sync 1
+        master = await_gate(channel, spec, state, console)
+    except (Failure, OSError):
+        kill_child(pid) if pid else None
+        remove_cgroups(record)
+        remove_tree(path)
+        raise
+    return record, master
+
+def await_gate(channel, spec, state, console):
+    """Do for init what must be done outside, until it waits for `start`; its terminal or None."""
+    master = None
+    while True:
+        message, fds = receive(channel)
+        if fds and console:
+            send_descriptor(console, fds[0])  # sync 2
+        elif fds:
+            master = fds[0]
+        elif message == "hooks":
+            run_hooks(spec, state, "prestart", "createRuntime")
+            tell(channel, "go")
+        elif message == "ready":  # sync 3
+            return master
+        else:
+            raise Failure(*message or ("create: init was killed before it was ready",))
+
+def start_created(record):
+    """Let a container that was created run: init goes through the gate."""
+    path, status = container_path(record, "exec.fifo"), oci_status(record)
+    if status != "created":
+        raise Failure(f"start, on {record['id']}: cannot start a container that is {status}")
+    with blame(f"start, on {record['id']}: container not running"), Descriptor(
+            os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as gate:
+        os.write(gate, b"0")
+    unlink_if_there(path)
+    run_late_hooks(record, "running", "poststart")
+
+def run_late_hooks(record, status, moment):
+    """Run hooks whose failure changes nothing any more: it is only said."""
+    spec, state = read_json(container_path(record, "config.json")), oci_state(record, status)
+    for hook in (spec.get("hooks") or {}).get(moment) or ():
+        try:
+            run_hooks({"hooks": {moment: [hook]}}, to_json(state), moment)
+        except (Failure, OSError) as error:
+            warn(describe(error)[0])
+
+def delete_container(record, force):
+    """Remove a container of an engine's, and all that it left."""
+    status = oci_status(record)
+    if status in ("running", "paused") and not force:
+        raise Failure(f"delete, on {record['id']}: cannot delete container that is not stopped: "
+                      f"{status}")
+    thaw(record["cgroups"])
+    send_signal(record["pid"], record["pid_start"], _signal.SIGKILL) if record["pid"] else None
+    remove_cgroups(record)
+    wait_process(record["pid"], record["pid_start"], GRACE) if record["pid"] else None
+    run_late_hooks(record, "stopped", "poststop")
+    remove_tree(container_path(record))
+
+def signal_oci(record, number, everyone):
+    """Send a signal to a container's first process, or to EVERYONE in it."""
+    if not is_alive(record) and not everyone:
+        raise Failure(f"kill, on {record['id']}: container not running")
+    if everyone:
+        for pid in cgroup_pids(record["cgroups"]):
+            with tolerate(errno.ESRCH):
+                os.kill(pid, number)
+    else:
+        send_signal(record["pid"], record["pid_start"], number)
+    if number == _signal.SIGKILL:
+        thaw(record["cgroups"])
+
 
 # ── 16. Commands ───────────────────────────────────────────────────────────
 # One function for each subcommand, below its row: usage, summary, options.  The parser and the
@@ -3655,7 +4145,10 @@ def command(usage, summary, *rows, many=False):
     called for every word, and what it returns is printed, or else the word."""
     def register(function):
         def call_for_each(options, words):
-            each(words, lambda word: function(options, word) or word)
+            def call(word):
+                said = function(options, word)
+                return word if said is None else said
+            each(words, call)
 
         COMMANDS[function.__name__[4:].replace("_", " ")] = (
             call_for_each if many else function, usage, summary, rows)
@@ -3786,7 +4279,8 @@ def parse_volume(text):
 
 def volume_row(source, place, words):
     """A row for a host path, a named volume or, without a source, a new one."""
-    kept = [word for word in words if word in PROPAGATION or word in MOUNT_FLAGS]
+    kept = ["rro" if word == "ro" else word for word in words  # with all below, as docker has it
+            if word in PROPAGATION or word in MOUNT_FLAGS]
     kept += [] if any(word in PROPAGATION for word in kept) else ["rprivate"]
     if source.startswith(("/", ".")):
         row = mount_row(place, "bind", "rbind", *kept, source=os.path.abspath(source))
@@ -3865,7 +4359,7 @@ def make_spec(options, words, plan):
         "hostname": hostname,
         "mounts": kernel_mounts(parse_size(given(options, "shm-size", "64m"), "--shm-size")),
         "annotations": {"mydocker.init": "true"} if options["init"] else {},
-        "linux": {"namespaces": [{"type": kind} for kind in (*NAMESPACES, "cgroup")],
+        "linux": {"namespaces": [{"type": kind} for kind in OWN_NAMESPACES],
                   "devices": devices, "cgroupsPath": cgroups_path,
                   "sysctl": dict(text.partition("=")[::2] for text in options["sysctl"]),
                   "resources": {**resources_of(options),
@@ -3939,6 +4433,10 @@ PROCESS_OPTIONS = (  # of run and exec
     ("-u --user", "USER[:GROUP]", "run as this user, by name or number"),
     ("-w --workdir", "DIR", "start in this directory"),
 )
+ENGINE_OPTIONS = (  # of the commands by which engines start processes
+    ("--pid-file", "FILE", "write the process's pid to a file"),
+    ("--console-socket", "SOCKET", "send the terminal's master end there"),
+    ("--preserve-fds", "N", "leave N descriptors from 3 on open"))
 STOP_OPTIONS = (
     ("-t --time", "SECONDS", "how long to wait before they are killed, -1: for ever"),
     ("-s --signal", "SIGNAL", "instead of the container's own"),
@@ -3971,10 +4469,13 @@ STOP_OPTIONS = (
          ("--stop-signal", "SIGNAL", "what `stop` sends (default: the image's, or TERM)"),
          ("--stop-timeout", "SECONDS", "how long `stop` waits before it kills (default: 10)"),
          ("--log-opt", "K=V...", "max-size=10m: turn the log over then; max-file=3: keep so many"),
+         ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"), *ENGINE_OPTIONS,
          ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"),
          ("--explain", "", "print each kernel call that makes the container, and why"))
 def cmd_run(options, words):
     apply_log_options(options)
+    if options["bundle"] is not None:
+        return run_bundle(options, words)
     plan, words = plan_root(options, words)
     spec = make_spec(options, words, plan)
     state = {"spec": spec, "record": make_record(options, plan, spec),
@@ -4129,10 +4630,9 @@ def container_root(record, volumes=True):
 
 def live_pid(record):
     """The pid of a running container's PID 1, made sure of by its start time."""
-    pid = record.get("pid")  # none while it starts
-    if not pid or process_start(pid) != record["pid_start"]:
+    if not record.get("pid") or not is_alive(record):  # no pid while it starts
         raise Failure(f"container, on {record['name']}: it is not running")
-    return pid
+    return record["pid"]
 
 def stop_container(record, number, seconds):
     """Send a container a signal, and SIGKILL after SECONDS (-1: never); returns when it is swept.
@@ -4249,7 +4749,7 @@ def render(template, value):
     template = template.replace("\\t", "\t").replace("\\n", "\n")
     return re.sub(r"\{\{\s*(json\s+)?((?:\.\w*)+)\s*\}\}", look_up, template)
 
-@command("[OPTIONS]", "list the containers",
+@command("[OPTIONS] [ID]", "list the containers; with the ID of an engine's container its pids",
          ("-a --all", "", "also those that don't run"),
          ("-q --quiet", "", "ids only"),
          ("-l --latest", "", "the one that was made last"),
@@ -4258,8 +4758,11 @@ def render(template, value):
          ("--no-trunc", "", "ids and commands in full"),
          ("-f --filter", "K=V...", f"only some, by {', '.join(PS_FILTERS)}"),
          ("--format", "FORMAT", "table, json or a template, such as '{{.ID}} {{.PID}}'"))
-def cmd_ps(options, _):
+def cmd_ps(options, words):
     """What runs is asked of the kernel, not read."""
+    if words:
+        pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
+        return show(to_json(pids) if options["format"] == "json" else "\n".join(map(str, pids)))
     sweep_containers()
     records = container_records()
     for key, _, value in (text.partition("=") for text in options["filter"]):
@@ -4327,32 +4830,69 @@ def parse_moment(text, option):
         raise Failure(f"{option}, on {text}: not a time, such as 2026-01-08T09:32:52Z, 1767835972 "
                       "or 10m") from None
 
-@command("[OPTIONS] CONTAINER COMMAND [ARG...]", "run one more command in a running container",
-         *PROCESS_OPTIONS,
-         ("--privileged", "", "with all capabilities that the box can give, and no filter"))
+@command("[OPTIONS] CONTAINER COMMAND [ARG...]  or  exec --process FILE ID",
+         "run one more command in a running container", *PROCESS_OPTIONS,
+         ("--privileged", "", "with all capabilities that the box can give, and no filter"),
+         ("--process", "FILE", "the process in the OCI's form"), *ENGINE_OPTIONS)
 def cmd_exec(options, words):
-    """The process is as the container's own, but for what the options say."""
-    record = find_container(words[0])
+    """The process is as the container's own, but for what the options or the file say."""
+    if not words or not (words[1:] or options["process"]):
+        raise Failure("exec: it takes CONTAINER COMMAND", hint="mydocker exec --help")
+    oci = find_oci(words[0])
+    record = oci or find_container(words[0])
     live_pid(record)
     if is_paused(record["cgroups"]):
         raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker unpause {words[0]}")
-    spec = read_json(container_path(record, "config.json"))
-    old = spec["process"]
-    process = dict(old, args=words[1:], consoleSize=caller_size(),
-                   terminal=options["tty"] and not options["detach"],
+    spec, detach = read_json(container_path(record, "config.json")), options["detach"]
+    process = (read_process(options["process"], spec["process"]) if options["process"] else
+               exec_process(options, words[1:], spec["process"]))
+    state = {"record": record, "linux": {} if options["privileged"] else spec["linux"],
+             "attached": True, "interactive": options["interactive"] or bool(oci),
+             "logged": False, "outputs": [], "typed": b"", "stdin": 0}
+    if not oci and (detach or not options["interactive"]):
+        state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    start_process(state, process, detach, (0, 0) if detach and not oci else (),
+                  preserved_fds(options))
+    hand_over(options, state["pid"], state["master"])
+    return None if detach else attend(state, True)
+
+def exec_process(options, args, old):
+    """One more process as the options say, and otherwise as OLD."""
+    named = {} if options["user"] is None else {"username": options["user"]}
+    user, ours = {**old["user"], **named}, "username" in old["user"]  # else it is an engine's
+    process = dict(old, args=args, consoleSize=caller_size(), user=user,
+                   terminal=options["tty"] and not (ours and options["detach"]),
                    cwd=os.path.join(old["cwd"], given(options, "workdir", "")),
-                   env=environment_of(options, old["env"]),
-                   user={**old["user"], "username": given(options, "user",
-                                                          old["user"]["username"])})
+                   env=environment_of(options, old["env"]))
     if options["privileged"]:
         process.update(capabilities=plan_capabilities(free=True)[0], apparmorProfile="unconfined")
-    state = {"record": record, "linux": {} if options["privileged"] else spec["linux"],
-             "attached": True, "interactive": options["interactive"],
-             "logged": False, "outputs": [], "typed": b"", "stdin": 0}
-    if options["detach"] or not options["interactive"]:
-        state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    start_process(state, process, options["detach"])
-    return None if options["detach"] else attend(state, True)
+    return process
+
+def read_process(path, old):
+    """The process in an engine's file."""
+    try:
+        process = without_nulls(check(read_json(path), OCI_PROCESS, path))
+    except (ValueError, RecursionError) as why:
+        raise Failure(f"--process, on {path}: bad JSON: {why}") from None
+    if not process.get("args"):
+        raise Failure(f"--process, on {path}: args: it is missing")
+    kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
+    return full_process(process, {key: old[key] for key in kept if key in old})
+
+def preserved_fds(options):
+    """How many descriptors from 3 on are the command's; they must be open."""
+    count = parse_number(given(options, "preserve-fds", "0"), "--preserve-fds")
+    for fd in range(3, 3 + count):
+        with blame(f"--preserve-fds, on {count}: descriptor {fd}"):
+            os.fstat(fd)
+    return count
+
+def hand_over(options, pid, master):
+    """Give an engine what it asked for: the pid in a file, the terminal on a socket."""
+    if options["pid-file"]:
+        write_file(options["pid-file"], str(pid))
+    if options["console-socket"] and master is not None:
+        send_descriptor(options["console-socket"], Descriptor(master))
 
 @command("[OPTIONS] CONTAINER...", "end containers: with their stop signal, then with SIGKILL",
          *STOP_OPTIONS, many=True)
@@ -4363,9 +4903,13 @@ def cmd_stop(options, name):
         number = parse_signal(options["signal"], "--signal")
     stop_container(record, number, parse_number(seconds, "--time", -1))
 
-@command("[OPTIONS] CONTAINER...", "start containers that have ended, as they were",
+@command("[OPTIONS] CONTAINER...", "start containers that have ended, as they were, or one that "
+         "`create` made",
          ("-a --attach", "", "stay with it"), ("-i --interactive", "", "with -a: pass input on"))
 def cmd_start(options, words):
+    oci = find_oci(words[0])
+    if oci:
+        return start_created(oci)
     sweep_containers()
     if options["attach"] and len(words) == 1:
         return relaunch(find_container(words[0]), options)
@@ -4406,11 +4950,20 @@ def cmd_restart(options, name):
     cmd_stop(options, name)
     start_again(find_container(name))
 
-@command("[OPTIONS] CONTAINER...", "send containers' first process a signal",
-         ("-s --signal", "SIGNAL", "by name or number (default: KILL)"), many=True)
-def cmd_kill(options, name):
+@command("[OPTIONS] CONTAINER...  or  kill [--all] ID [SIGNAL]",
+         "send containers' first process a signal",
+         ("-s --signal", "SIGNAL", "by name or number (default: KILL; of an engine's: TERM)"),
+         ("-a --all", "", "of an engine's container: all processes"))
+def cmd_kill(options, words):
+    oci = find_oci(words[0]) if words else None
+    if oci or options["all"] or not words:
+        number = given(options, "signal", (words + ["TERM"])[1]) if words else "TERM"
+        return signal_oci(oci or known_oci("".join(words[:1])), parse_signal(number, "--signal"),
+                          options["all"])
     number = parse_signal(given(options, "signal", "KILL"), "--signal")
-    record = find_container(name)
+    each(words, lambda name: kill_container(find_container(name), number) or name)
+
+def kill_container(record, number):
     pid = live_pid(record)
     if number in (_signal.SIGKILL, record["stop_signal"]):
         touch_if_there(container_path(record, "stop"))
@@ -4420,15 +4973,20 @@ def cmd_kill(options, name):
 
 @command("CONTAINER...", "freeze all processes of containers", many=True)
 def cmd_pause(_, name, frozen=True):
-    record = find_container(name)
+    record = find_oci(name) or find_container(name)
     live_pid(record)
     if is_paused(record["cgroups"]) == frozen:
         raise Failure(f"container, on {name}: it is {'already' if frozen else 'not'} paused")
     freeze(record["cgroups"], frozen)
+    return "" if "folder" in record else None  # engines want to hear nothing
 
 @command("CONTAINER...", "let the processes of paused containers go on", many=True)
 def cmd_unpause(_, name):
-    cmd_pause(_, name, False)
+    return cmd_pause(_, name, False)
+
+@command("ID", "the same as unpause, for engines")
+def cmd_resume(_, words):
+    cmd_pause(_, words[0], False)
 
 @command("CONTAINER...", "wait for containers to end, and print their exit statuses", many=True)
 def cmd_wait(_, name):
@@ -4441,17 +4999,26 @@ def cmd_wait(_, name):
         return "0"
 
 @command("[OPTIONS] CONTAINER...", "change the limits of containers, at once if they run",
-         *LIMIT_OPTIONS, many=True)
+         *LIMIT_OPTIONS, ("-r --resources", "FILE|-", "limits as the OCI's resources"), many=True)
 def cmd_update(options, name):
     """What isn't given stays as it is; what the kernel refuses leaves the spec as it was."""
-    record = find_container(name)
-    path = container_path(record, "config.json")
-    spec = read_json(path)
-    for group, values in resources_of(options).items():
-        spec["linux"]["resources"].setdefault(group, {}).update(values)
+    record = find_oci(name) or find_container(name)
+    path, file = container_path(record, "config.json"), options["resources"]
+    spec, wanted = read_json(path), resources_of(options)
+    if file:
+        with blame(f"--resources, on {file}"):
+            wanted = parse_json(b"".join(read_path(0 if file == "-" else file)), file, {
+                group: dict for group in ("memory", "cpu", "pids", "unified", "blockIO")})
+    for group, values in wanted.items():
+        if isinstance(values, dict):
+            spec["linux"]["resources"].setdefault(group, {}).update(
+                {key: value for key, value in values.items() if value})  # 0: leave it
+        elif values:
+            spec["linux"]["resources"][group] = values
     if record["running"]:
         limit_cgroups(record["cgroups"], spec["linux"]["resources"])
     write_json(path, spec)
+    return "" if "folder" in record else None
 
 STATS = {"ID": "CONTAINER ID", "Name": "NAME", "CPUPerc": "CPU %", "MemUsage": "MEM USAGE / LIMIT",
          "MemPerc": "MEM %", "NetIO": "NET I/O", "BlockIO": "BLOCK I/O", "PIDs": "PIDS"}
@@ -4661,7 +5228,7 @@ def inspected(name):
                 for value in [linux["resources"][group].get(key)] if value is not None}},
         "Limits": limits_there(record["cgroups"]) if record["running"] else {},
         "Mounts": [{"Type": "volume" if "volume" in row else row["type"], "Source": row["source"],
-                    "Destination": row["destination"], "RW": "ro" not in row["options"]}
+                    "Destination": row["destination"], "RW": not {"ro", "rro"} & {*row["options"]}}
                    for row in spec["mounts"] if row["type"] == "bind"],
         "Record": record, "Spec": spec}
 
@@ -4746,6 +5313,155 @@ def readable(fd):
     finally:
         os.close(fd)
 
+# What engines call; they share start, exec, kill, ps, pause and update with the above.
+
+def known_oci(name):
+    record = find_oci(name)
+    if not record:
+        raise Failure(f"container, on {name or chr(39) * 2}: container does not exist")
+    return record
+
+@command("[OPTIONS] ID", "make a container from an OCI bundle, up to its last step",
+         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *ENGINE_OPTIONS)
+def cmd_create(options, words):
+    if not is_name(words[0].replace("+", "-")):
+        raise Failure(f"create, on {words[0]}: not a container's id")
+    bundle = os.path.abspath(given(options, "bundle", "."))
+    record, master = create_container(words[0], bundle, options["console-socket"],
+                                      preserved_fds(options))
+    if master is not None:
+        delete_container(record, True)
+        raise Failure("create, on process.terminal: there is no --console-socket to send it to")
+    hand_over(options, record["pid"], None)
+
+def run_bundle(options, words):
+    """What create, start, waiting and delete do together; returns the exit status."""
+    bundle = os.path.abspath(options["bundle"])
+    record, master = create_container("".join(words[:1]), bundle, options["console-socket"],
+                                      preserved_fds(options))
+    try:
+        hand_over(options, record["pid"], None)
+        start_created(record)
+        if options["detach"]:
+            return None
+        return attend({"record": record, "pid": record["pid"], "master": master, "outputs": [],
+                       "attached": True, "interactive": True, "logged": False, "typed": b""}, True)
+    finally:
+        delete_container(record, True) if not options["detach"] else None
+
+@command("[OPTIONS] ID", "remove an engine's container, and all that it left",
+         ("-f --force", "", "also if it runs, or isn't there"))
+def cmd_delete(options, words):
+    record = find_oci(words[0])
+    if record or not options["force"]:
+        delete_container(known_oci(words[0]), options["force"])
+
+@command("ID", "show the state of an engine's container, in the OCI's form")
+def cmd_state(_, words):
+    show(to_json(oci_state(known_oci(words[0]))))
+
+@command("[OPTIONS]", "list the engines' containers",
+         ("-f --format", "FORMAT", "table, json or a template"), ("-q --quiet", "", "ids only"))
+def cmd_list(options, _):
+    records = filter(None, map(find_oci, listing(state_path("oci"))))
+    rows = [{**oci_state(record), "owner": "root"} for record in records]
+    if options["format"] == "json":
+        return show(to_json(rows))
+    show_rows([{key: str(value) for key, value in row.items()} for row in rows],
+              {key: key.upper() for key in ("id", "pid", "status", "bundle", "created", "owner")},
+              "{{.id}}" if options["quiet"] else options["format"])
+
+@command("[OPTIONS] ID", "show what an engine's container uses, as JSON",
+         ("--stats", "", "once, and leave"))
+def cmd_events(options, words):
+    while True:
+        dirs = known_oci(words[0])["cgroups"]
+        cpu = count(dirs, "", "cpuacct.usage") or 1000 * count(dirs, "usage_usec", "cpu.stat")
+        limit = count(dirs, "", "memory.limit_in_bytes", "memory.max")
+        show(to_json({"type": "stats", "id": words[0], "data": {
+            "cpu": {"usage": {"total": cpu}}, "pids": {
+                "current": len(cgroup_pids(dirs[:1])), "limit": count(dirs, "", "pids.max")},
+            "memory": {"usage": {"limit": limit, "usage": count(
+                dirs, "", "memory.usage_in_bytes", "memory.current")}}}}))
+        if options["stats"]:
+            return
+        time.sleep(5)
+
+@command("", "show what of the OCI's runtime-spec is carried out, as JSON")
+def cmd_features(*_):
+    show(to_json({
+        "ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0", "hooks": [*OCI_SPEC["hooks"]],
+        "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup"]),
+        "linux": {"namespaces": sorted(NAMESPACES), "capabilities": CAPABILITIES,
+                  "cgroup": {"v1": True, "v2": True, "systemd": False},
+                  "seccomp": {"enabled": True, "actions": sorted(SECCOMP_ACTIONS)},
+                  "apparmor": {"enabled": True}, "selinux": {"enabled": True}}}))
+
+@command("[OPTIONS]", "write an example of a config.json",
+         ("-b --bundle", "DIR", "where to (default: here)"))
+def cmd_spec(options, _):
+    import json
+    spec = {"ociVersion": "1.2.0", "hostname": "mydocker", "process": {
+        "terminal": True, "user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/",
+        "env": [f"PATH={DEFAULT_PATH}", "TERM=xterm"], "capabilities": plan_capabilities()[0],
+        "noNewPrivileges": True}, "root": {"path": "rootfs", "readonly": True},
+        "mounts": kernel_mounts(), "linux": {
+            "namespaces": [{"type": kind} for kind in OWN_NAMESPACES],
+            "maskedPaths": MASKED_PATHS, "readonlyPaths": READ_ONLY_PATHS}}
+    path = os.path.join(given(options, "bundle", "."), "config.json")
+    with blame(f"spec, on {path}"), open(path, "x") as file:
+        file.write(json.dumps(spec, indent=4) + "\n")
+
+# Python compiles a script at each start, 40 ms for this one.  So what is installed is a launcher of
+# ten lines, which runs the bytecode beside the file if it is the file's (PEP 552, "Specification").
+
+LAUNCHER = """#!{python} -IS
+import marshal, os
+from _frozen_importlib_external import MAGIC_NUMBER
+source, data = {source!r}, b""
+info = os.stat(source)
+head = MAGIC_NUMBER + b"".join((number & 0xffffffff).to_bytes(4, "little")
+                               for number in (0, int(info.st_mtime), info.st_size))
+if os.path.exists(source + "c"):
+    with open(source + "c", "rb") as file:
+        data = file.read()
+if not data.startswith(head):  # the file or the Python has changed
+    with open(source, "rb") as file:
+        data = head + marshal.dumps(compile(file.read(), source, "exec"))
+    try:
+        with open(source + "c.%d" % os.getpid(), "wb") as file:
+            file.write(data)
+        os.rename(file.name, source + "c")
+    except OSError:
+        pass
+exec(marshal.loads(memoryview(data)[16:]))
+"""
+
+def installed_files(words):
+    """Where a command's PREFIX has the launcher and the program: (path, path)."""
+    prefix = os.path.abspath(words[0] if words else "/usr/local")
+    return f"{prefix}/bin/mydocker", f"{prefix}/lib/mydocker/mydocker.py"
+
+@command("[PREFIX]", "put this file, and a launcher that compiles nothing, in place (/usr/local)")
+def cmd_install(_, words):
+    launcher, source = installed_files(words)
+    text, python = read_all(sys._getframe().f_code.co_filename), os.path.realpath(sys.executable)
+    for path, data, mode in ((source, text, 0o644), (
+            launcher, LAUNCHER.format(python=python, source=source), 0o755)):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_file(path, data)
+        os.chmod(path, mode)
+    if os.spawnv(os.P_WAIT, launcher, [launcher, "--version"]):  # makes the bytecode
+        raise Failure(f"install, on {launcher}: it doesn't start")
+
+@command("[PREFIX]", "take away what install put in place; images and containers stay")
+def cmd_uninstall(_, words):
+    launcher, source = installed_files(words)
+    for path in (launcher, source, source + "c"):
+        unlink_if_there(path)
+    with tolerate(errno.ENOENT, errno.ENOTEMPTY):
+        os.rmdir(os.path.dirname(source))
+
 @command("FD...", HIDDEN)
 def cmd_init(_, words):
     go_inside("init", words, container_main)
@@ -4757,20 +5473,25 @@ def cmd_join(_, words):
 def go_inside(name, words, become):
     """Let BECOME replace this process; whatever stops it is told to the other side."""
     try:
-        channel, trees = _socket.socket(fileno=int(words[0])), [int(word) for word in words[1:]]
+        channel, preserved, *trees = map(int, words)
+        channel = _socket.socket(fileno=channel)
     except (IndexError, ValueError, OSError):
         raise Failure(f"{name}: it can't be typed, only `run` starts it, inside the new namespaces",
                       hint="mydocker run -it /bin/sh") from None
     for fd in open_fds():  # nothing of the caller's comes along: CVE-2024-21626
         if fd in (channel.fileno(), *trees):
             os.set_inheritable(fd, False)
-        else:
+        elif fd > 2 + preserved:
             os.close(fd)
     if os.environ.get("MYDOCKER_EXPLAIN"):
         explain_calls()
     try:
         become(channel, trees)
     except Exception as error:
+        message, status, _ = describe(error)
+        if channel.fileno() < 0:  # `create` has left
+            print_line(f"mydocker: {message}")
+            os._exit(status)
         send(channel, describe(error))
     finally:
         os._exit(125)  # nothing of the outside's clean-up may run twice
@@ -4870,6 +5591,9 @@ GLOBAL_OPTIONS = (
     ("--root", "DIR", f"where the state is kept (default: {STATE_ROOT}, or MYDOCKER_ROOT)"),
     ("-h --help", "", "show this help"),
     ("-v --version", "", "show the version"),
+    ("--log", "FILE", "write errors there, too, as JSON, for engines"),
+    ("--log-format", "FORMAT", "json or text; it is json"), ("--debug", "", "say more"),
+    ("--systemd-cgroup", "", "accepted: cgroups go where systemd would have them"),
 )
 
 def overview():
@@ -4884,6 +5608,8 @@ def dispatch(words):
     options, words = parse_options(GLOBAL_OPTIONS, words, "mydocker")
     root = options["root"] or os.environ.get("MYDOCKER_ROOT") or STATE_ROOT
     os.environ["MYDOCKER_ROOT"] = os.path.abspath(root)  # a monitor changes its directory
+    os.environ.update({"MYDOCKER_ERRORS": options["log"]} if options["log"] else {})
+    os.environ.update({"MYDOCKER_LOG": "debug"} if options["debug"] else {})
     if options["version"]:
         return show(f"mydocker {VERSION}") or 0
     if options["help"] or words[:1] == ["help"]:
@@ -4910,9 +5636,9 @@ def dispatch(words):
 
 def main():
     """Run the program and exit; the status is Docker's: 125 if the trouble is mydocker's own."""
-    while os.open(os.devnull, os.O_RDWR) < 3:  # a closed standard descriptor must not be taken
+    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:  # a closed standard one must not be taken
         pass
-    os.close(3)
+    os.close(fd)
     if sys.getfilesystemencoding() != "utf-8":  # such as GBK: bytes must come and go unchanged
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.argv])
     try:
@@ -4922,6 +5648,7 @@ def main():
     except Exception as error:
         message, status, hint = describe(error)
         print_line(f"mydocker: {message}")
+        log_for_engine("error", message)
         if hint:
             print_line(f"hint: {hint}")
     os._exit(status)  # at once: nothing is left to tidy up, and the interpreter's own takes 2 ms

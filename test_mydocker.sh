@@ -4423,6 +4423,336 @@ test_faults() { # life: a system call that fails, or a kill at it, leaves nothin
   done
 }
 
+# ── 16. The OCI runtime ────────────────────────────────────────────────────
+
+oci_bundle() { # a root of the box's own programs in ./root, and a config.json around it
+  own_state
+  [[ -d root ]] || small_root root
+  rm -f config.json
+  run 0 spec
+  configure 'c["process"]["terminal"] = False'
+}
+
+configure() { # configure PYTHON [ARG...]: change config.json, c, and with ARGs its command
+  "$PYTHON" -I - "$@" <<'PYTHON'
+import json, sys
+c = json.load(open("config.json"))
+c["root"]["path"] = "root"
+p, l = c["process"], c["linux"]
+exec(sys.argv[1])
+if sys.argv[2:]:
+    p["args"] = sys.argv[2:]
+json.dump(c, open("config.json", "w"))
+PYTHON
+}
+
+bundle_says() { # bundle_says WANT PYTHON ARG...: the bundle, changed so, says that
+  oci_bundle
+  configure "${@:2}"
+  run 0 run --bundle . t
+  is "$out" "$1"
+}
+
+field() { # field NAME: of the state in $out
+  sed -nE 's/.*"'"$1"'": "?([^",}]*).*/\1/p' <<<"$out"
+}
+
+test_oci_life() { # oci: create, start, state, ps, kill and delete, with the words that engines look for
+  oci_bundle
+  configure '' /bin/sh -c 'echo started; trap "exit 7" TERM; while :; do sleep 0.05; done'
+  run 0 create --pid-file pid t
+  is "$out$err" ''
+  run 0 state t
+  is "$(field status) $(field pid) $(field bundle)" "created $(<pid) $PWD"
+  [[ ! -s said ]]
+  fails 125 'container with given ID already exists' create t
+  run 0 ps --format json t
+  is "$out" "[$(<pid)]"
+  run 0 list --format json
+  like "$out" '"id": "t", "status": "created"'
+  run 0 list -q
+  is "$out" t
+  run 0 start t
+  run 0 state t
+  is "$(field status)" running
+  fails 125 'cannot start a container that is running' start t
+  fails 125 'not stopped: running' delete t
+  run 0 pause t
+  run 0 state t
+  is "$out" "${out/running/paused}"
+  is "$(field status)" paused
+  run 0 resume t
+  run 0 events --stats t
+  like "$out" '"pids": \{"current": [12],'
+  run 0 kill t 15
+  wait_for gone "$(<pid)"
+  run 0 state t
+  is "$(field status) $(field pid)" 'stopped 0'
+  fails 125 'container not running' kill t 15
+  run 0 kill --all t 9
+  run 0 delete t
+  fails 125 'container does not exist' state t
+  fails 125 'container does not exist' delete t
+  run 0 delete --force t
+  run 0 --log log --log-format json create --bundle . t
+  timeout 60 "${mydocker[@]}" --log log --log-format=json create --bundle . t 2>err && fail 'made it twice'
+  like "$(<log)" '^\{"level": "error", "msg": "create, on t: container with given ID already exists: .*", "time": "20[^"]*Z"\}$'
+  run 0 delete --force t
+  is "$(find state/oci -mindepth 1)" ''
+  is "$(find /sys/fs/cgroup -path '*/mydocker/t')" ''
+}
+
+test_oci_create_fails() { # oci: what can't start fails create with the engines' words, and nothing of it stays
+  local before
+  oci_bundle
+  before=$(wc -l </proc/self/mountinfo)
+  configure '' /nonexistent
+  fails 125 '^mydocker: exec, on /nonexistent: no such file or directory' create t
+  configure '' nonexistent
+  fails 127 'executable file not found in \$PATH' create t
+  configure '' /etc/passwd
+  fails 126 'permission denied' create t
+  configure 'p["cwd"] = "/etc/passwd/x"' /bin/true
+  fails 125 'passwd' create t
+  configure 'p["cwd"] = "/"; l["resources"] = {"hugepageLimits": [{"pageSize": "3MB", "limit": 1}]}'
+  fails 125 'hugepageLimits' create t
+  configure 'l["resources"] = {}; c["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "echo oops >&2; exit 3"]}]}'
+  fails 125 '^mydocker: hook, on /bin/sh: exit status 3: oops$' create t
+  configure 'c["hooks"] = {"createContainer": [{"path": "/bin/sleep", "args": ["sleep", "1000"], "timeout": 1}]}'
+  fails 125 'took more than 1 seconds' create t
+  is "$(find state/oci -mindepth 1)$(find /sys/fs/cgroup -path '*/mydocker/t')" ''
+  is "$(wc -l </proc/self/mountinfo)" "$before"
+}
+
+test_oci_refused() { # oci: a config.json that is wrong, or asks for what we can't do, is refused by name
+  local change
+  oci_bundle
+  while IFS=' ' read -r want change; do
+    cp config.json good
+    configure "$change"
+    fails 125 "config.json.*$want" create t
+    mv good config.json
+  done <<'END'
+linux.intelRdt l["intelRdt"] = {"closID": "x"}
+linux.personality l["personality"] = {"domain": "LINUX32"}
+process.scheduler p["scheduler"] = {"policy": "SCHED_BATCH"}
+idmap c["mounts"][0]["options"].append("idmap")
+namespaces l["namespaces"].append({"type": "moon"})
+mount l["namespaces"] = [{"type": "pid"}]
+hostname l["namespaces"] = [{"type": "mount"}]
+rootfsPropagation l["rootfsPropagation"] = "everywhere"
+process.args p["args"] = []
+args p["args"] = "sh"
+args p["args"] = [1]
+mounts c["mounts"] = {}
+destination c["mounts"][0]["destination"] = 7
+user p["user"]["uid"] = -1
+uid p["user"]["uid"] = "root"
+linux c["linux"] = []
+END
+  echo '{' >config.json
+  fails 125 'config.json: bad JSON' create t
+  rm config.json
+  fails 125 'config.json' create t
+  fails 125 'not a container.s id' create ../t
+  is "$(find state -mindepth 2)" ''
+}
+
+test_oci_process() { # oci: user, groups, umask, cwd, environment, limits and names are the config's
+  bundle_says $'uid=5 gid=6 groups=6,7\n0077 /tmp A=b\n77\ndom.x hostess' '
+p["user"] = {"uid": 5, "gid": 6, "additionalGids": [7], "umask": 63}
+p.update(cwd="/tmp", env=p["env"] + ["A=b"], rlimits=[{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}])
+c.update(hostname="hostess", domainname="dom.x")' \
+    /bin/sh -c 'id | sed "s/groups=7/groups=6,7/"; echo $(umask) $PWD A=$A; ulimit -n; echo $(cat /proc/sys/kernel/domainname /proc/sys/kernel/hostname)' ||
+    skip 'needs sed in the root'
+}
+
+test_oci_namespaces() { # oci: namespaces are new, the host's, or somebody's by path; a cgroup is where cgroupsPath says
+  need unshare
+  local other
+  unshare --net --ipc --uts sleep 1000 &
+  other=$!
+  wait_for other_namespace "$other"
+  bundle_says "$(readlink "/proc/$other/ns/net" "/proc/$other/ns/ipc" "/proc/$other/ns/uts" /proc/self/ns/pid)" "
+for row in l['namespaces']:
+    kind = {'network': 'net', 'ipc': 'ipc', 'uts': 'uts'}.get(row['type'])
+    if kind:
+        row['path'] = '/proc/$other/ns/' + kind
+l['namespaces'] = [row for row in l['namespaces'] if row['type'] != 'pid']
+c.pop('hostname')" /bin/sh -c 'for kind in net ipc uts pid; do readlink /proc/self/ns/$kind; done'
+  kill "$other"
+  wait "$other" || :
+  fails 125 'namespace, on /proc/.*/ns/' run --bundle . t
+  oci_bundle
+  configure 'l["cgroupsPath"] = "mydocker'$$'-test.slice:pre:t"; l["namespaces"] = [row for row in l["namespaces"] if row["type"] != "cgroup"]' /bin/cat /proc/self/cgroup
+  run 0 run --bundle . t
+  like "$out" ":/mydocker$$.slice/mydocker$$-test.slice/pre-t.scope"
+  find /sys/fs/cgroup -depth -type d -path "*/mydocker$$*" -exec rmdir {} +
+  is "$(find /sys/fs/cgroup -name 'pre-t.scope')" ''
+}
+other_namespace() { # other_namespace PID: it isn't in our network any more
+  [[ $(readlink "/proc/$1/ns/net") != "$(readlink /proc/self/ns/net)" ]]
+}
+
+test_oci_user_namespace() { # oci: in a user namespace root is nobody's root, and /dev, /proc and /sys are there all the same
+  need userns
+  chmod 755 .
+  small_root root
+  mkdir root/proc root/sys root/dev # the root of the user namespace can't make them
+  bundle_says $'0 100000 65536\nwritten\n/proc/self/fd' '
+l["namespaces"].append({"type": "user"})
+l["uidMappings"] = l["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 65536}]' \
+    /bin/sh -c 'read a b c </proc/self/uid_map; echo $a $b $c; echo x >/dev/null && echo written; ls /sys/class/net/lo/mtu >/dev/null; readlink /dev/fd'
+  configure '' /bin/sh -c 'read x; echo x >/etc/new'
+  run 0 create --pid-file pid t </dev/null
+  is "$(stat -c %u "/proc/$(<pid)")" 100000
+  run 0 exec t /bin/sh -c 'id -u; read a b c </proc/self/uid_map; echo $b'
+  is "$out" $'0\n100000'
+  run 0 delete --force t
+}
+
+test_oci_mounts() { # oci: mount options apply to one mount or, with r in front, to all below it; so does propagation
+  mkdir -p source/below
+  mount -t tmpfs none source/below
+  mkdir source/below/there
+  bundle_says $'ro,nosuid,noatime\nro,nosuid,noatime\nro\nrw' "
+for place, options in (('/m', 'rbind rro rnosuid rnoatime rslave'), ('/n', 'rbind ro')):
+    c['mounts'].append({'destination': place, 'type': 'none', 'source': '$PWD/source', 'options': options.split()})
+l['rootfsPropagation'] = 'private'" /bin/sh -c '
+while read -r _ _ _ _ place words _; do
+  case $place in
+    /m*) echo "${words%,relatime}" ;;
+    /n*) echo "${words%%,*}" ;;
+  esac
+done </proc/self/mountinfo'
+  umount source/below
+  mkdir root/full
+  echo kept >root/full/file
+  bundle_says $'kept\nmydocker' "c['mounts'].append({'destination': '/full', 'type': 'tmpfs', 'options': ['tmpcopyup', 'size=1m']})" \
+    /bin/sh -c 'cat /full/file; cat /proc/sys/kernel/hostname'
+}
+
+test_oci_hooks() { # oci: every hook runs at its moment, with the state on its input
+  oci_bundle
+  configure "
+c['hooks'] = {moment: [{'path': '/bin/sh', 'args': ['sh', '-c', 'read -r s; echo \"' + moment + ' \$s\" >>$PWD/hooks']}]
+              for moment in ('prestart', 'createRuntime', 'createContainer', 'poststart', 'poststop')}
+c['hooks']['startContainer'] = [{'path': '/bin/sh', 'args': ['sh', '-c', 'read -r s; echo \"\$s\" >/tmp/state'], 'env': ['X=y']}]
+c['hooks']['poststop'].insert(0, {'path': '/nonexistent'})
+c['root']['readonly'] = False" /bin/cat /tmp/state
+  run 0 create t >said
+  like "$(<hooks)" '^prestart .*createRuntime .*createContainer .*"status": "creating"'
+  unlike "$(<hooks)" 'poststart'
+  run 0 start t
+  run 0 delete --force t
+  like "$err" 'warning: .*nonexistent'
+  is "$(sed 's/ .*//' hooks | tr '\n' ' ')" 'prestart createRuntime createContainer poststart poststop '
+  like "$(sed -n 's/^poststop //p' hooks)" '"id": "t", "status": "stopped", "pid": 0, "bundle": "'"$PWD"'"'
+  run 0 run --bundle . t
+  like "$out" '"id": "t"'
+}
+
+test_oci_exec() { # oci: exec takes a process in a file, and the engine gets its pid, terminal and status
+  local status=0
+  oci_bundle
+  configure 'p["capabilities"]["bounding"].remove("CAP_KILL")' /bin/sleep 1000
+  run 0 create --pid-file pid t
+  run 0 start t
+  echo '{"args": ["/bin/sh", "-c", "echo $A; id -u; pwd; grep CapBnd /proc/self/status; exit 9"], "cwd": "/tmp", "env": ["A=b"], "user": {"uid": 3, "gid": 4}}' >process
+  sed -i 's/grep CapBnd .proc.self.status/read -r _ b <\/proc\/self\/loginuid; echo x/' process
+  run 9 exec --process process t
+  is "$out" $'b\n3\n/tmp\nx'
+  run 5 exec t /bin/sh -c 'exit 5'
+  echo '{"args": ["/bin/sleep", "1000"], "cwd": "/"}' >process
+  run 0 exec --detach --pid-file pid2 --process process t
+  is "$(readlink "/proc/$(<pid2)/ns/pid" "/proc/$(<pid2)/ns/mnt")" "$(readlink "/proc/$(<pid)/ns/pid" "/proc/$(<pid)/ns/mnt")"
+  is "$(grep -E '^(Cap(Bnd|Eff)|Seccomp:)' "/proc/$(<pid2)/status")" "$(grep -E '^(Cap(Bnd|Eff)|Seccomp:)' "/proc/$(<pid)/status")"
+  run 0 ps --format json t
+  is "$out" "[$(<pid), $(<pid2)]"
+  echo '{"args": "x"}' >process
+  fails 125 '^mydocker: process: args: list wanted' exec --process process t
+  run 0 kill --all t KILL
+  wait_for gone "$(<pid)" "$(<pid2)"
+  fails 125 'not running' exec t /bin/true
+  run 0 delete t
+}
+
+console='
+import array, os, socket, subprocess, sys
+server = socket.socket(socket.AF_UNIX)
+server.bind("socket")
+server.listen()
+command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+connection, _ = server.accept()
+_, rights, _, _ = connection.recvmsg(64, socket.CMSG_SPACE(4))
+master = array.array("i", rights[0][2])[0]
+assert command.wait() == 0
+subprocess.run([*sys.argv[1:3], "start", "t"], check=True)
+data = b""
+try:
+    while b"end" not in data:
+        data += os.read(master, 4096)
+except OSError:
+    pass
+os.write(1, data.replace(b"\r", b""))'
+
+test_oci_console() { # oci: the terminal is sent to the console socket, with its size; without one create fails
+  oci_bundle
+  configure 'p["terminal"] = True; p["consoleSize"] = {"height": 33, "width": 77}' "$PYTHON" -c 0
+  configure '' /bin/sh -c 'readlink /proc/self/fd/0; [ -c /dev/console ] && echo console; echo end'
+  fails 125 'no --console-socket' create t
+  is "$("$PYTHON" -c "$console" "${mydocker[@]}" create --console-socket socket t)" $'/dev/pts/0\nconsole\nend'
+  run 0 delete --force t
+  tty 0 -- "${mydocker[@]}" run --bundle . t
+  is "$out" $'/dev/pts/0\nconsole\nend'
+}
+
+test_oci_descriptors() { # oci: descriptors from 3 on are the command's only as far as --preserve-fds says
+  oci_bundle
+  configure '' /bin/sh -c 'echo /proc/self/fd/*; cat <&4'
+  echo given >given
+  run 0 run --bundle . --preserve-fds 2 t 3</dev/null 4<given 5</etc
+  is "$out" $'/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3 /proc/self/fd/4 /proc/self/fd/5\ngiven' # 5 is what the shell reads the list from
+  fails 125 'preserve-fds, on 9: descriptor' run --bundle . --preserve-fds 9 t
+}
+
+test_oci_update() { # oci: update takes resources in the OCI's form, and zero leaves a limit alone
+  need_limits pids memory
+  local dir
+  oci_bundle
+  configure 'l["resources"] = {"pids": {"limit": 20}, "memory": {"limit": 0}, "cpu": {"shares": 0}}' /bin/sleep 1000
+  run 0 create t
+  dir=$(find /sys/fs/cgroup -path '*/mydocker/t/pids.max')
+  is "$(<"$dir")" 20
+  echo '{"pids": {"limit": 30}, "memory": {"limit": 67108864, "swap": 0}, "blockIO": {"weight": 0}}' >resources
+  run 0 update --resources=resources t
+  is "$(<"$dir")" 30
+  run 0 update --resources - t <<<'{"pids": {"limit": 40}}'
+  is "$(<"$dir") $(cat "$(find /sys/fs/cgroup -path '*/mydocker/t/memory.limit_in_bytes' -o -path '*/mydocker/t/memory.max' | head -n 1)")" '40 67108864'
+  run 0 delete --force t
+}
+
+test_install() { # install: a launcher that compiles nothing, until the file or the Python changes; uninstall takes it away
+  local launcher=$PWD/top/bin/mydocker code=$PWD/top/lib/mydocker/mydocker.pyc before
+  own_state
+  run 0 install top
+  is "$("$launcher" --version)" "mydocker $("${mydocker[@]}" --version | cut -d' ' -f2)"
+  is "$("$launcher" run /bin/echo hello)" hello
+  before=$(stat -c %i "$code")
+  is "$("$launcher" run --explain /bin/true 2>&1 | grep -c pivot_root)" 0
+  is "$(stat -c %i "$code")" "$before"
+  sed -i 's/^VERSION = .*/VERSION = "changed"/' "${code%c}"
+  is "$("$launcher" --version)" 'mydocker changed'
+  [[ $(stat -c %i "$code") != "$before" ]]
+  head -c 1000 "$code" >short
+  cp short "$code"
+  is "$(stat -c %a "$launcher" "$code")" $'755\n644'
+  run 0 install top
+  is "$("$launcher" run /bin/echo hello)" hello
+  run 0 uninstall top
+  is "$(find top -type f)" ''
+}
+
 # ── Other programs ─────────────────────────────────────────────────────────
 
 test_skopeo_reads_store() { # peers: skopeo reads the store in place, and what it puts there runs
@@ -4558,6 +4888,211 @@ test_debootstrap() { # peers: a Debian of debootstrap's is a system: packages, s
   run 0 run --rm -v "$PWD/t.deb:/t.deb" debian /bin/bash -ec 'apt-get install -y /t.deb >/dev/null; t
     useradd -m someone; su someone -c "id -un; cd; pwd"; perl -e "print qq(perl\n)"; dpkg -l | grep -c ^ii >/dev/null'
   is "$out" $'installed\nsomeone\n/home/someone\nperl'
+}
+
+# ── Engines on this runtime ────────────────────────────────────────────────
+# Real ones, each private to its test; they use the launcher of `install`. What they say must be
+# what they say on runc.
+
+engine_root() { # the runtime in ./runtime, and a root of busybox in ./root and ./root.tar
+  need busybox tar
+  own_state
+  run 0 install top
+  printf '#!/bin/sh\nexec %q --root %q "$@"\n' "$PWD/top/bin/mydocker" "$PWD/state" >runtime
+  chmod 755 runtime
+  mkdir -p root/bin root/etc root/tmp source
+  cp "$(command -v busybox)" root/bin/busybox
+  for name in sh cat echo env grep head hostname id ls mkdir ps pwd sleep stat stty touch true; do ln -s busybox "root/bin/$name"; done
+  printf 'root:x:0:0::/root:/bin/sh\nuser:x:1234:5678::/home:/bin/sh\n' >root/etc/passwd
+  printf 'root:x:0:\nuser:x:5678:\n' >root/etc/group
+  tar -C root -cf root.tar .
+  echo source >source/file
+}
+
+# What a container started with $many shows of itself, in one go.
+many=(-e A=b -u 1234:5678 -w /tmp --hostname hostess --read-only --tmpfs /t:size=1m --cap-add SYS_TIME --cap-drop CHOWN
+  --sysctl kernel.msgmax=4242 --device /dev/null:/dev/probe --pids-limit 20 --cpus 0.5 --memory 64m --oom-score-adj 500)
+many_facts='echo $A $(id -u) $(id -g) $(pwd) $(hostname) $(cat /proc/sys/kernel/msgmax /proc/self/oom_score_adj)
+touch /x 2>&1; touch /t/x && echo tmpfs; cat /v/file; touch /v/x 2>&1; [ -c /dev/probe ] && echo device
+grep -E "^(Cap|Seccomp:|NoNew)" /proc/self/status
+cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/memory/memory.limit_in_bytes 2>&1 ||
+  cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.max
+cat /proc/keys; ls /proc/kcore /sys/firmware; true'
+
+same_as_runc() { # same_as_runc COMMAND...: it says and ends the same on both runtimes; RUNTIME in it is replaced
+  local - words runtime got=() status
+  for runtime in "$PWD/runtime" runc; do
+    words=("${@//RUNTIME/$runtime}") status=0
+    timeout -k 5 "$patience" "${words[@]}" >"$scratch/stdout" 2>"$scratch/stderr" </dev/null || status=$?
+    read_output
+    got+=("$status: $out"$'\n'"$err")
+  done
+  is "${got[0]}" "${got[1]}"
+}
+
+says() { # says STATUS WANT COMMAND...: it ends so, and its output is like that
+  local - status=0
+  set +x
+  timeout -k 5 "$patience" "${@:3}" >"$scratch/stdout" 2>"$scratch/stderr" </dev/null || status=$?
+  read_output
+  is "status $status" "status $1"
+  like "$out$err" "$2"
+}
+
+engine_life() { # engine_life ENGINE...: detach, exec, pause, update, stop, start, restart, kill and rm of its container cc
+  local term='trap "echo got; exit 3" TERM; echo started; while :; do sleep 0.05; done'
+  says 0 '^[0-9a-f]{64}' "$@" run "${run[@]}" --name cc -d "$image" /bin/sh -c "$term"
+  wait_for logged started "$@"
+  says 5 '^in 1234 /tmp y$' "$@" exec -u user -w /tmp -e X=y cc /bin/sh -c 'echo in $(id -u) $(pwd) $X; exit 5'
+  says "$missing" 'executable file not found' "$@" exec cc nonexistent
+  tty 0 -- "$@" exec -it cc /bin/sh -c 'until [ "$(stty size 2>/tmp/no)" = "24 80" ]; do sleep 0.05; done; [ -c /dev/tty ] && echo tty'
+  like "$out" tty
+  says 0 '' "$@" exec -d cc /bin/touch /tmp/touched
+  says 0 'sleep|sh' "$@" top cc -eo pid,comm
+  says 0 '' "$@" update --cpus 0.3 cc
+  says 0 '' "$@" pause cc
+  says 0 'Paused|paused' "$@" ps -a --format '{{.Status}}'
+  says 0 '' "$@" unpause cc
+  says 0 '' "$@" exec cc /bin/ls /tmp/touched
+  says 0 c "$@" stop cc
+  says 0 '^3' "$@" wait cc
+  says 0 $'started\ngot' "$@" logs cc
+  says 0 c "$@" start cc
+  says 0 c "$@" restart -t 0 cc
+  says 0 running "$@" inspect --format '{{.State.Status}}' cc
+  says 0 c "$@" kill -s KILL cc
+  says 0 '^137' "$@" wait cc
+  says 0 '' "$@" rm -f cc
+}
+logged() { # logged TEXT ENGINE...
+  "${@:2}" logs cc 2>&1 | grep -q "$1"
+}
+
+engine_runs() { # engine_runs ENGINE...: what its containers see, and how they end, is as on runc
+  says 7 '^outerr$' "$@" run "${run[@]}" --rm "$image" /bin/sh -c 'echo out; echo err >&2; exit 7'
+  says 127 'no such file' "$@" run "${run[@]}" --rm "$image" /nonexistent
+  says 127 'executable file not found' "$@" run "${run[@]}" --rm "$image" nonexistent
+  says 126 'permission denied' "$@" run "${run[@]}" --rm "$image" /etc/passwd
+  tty 0 -- "$@" run "${run[@]}" --rm -it "$image" /bin/sh -c 'until [ "$(stty size 2>/tmp/no)" = "24 80" ]; do sleep 0.05; done; [ -c /dev/console ] && echo console'
+  like "$out" console
+  says 0 $'Seccomp:\t0' "$@" run "${run[@]}" --rm --security-opt seccomp=unconfined --ipc host --pid host --uts host "$image" \
+    /bin/sh -c "grep Seccomp: /proc/self/status; [ \$(hostname) = '$(uname -n)' ]"
+  says 0 $'CapEff:\t0000.{12}' "$@" run "${run[@]}" --rm --privileged "$image" grep CapEff /proc/self/status
+  says 137 '' "$@" run "${run[@]}" --name oom --memory 32m --memory-swap 32m "$image" /bin/sh -c 'x=aaaaaaaa; while :; do x=$x$x; done'
+  says 0 "$oom 137" "$@" inspect --format '{{.State.OOMKilled}} {{.State.ExitCode}}' oom
+  says 0 '' "$@" rm oom
+}
+
+no_engine_cgroups() { # what engines made in the cgroup trees for these tests goes
+  find /sys/fs/cgroup -depth -type d \( -path '*/libpod_parent*' -o -path '*/conmon*' -o -path '*/docker/*' -o -path '*/mdtest/*' -o -name docker -o -name mdtest \) \
+    -exec rmdir {} + 2>/dev/null || :
+}
+
+test_engine_podman() { # engines: podman runs, execs, stops, pauses, limits and builds with this runtime as with runc
+  need podman conmon runc
+  local podman image=localhost/bb:1 run=(--log-driver k8s-file) n
+  engine_root
+  printf '[containers]\nnetns = "none"\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n' >conf
+  export CONTAINERS_CONF=$PWD/conf
+  podman=(podman --root "$PWD/podman" --runroot "$PWD/run" --tmpdir "$PWD/podman-tmp" --storage-driver vfs --cgroup-manager cgroupfs --events-backend file)
+  "${podman[@]}" import -q root.tar "$image"
+  same_as_runc "${podman[@]}" --runtime RUNTIME run "${run[@]}" --rm "${many[@]}" -v "$PWD/source:/v:ro" "$image" /bin/sh -c "$many_facts"
+  podman+=(--runtime "$PWD/runtime")
+  missing=127 oom='(true|false)' # on hybrid boxes conmon doesn't see it, with no runtime
+  engine_runs "${podman[@]}"
+  engine_life "${podman[@]}"
+  says 0 '' "${podman[@]}" pod create --infra=false --name pod
+  says 0 '^in a pod$' "${podman[@]}" run "${run[@]}" --rm --pod pod "$image" echo in a pod
+  says 0 '' "${podman[@]}" pod rm -f pod
+  printf 'FROM %s\nRUN echo built >/built && id\nCMD ["/bin/cat", "/built"]\n' "$image" >Dockerfile
+  says 0 'uid=0' "${podman[@]}" build --isolation oci -t localhost/built:1 .
+  says 0 '^built$' "${podman[@]}" run "${run[@]}" --rm localhost/built:1
+  n=10
+  if [[ ${FULL-} ]]; then n=50; fi
+  for ((i = 0; i < n; i++)); do "${podman[@]}" run "${run[@]}" --rm "$image" echo "number $i" >"out$i" 2>&1 & done
+  wait
+  is "$(cat out* | sort)" "$(for ((i = 0; i < n; i++)); do echo "number $i"; done | sort)"
+  is "$(find state/oci -mindepth 1)" ''
+  no_engine_cgroups
+}
+
+test_engine_containerd() { # engines: containerd's ctr runs, execs, signals and pauses with this runtime
+  need containerd ctr podman runc
+  local ctr run image=localhost/bb:1 term='trap "exit 4" TERM; while :; do sleep 0.05; done'
+  engine_root
+  peer_podman
+  "${podman[@]}" import -q root.tar "$image"
+  "${podman[@]}" save -q --format docker-archive -o bb.tar "$image"
+  cat >config.toml <<END
+version = 2
+root = "$PWD/containerd"
+state = "$PWD/cstate"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+oom_score = 0
+[grpc]
+  address = "$PWD/c.sock"
+[ttrpc]
+  address = "$PWD/t.sock"
+END
+  containerd -c config.toml >log 2>&1 &
+  daemon=$!
+  wait_for test -S c.sock
+  ctr=(ctr -a c.sock -n mdtest)
+  run=(run --runc-binary "$PWD/runtime" --rm)
+  says 0 '' "${ctr[@]}" image import bb.tar
+  says 7 '^outerr' "${ctr[@]}" "${run[@]}" "$image" t /bin/sh -c 'echo out; echo err >&2; exit 7'
+  says 1 'no such file or directory' "${ctr[@]}" "${run[@]}" "$image" t /nonexistent
+  says 0 '^0 /tmp b' "${ctr[@]}" "${run[@]}" --env A=b --cwd /tmp --read-only --seccomp --memory-limit 67108864 "$image" t /bin/sh -c 'echo $(id -u) $(pwd) $A'
+  says 0 $'CapEff:\t0' "${ctr[@]}" "${run[@]}" --privileged "$image" t grep CapEff /proc/self/status
+  says 137 '' "${ctr[@]}" "${run[@]}" --memory-limit 33554432 "$image" t /bin/sh -c 'x=aaaaaaaa; while :; do x=$x$x; done'
+  tty 0 -- "${ctr[@]}" "${run[@]}" -t "$image" t /bin/sh -c '[ -c /dev/console ] && echo console'
+  like "$out" console
+  says 0 '' "${ctr[@]}" run --runc-binary "$PWD/runtime" -d "$image" t2 /bin/sh -c "$term"
+  says 5 '^exec' "${ctr[@]}" task exec --exec-id e t2 /bin/sh -c 'echo exec; exit 5'
+  says 1 'executable file not found' "${ctr[@]}" task exec --exec-id f t2 nonexistent
+  says 0 '[0-9]' "${ctr[@]}" task ps t2
+  says 0 '' "${ctr[@]}" task pause t2
+  says 0 PAUSED "${ctr[@]}" task ls
+  says 0 '' "${ctr[@]}" task resume t2
+  says 0 '' "${ctr[@]}" task kill -s SIGTERM t2
+  wait_for stopped t2
+  says 1 'not found|finished|not running' "${ctr[@]}" task kill -s SIGTERM t2 || :
+  says 0 'exit code 4' "${ctr[@]}" task rm t2
+  says 0 '' "${ctr[@]}" container rm t2
+  kill "$daemon"
+  wait "$daemon" || :
+  no_engine_cgroups
+}
+stopped() { # stopped TASK
+  "${ctr[@]}" task ls | grep "$1" | grep -q STOPPED
+}
+
+test_engine_docker() { # engines: Docker runs, execs, stops, pauses and limits with this runtime as with runc
+  need dockerd runc
+  local docker=(/usr/bin/docker -H "unix://$PWD/d.sock") image=bb:1 run
+  [[ -x ${docker[0]} ]] || docker[0]=docker
+  engine_root
+  dockerd --data-root "$PWD/data" --exec-root "$PWD/exec" -H "unix://$PWD/d.sock" --pidfile "$PWD/pid" --storage-driver vfs --iptables=false \
+    --ip6tables=false --bridge=none --ip-forward=false --ip-masq=false --userland-proxy=false --exec-opt native.cgroupdriver=cgroupfs \
+    --oom-score-adjust 0 --add-runtime "my=$PWD/runtime" >log 2>&1 &
+  daemon=$!
+  wait_for "${docker[@]}" version >"$scratch/log" 2>&1
+  says 0 sha256 "${docker[@]}" import root.tar "$image"
+  run=(--network none --runtime my)
+  same_as_docker "${docker[@]}"
+  missing=126 oom=true
+  engine_runs "${docker[@]}"
+  engine_life "${docker[@]}"
+  kill "$daemon"
+  wait "$daemon" || :
+  no_engine_cgroups
+}
+same_as_docker() { # same_as_docker ENGINE...
+  local mine
+  says 0 . "$@" run "${run[@]}" --rm "${many[@]}" -v "$PWD/source:/v:ro" "$image" /bin/sh -c "$many_facts"
+  mine=$out$err
+  says 0 . "$@" run --network none --runtime runc --rm "${many[@]}" -v "$PWD/source:/v:ro" "$image" /bin/sh -c "$many_facts"
+  is "$mine" "$out$err"
 }
 
 # ── Measurements ───────────────────────────────────────────────────────────
@@ -4883,6 +5418,45 @@ bench_calls_podman() { # a million calls: podman run (runc, libseccomp), with it
   podman_on_runc
   row=("${podman[@]}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
     --rootfs "$PWD/root" /bin/calls)
+}
+
+prepare_oci() { # a bundle, and the launcher
+  if command -v busybox; then bundle; fi
+  "${mydocker[@]}" install "$PWD/top"
+}
+
+oci_cycle() { # oci_cycle RUNTIME...: a row that creates, starts and deletes
+  need busybox
+  oci_config "$PWD/top/bin/mydocker"
+  row=(bash -c 'cd "$1"; "${@:2}" create bench </dev/null >/dev/null 2>&1; "${@:2}" start bench; "${@:2}" delete --force bench' bash "$PWD" "$@")
+}
+
+bench_oci_mydocker() { # oci: create, start, delete of a busybox bundle: installed mydocker
+  oci_cycle "$PWD/top/bin/mydocker" --root "$PWD/oci"
+}
+
+bench_oci_runc() { # oci: the same: runc
+  need runc
+  oci_cycle runc --root "$PWD/runc"
+}
+
+bench_oci_crun() { # oci: the same: crun
+  need crun
+  oci_cycle crun --root "$PWD/crun"
+}
+
+bench_oci_podman() { # oci: podman run --rm on installed mydocker
+  need podman runc
+  podman_on_runc
+  row=("${podman[@]/#runc/$PWD/top/bin/mydocker}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
+    --rootfs "$PWD/root" /bin/true)
+}
+
+bench_oci_podman_runc() { # oci: podman run --rm on runc
+  need podman runc
+  podman_on_runc
+  row=("${podman[@]}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
+    --rootfs "$PWD/root" /bin/true)
 }
 
 prepare_terminal() {
