@@ -11,7 +11,7 @@ few walls, one kernel call each, and this file is those calls in their order.  T
     cmd_run: options become one dict, the
         spec, in the form of the OCI's config.json
     start_inside: unshare(CLONE_NEWPID), fork ─▶ reexec_inside: unshare the other namespaces,
-                                                     execvp this file again, as `init`
+    connect_container: address, cable ◀─ sync 0 ─    execvp this file again, as `init`
     send the spec ─────────── sync 1 ──────────▶ container_main: mounts, root, hostname, terminal
     keep the terminal ◀────── sync 2 ─────────── the pty's master end
                                                  limits, filter, user, signals; execvp(the command)
@@ -82,12 +82,26 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER = 1, 
 PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
 PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER, LINUX_CAPABILITY_VERSION_3 = 2, 2, 0x20080522
 
-# asm-generic/ioctls.h, linux/sockios.h, linux/if.h, linux/netlink.h, linux/nf_tables.h
+# asm-generic/ioctls.h
 TIOCSCTTY, TIOCGWINSZ, TIOCSWINSZ = 0x540E, 0x5413, 0x5414
 TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
-SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-NETLINK_NETFILTER, NLM_F_REQUEST = 12, 1
-NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN = 10, 16
+
+# linux/netlink.h, linux/if.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/veth.h
+NETLINK_ROUTE, NETLINK_NETFILTER, NLMSG_ERROR, NLA_F_NESTED = 0, 12, 2, 0x8000
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x100, 0x200, 0x400
+NLM_F_APPEND, IFF_UP, RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 0x800, 1, 16, 17, 18
+RTM_NEWADDR, RTM_NEWROUTE, RTN_UNICAST, RTN_LOCAL, RTPROT_BOOT = 20, 24, 1, 2, 3
+RT_TABLE_MAIN, RTA_OIF, RTA_GATEWAY, IFA_LOCAL = 254, 4, 5, 2
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
+IFLA_NET_NS_FD, IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 28, 1, 2, 1
+IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_MODE = 4, 5, 4
+
+# linux/netfilter.h, linux/netfilter/nfnetlink.h, nf_tables.h, nf_conntrack_common.h
+NF_DROP, NF_ACCEPT, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0, 1, 16, 17
+NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE = 10, 0, 3, 6
+NFT_MSG_DELRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM = 8, 9, 12, 14
+NFT_SET_INTERVAL, NFT_SET_MAP, NFT_SET_ELEM_INTERVAL_END = 4, 8, 1
+NFT_REG32_00, IPS_DST_NAT = 8, 1 << 5
 
 # linux/bpf.h
 BPF_PROG_LOAD, BPF_PROG_ATTACH, BPF_PROG_TYPE_CGROUP_DEVICE = 5, 8, 15
@@ -156,12 +170,12 @@ def c_value(value, kind=None):
         return "NULL"
     if isinstance(kind, str):
         return c_flags(value, kind)
+    if kind is BYTES:
+        return "{...}"
     if isinstance(value, dict):
         value = [encode(key) + b"=" + encode(text) for key, text in value.items()]
     if isinstance(value, (list, tuple)):
         return "{" + ", ".join(map(c_value, value)) + "}"
-    if kind is BYTES:
-        return "{...}"
     if kind is TEXT and encode(value).startswith(b"/proc/self/fd/") and os.path.islink(value):
         value = os.readlink(value)
     if isinstance(value, (str, bytes)):
@@ -500,8 +514,7 @@ def read_json(path):
     return value
 
 def to_json(value):
-    """A value as JSON; strings that are not UTF-8 survive as \\udcXX escapes. Importing json would
-    cost each container 5 ms: its decoder needs re, which needs enum."""
+    """A value as JSON; strings that are not UTF-8 survive as \\udcXX escapes."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{to_json(str(k))}: {to_json(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)):
@@ -642,6 +655,7 @@ def end_container(record, status=None):
     """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
     record.update(pid=0, status=status, finished=time.time())
     remove_cgroups(record)
+    disconnect_container(record)
     if record["keep"] and "started" in record:
         write_json(container_path(record, "state.json"), record)
     else:
@@ -680,8 +694,8 @@ def sweep_containers():
         path = state_path("containers", container_id)
         lock = lock_container(path)
         if lock is not None and os.path.exists(state_path("running", container_id)):
-            record = read_record(path) or {
-                "id": container_id, "keep": False, "cgroups": cgroup_dirs(f"mydocker/{container_id}")}
+            own = cgroup_dirs(f"mydocker/{container_id}")
+            record = read_record(path) or {"id": container_id, "keep": False, "cgroups": own}
             if len(record) > 3 or not os.path.exists(path + "/state.json"):  # not a damaged one
                 end_container(record, read_status(lock))
             else:
@@ -2979,15 +2993,465 @@ def confine(process, user, program):
 
 
 # ── 12. Network ────────────────────────────────────────────────────────────
-# A new network namespace holds one link, lo, and that is down.
+# A network namespace has links, addresses, routes and a packet filter of its own; a new one holds
+# lo, and that is down.  A veth pair is a cable into it, a bridge the switch where cables end:
+#
+#   container │ host
+#   eth0 ─────┼─ veth1a2b3c ─┐
+#   eth0 ─────┼─ veth4d5e6f ─┴─ bridge, with the gateway's address ── routing, nf_tables ── uplink
+#
+# `run` makes it from outside while init boots; the kernel removes a cable with its namespace.  All
+# is asked for by netlink(7): a message is a header, a second one of its kind, and attributes (u16
+# length, u16 type, value, padding to 4 bytes), whose value may be attributes again.
+#
+# A network is networks/<name>.json; its bridge has its name.  A lease is networks/<name>/<ip>, a
+# link to "ID NAME ALIAS...": taken in one step, given back by whoever tidies up the container.
+#
+# The rules are the same for all, in one table.  What differs is in its sets: a network is one
+# element in two, a published port is one in a map, a container without ports is none:
+#
+#   ports     protocol . port of the host : address . port of a container
+#   ports_of  the same, with the host's address in front
+#   bridges   the name of each, twice, so that "in by this one, out by the same" is an element, too
+#   subnets   the addresses that may go out; those of internal networks aren't there
+#
+# IPv4 is in the table's family, in FIELDS' offsets and in packed(): IPv6 will be a second table of
+# the same rules, and a second subnet in a network's file.
+
+MAKE = NLM_F_CREATE | NLM_F_EXCL
+FIELDS = {  # what a rule looks at: (expression, its attributes but the register, its registers)
+    "iifname": ("meta", {2: 6}, 4), "oifname": ("meta", {2: 7}, 4), "l4proto": ("meta", {2: 16}, 1),
+    "state": ("ct", {2: 0}, 1), "status": ("ct", {2: 2}, 1), "daddr-type": ("fib", {2: 3, 3: 2}, 1),
+    "saddr": ("payload", {2: 1, 3: 12, 4: 4}, 1), "saddr/8": ("payload", {2: 1, 3: 12, 4: 1}, 1),
+    "daddr": ("payload", {2: 1, 3: 16, 4: 4}, 1), "daddr/8": ("payload", {2: 1, 3: 16, 4: 1}, 1),
+    "dport": ("payload", {2: 2, 3: 2, 4: 2}, 1)}
+VALUES = {"127": b"\x7f", "local": struct.pack("I", RTN_LOCAL),  # other words are links' names
+          "dnat": struct.pack("I", IPS_DST_NAT), "established": struct.pack("I", 2 | 4)}
+VERDICTS = {"accept": ("immediate", {1: 0, 2: {2: {1: NF_ACCEPT}}}), "masquerade": ("masq", {}),
+            "drop": ("immediate", {1: 0, 2: {2: {1: NF_DROP}}}),
+            "dnat": ("nat", {1: 1, 2: _socket.AF_INET, 3: NFT_REG32_00, 5: NFT_REG32_00 + 1})}
+CHAINS = {  # type, hook, priority: as every NAT's, but raw comes before all
+    "raw": ("filter", 0, -300), "prerouting": ("nat", 0, -100), "output": ("nat", 3, -100),
+    "forward": ("filter", 2, 0), "postrouting": ("nat", 4, 100)}
+SETS = (  # name, flags, type as nft(8) counts them, bytes of a key, type and bytes of a value
+    ("ports", NFT_SET_MAP, 12 << 6 | 13, 8, {6: 7 << 6 | 13, 7: 8}),
+    ("ports_of", NFT_SET_MAP, 7 << 12 | 12 << 6 | 13, 12, {6: 7 << 6 | 13, 7: 8}),
+    ("bridges", 0, 41 << 6 | 41, 32, {}), ("subnets", NFT_SET_INTERVAL, 7, 4, {}))
+RULES = (
+    # The bridges have route_localnet, but 127.0.0.1 is for this host alone: CVE-2020-8558
+    "raw iifname != lo, daddr/8 == 127, drop",
+    *(f"{chain} daddr-type == local, {fields}, dnat" for chain in ("prerouting", "output")
+      for fields in ("daddr.l4proto.dport map ports_of", "l4proto.dport map ports")),
+    "postrouting oifname != lo, oifname.oifname not bridges, saddr in subnets, masquerade",
+    # A neighbour would answer past us to who is on the same bridge, and nobody to 127.0.0.1
+    "postrouting oifname.oifname in bridges, status & dnat, saddr in subnets, masquerade",
+    "postrouting oifname.oifname in bridges, saddr/8 == 127, masquerade",
+    "forward iifname.oifname in bridges, accept",
+    "forward iifname.iifname in bridges, saddr not subnets, drop",  # internal, or forged
+    "forward state & established, accept",  # or related to that
+    "forward status & dnat, accept",
+    "forward oifname.oifname in bridges, drop")  # from other networks and from outside
+NEEDS = "it needs the kernel's modules nf_tables, nft_chain_nat, nft_masq and nft_fib_ipv4"
+
+def attributes(values, order="="):
+    """Netlink attributes of {type: value}, or of a list, each of type 1. A value is bytes, text, a
+    u32 in byte ORDER, or attributes again."""
+    packet = b""
+    for kind, value in values.items() if isinstance(values, dict) else [(1, v) for v in values]:
+        if isinstance(value, (dict, list)):
+            kind, value = kind | NLA_F_NESTED, attributes(value, order)
+        elif isinstance(value, str):
+            value = value.encode() + b"\0"
+        elif isinstance(value, int):
+            value = struct.pack(order + "I", value & 0xFFFFFFFF)
+        packet += struct.pack("HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
+    return packet
+
+def netlink(protocol, what, messages):
+    """Send messages (type, flags, body) as one, and wait until all are acknowledged; returns the
+    other answers' bodies.  Its OSError names WHAT was being made.  See netlink(7)."""
+    answers, left = [], sum(flags & NLM_F_ACK > 0 for _, flags, _ in messages)
+    with Descriptor(_socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, protocol).detach()) as fd:
+        os.write(fd, b"".join(
+            struct.pack("IHHQ", 16 + len(body), kind, flags | NLM_F_REQUEST, 0) + body
+            for kind, flags, body in messages))
+        while left:
+            answer = os.read(fd, 1 << 16)
+            kind, code = struct.unpack_from("H10xi", answer, 4)
+            if kind != NLMSG_ERROR:
+                answers.append(answer[16:])
+            elif code:
+                raise OSError(-code, os.strerror(-code), what)
+            left -= kind == NLMSG_ERROR  # which an acknowledgement is, too: number 0
+    return answers
+
+netlink.kinds = None, TEXT, BYTES  # --explain shows it, too
+
+def link_message(name, more={}, flags=0, up=0, kind=RTM_NEWLINK):
+    """A message to rtnetlink(7) about the link of that name."""
+    header = struct.pack("BxHiII", 0, 0, 0, up, up)
+    return kind, NLM_F_ACK | flags, header + attributes({IFLA_IFNAME: name, **more})
+
+def address_message(index, address, subnet):
+    """A message to rtnetlink(7) that gives the link of that index an address."""
+    header = struct.pack("4BI", _socket.AF_INET, int(subnet.partition("/")[2]), 0, 0, index)
+    return RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, header + attributes(
+        {IFA_LOCAL: packed(address)})
+
+def packed(address):
+    """An IP address, text or number, as the bytes in a packet."""
+    if isinstance(address, int):
+        return address.to_bytes(4, "big")
+    return _socket.inet_pton(_socket.AF_INET, address)
+
+def subnet_range(subnet):
+    """The first and the last address of a subnet, 10.9.1.0/24, as numbers."""
+    address, _, bits = subnet.partition("/")
+    first = int.from_bytes(packed(address), "big")
+    return first, first | (1 << 32 - int(bits)) - 1
+
+def mac_of(address):
+    """The MAC address that goes with an IP address, so that neighbours' ARP caches stay true."""
+    return b"\x02\x42" + packed(address)
+
+def nft(messages, table="mydocker"):
+    """Change a table, all or nothing: [(message, attributes but the table's name)]."""
+    edge, subsystem = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES), NFNL_SUBSYS_NFTABLES << 8
+    flags = NLM_F_CREATE | NLM_F_APPEND * (table == "mydocker")
+    batch = [(subsystem | kind, flags, struct.pack(">BBH", _socket.AF_INET, 0, 0) + attributes(
+        {1: table, **values}, ">")) for kind, values in messages]
+    kind, _, body = batch.pop()  # of the others only errors are of interest
+    netlink(NETLINK_NETFILTER, "nf_tables", [  # in one step: rules, names, ports
+        (NFNL_MSG_BATCH_BEGIN, 0, edge), *batch, (kind, flags | NLM_F_ACK, body),
+        (NFNL_MSG_BATCH_END, 0, edge)])
+
+def expressions(step):
+    """A step of RULES for nf_tables: [(name, attributes)]; fields go through registers."""
+    if step in VERDICTS:
+        return [VERDICTS[step]]
+    (fields, test, value), found, register = step.split(" "), [], NFT_REG32_00
+    for name, more, size in map(FIELDS.get, fields.split(".")):
+        found.append((name, {1: register, **more}))
+        register += size
+    if test == "&":
+        found.append(("bitwise", {1: NFT_REG32_00, 2: NFT_REG32_00, 3: 4, 4: {1: VALUES[value]},
+                                  5: {1: bytes(4)}}))
+    if test in ("==", "!=", "&"):
+        wanted = VALUES.get(value, encode(value).ljust(16, b"\0")) if test != "&" else bytes(4)
+        return [*found, ("cmp", {1: NFT_REG32_00, 2: int(test != "=="), 3: {1: wanted}})]
+    into = {3: NFT_REG32_00} if test == "map" else {}
+    return [*found, ("lookup", {1: value, 2: NFT_REG32_00, 5: int(test == "not"), **into})]
+
+def rule_message(rule):
+    chain, _, steps = rule.partition(" ")
+    return NFT_MSG_NEWRULE, {2: chain, 4: [{1: name, 2: more} for step in steps.split(", ")
+                                           for name, more in expressions(step)]}
+
+def network_elements(network):
+    """What a network adds to the sets."""
+    name, (first, last) = encode(network["link"]).ljust(16, b"\0"), subnet_range(network["subnet"])
+    subnet = [{1: {1: packed(first)}}, {1: {1: packed(last + 1)}, 3: NFT_SET_ELEM_INTERVAL_END}]
+    return [{2: "bridges", 3: [{1: {1: name + name}}]},
+            *[{2: "subnets", 3: subnet}] * (not network["internal"])]
+
+def all_rules(network):
+    """Messages that make our table, or what it lacks, its rules, and a network's elements."""
+    return [(NFT_MSG_NEWTABLE, {}),
+            *((NFT_MSG_NEWCHAIN, {3: name, 7: kind, 4: {1: hook, 2: priority}})
+              for name, (kind, hook, priority) in CHAINS.items()),
+            *((NFT_MSG_NEWSET, {2: name, 3: flags, 4: kind, 5: size, 10: number, **values})
+              for number, (name, flags, kind, size, values) in enumerate(SETS)),
+            (NFT_MSG_DELRULE, {}), *map(rule_message, RULES),
+            *((NFT_MSG_NEWSETELEM, values) for values in network_elements(network))]
+
+def own_link(network):
+    """The index and flags of a network's bridge, or 0, 0; a Failure if the link is another's."""
+    name, mac = network["link"], mac_of(network["gateway"])
+    with tolerate(errno.ENODEV):
+        answer = netlink(NETLINK_ROUTE, name, [link_message(name, kind=RTM_GETLINK)])[0]  # is it up
+        if attributes({IFLA_ADDRESS: mac}) in answer:
+            return struct.unpack_from("iI", answer, 4)
+        raise Failure(f"network, on {name}: that link is not mydocker's")
+    return 0, 0
+
+def make_bridge(network):
+    """Make a network's bridge and rules, or what is missing of them; it is up when all is done."""
+    link, inner = network["link"], network["internal"]
+    if not own_link(network)[0]:
+        netlink(NETLINK_ROUTE, link, [link_message(link, {  # the switch of a network
+            IFLA_ADDRESS: mac_of(network["gateway"]), IFLA_MTU: network["mtu"],
+            IFLA_LINKINFO: {IFLA_INFO_KIND: "bridge"}}, MAKE)])
+        with tolerate():  # Docker's own rules drop all but theirs, and what its users add here
+            nft([rule_message(f"DOCKER-USER {way} == {link}, accept")
+                 for way in ("iifname", "oifname")], "filter")
+    for name, value in (("accept_ra", "0"), ("disable_ipv6", "1")):  # CVE-2020-13401
+        with tolerate(errno.ENOENT):  # a kernel without IPv6
+            write_value(f"/proc/sys/net/ipv6/conf/{link}/{name}", value)
+    try:
+        nft(all_rules(network))
+        if not inner:
+            write_value(f"/proc/sys/net/ipv4/conf/{link}/route_localnet", "1")  # for 127.0.0.1:PORT
+        if not inner and read_all("/proc/sys/net/ipv4/ip_forward") == "0\n":
+            write_value("/proc/sys/net/ipv4/ip_forward", "1")
+            warn("net.ipv4.ip_forward was 0 and is 1 now: this host passes on packets")
+    except OSError as error:
+        warn(f"network, on {link}: it reaches nothing outside, {NEEDS} ({reason(error)})")
+    netlink(NETLINK_ROUTE, link, [  # the gateway's address, then up
+        address_message(own_link(network)[0], network["gateway"], network["subnet"]),
+        link_message(link, up=IFF_UP)])
+
+def networks():
+    return [read_json(state_path("networks", name)) for name in listing(state_path("networks"))
+            if name.endswith(".json")]
+
+def network_path(name, suffix=""):
+    if not is_name(name) or "." in name or len(name) > 15 or name in (
+            "all", "default", "none", "host", "container"):  # the kernel's words, and --network's
+        raise Failure(f"network, on {name or chr(39) * 2}: its name, a link's too, has at most 15 "
+                      "letters, digits, _ and -")
+    return state_path("networks", name + suffix)
+
+def find_network(name):
+    """A network's record; the default one is made when it is first asked for."""
+    with tolerate(errno.ENOENT):
+        return read_json(network_path(name, ".json"))
+    if name == "bridge":
+        return create_network(name)
+    raise Failure(f"network, on {name}: no such network", hint=f"mydocker network create {name}")
+
+def choose_subnet(wanted, gateway):
+    """The subnet that is wanted, or the first of docker's that is free, and its gateway."""
+    import ipaddress
+    taken = [(network["subnet"], f"network {network['name']}") for network in networks()]
+    for row in map(str.split, read_all("/proc/net/route").split("\n")[1:-1]):  # proc_net_route(5)
+        bits = bin(int(row[7], 16)).count("1")
+        if bits >= 8:  # a shorter one is a default route, perhaps in halves
+            first = _socket.inet_ntoa(struct.pack("=I", int(row[1], 16)))
+            taken.append((f"{first}/{bits}", f"this host's route to {row[0]}"))
+    for subnet in [wanted] if wanted is not None else [
+            *(f"172.{n}.0.0/16" for n in range(17, 32)),
+            *(f"192.168.{n}.0/20" for n in range(0, 256, 16))]:
+        try:
+            net = ipaddress.IPv4Network(subnet)
+            own = ipaddress.IPv4Address(gateway or net[1])
+            if own not in net or own in (net[0], net[-1]) or net.is_loopback or net.is_multicast:
+                raise ValueError(f"{own} can't be the gateway in it")
+        except (ValueError, IndexError) as error:
+            raise Failure(f"--subnet, on {subnet or chr(39) * 2}: {error}") from None
+        whose = [name for other, name in taken if net.overlaps(ipaddress.ip_network(other))]
+        if not whose:
+            return subnet, str(own)
+    raise Failure(f"--subnet, on {wanted or 'all'}: it overlaps {whose[0]}", hint="--subnet CIDR")
+
+def create_network(name, subnet=None, gateway=None, internal=False, mtu=1500):
+    """Make a network and its bridge."""
+    path = network_path(name)
+    with hold(make_dirs(state_path("networks"))):
+        if os.path.exists(path + ".json"):
+            if name == "bridge":  # another `run` was faster
+                return read_json(path + ".json")
+            raise Failure(f"network, on {name}: it exists")
+        subnet, gateway = choose_subnet(subnet, gateway)
+        network = {"name": name, "link": "mydocker0" if name == "bridge" else name,
+                   "driver": "bridge", "subnet": subnet, "gateway": gateway, "mtu": mtu,
+                   "internal": internal, "created": time.time()}
+        make_bridge(network)
+        make_dirs(path)
+        write_json(path + ".json", network)
+    return network
+
+def remove_network(name):
+    """Remove a network that no container is in: its directory, empty then, goes in one step."""
+    network, path = find_network(name), network_path(name)
+    with hold(state_path("networks")):
+        with tolerate(errno.ENOENT):  # an earlier removal was cut short
+            if network_users(network):
+                raise Failure(f"network, on {name}: {network_users(network)[0][2]} is in it")
+            os.rmdir(path)
+        if own_link(network)[0]:
+            netlink(NETLINK_ROUTE, name, [link_message(network["link"], kind=RTM_DELLINK)])
+        with tolerate():  # the rules may be gone, or never have been
+            nft([(NFT_MSG_DELSETELEM, values) for values in network_elements(network)])
+        unlink_if_there(path + ".json")
+
+def network_users(network):
+    """The leases of a network: [(address, container's id, its name, alias...)]."""
+    path = state_path("networks", network["name"])
+    leases = [(address, link_target(AT_FDCWD, f"{path}/{address}")) for address in listing(path)]
+    return [(address, *lease.split(" ")) for address, lease in leases if lease]
+
+def take_address(network, record, wanted):
+    """Lease an address in a network, the one that is wanted or the first that is free."""
+    path, (first, last) = network_path(network["name"]), subnet_range(network["subnet"])
+    lease = " ".join([record["id"], record["name"], *record["wants"]["aliases"]])
+    for attempt in range(2):
+        taken = {network["gateway"], *os.listdir(path)}
+        for address in [packed(wanted)] if wanted else map(packed, range(first + 1, last)):
+            text = _socket.inet_ntop(_socket.AF_INET, address)
+            with tolerate(errno.EEXIST):  # another `run` was faster
+                if text not in taken and packed(first) < address < packed(last):
+                    os.symlink(lease, f"{path}/{text}")  # the address is taken, or was, in one step
+                    return text
+        sweep_containers() if attempt == 0 else None  # the dead give back theirs
+    raise Failure(f"--ip, on {wanted or network['name']}: not to be had in {network['subnet']}")
+
+def borrow_network(spec, record):
+    """Let a container join another one's network; returns the descriptor that stands for that."""
+    other = find_container(record["network"].partition(":")[2])
+    fd = Descriptor(os.open(f"/proc/{live_pid(other)}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+    live_pid(other)  # the pid wasn't used again before it was open
+    for row in spec["linux"]["namespaces"]:
+        row.update({"path": f"/proc/{os.getpid()}/fd/{fd}"} if row["type"] == "network" else {})
+    return fd
+
+def connect_container(state, pid, channel):
+    """Give a container its address, ports and cable; init is booting meanwhile.  One that its
+    policy starts again keeps the first two."""
+    record, spec, wants = state["record"], state["spec"], state["record"]["wants"]
+    kind = record["network"]
+    message = receive(channel)[0] if has_namespace(spec, "network") else "apart"  # sync 0
+    if message != "apart":
+        raise Failure(*message or ("run: it was killed before the command started", 137))
+    if kind in ("none", "host") or ":" in kind:
+        return
+    network = find_network(kind)
+    if not own_link(network)[1] & IFF_UP:  # after a reboot
+        with hold(state_path("networks")):
+            make_bridge(network)
+            make_dirs(network_path(kind))
+    if not record.get("endpoint"):
+        address = take_address(network, record, wants["ip"])
+        record["endpoint"] = {"ip": address, "gateway": network["gateway"], "ports": [],
+                              "mac": wants["mac"] or mac_of(address).hex(":"),
+                              "prefix": int(network["subnet"].partition("/")[2])}
+    if wants["ports"] and not state.get("ports"):
+        publish_ports(state, network)
+    plug_in(pid, record["endpoint"], network)
+
+def plug_in(pid, endpoint, network):
+    """Make the veth pair between a network's bridge and a container; then, for a moment in the
+    container's namespace, its address and route."""
+    veth, mtu = "veth" + os.urandom(5).hex(), network["mtu"]  # an old one may be there a bit longer
+    with Descriptor(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as own, \
+            Descriptor(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as theirs:
+        peer = link_message("eth0", {IFLA_NET_NS_FD: int(theirs), IFLA_MTU: mtu, IFLA_ADDRESS:
+                                     bytes.fromhex(endpoint["mac"].replace(":", ""))})[2]
+        netlink(NETLINK_ROUTE, veth, [link_message(veth, {  # a cable from the bridge to its eth0
+            IFLA_MASTER: own_link(network)[0], IFLA_MTU: mtu, IFLA_LINKINFO: {
+                IFLA_INFO_KIND: "veth", IFLA_INFO_DATA: {VETH_INFO_PEER: peer}}}, MAKE, IFF_UP),
+            # What it sends to its own published port comes back by the same cable (br_netfilter)
+            *[link_message(veth, {IFLA_LINKINFO: {IFLA_INFO_SLAVE_KIND: "bridge",
+                                  IFLA_INFO_SLAVE_DATA: {IFLA_BRPORT_MODE: b"\1"}}})
+              for _ in endpoint["ports"][:1]]])
+        os.setns(theirs, CLONE_NEWNET)  # where the cable's other end is
+        try:
+            index = _socket.if_nametoindex("eth0")
+            way_out = struct.pack("8BI", _socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0,
+                                  RTN_UNICAST, 0) + attributes({
+                RTA_GATEWAY: packed(network["gateway"]), RTA_OIF: index})
+            netlink(NETLINK_ROUTE, "eth0", [  # up, with its address and the way out
+                link_message("eth0", up=IFF_UP),
+                address_message(index, endpoint["ip"], network["subnet"]),
+                *[(RTM_NEWROUTE, NLM_F_ACK | MAKE, way_out)] * (not network["internal"])])
+            with tolerate(errno.ENOENT):  # no neighbour is its router: CVE-2020-13401
+                write_value("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1")
+        finally:
+            os.setns(own, CLONE_NEWNET)  # back to the host's
+
+def publish_ports(state, network):
+    """Take a container's ports on the host, and lead them to it."""
+    record, state["ports"] = state["record"], []
+    if network["internal"]:
+        raise Failure(f"--publish: the network {network['name']} is internal")
+    for address, first, last, port, protocol in record["wants"]["ports"]:
+        fd, taken = hold_port(address, first, last, protocol)
+        state["ports"].append(fd)
+        record["endpoint"]["ports"].append([address, taken, port, protocol])
+    sweep_containers()  # the ports are ours: who had them is dead, but may have left elements
+    write_json(container_path(record, "state.json"), record)  # before, so that they are found
+    ports = port_elements(NFT_MSG_NEWSETELEM, record["endpoint"])
+    with blame(f"--publish: {NEEDS}"):
+        try:
+            nft(ports)
+        except FileNotFoundError:  # somebody flushed the rules
+            nft(all_rules(network) + ports)
+
+def port_elements(message, endpoint):
+    """Messages that put published ports into their maps, or take them out."""
+    return [(message, {2: "ports_of" if address else "ports", 3: [{
+        1: {1: (packed(address) if address else b"") + struct.pack(">B3xH2x", PROTOCOLS[protocol],
+                                                                   taken)},
+        2: {1: struct.pack(">4sH2x", packed(endpoint["ip"]), port)}}]})
+        for address, taken, port, protocol in endpoint["ports"]]
+
+PROTOCOLS = {"tcp": _socket.IPPROTO_TCP, "udp": _socket.IPPROTO_UDP}
+
+def hold_port(address, first, last, protocol):
+    """Take the first free of these ports of the host's: (descriptor, port). As long as that is open
+    no other program can have it, by the kernel's word; no packet comes to it."""
+    tcp = protocol == "tcp"
+    for port in range(first, last + 1):
+        held = _socket.socket(type=_socket.SOCK_STREAM if tcp else _socket.SOCK_DGRAM)
+        try:
+            held.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, tcp)  # TIME_WAIT is free
+            held.bind((address or "0.0.0.0", port))
+            held.listen(1) if tcp else None  # from now on SO_REUSEADDR helps nobody
+            taken = held.getsockname()[1]
+            return held.detach(), taken
+        except OSError as error:
+            held.close()
+            why = reason(error)
+    raise Failure(f"--publish, on {address or '0.0.0.0'}:{port}/{protocol}: {why}")
+
+def disconnect_container(record):
+    """Give back a container's ports and address; the kernel removes its cable."""
+    endpoint, top = record.pop("endpoint", None), state_path("networks")
+    if endpoint and endpoint["ports"]:
+        with tolerate():  # they were not made yet, or went with the rules
+            nft(port_elements(NFT_MSG_DELSETELEM, endpoint))
+    for name in [record["network"]] if "network" in record else listing(top):
+        for address in [endpoint["ip"]] if endpoint else listing(f"{top}/{name}"):
+            lease = link_target(AT_FDCWD, f"{top}/{name}/{address}")
+            if lease and lease.startswith(record["id"]):
+                unlink_if_there(f"{top}/{name}/{address}")
+                introduce_neighbours(name)
+
+def introduce_neighbours(name):
+    """Write who is in a named network into the /etc/hosts of all in it: in place, for the file is
+    mounted inside, and beside the container's own lines."""
+    mark = "\t# neighbour"
+    if name == "bridge" or not os.path.isdir(state_path("networks", name)):
+        return
+    with hold(state_path("networks")):
+        lines = {user[1]: f"{user[0]}\t{' '.join(user[2:])}{mark}"
+                 for user in network_users({"name": name})}
+        for own in lines:
+            with tolerate():  # it is just being made, or did something to its file
+                hosts = state_path("containers", own, "hosts")
+                kept = [row for row in read_text(hosts).split("\n")[:-1] if not row.endswith(mark)]
+                text = [*kept, *(text for other, text in lines.items() if other != own), ""]
+                with Descriptor(os.open(hosts, os.O_WRONLY | os.O_CLOEXEC)) as fd:
+                    os.ftruncate(fd, os.pwrite(fd, encode("\n".join(text)), 0))
+
+def hosts_file(spec, record):
+    """A container's /etc/hosts when it starts; who shares a network has that one's."""
+    own = record.get("endpoint") or {"ip": "127.0.1.1", "gateway": "127.0.0.1"}
+    kind, _, other = record["network"].partition(":")
+    names = [spec["hostname"], *record["wants"]["aliases"]]
+    names += [record["name"]] * ("endpoint" in record and kind != "bridge")
+    rows = [("127.0.0.1", "localhost"), ("::1", "localhost ip6-localhost ip6-loopback"),
+            ("fe00::", "ip6-localnet"), ("ff00::", "ip6-mcastprefix"), ("ff02::1", "ip6-allnodes"),
+            ("ff02::2", "ip6-allrouters"), (own["ip"], " ".join(dict.fromkeys(names)))]
+    text = "".join(f"{address}\t{name}\n" for address, name in rows)
+    if other or kind == "host":
+        text = read_text(state_path("containers", other, "hosts") if other else "/etc/hosts")
+    return text.rstrip("\n") + "\n" + "".join(
+        f"{address.replace('host-gateway', own['gateway'])}\t{name}\n" for name, _, address in (
+            entry.partition(":") for entry in record["wants"]["hosts"]))
 
 def bring_up_loopback():
-    """Set lo up: 127.0.0.1 works inside, and nothing else does.  See netdevice(7)."""
-    link = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
-    request = fcntl.ioctl(link.fileno(), SIOCGIFFLAGS, struct.pack("16sH22x", b"lo", 0))
-    flags = struct.unpack_from("H", request, 16)[0] | IFF_UP
-    fcntl.ioctl(link.fileno(), SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags))
-    link.close()
+    """Set lo up: 127.0.0.1 works inside, and nothing else does."""
+    netlink(NETLINK_ROUTE, "lo", [link_message("lo", up=IFF_UP)])  # the only link it has
 
 
 # ── 13. Terminal and logs ──────────────────────────────────────────────────
@@ -3548,6 +4012,8 @@ def reexec_inside(word, channel, program, flags, stdin, shared, outlive=False, p
     if not outlive:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # if run dies, however it dies, so do we
     os.unshare(flags)  # a mount table, host name, IPC and network of its own
+    if flags & CLONE_NEWNET:
+        send(channel, "apart")  # sync 0: there is a network namespace to lay a cable to
     trees = [open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | AT_RECURSIVE) for row in shared]
     mount(None, "/", None, MS_REC | MS_SLAVE, None)  # what we mount, the host must not see
     python = os.readlink("/proc/self/exe")
@@ -3581,12 +4047,14 @@ def start_container(state):
     program = state["program"] = state.get("program") or own_bytecode()
     piped = not (state["attached"] or spec["process"]["terminal"])
     pipes = [os.pipe(), os.pipe()] if piped else []
+    other = [borrow_network(spec, record)] if ":" in record["network"] else []
     pid, channel = start_inside("init", namespace_flags(spec), state["stdin"], program,
-                                shared_rows(spec))
+                                shared_rows(spec), joined_namespaces(spec))
     signals = watch_signals()
     try:
         linux = spec["linux"]
         record["cgroups"] = make_cgroups(record["cgroups"], linux["resources"], pid)
+        connect_container(state, pid, channel)
         prepare_container(spec, record)
         spec = dict(spec, filter=assemble_filter(linux))
         tell(channel, spec, [end for _, end in pipes])  # sync 1
@@ -3598,7 +4066,7 @@ def start_container(state):
         raise
     finally:
         channel.close()
-        for fd in [signals, *[end for _, end in pipes]]:
+        for fd in [signals, *other, *[end for _, end in pipes]]:
             os.close(fd)
     state.update(pid=pid, master=master, outputs=[end for end, _ in pipes], typed=b"",
                  logged=record["keep"] or not state["attached"])
@@ -3685,7 +4153,8 @@ def supervise(state, small):
         status = 125 if status is None else status
         write_status(state["lock"], status)  # for `wait`
         end_container(record, status)
-        os.close(state["lock"])
+        for fd in [*state.get("ports", []), state["lock"]]:
+            os.close(fd)
         sweep_containers()  # what killed commands left
 
 def attend(state, small):
@@ -3793,7 +4262,7 @@ def make_room(state):
     os.write(carried, marshal.dumps(state))
     for fd in map(state.get, ("lock", "program", "master", "stdin", "typist")):
         os.set_inheritable(fd, True) if fd is not None else None
-    for fd in state["outputs"]:
+    for fd in state["outputs"] + state.get("ports", []):
         os.set_inheritable(fd, True)
     words = [os.readlink("/proc/self/exe"), "-I", "-S", "-X", "utf8",
              f"/proc/self/fd/{state['program']}", "monitor", str(carried)]
@@ -4078,6 +4547,8 @@ def await_gate(channel, spec, state, console):
         elif message == "hooks":
             run_hooks(spec, state, "prestart", "createRuntime")
             tell(channel, "go")
+        elif message == "apart":  # sync 0: an engine lays its own cables
+            continue
         elif message == "ready":  # sync 3
             return master
         else:
@@ -4339,7 +4810,8 @@ def host_devices():
 def make_spec(options, words, plan):
     """The spec of a container, in the form of the OCI's config.json; for PLAN see plan_root."""
     own_root, image, path = plan["root"] is not None, plan["image"], plan["path"]
-    hostname = options["hostname"] or (plan["id"][:12] if own_root else os.uname().nodename)
+    hostname = options["hostname"] or (
+        plan["id"][:12] if own_root and plan["network"] != "host" else os.uname().nodename)
     more = host_devices() if options["privileged"] and own_root else []
     devices = [device(text) for text in options["device"] + more]
     cgroups_path = os.path.join(options["cgroup-parent"] or "", "mydocker", plan["id"])
@@ -4359,7 +4831,8 @@ def make_spec(options, words, plan):
         "hostname": hostname,
         "mounts": kernel_mounts(parse_size(given(options, "shm-size", "64m"), "--shm-size")),
         "annotations": {"mydocker.init": "true"} if options["init"] else {},
-        "linux": {"namespaces": [{"type": kind} for kind in OWN_NAMESPACES],
+        "linux": {"namespaces": [{"type": kind} for kind in OWN_NAMESPACES
+                                 if (kind, plan["network"]) != ("network", "host")],
                   "devices": devices, "cgroupsPath": cgroups_path,
                   "sysctl": dict(text.partition("=")[::2] for text in options["sysctl"]),
                   "resources": {**resources_of(options),
@@ -4384,15 +4857,75 @@ def make_spec(options, words, plan):
     plan_confinement(spec, options)
     return spec
 
-def resolv_conf():
+def resolv_conf(record):
     """The host's resolv.conf by Docker's rules: no server that only the host's lo can reach."""
-    for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+    wants, local = record["wants"], record["network"] == "host"
+    shared = [state_path("containers", record["network"][10:], "resolv.conf")]
+    for path in (*shared * (":" in record["network"]), "/etc/resolv.conf",
+                 "/run/systemd/resolve/resolv.conf"):
         lines = read_text(path).split("\n") if os.path.isfile(path) else []
-        kept = [line for line in lines if not " ".join(line.split()).startswith(
+        kept = [line for line in lines if local or not " ".join(line.split()).startswith(
             ("nameserver 127.", "nameserver ::1"))]
         if any(line.startswith("nameserver") for line in kept):
-            return "\n".join(kept)
-    return "\n".join([*filter(None, kept), "nameserver 8.8.8.8", "nameserver 8.8.4.4", ""])
+            break
+    else:
+        kept = [*filter(None, kept), "nameserver 8.8.8.8", "nameserver 8.8.4.4", ""]
+    said = ("nameserver",) * bool(wants["dns"]) + ("search", "domain") * bool(wants["search"])
+    search = " ".join(["search", *wants["search"]])
+    return "\n".join([*(f"nameserver {address}" for address in wants["dns"]),
+                      *[search] * (search not in ("search", "search .")),
+                      *(line for line in kept if not line.startswith(said))])
+
+def network_wanted(options, plan):
+    """A container's network by the options, its name and what is wanted of it."""
+    name = given(options, "network", os.environ.get("MYDOCKER_NETWORK", "bridge")
+                 if plan["reference"] else "none")
+    (kind, _, other), aliases = name.partition(":"), options["network-alias"]
+    ours = kind not in ("none", "host", "container")
+    ports = [*options["publish"], *(plan["image"].get("ExposedPorts") or () if
+                                    options["publish-all"] else ())]
+    wants = {"ip": options["ip"] or "", "mac": (options["mac-address"] or "").lower(),
+             "aliases": [check_new_name(alias, "--network-alias") for alias in aliases],
+             "ports": sum(map(parse_publish, ports), []), "hosts": options["add-host"],
+             "dns": options["dns"], "search": options["dns-search"]}
+    for option, asked, possible in (
+            ("--ip", wants["ip"], ours), ("--mac-address", wants["mac"], ours),
+            ("--publish", ports, ours), ("--network-alias", aliases, ours and kind != "bridge"),
+            ("--sysctl", [text for text in options["sysctl"] if text.startswith("net.")],
+             kind not in ("host", "container"))):  # not the host's, nor another's
+        if asked and not possible:
+            raise Failure(f"{option}: it can't go with --network {kind}")
+    for address in [*wants["dns"], *filter(None, [wants["ip"]])]:
+        with blame(f"address, on {address}"):
+            packed(address)
+    if wants["mac"] and (len(wants["mac"]) != 17 or not {*wants["mac"]} <= {*"0123456789abcdef:"}):
+        raise Failure(f"--mac-address, on {wants['mac']}: not one, such as 02:42:0a:09:01:02")
+    if kind == "container":
+        return "container:" + find_container(other)["id"], wants
+    return network_path(name) and name if ours else name, wants
+
+def parse_publish(text):
+    """A -p argument as [[host address, first and last port of the host's (0: any that is free),
+    container's port, protocol]]."""
+    def port_range(text):
+        first, _, last = text.partition("-")
+        return int(first), int(last or first)
+
+    rest, _, protocol = text.partition("/")
+    rest, _, inner = rest.rpartition(":")
+    address, _, outer = rest.rpartition(":")
+    try:
+        (first, last), (low, high) = port_range(inner), port_range(outer or "0")
+        address and packed(address)
+        if 0 < first <= last < 1 << 16 and low <= high < 1 << 16 and (
+                protocol or "tcp") in PROTOCOLS and (first == last or not low or
+                                                     high - low == last - first):
+            return [[address, low and low + port - first, low and high - last + port, port,
+                     protocol or "tcp"] for port in range(first, last + 1)]
+    except (ValueError, OSError):
+        pass
+    raise Failure(f"--publish, on {text or chr(39) * 2}: it is "
+                  "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
 
 def plan_root(options, words):
     """What the container's root is, by the options and the first word: (plan, the other words)."""
@@ -4460,6 +4993,15 @@ STOP_OPTIONS = (
          ("--entrypoint", "PROGRAM", "instead of the image's entrypoint"),
          ("--rootfs", "DIR", "use this directory as the root, as it is"),
          ("--hostname", "NAME", "the container's host name"),
+         ("--network --net", "NAME", "none, host, bridge, container:ID or a network (default: "
+                                     "bridge, on the host's own root none)"),
+         ("-p --publish", "[[IP:]HOST:]PORT[/udp]...", "lead a port of the host's, or more, to it"),
+         ("-P --publish-all", "", "so for all ports that the image names"),
+         ("--ip", "IP", "its address"), ("--mac-address", "MAC", "its eth0's"),
+         ("--network-alias", "NAME...", "one more name for its neighbours"),
+         ("--add-host", "NAME:IP...", "a line in its /etc/hosts"),
+         ("--dns", "IP...", "a name server, instead of the host's"),
+         ("--dns-search", "DOMAIN...", "where to look for short names"),
          ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
          ("--read-only", "", "let nothing be written to the root file system"),
          ("--ephemeral", "", "on the host's root: let everything be written, then throw it away"),
@@ -4477,6 +5019,7 @@ def cmd_run(options, words):
     if options["bundle"] is not None:
         return run_bundle(options, words)
     plan, words = plan_root(options, words)
+    plan["network"], plan["wants"] = network_wanted(options, plan)
     spec = make_spec(options, words, plan)
     state = {"spec": spec, "record": make_record(options, plan, spec),
              "attached": not options["detach"], "interactive": options["interactive"]}
@@ -4502,6 +5045,7 @@ def make_record(options, plan, spec):
     return {"id": plan["id"], "name": options["name"], "reference": plan["reference"],
             "image": plan["digest"], "layers": plan["diff_ids"], "created": time.time(),
             "keep": plan["keep"], "args": spec["process"]["args"], "cgroups": cgroups,
+            "network": plan["network"], "wants": plan["wants"],
             "volumes": [row["volume"] for row in spec["mounts"] if "volume" in row],
             "own_volumes": [row["volume"] for row in spec["mounts"] if row.get("anonymous")],
             "labels": {**(image.get("Labels") or {}), **labels}, "restart": policy, "restarts": 0,
@@ -4567,15 +5111,12 @@ def prepare_container(spec, record):
             os.makedirs(source, exist_ok=True)
     for name in ("rootfs", "scratch"):
         make_dirs(f"{path}/{name}")
-    hosts = (("127.0.0.1", "localhost"), ("::1", "localhost ip6-localhost ip6-loopback"),
-             ("fe00::", "ip6-localnet"), ("ff00::", "ip6-mcastprefix"),
-             ("ff02::1", "ip6-allnodes"), ("ff02::2", "ip6-allrouters"),
-             ("127.0.1.1", spec["hostname"]))
-    for name, text in (("hosts", "".join(f"{address}\t{names}\n" for address, names in hosts)),
-                       ("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf())):
+    for name, text in (("hosts", hosts_file(spec, record)), ("hostname", spec["hostname"] + "\n"),
+                       ("resolv.conf", resolv_conf(record))):
         write_file(f"{path}/{name}", text)
         os.chmod(f"{path}/{name}", 0o644)
     write_json(path + "/config.json", spec)
+    introduce_neighbours(record["network"])
 
 def apply_log_options(options):
     """Let --log-level and --explain travel to init: in the environment."""
@@ -4692,6 +5233,11 @@ def container_state(record):
         return "restarting" if record["restarts"] else "created"
     return "paused" if is_paused(record["cgroups"]) else "running"
 
+def published(record):
+    """A container's ports: [("80/tcp", "0.0.0.0:8080")]."""
+    return [(f"{port}/{protocol}", f"{address or '0.0.0.0'}:{taken}")
+            for address, taken, port, protocol in record.get("endpoint", {}).get("ports", [])]
+
 def ps_row(record, options):
     """What `ps` can show of a container, by docker's field names and the tutorial's."""
     state, command = container_state(record), " ".join(record["args"])
@@ -4706,7 +5252,9 @@ def ps_row(record, options):
            "Command": shorten(command, len(command) if options["no-trunc"] else 20),
            "RunningFor": age_of(record["created"]) + " ago", "Status": status,
            "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z %Z", created),
-           "PID": str(record.get("pid") or ""), "IP": "", "Ports": "", "Networks": "",
+           "PID": str(record.get("pid") or ""), "IP": record.get("endpoint", {}).get("ip", ""),
+           "Ports": ", ".join(f"{host}->{port}" for port, host in published(record)),
+           "Networks": record["network"],
            "Labels": ",".join(f"{key}={text}" for key, text in record["labels"].items()),
            "Mounts": ",".join(record["volumes"])}
     if options["size"]:
@@ -5230,7 +5778,17 @@ def inspected(name):
         "Mounts": [{"Type": "volume" if "volume" in row else row["type"], "Source": row["source"],
                     "Destination": row["destination"], "RW": not {"ro", "rro"} & {*row["options"]}}
                    for row in spec["mounts"] if row["type"] == "bind"],
-        "Record": record, "Spec": spec}
+        "NetworkSettings": network_settings(record), "Record": record, "Spec": spec}
+
+def network_settings(record):
+    """A container's place in its network, in docker's words."""
+    own, ports = record.get("endpoint", {}), {}
+    for port, host in published(record):
+        ports.setdefault(port, []).append(dict(zip(("HostIp", "HostPort"), host.split(":"))))
+    place = {"IPAddress": own.get("ip", ""), "IPPrefixLen": own.get("prefix", 0),
+             "Gateway": own.get("gateway", ""), "MacAddress": own.get("mac", "")}
+    return {**place, "Ports": ports, "Networks": {
+        record["network"]: {**place, "Aliases": record["wants"]["aliases"]}}}
 
 def log_time_of(moment):
     return log_time(int(moment * 10**9)) if moment else "0001-01-01T00:00:00Z"
@@ -5274,6 +5832,68 @@ def cmd_volume_prune(options, _):
         if not volume_info(name)["UsedBy"] and (options["all"] or len(name) == 64):
             cmd_volume_rm(options, name)
             show(name)
+
+@command("[OPTIONS] NAME", "make a network, with a bridge of that name",
+         ("--driver", "bridge", "the only kind"), ("--subnet", "CIDR", "such as 10.9.1.0/24"),
+         ("--gateway", "IP", "the host's address in it (default: the first)"),
+         ("--internal", "", "nothing leaves it or comes in, but from the host"),
+         ("--mtu", "BYTES", "the largest packet (default: 1500)"))
+def cmd_network_create(options, words):
+    gateway, driver = options["gateway"], given(options, "driver", "bridge")
+    if driver != "bridge" or gateway and not options["subnet"]:
+        raise Failure("network create: the driver is bridge, and --gateway needs --subnet")
+    create_network(words[0], options["subnet"], gateway, options["internal"],
+                   parse_number(given(options, "mtu", "1500"), "--mtu", 68))
+    show(words[0])
+
+@command("[OPTIONS]", "list the networks", ("-q --quiet", "", "names only"),
+         ("--format", "FORMAT", "table, json or a template"))
+def cmd_network_list(options, _):
+    """IpRange is the gateway's address and the subnet's size, as in the tutorial."""
+    rows = [{"Name": network["name"], "Driver": network["driver"], "Internal": network["internal"],
+             "IpRange": network["gateway"] + "/" + network["subnet"].partition("/")[2]}
+            for network in networks()]
+    show_rows(rows, {"Name": "NAME", "IpRange": "IpRange", "Driver": "Driver"},
+              "{{.Name}}" if options["quiet"] else options["format"])
+
+@command("NAME...", "remove networks that no running container is in", many=True)
+def cmd_network_remove(_, name):
+    sweep_containers()
+    remove_network(name)
+
+@command("[OPTIONS] NAME...", "show networks as JSON", ("-f --format", "FORMAT", "a template"))
+def cmd_network_inspect(options, words):
+    sweep_containers()
+    show_json(words, network_info, options["format"])
+
+def network_info(name):
+    """A network and who is in it, in docker's words and ours."""
+    network = find_network(name)
+    return {**network, "Name": name, "Driver": network["driver"], "Internal": network["internal"],
+            "IPAM": {"Config": [{"Subnet": network["subnet"], "Gateway": network["gateway"]}]},
+            "Containers": {user[1]: {"Name": user[2], "IPv4Address": user[0]}
+                           for user in network_users(network)}}
+
+@command("[OPTIONS]", "remove the networks that no running container is in, and say which",
+         ("-f --force", "", "without asking, as always"))
+def cmd_network_prune(*_):
+    sweep_containers()
+    for network in networks():
+        if network["name"] != "bridge" and not network_users(network):
+            remove_network(network["name"])
+            show(network["name"])
+
+COMMANDS.update({"network ls": COMMANDS["network list"], "network rm": COMMANDS["network remove"]})
+
+@command("CONTAINER [PORT[/PROTOCOL]]", "show a container's ports on the host")
+def cmd_port(_, words):
+    wanted = words[1] + "/tcp" * ("/" not in words[1]) if words[1:] else ""
+    rows = [(port, host) for port, host in published(find_container(words[0])) if port == (
+        wanted or port)]
+    if wanted and not rows:
+        raise Failure(f"port, on {words[0]}: {wanted} is not published")
+    for port, host in rows:
+        show(host if wanted else f"{port} -> {host}")
 
 @command("PATH|CONTAINER:PATH PATH|CONTAINER:PATH", "copy files out of a container or into it",
          ("-a --archive", "", "keep owner and group"))
@@ -5517,14 +6137,9 @@ def try_overlay():
     mount("overlay", "merged", "overlay", 0, "lowerdir=lower,upperdir=upper,workdir=work")
 
 def try_nf_tables():
-    """Ask the kernel's nf_tables for its generation, in a network namespace of this process's."""
+    """Make our rules, in a network namespace of this process's own."""
     os.unshare(CLONE_NEWNET)
-    netlink = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, NETLINK_NETFILTER)
-    kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN
-    netlink.send(struct.pack("IHHII4x", 20, kind, NLM_F_REQUEST, 1, 0))
-    answer = struct.unpack_from("H", netlink.recv(4096), 4)[0]
-    netlink.close()
-    return answer != 2  # NLMSG_ERROR
+    nft(all_rules({"link": "lo", "subnet": "10.0.0.0/8", "internal": False}))
 
 PROBES = (  # (name, try it, what it is needed for, where to look if it is missing)
     ("root", lambda: os.setuid(0), "all of it", "sudo"),
@@ -5550,7 +6165,7 @@ PROBES = (  # (name, try it, what it is needed for, where to look if it is missi
            "Linux 5.3"),
           ("mount_setattr", lambda: mount_setattr(AT_FDCWD, "/proc", 0, bytes(32), 32),
            "read-only trees in one step", "Linux 5.12"))),
-    ("nf_tables", try_nf_tables, "networks with -p (later)", "modules nf_tables nft_chain_nat"),
+    ("nf_tables", try_nf_tables, "-p, and what leaves this box", "modules nf_tables nft_chain_nat"),
 )
 
 def about_box():

@@ -4423,6 +4423,609 @@ test_faults() { # life: a system call that fails, or a kill at it, leaves nothin
   done
 }
 
+# ── 12. Networks ───────────────────────────────────────────────────────────
+
+# A test of networks has a box of its own, and a LAN: network namespaces, which go with the test.
+# "$1"s below are their names; "${box[@]}" in front of a command runs it in the one called box.
+
+# shellcheck disable=SC2034,SC2154 # they are assigned by name
+lan='' box=''
+namespace() { # namespace NAME: make one
+  local fd
+  rm -f ready
+  unshare --net bash -c 'echo >ready; exec sleep 1000' &
+  wait_for test -s ready
+  exec {fd}<"/proc/$!/ns/net"
+  kill "$!"
+  eval "$1=(nsenter --net=/proc/self/fd/$fd) $1_fd=/proc/self/fd/$fd"
+  nsenter --net="/proc/self/fd/$fd" ip link set lo up
+}
+
+cable() { # cable NAME DEVICE ADDRESS OTHER-NAME DEVICE ADDRESS: lay one between two
+  local one=$1_fd other=$4_fd
+  nsenter --net="${!one}" ip link add "$2" type veth peer name "$5" netns "${!other}"
+  nsenter --net="${!one}" ip addr add "$3" dev "$2"
+  nsenter --net="${!other}" ip addr add "$6" dev "$5"
+  nsenter --net="${!one}" ip link set "$2" up
+  nsenter --net="${!other}" ip link set "$5" up
+}
+
+own_networks() { # from here on mydocker runs on a box with a LAN
+  need unshare nsenter ip nf_tables
+  own_state
+  unset MYDOCKER_NETWORK
+  make_lan
+  mydocker=("${box[@]}" "$PYTHON" "$here/mydocker.py")
+}
+
+make_lan() { # box is 10.77.0.1, lan 10.77.0.2; ./net.py asks and answers
+  namespace box
+  namespace lan
+  cable box lan0 10.77.0.1/24 lan eth0 10.77.0.2/24
+  "${box[@]}" bash -c 'echo 1 >/proc/sys/net/ipv4/ip_forward
+    echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter' # strict: what fails it with these, fails nowhere
+  cat >net.py <<'PYTHON'
+import hashlib, os, socket, sys, threading, time
+
+def kind(protocol):
+    return socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+
+def listen(protocol, port, address="0.0.0.0"):
+    server = socket.socket(socket.AF_INET, kind(protocol))
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind((address, port))
+    protocol == "tcp" and server.listen(50)
+    return server
+
+def serve_tcp(server):  # says who asks, and what; or takes many bytes, with their sum or without
+    while True:
+        client, address = server.accept()
+        word = client.recv(4096)
+        if word.startswith(b"take "):
+            count, digest = int(word.split()[1]), hashlib.sha256()
+            client.sendall(b"go")
+            while count:
+                data = client.recv(min(1 << 18, count))
+                count -= len(data)
+                digest.update(data)
+            client.sendall(digest.hexdigest().encode())
+        elif word.startswith(b"drink"):
+            while client.recv(1 << 18):
+                pass
+        else:
+            client.sendall(b"tcp %s %s" % (address[0].encode(), word))
+        client.close()
+
+def serve_udp(server):
+    while True:
+        word, address = server.recvfrom(4096)
+        server.sendto(b"udp %s %s" % (address[0].encode(), word), address)
+
+def serve_dns(server):  # every name is 192.0.2.80
+    while True:
+        query, address = server.recvfrom(4096)
+        end = query.index(b"\0", 12) + 5
+        is_a = query[end - 4:end - 2] == b"\0\1"
+        answer = query[:2] + b"\x81\x80\0\1" + (b"\0\1" if is_a else b"\0\0") + bytes(4) + query[12:end]
+        if is_a:
+            answer += b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4\xc0\0\2\x50"
+        server.sendto(answer, address)
+
+def ask(seconds, protocol, address, port, word="hello", source=None):
+    client = socket.socket(socket.AF_INET, kind(protocol))
+    client.settimeout(float(seconds))
+    try:
+        source and client.bind((source, 0))
+        client.connect((address, int(port)))
+        client.send(word.encode())
+        if word.startswith("take "):
+            count, digest = int(word.split()[1]), hashlib.sha256()
+            block = os.urandom(1 << 20)
+            client.settimeout(60)
+            client.recv(2)
+            for number in range(count >> 20):
+                data = number.to_bytes(8, "big") + block[8:]
+                digest.update(data)
+                client.sendall(data)
+            return "same" if client.recv(64).decode() == digest.hexdigest() else "different"
+        if word == "drink":  # 4 GB, answers MB/s
+            begin, block = time.monotonic(), bytes(1 << 20)
+            for _ in range(4096):
+                client.sendall(block)
+            return "%d" % ((4096 << 20) / 1e6 / (time.monotonic() - begin))
+        return client.recv(4096).decode()
+    except OSError as error:
+        return "refused" if isinstance(error, ConnectionRefusedError) else "nothing"
+
+what, *words = sys.argv[1:]
+if what == "ask":
+    print(ask(*words))
+else:  # serve PROTOCOL:PORT[:ADDRESS]...
+    for word in words:
+        name, port, *address = word.split(":")
+        serve = globals()["serve_" + name]
+        server = listen("tcp" if name == "tcp" else "udp", int(port), *address)
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+    open(what, "w").close()
+    time.sleep(1000)
+PYTHON
+}
+
+serve() { # serve NAME PREFIX... -- WHAT...: start a server with a command before it, wait until it's ready
+  local - name=$1 prefix=()
+  set +x
+  shift
+  while [[ $1 != -- ]]; do
+    prefix+=("$1")
+    shift
+  done
+  "${prefix[@]}" "$PYTHON" -I "$PWD/net.py" "$PWD/$name" "${@:2}" >"$name.id" 2>"$name.err" &
+  wait_for test -e "$name"
+}
+
+says() { # says ANSWER COMMAND... -- PROTOCOL ADDRESS PORT [WORD]: what is asked by way of a command is answered so
+  local - want=$1 prefix=() seconds=5
+  set +x
+  [[ $want != nothing ]] || seconds=0.3
+  shift
+  while [[ $1 != -- ]]; do
+    prefix+=("$1")
+    shift
+  done
+  is "$("${prefix[@]}" "$PYTHON" -I "$PWD/net.py" ask "$seconds" "${@:2}")" "$want"
+}
+
+links() { # the box's links but lo and its cable
+  "${box[@]}" ip -o link | sed 's/^[0-9]*: //; s/[:@].*//' | grep -vxE 'lo|lan0' | sort | tr '\n' ' '
+}
+
+links_are() { # links_are LINKS: the kernel removes a container's a moment after its last process
+  [[ $(links) == "$1" ]]
+}
+
+test_network_commands() { # net: networks are made, listed as in the tutorial, shown and removed
+  own_networks
+  "${box[@]}" bash -c 'echo 0 >/proc/sys/net/ipv4/ip_forward'
+  run 0 network create --driver bridge --subnet 10.9.1.0/24 n1
+  is "$out" n1
+  like "$err" '^mydocker: warning: net.ipv4.ip_forward was 0'
+  run 0 network create --internal --mtu 1400 n2
+  is "$err" ''
+  run 0 network list
+  is "$out" $'NAME   IpRange         Driver\nn1     10.9.1.1/24     bridge\nn2     172.17.0.1/16   bridge'
+  is "$(links)" 'n1 n2 '
+  like "$("${box[@]}" ip -o addr show n1)" 'inet 10.9.1.1/24 '
+  like "$("${box[@]}" ip -o link show n2)" 'mtu 1400 '
+  run 0 network inspect -f '{{.IPAM.Config.0.Subnet}} {{.Internal}}' n1 n2
+  is "$out" $'10.9.1.0/24 false\n172.17.0.0/16 true'
+  run 0 network rm n1
+  run 0 network prune
+  is "$out" n2
+  is "$(links)" ''
+  run 0 network ls -q
+  is "$out" ''
+  is "$(ls state/networks)" ''
+}
+
+test_network_errors() { # net: foreign links, bad subnets and names, and used networks are errors that change nothing
+  own_networks
+  "${box[@]}" ip link add docker0 type bridge
+  run 0 network create --subnet 10.9.1.0/24 n1
+  run 0 run -d --name user --net n1 /bin/sleep 1000
+  "${box[@]}" ip -o -4 addr >before
+  ls -R state/networks >>before
+  fails 125 'lo: .*not mydocker' network create lo
+  fails 125 'docker0: .*not mydocker' network create docker0
+  fails 125 'n1: it exists' network create n1
+  fails 125 'overlaps network n1' network create --subnet 10.9.0.0/16 n2
+  fails 125 'overlaps this host.s route to lan0' network create --subnet 10.77.0.128/25 n2
+  for subnet in '' 10.9.2.0 10.9.2.1/24 10.9.2.0/33 10.9.2.0/32 127.0.0.0/8 224.0.0.0/8 fd00::/64 x; do
+    fails 125 '--subnet, on ' network create --subnet "$subnet" n2
+  done
+  fails 125 'gateway' network create --subnet 10.9.2.0/24 --gateway 10.9.3.1 n2
+  fails 125 'gateway' network create --subnet 10.9.2.0/24 --gateway 10.9.2.255 n2
+  fails 125 'mtu' network create --mtu 5 n2
+  for name in ../n2 a.b n2/x a-name-too-long- all default ''; do fails 125 'network, on ' network create "$name"; done
+  for name in none host container; do fails 125 'network, on ' network create "$name"; done
+  fails 125 'driver' network create --driver overlay n2
+  fails 125 'n1: user is in it' network rm n1
+  fails 125 'no such network' network rm n2
+  fails 125 'no such network' run --net n2 /bin/true
+  fails 125 'not to be had' run --net n1 --ip 10.9.1.1 /bin/true
+  fails 125 'not to be had' run --net n1 --ip 10.9.1.2 /bin/true
+  fails 125 'not to be had' run --net n1 --ip 10.9.2.2 /bin/true
+  fails 125 'publish' run --net n1 -p 80:80/sctp /bin/true
+  fails 125 'publish' run --net n1 -p 1-3:1-2 /bin/true
+  fails 125 'publish' run --net n1 -p 65536:1 /bin/true
+  fails 125 'can.t go with --network none' run -p 80:80 /bin/true
+  fails 125 'can.t go with --network host' run --net host --sysctl net.ipv4.ip_forward=1 /bin/true
+  fails 125 'can.t go with --network bridge' run --net bridge --network-alias x /bin/true
+  fails 125 'network-alias' run --net n1 --network-alias $'x\n1.2.3.4 y' /bin/true
+  fails 125 'network, on bridge:x' run --net bridge:x /bin/true
+  fails 125 'mac-address' run --net n1 --mac-address 02:42 /bin/true
+  { "${box[@]}" ip -o -4 addr; ls -R state/networks; } >after
+  diff before after
+  run 0 rm -f user
+  run 0 network rm n1
+  wait_for links_are 'docker0 '
+}
+
+test_network_inside() { # net: eth0 with address, route and MTU; hosts, resolv.conf, and what --ip and the others ask for
+  make_image box
+  own_networks
+  run 0 network create --subnet 10.9.1.0/24 --gateway 10.9.1.254 --mtu 1400 n1
+  run 0 run --net n1 /bin/sh -c "ip -o addr show eth0; ip route; ip -o link"
+  like "$out" 'inet 10.9.1.1/24 '
+  like "$out" 'default via 10.9.1.254 dev eth0'
+  like "$out" 'eth0.* mtu 1400 .* state UP .* 02:42:0a:09:01:01 '
+  unlike "$out" 'inet6 fe80'
+  run 0 run --net n1 --ip 10.9.1.77 --mac-address 02:00:00:00:00:07 /bin/sh -c 'ip -o addr show eth0; ip -o link show eth0'
+  like "$out" 'inet 10.9.1.77/24 '
+  like "$out" ' 02:00:00:00:00:07 '
+  run 0 run --rm --net n1 --name c1 --network-alias db --hostname me --add-host up:192.0.2.1 --add-host gw:host-gateway \
+    --dns 192.0.2.53 --dns-search example.org box cat /etc/hosts /etc/resolv.conf /etc/hostname
+  like "$out" $'127.0.0.1\tlocalhost\n'
+  like "$out" $'\n10.9.1.1\tme db c1\n192.0.2.1\tup\n10.9.1.254\tgw\n'
+  like "$out" $'\nnameserver 192.0.2.53\nsearch example.org\n'
+  like "$out" $'\nme$'
+  run 0 run --rm box cat /proc/net/route # the default network, made when first used
+  wait_for links_are 'mydocker0 n1 '
+  run 0 network ls
+  like "$out" $'bridge +172.17.0.1/16 +bridge\n'
+}
+
+ports_answer() { # ports_answer PROTOCOL...: the ports of test_network_ports, by way of everyone
+  local kind
+  for kind; do
+    says "$kind 10.77.0.2 hello" "${lan[@]}" -- "$kind" 10.77.0.1 8080 # the source address is kept
+    says "$kind 10.9.1.1 hello" "${box[@]}" -- "$kind" 127.0.0.1 8080
+    says "$kind 10.77.0.1 hello" "${box[@]}" -- "$kind" 10.77.0.1 8080
+    says "$kind 10.9.1.1 hello" "${mydocker[@]}" exec user -- "$kind" 10.77.0.1 8080
+    says "$kind 10.9.1.1 hello" "${mydocker[@]}" exec user -- "$kind" 10.9.1.1 8080
+    says "$kind 10.9.1.1 hello" "${mydocker[@]}" exec web -- "$kind" 10.77.0.1 8080 # its own
+    says "$kind 10.9.1.3 hello" "${mydocker[@]}" exec user -- "$kind" 10.9.1.2 80
+  done
+}
+
+test_network_ports() { # net: published ports answer the LAN, the host, neighbours and the container itself, TCP and UDP
+  local nf=/proc/sys/net/bridge/bridge-nf-call-iptables
+  own_networks
+  run 0 network create --subnet 10.9.1.0/24 n1
+  serve web "${mydocker[@]}" run -d --name web --net n1 -p 8080:80 -p 8080:80/udp -- tcp:80 udp:80
+  run 0 run -d --name user --net n1 /bin/sleep 1000
+  ports_answer tcp udp
+  if "${box[@]}" test -e $nf; then # bridged packets pass the rules, too, or not
+    "${box[@]}" bash -c "echo \$((! \$(<$nf))) >$nf"
+    ports_answer tcp
+  fi
+  run 0 rm -f web
+  says refused "${lan[@]}" -- tcp 10.77.0.1 8080
+  says refused "${box[@]}" -- tcp 127.0.0.1 8080
+}
+
+test_network_port_options() { # net: one host address, ranges, free ports, what the image names; port and ps show them
+  make_image box -c 'EXPOSE 80/tcp 53/udp'
+  own_networks
+  "${box[@]}" ip addr add 10.77.0.9/24 dev lan0
+  serve web "${mydocker[@]}" run -d --name web --net bridge -p 127.0.0.1:81:80 -p 10.77.0.1:82:80 -p 10.77.0.9:82:81 \
+    -p 9000-9001:80-81 -p 9000-9005:81 -p 81 -- tcp:80 tcp:81
+  says 'tcp 172.17.0.1 hello' "${box[@]}" -- tcp 127.0.0.1 81
+  says refused "${lan[@]}" -- tcp 10.77.0.1 81
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 82
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.9 82
+  says refused "${box[@]}" -- tcp 127.0.0.1 82
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 9001
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 9002
+  run 0 port web 80
+  is "$out" $'127.0.0.1:81\n10.77.0.1:82\n0.0.0.0:9000'
+  run 0 port web
+  like "$out" $'81/tcp -> 10.77.0.9:82\n80/tcp -> 0.0.0.0:9000\n81/tcp -> 0.0.0.0:9001\n81/tcp -> 0.0.0.0:9002\n81/tcp -> 0.0.0.0:[0-9]+$'
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 "${out##*:}"
+  fails 125 '8080/tcp is not published' port web 8080
+  run 0 ps --format '{{.Ports}}|{{.IP}}|{{.Networks}}'
+  like "$out" '^127.0.0.1:81->80/tcp, .*, 0.0.0.0:[0-9]+->81/tcp\|172.17.0.2\|bridge$'
+  run 0 inspect web
+  like "$out" '"HostIp": "127.0.0.1",'$'\n *''"HostPort": "81"'
+  run 0 run -d --name all -P box sleep 1000
+  run 0 port all
+  like "$out" $'^80/tcp -> 0.0.0.0:[0-9]+\n53/udp -> 0.0.0.0:[0-9]+$'
+}
+
+test_network_port_conflict() { # net: a port in use is an error before the command starts, for other programs, too
+  own_networks
+  serve host "${box[@]}" -- tcp:90 udp:91
+  fails 125 '0.0.0.0:90/tcp: address already in use' run --net bridge -p 90:80 /bin/touch started
+  fails 125 '10.77.0.1:91/udp: address already in use' run --net bridge -p 10.77.0.1:91:80/udp /bin/touch started
+  fails 125 'cannot assign|can.t assign' run --net bridge -p 10.66.0.1:91:80 /bin/touch started
+  run 0 run -d --name web --net bridge -p 80:80 -p 80:80/udp /bin/sleep 1000
+  sleep 1.5 # the monitor has made room meanwhile, and keeps them
+  for port in 80:80 127.0.0.1:80:1 70-80:70-80 80:80/udp; do
+    fails 125 ':80/.*: address already in use' run --net bridge -p $port /bin/touch started
+  done
+  is "$("${box[@]}" "$PYTHON" -I -c '
+import socket
+for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
+    server = socket.socket(socket.AF_INET, kind)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
+    try:
+        server.bind(("0.0.0.0", 80))
+        print("taken")
+    except OSError:
+        print("in use")')" $'in use\nin use'
+  [[ ! -e started ]]
+  is "$(ls state/networks/bridge)" 172.17.0.2
+  run 0 rm -f web
+  run 0 run --net bridge -p 80:80 /bin/true
+}
+
+test_network_localnet() { # net: the LAN and containers can't reach 127.0.0.1: CVE-2020-8558; no router is believed: CVE-2020-13401
+  own_networks
+  namespace evil
+  run 0 network create --subnet 10.9.1.0/24 n1
+  run 0 run -d --name keep --net n1 -p 127.0.0.1:8080:80 /bin/sleep 1000
+  serve secret "${box[@]}" -- tcp:7:127.0.0.1 udp:7:127.0.0.1
+  cable evil eth0 10.9.1.66/24 box evil0 10.66.66.66/32
+  "${box[@]}" ip link set evil0 master n1
+  says 'tcp 127.0.0.1 hello' "${box[@]}" -- tcp 127.0.0.1 7
+  for name in evil lan; do # a neighbour of the containers, and of the host
+    at=(nsenter "--net=$(eval "echo \$${name}_fd")")
+    via=$([[ $name == evil ]] && echo 10.9.1.1 || echo 10.77.0.1)
+    "${at[@]}" bash -c "echo 1 >/proc/sys/net/ipv4/conf/eth0/route_localnet; ip route add 10.9.1.0/24 via 10.77.0.1 2>/dev/null
+      ip rule add prio 1 to 127.0.0.2/31 table local; ip rule del prio 0; ip rule add prio 2 table 100
+      ip rule add prio 3 to 10.0.0.0/8 table local; ip rule add prio 3 iif eth0 table local; ip route add 127.0.0.1 via $via dev eth0 src ${via%.*}.$([[ $name == evil ]] && echo 66 || echo 2) table 100"
+    for kind in tcp udp; do
+      says nothing "${at[@]}" -- $kind 127.0.0.1 7
+    done
+    says nothing "${at[@]}" -- tcp 127.0.0.1 8080
+  done
+  is "$("${box[@]}" cat /proc/sys/net/ipv4/conf/{n1,lan0,all}/route_localnet)" $'1\n0\n0'
+  if [[ -e /proc/sys/net/ipv6 ]]; then
+    is "$("${box[@]}" cat /proc/sys/net/ipv6/conf/n1/accept_ra)" 0
+    run 0 exec keep cat /proc/sys/net/ipv6/conf/eth0/disable_ipv6
+    is "$out" 1
+  fi
+}
+
+test_network_isolation() { # net: two networks, and the LAN, can't get in but by ports; an internal one gets nowhere; forged sources don't
+  own_networks
+  run 0 network create --subnet 10.9.1.0/24 n1
+  run 0 network create --subnet 10.9.2.0/24 n2
+  run 0 network create --subnet 10.9.3.0/24 --internal n3
+  serve one "${mydocker[@]}" run -d --name one --net n1 -p 8080:80 -- tcp:80 udp:80
+  serve two "${mydocker[@]}" run -d --name two --cap-add NET_ADMIN --net n2 -- tcp:80 udp:80
+  serve inner "${mydocker[@]}" run -d --name inner --net n3 -- tcp:80 udp:80
+  run 0 run -d --name inner2 --cap-add NET_ADMIN --net n3 /bin/sleep 1000
+  serve away "${lan[@]}" -- tcp:80 udp:80
+  serve host "${box[@]}" -- tcp:70
+  "${lan[@]}" ip route add 10.9.0.0/16 via 10.77.0.1
+  for kind in tcp udp; do
+    says "$kind 10.77.0.1 hello" "${mydocker[@]}" exec two -- $kind 10.77.0.2 80 # masqueraded
+    says "$kind 10.9.1.1 hello" "${box[@]}" -- $kind 10.9.1.2 80
+    says "$kind 10.9.3.3 hello" "${mydocker[@]}" exec inner2 -- $kind 10.9.3.2 80
+    says "$kind 10.9.3.1 hello" "${box[@]}" -- $kind 10.9.3.2 80
+  done
+  says 'tcp 10.9.2.2 hello' "${mydocker[@]}" exec two -- tcp 10.77.0.1 70
+  says 'tcp 10.9.1.1 hello' "${mydocker[@]}" exec two -- tcp 10.77.0.1 8080 # ports are public
+  run 0 exec inner2 ip route add default via 10.9.3.1
+  "${box[@]}" ip route add 10.44.0.0/16 via 10.77.0.2
+  "${lan[@]}" ip addr add 10.44.0.1/16 dev lo
+  run 0 exec two ip addr add 10.44.7.7/32 dev eth0
+  for kind in tcp udp; do
+    says nothing "${mydocker[@]}" exec two -- $kind 10.9.1.2 80
+    says nothing "${mydocker[@]}" exec one -- $kind 10.9.2.2 80
+    says nothing "${mydocker[@]}" exec one -- $kind 10.9.3.2 80
+    says nothing "${lan[@]}" -- $kind 10.9.1.2 80
+    says nothing "${lan[@]}" -- $kind 10.9.3.2 80
+    says nothing "${mydocker[@]}" exec inner2 -- $kind 10.77.0.2 80
+    says nothing "${mydocker[@]}" exec inner2 -- $kind 10.9.1.2 80
+    says nothing "${mydocker[@]}" exec two -- $kind 10.77.0.2 80 hello 10.44.7.7
+  done
+  says nothing "${mydocker[@]}" exec inner2 -- tcp 10.77.0.1 8080
+  fails 125 'n3 is internal' run --net n3 -p 80:80 /bin/true
+}
+
+test_network_bytes() { # net: 64 MB (FULL=1: 1 GB) through a published port arrive as they are, with MTU 1400, too
+  own_networks
+  local bytes=$((64 << 20)) name
+  [[ ! ${FULL-} ]] || bytes=$((1 << 30))
+  run 0 network create --mtu 1400 n1
+  for name in bridge n1; do
+    serve "at_$name" "${mydocker[@]}" run -d --name "at_$name" --net "$name" -p 8080:80 -- tcp:80
+    says same "${lan[@]}" -- tcp 10.77.0.1 8080 "take $bytes"
+    run 0 rm -f "at_$name"
+  done
+}
+
+test_network_dns() { # net: containers ask the name server they are given, and find names by it
+  need getent
+  small_root root
+  with_libraries "$(type -P getent)" root getent
+  for file in /lib/x86_64-linux-gnu /lib/aarch64-linux-gnu /lib64 /usr/lib64; do # named by no ELF header
+    for lib in "$file"/libnss_{dns,files}.so.2 "$file"/libresolv.so.2; do
+      if [[ -e $lib ]]; then mkdir -p "root$file" && cp -L "$lib" "root$file/"; fi
+    done
+  done
+  echo 'hosts: files dns' >root/etc/nsswitch.conf
+  make_image box
+  own_networks
+  run 0 network create n1
+  serve dns "${lan[@]}" -- dns:53
+  run 0 run --rm --net n1 --name c1 --dns 10.77.0.2 box getent ahostsv4 some.example
+  like "$out" '^192.0.2.80 '
+  run 0 run --rm --net n1 --name c1 --dns 10.77.0.2 box getent hosts c1
+  like "$out" '^172.17.0.2 '
+}
+
+test_network_neighbours() { # net: /etc/hosts knows the neighbours by name and alias while they run, and keeps own lines
+  make_image box
+  own_networks
+  run 0 network create --subnet 10.9.1.0/24 n1
+  run 0 run -d --name one --net n1 box sleep 1000
+  run 0 exec one sh -c 'echo 192.0.2.9 mine >>/etc/hosts'
+  run 0 run -d --name two --net n1 --network-alias db --network-alias cache box sleep 1000
+  run 0 run -d --name other --net bridge box sleep 1000
+  run 0 exec one cat /etc/hosts
+  like "$out" $'\n10.9.1.2\t[0-9a-f]{12} one\n192.0.2.9 mine\n10.9.1.3\ttwo db cache\t# neighbour$'
+  run 0 exec two cat /etc/hosts
+  like "$out" $'\n10.9.1.3\t[0-9a-f]{12} db cache two\n10.9.1.2\tone\t# neighbour$'
+  run 0 exec other cat /etc/hosts
+  unlike "$out" neighbour
+  run 0 stop -t 0 two
+  run 0 exec one cat /etc/hosts
+  like "$out" $'192.0.2.9 mine$'
+  run 0 start two
+  run 0 exec one cat /etc/hosts
+  like "$out" 'two db cache'
+  kill -KILL "$(monitor_of two)"
+  wait_for gone "$(monitor_of two)"
+  run 0 ps -q
+  run 0 exec one cat /etc/hosts
+  unlike "$out" two
+  run 0 run --rm --net n1 box sh -c 'echo >/etc/hosts'
+}
+
+test_network_modes() { # net: host, none and container:ID; what each has of names
+  make_image box
+  own_networks
+  run 0 network create n1
+  run 0 run --rm --net host box cat /proc/net/dev /etc/hostname /etc/hosts
+  like "$out" 'lan0:'
+  like "$out" $'\n'"$(hostname)"$'\n'
+  is "$("${mydocker[@]}" run --net host /bin/readlink /proc/self/ns/net)" "$("${box[@]}" readlink /proc/self/ns/net)"
+  run 0 run --net none /bin/sh -c 'ip -o link'
+  is "$(wc -l <<<"$out")" 1
+  serve web "${mydocker[@]}" run -d --name web --net n1 -p 8080:80 -- tcp:80
+  says 'tcp 127.0.0.1 hello' "${mydocker[@]}" run --net container:web -- tcp 127.0.0.1 80
+  run 0 run -d --name with --net container:web box sleep 1000
+  run 0 exec with cat /etc/hosts
+  like "$out" $'\n172.17.0.2\t[^\n]*web$'
+  is "$(readlink "/proc/$("${mydocker[@]}" inspect -f .State.Pid with)/ns/net")" \
+    "$(readlink "/proc/$("${mydocker[@]}" inspect -f .State.Pid web)/ns/net")"
+  run 0 restart -t 0 web with
+  run 0 exec with cat /proc/net/dev
+  like "$out" eth0:
+  run 0 rm -f web
+  fails 125 'not running|no such container' restart -t 0 with
+  fails 125 'no such container' run --net container:nobody /bin/true
+  export MYDOCKER_NETWORK=n1
+  run 0 run --rm box cat /proc/net/dev
+  like "$out" eth0:
+}
+
+test_network_reboot() { # net: after a reboot, or a flush of all rules, a network comes back when it's next used
+  own_networks
+  run 0 network create --subnet 10.9.1.0/24 n1
+  serve web "${mydocker[@]}" run -d --name web --net n1 -p 8080:80 --label x -- tcp:80
+  run 0 stop -t 0 web
+  rm web
+  own_networks # new namespaces, old state
+  is "$(links)" ''
+  run 0 start web
+  wait_for test -e web
+  is "$(links | sed 's/veth[0-9a-f]* /veth /')" 'n1 veth '
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
+  "${box[@]}" ip link del n1 # or somebody removes it
+  run 0 run --net n1 -p 8081:80 /bin/true
+  is "$("${box[@]}" ip -o -4 addr show n1 | wc -l)" 1
+}
+
+test_network_restart() { # net: a policy's restart keeps address and port; a killed monitor's are free again for the next
+  own_networks
+  run 0 network create --subnet 10.9.1.0/29 n1
+  serve web "${mydocker[@]}" run -d --name web --restart always --net n1 -p 8080:80 -- tcp:80
+  rm web
+  kill -KILL "$("${mydocker[@]}" inspect -f .State.Pid web)"
+  wait_for test -e web
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
+  run 0 inspect -f .NetworkSettings.IPAddress web
+  is "$out" 10.9.1.2
+  monitor=$(monitor_of web)
+  kill -KILL "$monitor"
+  wait_for gone "$monitor"
+  run 0 run -d --name next --net n1 -p 8080:81 --ip 10.9.1.2 /bin/sleep 1000
+  run 0 rm -f next
+  for n in 1 2 3 4 5; do run 0 run -d --name "c$n" --net n1 /bin/sleep 1000; done
+  fails 125 'not to be had in 10.9.1.0/29' run --net n1 /bin/true
+  kill -KILL "$(monitor_of c3)"
+  wait_for gone "$(monitor_of c3)"
+  run 0 run --net n1 /bin/sh -c 'ip -o -4 addr show eth0'
+  like "$out" 'inet 10.9.1.4/29'
+  run 0 rm -f c1 c2 c4 c5
+  run 0 network rm n1
+}
+
+test_network_many() { # net: 24 containers (FULL=1: 200) 8 at a time, a third killed: no address twice, none lost, nothing left
+  own_networks
+  local count=24 n
+  [[ ! ${FULL-} ]] || count=200
+  run 0 network create --subnet 10.9.0.0/22 n1
+  seq "$count" | xargs -P 8 -I N "${mydocker[@]}" run -d --name cN --net n1 -p 127.0.0.1:1N:80 /bin/sleep 1000 >ids
+  is "$(wc -l <ids)" "$count"
+  "${mydocker[@]}" ps --format '{{.IP}} {{.ID}}' | sort >addresses
+  is "$(cut -d' ' -f1 addresses | sort -u | wc -l)" "$count"
+  is "$(ls state/networks/n1)" "$(cut -d' ' -f1 addresses)"
+  is "$(links | tr ' ' '\n' | grep -c veth)" "$count"
+  for ((n = 3; n <= count; n += 3)); do kill -KILL "$(monitor_of "c$n")"; done
+  seq "$((count + 1))" "$((count + count / 3))" | xargs -P 8 -I N "${mydocker[@]}" run -d --name cN --net n1 /bin/sleep 1000 >later
+  is "$(wc -l <later)" "$((count / 3))"
+  "${mydocker[@]}" ps --format '{{.IP}} {{.ID}}' | sort >addresses
+  is "$(wc -l <addresses) $(cut -d' ' -f1 addresses | sort -u | wc -l)" "$count $count"
+  is "$(ls state/networks/n1)" "$(cut -d' ' -f1 addresses)"
+  # shellcheck disable=SC2046 # a list
+  run 0 rm -f $("${mydocker[@]}" ps -aq)
+  wait_for is_empty_box
+  run 0 network inspect -f .Containers n1
+  is "$out" '{}'
+  run 0 run --net n1 -p 127.0.0.1:11-34:80 /bin/true # no port is left in the map
+  run 0 network rm n1
+}
+is_empty_box() { # nothing but the network's bridge is there
+  [[ $(links) == 'n1 ' && ! $(ls state/networks/n1) ]]
+}
+
+test_network_without_nf_tables() { # net: without it containers have addresses; what can't work is a warning or an error, and says why
+  own_networks
+  "$PYTHON" -I - >blocked <<'PYTHON'
+import struct, sys
+# socket(AF_NETLINK, ..., NETLINK_NETFILTER) fails with EPROTONOSUPPORT, as without the module
+machine = __import__("os").uname().machine
+number = {"x86_64": 41, "aarch64": 198}[machine]
+filter = [(0x20, 0, 0, 0), (0x15, 0, 5, number), (0x20, 0, 0, 16), (0x15, 0, 3, 16),
+          (0x20, 0, 0, 32), (0x15, 0, 1, 12), (0x06, 0, 0, 0x50000 | 93), (0x06, 0, 0, 0x7fff0000)]
+print("import ctypes, os, sys\nlibc = ctypes.CDLL(None)\ncode = bytes.fromhex(%r)\nbuffer = ctypes.create_string_buffer(code)\n"
+      "class prog(ctypes.Structure):\n    _fields_ = [('len', ctypes.c_ushort), ('filter', ctypes.c_void_p)]\n"
+      "p = prog(len(code) // 8, ctypes.addressof(buffer))\nassert libc.prctl(22, 2, ctypes.byref(p), 0, 0) == 0\n"
+      "os.execvp(sys.argv[1], sys.argv[1:])" % b"".join(struct.pack("HBBI", *row) for row in filter).hex())
+PYTHON
+  mydocker=("$PYTHON" -I "$PWD/blocked" "${mydocker[@]}")
+  run 1 info nf_tables
+  run 0 network create --subnet 10.9.1.0/24 n1
+  is "$out" n1
+  one_line 'nothing outside, it needs the kernel.s modules nf_tables.*protocol not supported'
+  serve web "${mydocker[@]}" run -d --name web --net n1 -- tcp:80
+  says 'tcp 10.9.1.1 hello' "${box[@]}" -- tcp 10.9.1.2 80
+  says 'tcp 10.9.1.3 hello' "${mydocker[@]}" run --net n1 -- tcp 10.9.1.2 80
+  fails 125 'publish: it needs the kernel.s modules nf_tables' run --net n1 -p 80:80 /bin/true
+  is "$(ls state/networks/n1)" 10.9.1.2
+  run 0 rm -f web
+  run 0 network rm n1
+}
+
+test_network_docker() { # net: where Docker's rules drop what is forwarded, its chain for others' rules lets containers through
+  need iptables-nft
+  own_networks
+  "${box[@]}" bash -ec 'iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -A DOCKER-USER -j RETURN
+    iptables-nft -I FORWARD -j DOCKER-USER'
+  "${lan[@]}" ip route add 172.17.0.0/16 via 10.77.0.1
+  serve away "${lan[@]}" -- tcp:80
+  serve web "${mydocker[@]}" run -d --name web --net bridge -p 8080:80 -- tcp:80
+  says 'tcp 10.77.0.1 hello' "${mydocker[@]}" exec web -- tcp 10.77.0.2 80
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
+  says nothing "${lan[@]}" -- tcp 172.17.0.2 80
+  "${box[@]}" iptables-nft -S DOCKER-USER >rules # iptables still understands its table
+  has rules '^-A DOCKER-USER -i mydocker0 -j ACCEPT$'
+}
+
 # ── 16. The OCI runtime ────────────────────────────────────────────────────
 
 oci_bundle() { # a root of the box's own programs in ./root, and a config.json around it
@@ -4930,7 +5533,7 @@ same_as_runc() { # same_as_runc COMMAND...: it says and ends the same on both ru
   is "${got[0]}" "${got[1]}"
 }
 
-says() { # says STATUS WANT COMMAND...: it ends so, and its output is like that
+gives() { # gives STATUS WANT COMMAND...: it ends so, and its output is like that
   local - status=0
   set +x
   timeout -k 5 "$patience" "${@:3}" >"$scratch/stdout" 2>"$scratch/stderr" </dev/null || status=$?
@@ -4941,46 +5544,46 @@ says() { # says STATUS WANT COMMAND...: it ends so, and its output is like that
 
 engine_life() { # engine_life ENGINE...: detach, exec, pause, update, stop, start, restart, kill and rm of its container cc
   local term='trap "echo got; exit 3" TERM; echo started; while :; do sleep 0.05; done'
-  says 0 '^[0-9a-f]{64}' "$@" run "${run[@]}" --name cc -d "$image" /bin/sh -c "$term"
+  gives 0 '^[0-9a-f]{64}' "$@" run "${run[@]}" --name cc -d "$image" /bin/sh -c "$term"
   wait_for logged started "$@"
-  says 5 '^in 1234 /tmp y$' "$@" exec -u user -w /tmp -e X=y cc /bin/sh -c 'echo in $(id -u) $(pwd) $X; exit 5'
-  says "$missing" 'executable file not found' "$@" exec cc nonexistent
+  gives 5 '^in 1234 /tmp y$' "$@" exec -u user -w /tmp -e X=y cc /bin/sh -c 'echo in $(id -u) $(pwd) $X; exit 5'
+  gives "$missing" 'executable file not found' "$@" exec cc nonexistent
   tty 0 -- "$@" exec -it cc /bin/sh -c 'until [ "$(stty size 2>/tmp/no)" = "24 80" ]; do sleep 0.05; done; [ -c /dev/tty ] && echo tty'
   like "$out" tty
-  says 0 '' "$@" exec -d cc /bin/touch /tmp/touched
-  says 0 'sleep|sh' "$@" top cc -eo pid,comm
-  says 0 '' "$@" update --cpus 0.3 cc
-  says 0 '' "$@" pause cc
-  says 0 'Paused|paused' "$@" ps -a --format '{{.Status}}'
-  says 0 '' "$@" unpause cc
-  says 0 '' "$@" exec cc /bin/ls /tmp/touched
-  says 0 c "$@" stop cc
-  says 0 '^3' "$@" wait cc
-  says 0 $'started\ngot' "$@" logs cc
-  says 0 c "$@" start cc
-  says 0 c "$@" restart -t 0 cc
-  says 0 running "$@" inspect --format '{{.State.Status}}' cc
-  says 0 c "$@" kill -s KILL cc
-  says 0 '^137' "$@" wait cc
-  says 0 '' "$@" rm -f cc
+  gives 0 '' "$@" exec -d cc /bin/touch /tmp/touched
+  gives 0 'sleep|sh' "$@" top cc -eo pid,comm
+  gives 0 '' "$@" update --cpus 0.3 cc
+  gives 0 '' "$@" pause cc
+  gives 0 'Paused|paused' "$@" ps -a --format '{{.Status}}'
+  gives 0 '' "$@" unpause cc
+  gives 0 '' "$@" exec cc /bin/ls /tmp/touched
+  gives 0 c "$@" stop cc
+  gives 0 '^3' "$@" wait cc
+  gives 0 $'started\ngot' "$@" logs cc
+  gives 0 c "$@" start cc
+  gives 0 c "$@" restart -t 0 cc
+  gives 0 running "$@" inspect --format '{{.State.Status}}' cc
+  gives 0 c "$@" kill -s KILL cc
+  gives 0 '^137' "$@" wait cc
+  gives 0 '' "$@" rm -f cc
 }
 logged() { # logged TEXT ENGINE...
   "${@:2}" logs cc 2>&1 | grep -q "$1"
 }
 
 engine_runs() { # engine_runs ENGINE...: what its containers see, and how they end, is as on runc
-  says 7 '^outerr$' "$@" run "${run[@]}" --rm "$image" /bin/sh -c 'echo out; echo err >&2; exit 7'
-  says 127 'no such file' "$@" run "${run[@]}" --rm "$image" /nonexistent
-  says 127 'executable file not found' "$@" run "${run[@]}" --rm "$image" nonexistent
-  says 126 'permission denied' "$@" run "${run[@]}" --rm "$image" /etc/passwd
+  gives 7 '^outerr$' "$@" run "${run[@]}" --rm "$image" /bin/sh -c 'echo out; echo err >&2; exit 7'
+  gives 127 'no such file' "$@" run "${run[@]}" --rm "$image" /nonexistent
+  gives 127 'executable file not found' "$@" run "${run[@]}" --rm "$image" nonexistent
+  gives 126 'permission denied' "$@" run "${run[@]}" --rm "$image" /etc/passwd
   tty 0 -- "$@" run "${run[@]}" --rm -it "$image" /bin/sh -c 'until [ "$(stty size 2>/tmp/no)" = "24 80" ]; do sleep 0.05; done; [ -c /dev/console ] && echo console'
   like "$out" console
-  says 0 $'Seccomp:\t0' "$@" run "${run[@]}" --rm --security-opt seccomp=unconfined --ipc host --pid host --uts host "$image" \
+  gives 0 $'Seccomp:\t0' "$@" run "${run[@]}" --rm --security-opt seccomp=unconfined --ipc host --pid host --uts host "$image" \
     /bin/sh -c "grep Seccomp: /proc/self/status; [ \$(hostname) = '$(uname -n)' ]"
-  says 0 $'CapEff:\t0000.{12}' "$@" run "${run[@]}" --rm --privileged "$image" grep CapEff /proc/self/status
-  says 137 '' "$@" run "${run[@]}" --name oom --memory 32m --memory-swap 32m "$image" /bin/sh -c 'x=aaaaaaaa; while :; do x=$x$x; done'
-  says 0 "$oom 137" "$@" inspect --format '{{.State.OOMKilled}} {{.State.ExitCode}}' oom
-  says 0 '' "$@" rm oom
+  gives 0 $'CapEff:\t0000.{12}' "$@" run "${run[@]}" --rm --privileged "$image" grep CapEff /proc/self/status
+  gives 137 '' "$@" run "${run[@]}" --name oom --memory 32m --memory-swap 32m "$image" /bin/sh -c 'x=aaaaaaaa; while :; do x=$x$x; done'
+  gives 0 "$oom 137" "$@" inspect --format '{{.State.OOMKilled}} {{.State.ExitCode}}' oom
+  gives 0 '' "$@" rm oom
 }
 
 no_engine_cgroups() { # what engines made in the cgroup trees for these tests goes
@@ -5001,12 +5604,12 @@ test_engine_podman() { # engines: podman runs, execs, stops, pauses, limits and 
   missing=127 oom='(true|false)' # on hybrid boxes conmon doesn't see it, with no runtime
   engine_runs "${podman[@]}"
   engine_life "${podman[@]}"
-  says 0 '' "${podman[@]}" pod create --infra=false --name pod
-  says 0 '^in a pod$' "${podman[@]}" run "${run[@]}" --rm --pod pod "$image" echo in a pod
-  says 0 '' "${podman[@]}" pod rm -f pod
+  gives 0 '' "${podman[@]}" pod create --infra=false --name pod
+  gives 0 '^in a pod$' "${podman[@]}" run "${run[@]}" --rm --pod pod "$image" echo in a pod
+  gives 0 '' "${podman[@]}" pod rm -f pod
   printf 'FROM %s\nRUN echo built >/built && id\nCMD ["/bin/cat", "/built"]\n' "$image" >Dockerfile
-  says 0 'uid=0' "${podman[@]}" build --isolation oci -t localhost/built:1 .
-  says 0 '^built$' "${podman[@]}" run "${run[@]}" --rm localhost/built:1
+  gives 0 'uid=0' "${podman[@]}" build --isolation oci -t localhost/built:1 .
+  gives 0 '^built$' "${podman[@]}" run "${run[@]}" --rm localhost/built:1
   n=10
   if [[ ${FULL-} ]]; then n=50; fi
   for ((i = 0; i < n; i++)); do "${podman[@]}" run "${run[@]}" --rm "$image" echo "number $i" >"out$i" 2>&1 & done
@@ -5039,26 +5642,26 @@ END
   wait_for test -S c.sock
   ctr=(ctr -a c.sock -n mdtest)
   run=(run --runc-binary "$PWD/runtime" --rm)
-  says 0 '' "${ctr[@]}" image import bb.tar
-  says 7 '^outerr' "${ctr[@]}" "${run[@]}" "$image" t /bin/sh -c 'echo out; echo err >&2; exit 7'
-  says 1 'no such file or directory' "${ctr[@]}" "${run[@]}" "$image" t /nonexistent
-  says 0 '^0 /tmp b' "${ctr[@]}" "${run[@]}" --env A=b --cwd /tmp --read-only --seccomp --memory-limit 67108864 "$image" t /bin/sh -c 'echo $(id -u) $(pwd) $A'
-  says 0 $'CapEff:\t0' "${ctr[@]}" "${run[@]}" --privileged "$image" t grep CapEff /proc/self/status
-  says 137 '' "${ctr[@]}" "${run[@]}" --memory-limit 33554432 "$image" t /bin/sh -c 'x=aaaaaaaa; while :; do x=$x$x; done'
+  gives 0 '' "${ctr[@]}" image import bb.tar
+  gives 7 '^outerr' "${ctr[@]}" "${run[@]}" "$image" t /bin/sh -c 'echo out; echo err >&2; exit 7'
+  gives 1 'no such file or directory' "${ctr[@]}" "${run[@]}" "$image" t /nonexistent
+  gives 0 '^0 /tmp b' "${ctr[@]}" "${run[@]}" --env A=b --cwd /tmp --read-only --seccomp --memory-limit 67108864 "$image" t /bin/sh -c 'echo $(id -u) $(pwd) $A'
+  gives 0 $'CapEff:\t0' "${ctr[@]}" "${run[@]}" --privileged "$image" t grep CapEff /proc/self/status
+  gives 137 '' "${ctr[@]}" "${run[@]}" --memory-limit 33554432 "$image" t /bin/sh -c 'x=aaaaaaaa; while :; do x=$x$x; done'
   tty 0 -- "${ctr[@]}" "${run[@]}" -t "$image" t /bin/sh -c '[ -c /dev/console ] && echo console'
   like "$out" console
-  says 0 '' "${ctr[@]}" run --runc-binary "$PWD/runtime" -d "$image" t2 /bin/sh -c "$term"
-  says 5 '^exec' "${ctr[@]}" task exec --exec-id e t2 /bin/sh -c 'echo exec; exit 5'
-  says 1 'executable file not found' "${ctr[@]}" task exec --exec-id f t2 nonexistent
-  says 0 '[0-9]' "${ctr[@]}" task ps t2
-  says 0 '' "${ctr[@]}" task pause t2
-  says 0 PAUSED "${ctr[@]}" task ls
-  says 0 '' "${ctr[@]}" task resume t2
-  says 0 '' "${ctr[@]}" task kill -s SIGTERM t2
+  gives 0 '' "${ctr[@]}" run --runc-binary "$PWD/runtime" -d "$image" t2 /bin/sh -c "$term"
+  gives 5 '^exec' "${ctr[@]}" task exec --exec-id e t2 /bin/sh -c 'echo exec; exit 5'
+  gives 1 'executable file not found' "${ctr[@]}" task exec --exec-id f t2 nonexistent
+  gives 0 '[0-9]' "${ctr[@]}" task ps t2
+  gives 0 '' "${ctr[@]}" task pause t2
+  gives 0 PAUSED "${ctr[@]}" task ls
+  gives 0 '' "${ctr[@]}" task resume t2
+  gives 0 '' "${ctr[@]}" task kill -s SIGTERM t2
   wait_for stopped t2
-  says 1 'not found|finished|not running' "${ctr[@]}" task kill -s SIGTERM t2 || :
-  says 0 'exit code 4' "${ctr[@]}" task rm t2
-  says 0 '' "${ctr[@]}" container rm t2
+  gives 1 'not found|finished|not running' "${ctr[@]}" task kill -s SIGTERM t2 || :
+  gives 0 'exit code 4' "${ctr[@]}" task rm t2
+  gives 0 '' "${ctr[@]}" container rm t2
   kill "$daemon"
   wait "$daemon" || :
   no_engine_cgroups
@@ -5077,7 +5680,7 @@ test_engine_docker() { # engines: Docker runs, execs, stops, pauses and limits w
     --oom-score-adjust 0 --add-runtime "my=$PWD/runtime" >log 2>&1 &
   daemon=$!
   wait_for "${docker[@]}" version >"$scratch/log" 2>&1
-  says 0 sha256 "${docker[@]}" import root.tar "$image"
+  gives 0 sha256 "${docker[@]}" import root.tar "$image"
   run=(--network none --runtime my)
   same_as_docker "${docker[@]}"
   missing=126 oom=true
@@ -5089,9 +5692,9 @@ test_engine_docker() { # engines: Docker runs, execs, stops, pauses and limits w
 }
 same_as_docker() { # same_as_docker ENGINE...
   local mine
-  says 0 . "$@" run "${run[@]}" --rm "${many[@]}" -v "$PWD/source:/v:ro" "$image" /bin/sh -c "$many_facts"
+  gives 0 . "$@" run "${run[@]}" --rm "${many[@]}" -v "$PWD/source:/v:ro" "$image" /bin/sh -c "$many_facts"
   mine=$out$err
-  says 0 . "$@" run --network none --runtime runc --rm "${many[@]}" -v "$PWD/source:/v:ro" "$image" /bin/sh -c "$many_facts"
+  gives 0 . "$@" run --network none --runtime runc --rm "${many[@]}" -v "$PWD/source:/v:ro" "$image" /bin/sh -c "$many_facts"
   is "$mine" "$out$err"
 }
 
@@ -5309,6 +5912,56 @@ bench_podman() { # start: podman run --rootfs, busybox
   podman_on_runc
   row=("${podman[@]}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
     --rootfs "$PWD/root" /bin/true)
+}
+
+prepare_network() { # a box of our own, with a state and networks of its own
+  if command -v busybox; then bundle; fi
+  if command -v unshare nsenter ip; then
+    make_lan
+    bridged=("${box[@]}" env -u MYDOCKER_NETWORK "${mydocker[@]}" --root "$PWD/networked")
+    "${bridged[@]}" run --net bridge /bin/true
+  fi
+}
+
+bench_net_none() { # network: mydocker.py run --net none /bin/true
+  need unshare nsenter ip
+  row=("${bridged[@]}" run --net none /bin/true)
+}
+
+bench_net_bridge() { # network: the same with --net bridge
+  need unshare nsenter ip
+  row=("${bridged[@]}" run --net bridge /bin/true)
+}
+
+bench_net_port() { # network: the same with --net bridge -p 8080:80
+  need unshare nsenter ip
+  row=("${bridged[@]}" run --net bridge -p 8080:80 /bin/true)
+}
+
+bench_net_podman_none() { # network: podman run --net none --rootfs, busybox
+  need podman busybox runc
+  podman_on_runc
+  row=("${box[@]}" "${podman[@]}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
+    --rootfs "$PWD/root" /bin/true)
+}
+
+bench_net_podman_bridge() { # network: the same with --net bridge
+  need podman busybox runc
+  podman_on_runc
+  row=("${box[@]}" "${podman[@]}" run --rm --net bridge --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
+    --rootfs "$PWD/root" /bin/true)
+}
+
+measure_throughput() { # TCP from a container to the host, beside a plain veth pair, in turn
+  local n
+  rm -f sink
+  serve sink "${box[@]}" -- tcp:5000
+  "${bridged[@]}" run -d --name c --net bridge /bin/sleep 1000
+  for n in 1 2 3; do
+    echo "TCP to the host, MB/s: by a plain veth pair $("${lan[@]}" "$PYTHON" -I net.py ask 60 tcp 10.77.0.1 5000 drink)," \
+      "from a container $("${bridged[@]}" exec c "$PYTHON" -I "$PWD/net.py" ask 60 tcp 10.77.0.1 5000 drink)" >&4
+  done
+  "${bridged[@]}" rm -f c
 }
 
 prepare_logged() {
@@ -5576,6 +6229,7 @@ bench() { # bench [PATTERN]
   done < <(functions bench | while read -r name; do title "$name" area; done | uniq | grep -E -e "$1")
   echo
   ( trap 'kill -KILL $(jobs -p); wait' EXIT; measure_memory ) 4>&1 >"$scratch/log" 2>&1
+  if [[ ${bridged-} ]]; then ( trap 'kill -KILL $(jobs -p); wait' EXIT; measure_throughput ) 4>&1 >"$scratch/log" 2>&1; fi
 }
 
 # ── Runner ─────────────────────────────────────────────────────────────────
@@ -5672,6 +6326,7 @@ sweep() { # the end: what killed monitors left, their cgroups above all, goes wi
 }
 
 unset MYDOCKER_LOG MYDOCKER_EXPLAIN
+export MYDOCKER_NETWORK=none # only the tests of networks make any, on a box of their own
 umask 022
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/mydocker-test.XXXXXX") || exit
 trap sweep EXIT
