@@ -792,6 +792,9 @@ JSON_LIMIT = 4 << 20  # bytes of one manifest, config or index; registries use t
 CHUNK = 1 << 18
 OCI_TYPE = "application/vnd.oci.image."
 MANIFEST_TYPE = OCI_TYPE + "manifest.v1+json"
+DOCUMENT_TYPES = (  # the first two: an index
+    OCI_TYPE + "index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json",
+    MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json")
 REF_NAME = "org.opencontainers.image.ref.name"
 DOCKER_NAME = "io.containerd.image.name"  # docker's and containerd's place for the full name
 MAGIC = {  # how compressed bytes begin → the module whose open() reads them
@@ -862,12 +865,13 @@ def layer_path(diff_id):
 DIGEST = "sha256:"  # the shape of what check_digest accepts
 DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str,
               "annotations": {REF_NAME: str, DOCKER_NAME: str},
-              "platform": {"architecture": str, "variant": str}}
+              "platform": {"architecture": str, "variant": str, "os": str}}
 MANIFEST = {"manifests": [DESCRIPTOR],  # an index
             "layers": [DESCRIPTOR], "config": DESCRIPTOR, "mediaType": str}
 RUN_CONFIG = {"Entrypoint": [str], "Cmd": [str], "Env": [str], "WorkingDir": str, "User": str,
               "StopSignal": str, "Volumes": dict, "Labels": dict, "ExposedPorts": dict}
-CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [dict], "created": str}
+CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [dict], "created": str,
+          **DESCRIPTOR["platform"]}
 DOCKER_ARCHIVE = [{"Config": str, "Layers": [str], "RepoTags": [str]}]
 
 def parse_json(data, what, shape):
@@ -906,18 +910,19 @@ def read_member(layout, path):
     except FileNotFoundError:
         raise Failure(f"image, on {path}: it isn't there") from None
 
-def read_document(layout, path, digest="", size=None):
-    """The bytes of a small file of a layout, checked against what is known of them."""
+def read_document(layout, path, digest="", size=None, chunks=None):
+    """The bytes of a small file of a layout, or CHUNKS, checked against what is known of them."""
     data = b""
-    for chunk in measure(read_member(layout, path), {}, digest, size):
+    for chunk in measure(chunks or read_member(layout, path), {}, digest, size):
         data += chunk
-        if len(data) > JSON_LIMIT:
+        if max(len(data), size or 0) > JSON_LIMIT:
             raise Failure(f"image, on {path}: larger than {humane_size(JSON_LIMIT)}")
     return data
 
-def read_blob(layout, descriptor):
+def read_blob(source, descriptor):
     digest = descriptor["digest"]
-    return read_document(layout, blob_member(digest), digest, descriptor["size"])
+    chunks = source.read(descriptor) if isinstance(source, Registry) else None
+    return read_document(source, blob_member(digest), digest, descriptor["size"], chunks)
 
 def read_index(layout=None):
     """The descriptors in the index.json of a layout, of the store if none is named."""
@@ -926,23 +931,25 @@ def read_index(layout=None):
         return []
     return parse_json(read_document(layout, what), what, MANIFEST).get("manifests") or []
 
-def read_image(layout, descriptor):
-    """The image that DESCRIPTOR leads to, through an index to the one for this machine. It is a
-    dict; layers holds descriptors, bottom first, and raw the documents' own bytes."""
+def read_image(source, descriptor, wanted=None):
+    """The image that DESCRIPTOR leads to, through an index to the one for this machine or WANTED.
+    It is a dict; layers holds descriptors, bottom first, and raw the documents' own bytes."""
     for _ in range(3):
-        data, what = read_blob(layout, descriptor), descriptor["digest"]
+        data, what = read_blob(source, descriptor), descriptor["digest"]
         manifest = parse_json(data, what, dict)
-        if "manifests" in manifest and ("layers" in manifest or "config" in manifest):
+        is_index, told = "manifests" in manifest, descriptor.get("mediaType")
+        if is_index and ("layers" in manifest or "config" in manifest) or (
+                told in DOCUMENT_TYPES and is_index != (told in DOCUMENT_TYPES[:2])):
             raise Failure(f"image, on {what}: manifest and index in one")  # CVE-2021-41190
         if "manifests" not in check(manifest, MANIFEST, f"image, on {what}"):
             break
-        descriptor = choose_platform(manifest["manifests"] or (), what)
+        descriptor = choose_platform(manifest["manifests"] or (), what, wanted)
     else:
         raise Failure(f"image, on {what}: an index in an index in an index")
     if not manifest.get("config") or "layers" not in manifest:
         raise Failure(f"image, on {what}: not an image manifest of OCI or Docker's schema 2")
     layers, image_id = manifest["layers"] or [], manifest["config"]["digest"]
-    config_data = read_blob(layout, manifest["config"])
+    config_data = read_blob(source, manifest["config"])
     config, diff_ids = parse_config(config_data, image_id, len(layers))
     return {"id": image_id, "digest": what, "layers": layers, "diff_ids": diff_ids,
             "config": config, "raw": (config_data, data), "descriptor": {
@@ -961,19 +968,20 @@ def platforms():
     machine = os.uname().machine
     return PLATFORMS.get(machine, machine).split()
 
-def choose_platform(manifests, what):
-    """The descriptor, of those in an index, that suits this machine best."""
-    found = {}
+def choose_platform(manifests, what, wanted=None):
+    """The descriptor, of those in an index, that suits this machine, or [linux/]WANTED, best."""
+    found, name = {}, (wanted or "").replace("linux/", "", 1)
+    names = [SAME_PLATFORM.get(name, name)] if wanted else [*platforms(), ""]
     for entry in manifests:
         platform = entry.get("platform") or {}
         name = "/".join(filter(None, map(platform.get, ("architecture", "variant"))))
         if platform.get("os", "linux") == "linux":
             found.setdefault(SAME_PLATFORM.get(name, name), entry)
-    for name in (*platforms(), ""):
+    for name in names:
         if name in found:
             return found[name]
     there = ", ".join(found) or "nothing for linux"
-    raise Failure(f"image, on {what}: not for this machine ({platforms()[0]}): {there}")
+    raise Failure(f"image, on {what}: not for {wanted or f'this machine ({names[0]})'}: {there}")
 
 # Bytes on the move
 
@@ -1004,11 +1012,16 @@ def read_chunks(file, seen):
     while chunk := file.read(CHUNK):
         passed, now = passed + len(chunk), time.monotonic()
         if clear and now > drawn + 0.1:
-            drawn, bar = now, f"[{'=' * (20 * passed // size):20.20}] " if size else ""
-            print(f"{clear}{bar}{humane_size(passed)}, {humane_size(passed / (now - begin))}/s, "
-                  f"{len(seen)} entries", end="", file=sys.stderr, flush=True)
+            drawn = now
+            entries = f", {len(seen)} entries" if seen else ""
+            print(end=clear + how_far(passed, size, now - begin) + entries, file=sys.stderr,
+                  flush=True)
         yield chunk
     print(clear if drawn > begin else "", end="", file=sys.stderr, flush=True)
+
+def how_far(passed, size, seconds):
+    bar = f"[{'=' * (20 * passed // size):20.20}] " if size else ""
+    return f"{bar}{humane_size(passed)}, {humane_size(passed / max(seconds, 0.001))}/s"
 
 def save_chunks(chunks, path):
     """Write what passes to a file."""
@@ -1045,21 +1058,25 @@ def sniff(chunks):
     kind = next((MAGIC[magic] for magic in MAGIC if head.startswith(magic)), "plain")
     return "plain" if head[257:262] == b"ustar" else kind, chain([head], chunks)
 
-def decompress(kind, chunks):
-    """Yield CHUNKS decompressed, a piece at a time, so that a bomb needs no memory."""
+def opener_of(kind):
     from importlib import import_module
-    if kind == "plain":
-        yield from chunks
-        return
-    source = Stream(chunks)
     try:
-        with import_module(kind).open(source) as file:
-            yield from iter(lambda: file.read(CHUNK), b"")
-    except Failure:
-        raise
+        return import_module(kind).open
     except ImportError:
         raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
                       hint="zstd needs Python 3.14, or: skopeo copy --dest-compress-format gzip")
+
+def decompress(kind, chunks):
+    """Yield CHUNKS decompressed, a piece at a time, so that a bomb needs no memory."""
+    if kind == "plain":
+        yield from chunks
+        return
+    source, open_packed = Stream(chunks), opener_of(kind)
+    try:
+        with open_packed(source) as file:
+            yield from iter(lambda: file.read(CHUNK), b"")
+    except Failure:
+        raise
     except Exception as why:  # each module has its own
         raise Failure(f"layer, on its {kind} data: damaged: {why}") from None
     for _ in source.chunks:  # the digest covers what is behind, too
@@ -1557,6 +1574,10 @@ def sweep_images():
     import re
     records, needed = container_records(), set()
     todo = [entry["digest"] for entry in read_index()]
+    for name in listing(pulls := state_path("images", "pulls")):
+        todo.append("sha256:" + name)
+        if time.time() - os.stat(f"{pulls}/{name}").st_mtime > 7 * 86400:
+            os.unlink(f"{pulls}/{name}")
     todo += [record.get("image") or "" for record in records]
     while todo:  # what a document mentions is needed, too: rather too much than less
         digest = todo.pop()
@@ -1576,7 +1597,7 @@ def sweep_images():
 def write_index(entries):
     write_file(state_path("images", "oci-layout"), b'{"imageLayoutVersion": "1.0.0"}', durable=True)
     write_json(state_path("images", "index.json"), {
-        "schemaVersion": 2, "mediaType": OCI_TYPE + "index.v1+json", "manifests": entries}, True)
+        "schemaVersion": 2, "mediaType": DOCUMENT_TYPES[0], "manifests": entries}, True)
 
 def ref_name(entry):
     """The full name in an index entry; "" if it has none, or only a tag."""
@@ -1650,15 +1671,17 @@ def store_blob(data):
     write_file(blob_path(digest), data, durable=True)
     return digest
 
-def store_layer(chunks, diff_id="", descriptor=None, **how):
-    """Store a layer, packed and unpacked, or nothing of it; return its descriptor and diff id."""
+def store_layer(chunks, diff_id="", descriptor=None, part="", **how):
+    """Store a layer, packed and unpacked, or nothing of it; return its descriptor and diff id.
+    PART: a file that CHUNKS go to by themselves, and where they stay if it fails."""
     kind, chunks = sniff(chunks)
     if not descriptor and kind not in LAYER_TYPES:
         kind, chunks = "plain", decompress(kind, chunks)
-    blob, layer = temporary_path("images", "blobs", "sha256"), temporary_path("layers")
+    blob, layer = part or temporary_path("images", "blobs", "sha256"), temporary_path("layers")
     packed, plain = {}, {}
     known = (descriptor["digest"], descriptor["size"]) if descriptor else ()
-    chunks = save_chunks(measure(chunks, packed, *known), blob)
+    chunks = measure(chunks, packed, *known)
+    chunks = chunks if part else save_chunks(chunks, blob)
     if kind != "plain":
         chunks = measure(decompress(kind, chunks), plain)
     try:
@@ -1673,18 +1696,25 @@ def store_layer(chunks, diff_id="", descriptor=None, **how):
             if not os.path.isdir(layer_path(plain["digest"])):
                 raise
     finally:
-        remove_tree(blob)
+        remove_tree(blob) if not part else None
         remove_tree(layer)
     return descriptor or {"mediaType": LAYER_TYPES[kind], **packed}, plain["digest"]
 
-def store_layers(image, layout):
+def store_layers(image, source, show_note=lambda *_: None):
     """Unpack those layers of an image that aren't there, and store their blobs."""
+    jobs = {}
     for descriptor, diff_id in zip(image["layers"], image["diff_ids"]):
-        digest = descriptor["digest"]
-        if (descriptor.get("mediaType") or "").endswith("+encrypted"):
+        digest, kind = descriptor["digest"], descriptor.get("mediaType") or ""
+        if kind.endswith("+encrypted"):
             raise Failure(f"layer, on {digest}: encrypted")
-        if not (os.path.isdir(layer_path(diff_id)) and os.path.exists(blob_path(digest))):
-            store_layer(read_member(layout, blob_member(digest)), diff_id, descriptor)
+        if os.path.isdir(layer_path(diff_id)) and os.path.exists(blob_path(digest)):
+            show_note(digest, True, "is here")
+        elif isinstance(source, Registry):
+            opener_of("compression.zstd") if kind.endswith("zstd") else None
+            jobs[digest] = lambda note, of=(descriptor, diff_id): fetch_layer(source, *of, note)
+        else:
+            store_layer(read_member(source, blob_member(digest)), diff_id, descriptor)
+    in_parallel(jobs, show_note)
 
 def store_manifest(config, layers, names):
     """Store an image's config (bytes) and manifest, and give it names; return its id."""
@@ -1859,6 +1889,307 @@ def inspect_image(text):
             "Config": config.get("config"), "History": config.get("history"),
             "Size": sum(layer["size"] for layer in image["layers"]),
             "RootFS": {"Type": "layers", "Layers": image["diff_ids"]}}
+
+# Registries.  OCI distribution-spec 1.1; Docker's registry documentation, "Token Authentication".
+# A layer's bytes are kept while they come, in images/pulls/DIGEST, also the lock of whoever is
+# fetching it: the next pull goes on where one broke off.  An empty file there, called after a
+# manifest, keeps the layers that its pull has finished, until its end or for a week.  Three layers
+# at once have a process each: they use all processors, and can be killed whatever they wait for.
+
+ATTEMPTS = 5  # requests in a row that may come to nothing
+ACCEPT = {"Accept": ", ".join((*DOCUMENT_TYPES, "*/*")), "User-Agent": "mydocker"}
+HUB = "index.docker.io"  # where docker.io's images are, and what docker's config.json calls it
+
+class Registry:
+    """A registry or mirror, and a repository there; when it fails it becomes the one BEHIND it."""
+    def __init__(self, host, repository, options, behind=None):
+        import re, ssl, urllib.request as http
+        host = host.partition("://")[2].rstrip("/") or host  # HOST[:PORT], a mirror's with /PREFIX
+        self.host = HUB if host == "docker.io" else host
+        self.repository, self.behind, self.auth, self.login = repository, behind, "", None
+        near = re.match(r"(localhost|127(\.\d+){3}|\[::1\])(:|/|$)", host)
+        self.schemes = ["http", "https"] if near else ["https", "http"][:1 + options["insecure"]]
+        trust = ssl.create_default_context()  # it knows SSL_CERT_FILE
+        if options["cacert"]:
+            with blame(f"--cacert, on {options['cacert']}"):
+                trust.load_verify_locations(options["cacert"])
+        if options["insecure"]:
+            trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
+        self.opener = http.OpenerDirector()  # redirects and errors are left to us
+        for handler in (http.ProxyHandler({} if near else None), http.UnknownHandler(),
+                        http.HTTPHandler(), http.HTTPSHandler(context=trust)):
+            self.opener.add_handler(handler)
+    def answer(self, method, path, headers=(), body=None, auth=None, allowed=()):
+        """The response to a request: after redirects, with a token if one is asked for, and tried
+        again after troubles that pass. BODY makes the chunks to send. A secret, ours or AUTH, is
+        shown to whom it is for, and to nobody that he redirects to (CVE-2020-15157)."""
+        from http.client import HTTPException, responses
+        from urllib.request import Request, urljoin
+        target, asked, hops, left = path, auth is not None, 10, ATTEMPTS
+        while True:
+            base = f"{self.schemes[0]}://{self.host}/v2/{self.repository}/".replace("/v2//", "/v2/")
+            url, status, after, hint = urljoin(base, target), 0, "", ""
+            ours = url.split("/")[:3] == base.split("/")[:3]
+            try:
+                request = Request(url, body and body(), {**ACCEPT, **dict(headers)}, method=method)
+                if self.auth and ours if auth is None else auth and target is path:
+                    request.add_header("Authorization", auth or self.auth)
+                response = self.opener.open(request, timeout=30)
+                status, place = response.status, response.headers["Location"]
+                self.schemes = self.schemes[:1] if ours and status != 400 else self.schemes
+                if status < 300 or status in allowed:
+                    return response
+                if 300 < status < 309 and place and not body and hops:
+                    target, hops = urljoin(url, place), hops - 1
+                    continue
+                if status == 401 and ours and not asked and self.get_token(response.headers):
+                    asked = True
+                    continue
+                why = f"{status} {responses.get(status)}"
+                after = response.headers["Retry-After"] or ""
+                passes, hint = status in (408, 429) or status > 499, (
+                    f"mydocker login {self.host}" if status in (401, 403) else "")
+            except (OSError, HTTPException, ValueError) as error:
+                why, hint, passes = trouble(error)
+            self.schemes = self.schemes[1:] + self.schemes[:1]  # http where https was wanted, or so
+            left, target = left - 1, path
+            if not left or not passes and (left < ATTEMPTS - 1 or len(self.schemes) == 1):
+                break
+            warn(f"registry {self.host}: {why}, waiting") if after else None
+            wait = 0.1 * 2 ** (ATTEMPTS - left)
+            time.sleep(min(int(after), 60) if after.isdigit() else wait)
+        if self.behind:
+            self.__dict__.update(vars(self.behind))
+            return self.answer(method, path, headers, body, auth, allowed)
+        where = f"{self.repository}/{path.partition('?')[0]:.300}"
+        raise Failure(f"registry {self.host}, on {where}: {why}", hint=hint) from OSError()
+    def get_token(self, headers):
+        """Get what a 401 asks for, user and password or a token; false if there is nothing."""
+        import re
+        from urllib.parse import urlencode
+        asked = {text.partition(" ")[0].lower(): dict(re.findall(r'(\w+)="([^"]*)"', text))
+                 for text in headers.get_all("WWW-Authenticate") or ()}
+        wanted, known = asked.get("bearer"), self.login or credentials_of(self.host)
+        basic = "Basic " + known if known else ""
+        self.auth = basic if "basic" in asked else ""
+        if not wanted:
+            return self.auth
+        realm, words = wanted.get("realm", ""), [("service", wanted.get("service", ""))]
+        if not realm.startswith("https://") and self.schemes[0] == "https":
+            raise Failure(f"registry {self.host}: tokens from {realm!r:.200}, not by https")
+        words += [("scope", scope) for scope in wanted.get("scope", "").split()]
+        realm += ("&" if "?" in realm else "?") + urlencode(words)
+        data = self.answer("GET", realm, auth=basic).read(JSON_LIMIT)
+        found = parse_json(data, "token", {"token": str, "access_token": str})
+        self.auth = "Bearer " + (found.get("token") or found.get("access_token") or "")
+        return True
+    def find(self, reference):
+        """The descriptor of the document that a tag or a digest means."""
+        headers = self.answer("HEAD", "manifests/" + reference).headers
+        digest, kind = headers["Docker-Content-Digest"], headers.get_content_type()
+        if kind not in DOCUMENT_TYPES or ":" in reference and digest != reference:
+            raise Failure(f"image, on {reference}: not an image: {kind!r:.99}, {digest!r:.99}")
+        found = {"digest": digest, "size": int(headers["Content-Length"] or -1), "mediaType": kind}
+        return check(found, DESCRIPTOR, reference)
+    def read(self, descriptor, passed=0):
+        """Yield a blob or document from byte PASSED on, over as many connections as it takes."""
+        from contextlib import suppress
+        from http.client import HTTPException
+        digest, size, idle = descriptor["digest"], descriptor["size"], 0
+        if not passed and os.path.exists(blob_path(digest)):
+            yield from read_member(state_path("images"), blob_member(digest))
+            return
+        kind = "manifests" if descriptor.get("mediaType") in DOCUMENT_TYPES else "blobs"
+        while passed < size and idle < ATTEMPTS:
+            headers = {"Range": f"bytes={passed}-"} if passed else {}
+            response = self.answer("GET", f"{kind}/{digest}", headers)
+            begin, skip = passed, 0 if response.status == 206 else passed
+            with suppress(OSError, HTTPException):  # it breaks off
+                while chunk := response.read1(CHUNK):
+                    chunk, skip = chunk[skip:], max(0, skip - len(chunk))
+                    passed += len(chunk)
+                    yield chunk
+            idle = 0 if passed > begin else idle + 1
+        if idle:
+            raise Failure(f"registry {self.host}, on {self.repository}/{kind}/{digest}: breaks off "
+                          f"at byte {passed} of {size}") from OSError()
+
+def trouble(error):
+    """What an error of the network's is, a hint, and whether another try may help."""
+    error = error.reason if isinstance(getattr(error, "reason", 0), OSError) else error  # URLError
+    why = reason(error) if isinstance(error, OSError) else repr(error)[:200]
+    hint = "--cacert FILE, or --insecure" if "CERTIFICATE_VERIFY" in why else ""
+    return why, hint, not (hint or type(error).__name__ in ("ConnectionRefusedError", "gaierror"))
+
+def config_json():
+    """The path of docker's config.json, ours too, and what it holds."""
+    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    path = os.path.realpath(folder + "/config.json")
+    data = read_all(path) if os.path.exists(path) else "{}"
+    config = parse_json(data, path, {"auths": dict, "credHelpers": dict, "credsStore": str})
+    return path, {**config, "auths": config.get("auths") or {}}
+
+def auth_key(host):
+    return f"https://{HUB}/v1/" if host in (HUB, "docker.io", "") else host
+
+def credentials_of(host):
+    """USER:PASSWORD for a registry in base64, from config.json or the helper it names; or ""."""
+    config, key = config_json()[1], auth_key(host)
+    known = (config["auths"].get(key) or {}).get("auth") or ""
+    helper = (config.get("credHelpers") or {}).get(host) or config.get("credsStore")
+    if known or not helper:
+        return known
+    import base64, json, subprocess
+    with blame(f"docker-credential-{helper}"):
+        done = subprocess.run([f"docker-credential-{helper}", "get"], stdout=subprocess.PIPE,
+                              input=key.encode(), check=False)
+    found = json.loads(done.stdout) if done.returncode == 0 else {}
+    pair = f"{found['Username']}:{found['Secret']}" if found else ""
+    return base64.b64encode(pair.encode()).decode()
+
+def change_auths(host, entry):
+    """Put an entry into docker's config.json, or take it out."""
+    import json
+    path, config = config_json()
+    config["auths"].pop(auth_key(host), None)
+    config["auths"].update({auth_key(host): entry} if entry else {})
+    write_file(path, json.dumps(config, indent=4))  # mode 0600
+    os.chown(path, *os.stat(os.path.dirname(path))[4:6])  # with sudo it may be somebody's home
+
+def in_parallel(jobs, show_note):
+    """Do {title: job}, three at a time, each in a process of its own; SHOW_NOTE gets what they note
+    and, at the end, True. The first failure ends them all."""
+    todo, running = [*jobs.items()][::-1], {}
+    try:
+        while todo or running:
+            while todo and len(running) < 3:
+                title, job = todo.pop()
+                ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+                pid = os.fork() or do_job(job, theirs)
+                theirs.close()
+                running[ours] = title, pid
+                show_note(title, 0)
+            for channel in select.select([*running], [], [])[0]:
+                (title, pid), said = running[channel], receive(channel)[0]
+                if said is None:
+                    del running[channel]
+                    said = os.waitpid(pid, 0)[1] == 0 or (f"{title}: its process was killed",)
+                if isinstance(said, tuple):
+                    raise Failure(*said)
+                show_note(title, said)
+    finally:
+        for _, pid in running.values():
+            os.kill(pid, _signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+def do_job(job, channel):
+    """In a process of its own: do a job, send what it notes, and why it failed."""
+    try:
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
+        _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the parent gets it, too, and kills us
+        job(lambda note: send(channel, note))
+        os._exit(0)
+    except Exception as error:
+        send(channel, describe(error))
+    finally:
+        os._exit(1)
+
+def progress(image, quiet):
+    """A function that shows what layers are done, and on a terminal how far the others are."""
+    sizes, live = {layer["digest"]: layer["size"] for layer in image["layers"]}, {}
+
+    def show_note(digest, note, done="unpacked"):
+        up = f"\033[{len(live)}A\033[J" if live else ""
+        live[digest] = live.get(digest, (time.monotonic(),))[0], note
+        line = f"{digest[7:19]}: {done}, {humane_size(sizes[digest])}\n" if note is True else ""
+        live.pop(digest) if line else None
+        rows = [f"{name[7:19]}: {how_far(passed, sizes[name], time.monotonic() - start)} of "
+                f"{humane_size(sizes[name])}\n" for name, (start, passed) in live.items()]
+        text = up + line + "".join(rows) if sys.stderr.isatty() else line
+        print(end="" if quiet else text, file=sys.stderr, flush=True)
+
+    return show_note
+
+def name_parts(name):  # (host, repository, tag or digest)
+    host, _, path = name.partition("/")
+    path, _, digest = path.partition("@")
+    path, _, tag = path.partition(":")
+    return host, path, digest or tag
+
+def pull(text, options, quiet=False):
+    """Fetch an image, or what isn't here of it; returns the digest that its name stands for."""
+    name, wanted, registry = full_name(text), options.get("platform"), None
+    host, repository, reference = name_parts(name)
+    mirrors = options["registry-mirror"] or os.environ.get("MYDOCKER_MIRRORS", "").split()
+    for place in [host, *(mirrors[::-1] if host == "docker.io" else ())]:
+        registry = Registry(place, repository, options, registry)
+    with ImageAdder(using_images()):
+        top = registry.find(reference)
+        image = read_image(registry, top, wanted)
+        if wanted and image["digest"] == top["digest"]:  # no index had to choose
+            choose_platform([{"platform": image["config"]}], text, wanted)
+        for document in image["raw"]:
+            store_blob(document)
+        mark = state_path("images", "pulls", image["digest"][7:])
+        write_file(mark, "")
+        print_line(f"{reference}: pulling from {host}/{repository}") if not quiet else None
+        store_layers(image, registry, progress(image, quiet))
+        name_image(name, image["descriptor"])
+        unlink_if_there(mark)
+    return top["digest"]
+
+def fetch_layer(registry, descriptor, diff_id, note):
+    """Fetch a layer and unpack it meanwhile, if no other pull has been faster."""
+    part = state_path("images", "pulls", descriptor["digest"][7:])
+    with hold(part) as lock, open(lock, "r+b", closefd=False) as file:
+        if not os.path.exists(part):  # it has its real name
+            return
+        try:
+            store_layer(download(registry, descriptor, file, note), diff_id, descriptor, part)
+        except Failure as failure:
+            if not isinstance(failure.__cause__, OSError):  # network or disk: what is there is good
+                file.close()  # the thread that reads ahead adds nothing more
+                os.ftruncate(lock, 0)
+            raise
+
+def download(registry, descriptor, file, note):
+    """Yield a layer's bytes: those that a file has already, then the others, which go there too."""
+    yield from iter(lambda: file.read(CHUNK), b"")
+    for chunk in registry.read(descriptor, file.tell()):
+        file.write(chunk)
+        note(file.tell())
+        yield chunk
+    file.flush()
+
+def push(text, options):
+    """Bring an image to its registry, what isn't there of it; returns its digest."""
+    name, image = full_name(text), find_image(text)
+    if image["name"] != name:
+        raise Failure(f"push, on {text}: no image has that name", hint="mydocker tag IMAGE NAME")
+    host, repository, reference = name_parts(name)
+    registry, kind = Registry(host, repository, options), image["descriptor"]["mediaType"]
+    homes = {layer["digest"]: home for other in stored_images() for layer in other["layers"]
+             for there, home, _ in [name_parts(other["name"])]
+             if there == host and home != repository}
+    print_line(f"{reference}: pushing to {host}/{repository}")
+    for layer in ({"digest": image["id"], "size": len(image["raw"][0])}, *image["layers"]):
+        push_blob(registry, layer, homes.get(layer["digest"]))
+        print_line(f"{layer['digest'][7:19]}: pushed, {humane_size(layer['size'])}")
+    document = image["raw"][1]
+    registry.answer("PUT", "manifests/" + reference, {"Content-Type": kind}, lambda: document)
+    return image["digest"]
+
+def push_blob(registry, descriptor, home):
+    """Upload a blob in one piece, unless it is there, or in another repository, HOME, there."""
+    digest = descriptor["digest"]
+    headers = {"Content-Length": descriptor["size"], "Content-Type": "application/octet-stream"}
+    query = f"?mount={digest}&from={home}" if home else ""
+    if registry.answer("HEAD", "blobs/" + digest, allowed=(404,)).status == 404:
+        response = registry.answer("POST", "blobs/uploads/" + query, body=lambda: b"")
+        place = response.headers["Location"] or ""
+        place += ("&" if "?" in place else "?") + "digest=" + digest
+        if response.status != 201:  # not mounted
+            registry.answer("PUT", place, headers, lambda: read_path(blob_path(digest)))
 
 
 # ── 9. Root file system ────────────────────────────────────────────────────
@@ -4927,6 +5258,20 @@ def parse_publish(text):
     raise Failure(f"--publish, on {text or chr(39) * 2}: it is "
                   "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
 
+def find_or_pull(text, options):
+    """The image that TEXT names, fetched first if --pull has it so."""
+    when = given(options, "pull", "missing")
+    if when not in ("missing", "always", "never"):
+        raise Failure(f"--pull, on {when}: not missing, always or never")
+    try:
+        if when != "always":
+            return find_image(text)
+    except Failure as failure:
+        if when == "never" or not failure.message.endswith("no such image"):
+            raise
+    pull(text, options)
+    return find_image(text)
+
 def plan_root(options, words):
     """What the container's root is, by the options and the first word: (plan, the other words)."""
     container_id = os.urandom(32).hex()
@@ -4946,7 +5291,7 @@ def plan_root(options, words):
     else:
         plan["guard"] = using_images()
         try:
-            image = find_image(words[0])
+            image = find_or_pull(words[0], options)
         except Failure as failure:
             failure.hint = ("an image: run IMAGE [COMMAND...] (see images); a program of this box: "
                             f"run /bin/{os.path.basename(words[0]) or 'sh'}")
@@ -4957,6 +5302,11 @@ def plan_root(options, words):
         raise Failure("run, on --ephemeral: it is for the host's own root")
     return plan, words
 
+REGISTRY_OPTIONS = (
+    ("--insecure", "", "trust the registry without https, or with any certificate"),
+    ("--cacert", "FILE", "trust also this authority's certificates"))
+PULL_OPTIONS = (*REGISTRY_OPTIONS, ("--registry-mirror", "HOST[:PORT]...",
+                "ask there first for docker.io's images (default: MYDOCKER_MIRRORS)"))
 PROCESS_OPTIONS = (  # of run and exec
     ("-i --interactive", "", "keep standard input open"),
     ("-t --tty", "", "give the command a terminal of its own"),
@@ -5011,6 +5361,8 @@ STOP_OPTIONS = (
          ("--stop-signal", "SIGNAL", "what `stop` sends (default: the image's, or TERM)"),
          ("--stop-timeout", "SECONDS", "how long `stop` waits before it kills (default: 10)"),
          ("--log-opt", "K=V...", "max-size=10m: turn the log over then; max-file=3: keep so many"),
+         ("--pull", "WHEN", "fetch the image if it's missing (the default), always or never"),
+         *PULL_OPTIONS,
          ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"), *ENGINE_OPTIONS,
          ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"),
          ("--explain", "", "print each kernel call that makes the container, and why"))
@@ -5702,13 +6054,41 @@ def cmd_commit(options, words):
     finally:
         freeze(record["cgroups"], False) if frozen else None
 
+@command("[OPTIONS] NAME[:TAG|@DIGEST]", "fetch an image from a registry", *PULL_OPTIONS,
+         ("--platform", "OS/ARCH[/VARIANT]", "of this platform, not the box's own"),
+         ("-q --quiet", "", "print the digest only"))
+def cmd_pull(options, words):
+    show(pull(words[0], options, options["quiet"]))
+
+@command("[OPTIONS] NAME[:TAG]", "bring an image to its registry", *REGISTRY_OPTIONS)
+def cmd_push(options, words):
+    show(push(words[0], options))
+
+@command("[OPTIONS] [REGISTRY]", "keep user and password for a registry, in docker's config.json",
+         *REGISTRY_OPTIONS, ("-u --username", "USER", "who (default: asks)"),
+         ("--password-stdin", "", "read the password from standard input (default: asks)"))
+def cmd_login(options, words):
+    import base64, getpass
+    registry = Registry("".join(words) or "docker.io", "", options)
+    user = options["username"] or input("Username: ")
+    password = sys.stdin.read() if options["password-stdin"] else getpass.getpass()
+    registry.login = base64.b64encode(f"{user}:{password}".rstrip("\r\n").encode()).decode()
+    registry.answer("GET", "")
+    change_auths(registry.host, {"auth": registry.login})
+    show("Login Succeeded")
+
+@command("[REGISTRY]", "forget user and password for a registry")
+def cmd_logout(_, words):
+    change_auths("".join(words), None)
+
 @command("[OPTIONS]", "list the images by name, newest first",
          ("-q --quiet", "", "ids only"), ("--format", "FORMAT", "table, json or a template"))
 def cmd_images(options, _):
     rows = []
     for image in sorted(stored_images(), key=image_created, reverse=True):
-        name, _, tag = short_name(image["name"]).partition("@")[0].rpartition(":")
-        rows.append({"Repository": name or "<none>", "Tag": tag or "<none>",
+        host, path, tag = name_parts(image["name"])
+        rows.append({"Repository": short_name(f"{host}/{path}") if host else "<none>",
+                     "Tag": tag if tag and ":" not in tag else "<none>",
                      "ID": image["id"][7:19], "CreatedAt": image_created(image)[:19],
                      "Size": humane_size(sum(layer["size"] for layer in image["layers"]))})
     show_rows(rows, {"Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID",

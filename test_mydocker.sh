@@ -3030,7 +3030,7 @@ test_image_status() { # images: exit statuses and the environment are those of a
   fails 127 '/none' run --rm "t$n:1" /none
   fails 127 'none' run --rm "t$n:1" none
   fails 126 '/etc' run --rm "t$n:1" /etc
-  fails 125 'no such image' run "none$n"
+  fails 125 'no such image' run --pull never "none$n"
   # shellcheck disable=SC2016 # the container's shell
   run 0 run --rm "t$n:1" sh -c 'echo $PATH $HOME; id -u'
   is "$out" $'/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /root\n0'
@@ -3195,6 +3195,673 @@ test_many_layers() { # images: 120 layers are no problem, the top one wins
   run 0 commit "c$n" "t$n:2"
   run 0 run --rm "t$n:2" /bin/cat /top
   is "$out" x
+}
+
+# ── 8. Registries ──────────────────────────────────────────────────────────
+
+door='' gate='' slow='' dying='' proxy='' holes='' store='' thief='' # fronts, see below
+
+free_port() {
+  "$PYTHON" -I -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+answers() { # answers HOST:PORT: somebody listens there
+  { : <"/dev/tcp/${1%:*}/${1#*:}"; } 2>/dev/null
+}
+
+registry() { # registry [HTTP-CONFIG [AUTH-CONFIG]]: Debian's docker-registry with a storage of its own, at $reg
+  need docker-registry skopeo
+  own_state
+  reg=127.0.0.1:$(free_port)
+  cat >"registry-$reg.yml" <<YAML
+version: 0.1
+log: {level: error, accesslog: {disabled: true}}
+storage: {filesystem: {rootdirectory: $PWD/registry-$reg}, delete: {enabled: true}}
+http: {addr: "$reg"${1+, $1}}
+${2-}
+YAML
+  docker-registry serve "registry-$reg.yml" >"registry-$reg.log" 2>&1 &
+  wait_for answers "$reg"
+}
+
+# front NAME HOST:PORT [KEY=VALUE...]: a reverse proxy before a registry, at $NAME; what it is asked goes to NAME.log, as
+# "METHOD PATH STATUS range=... auth=...".  tokens=N: it wants Bearer tokens, each is good for N requests; user=U:P: only
+# to him.  redirect=HOST:PORT: for blobs.  rate=N: bytes a second.  cut=N: blobs break off after N bytes.  busy=N: 429 to
+# so many requests.  chaos=SEED: all that can go wrong, at random.  dir=DIR: files there come first, FILE.type with them.
+front() {
+  local -n address=$1
+  local name=$1 port
+  port=$(free_port)
+  address=127.0.0.1:$port
+  "$PYTHON" -I - "$name.log" "$port" "${@:2}" <<'PYTHON' 2>"$name.err" &
+import base64, hashlib, http.client, http.server, os, random, sys, threading, time, urllib.parse
+log, port, upstream, *words = sys.argv[1:]
+opt = dict(word.split("=", 1) for word in words)
+lock, tokens, busy, dice = threading.Lock(), {}, [int(opt.get("busy", 0))], random.Random(opt.get("chaos"))
+
+class Front(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        auth, body = self.headers.get("Authorization", ""), self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.path = self.path.replace("http://box.test", "", 1)  # asked as an HTTP proxy
+        status, headers, data = self.answer(auth, body)
+        if opt.get("chaos") and self.path.startswith("/v2/"):
+            status, headers, data = self.spoil(status, headers, data)
+        with lock, open(log, "a") as file:
+            print(self.command, self.path, status, "range=" + self.headers.get("Range", ""), "auth=" + auth, file=file)
+        self.send_response(status)
+        for key, value in headers:
+            self.send_header(key, value)
+        self.end_headers()
+        step = int(opt.get("rate", 1 << 30)) // 10
+        if "cut" in opt and "/blobs/" in self.path:
+            data = data[:int(opt["cut"])]
+        for at in range(0, len(data) if self.command != "HEAD" else 0, step):
+            self.wfile.write(data[at:at + step])
+            self.wfile.flush()
+            time.sleep(0.1 if "rate" in opt else 0)
+        self.close_connection = True
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_GET
+
+    def answer(self, auth, body):
+        path, _, query = self.path.partition("?")
+        file = opt.get("dir", "/none") + path
+        with lock:
+            if path.startswith("/v2/") and busy[0] > 0:
+                busy[0] -= 1
+                return 429, [("Retry-After", "1")], b""
+        if path == "/token":
+            return self.token(auth, urllib.parse.parse_qs(query))
+        if "tokens" in opt and not self.good(auth):
+            scope = "repository:%s:%s" % (path[4:].split("/blobs/")[0].split("/manifests/")[0],
+                                          "pull" if self.command in ("GET", "HEAD") else "pull,push")
+            return 401, [("WWW-Authenticate", 'Bearer realm="http://127.0.0.1:%s/token",service="s",scope="%s"' % (port, scope))], b""
+        if "redirect" in opt and "/blobs/sha256" in path:
+            return 307, [("Location", "http://" + opt["redirect"] + path)], b""
+        if os.path.isfile(file):
+            data, kind = open(file, "rb").read(), "application/octet-stream"
+            if os.path.exists(file + ".type"):
+                kind = open(file + ".type").read().strip()
+            digest = "sha256:" + hashlib.sha256(data).hexdigest()
+            return 200, [("Content-Type", kind), ("Content-Length", str(len(data))), ("Docker-Content-Digest", digest)], data
+        server = http.client.HTTPConnection(upstream)
+        headers = {key: self.headers[key] for key in ("Accept", "Range", "Content-Type", "Content-Length", "Content-Range")
+                   if self.headers[key]}
+        if "tokens" not in opt and auth:
+            headers["Authorization"] = auth
+        server.request(self.command, self.path, body, {**headers, "Host": "127.0.0.1:%s" % port})
+        reply = server.getresponse()
+        return reply.status, [pair for pair in reply.getheaders() if pair[0].lower() != "transfer-encoding"], reply.read()
+
+    def good(self, auth):
+        with lock:
+            left, actions = tokens.get(auth, (0, ""))
+            tokens[auth] = left - 1, actions
+        return left > 0 and (self.command in ("GET", "HEAD") or "push" in actions)
+
+    def token(self, auth, query):
+        wanted = "Basic " + base64.b64encode(opt.get("user", "").encode()).decode()
+        if auth != wanted and ("user" in opt or auth):
+            return 401, [("WWW-Authenticate", 'Basic realm="tokens"')], b""
+        token = "t%d" % dice.getrandbits(64)
+        with lock:
+            tokens["Bearer " + token] = int(opt["tokens"]), " ".join(query.get("scope", []))
+        return 200, [], ('{"token": "%s", "expires_in": 60}' % token).encode()
+
+    def spoil(self, status, headers, data):
+        with lock:
+            what, at = dice.choice(("well",) * 6 + ("cut", "429", "500", "swap", "cut")), dice.randrange(len(data) + 1)
+        if what == "cut":
+            data = data[:at]
+        elif what in ("429", "500"):
+            status, headers, data = int(what), [("Retry-After", "0")] * (what == "429"), b"busy"
+        elif what == "swap" and at < len(data):
+            data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1:]
+        return status, headers, data
+
+    def log_message(self, *_):
+        pass
+
+http.server.ThreadingHTTPServer.request_queue_size = 50
+http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Front).serve_forever()
+PYTHON
+  wait_for answers "$address"
+}
+
+# publish NAME [OPTION...]: an image of podman's, one layer over another, to the registry at $reg; its id is in $id
+publish() {
+  local - place=$1
+  shift
+  peer_podman
+  if [[ ! -e $scratch/made.tar ]]; then # once for all tests
+    small_root "$scratch/made/root"
+    head -c 300000 /dev/urandom >"$scratch/made/root/random"
+    echo more >"$scratch/made/more"
+    printf 'FROM scratch\nCOPY root /\nCOPY more /more\nENV MADE=here\nCMD ["/bin/sh", "-c", "echo $MADE; cat /more"]\n' >"$scratch/made/Containerfile"
+    "${podman[@]}" build -q --isolation chroot --timestamp 1700000000 -t localhost/made:1 "$scratch/made" >"$scratch/made/id"
+    "${podman[@]}" save -q --format oci-archive -o "$scratch/made.tar" localhost/made:1
+  fi
+  skopeo copy -q --dest-tls-verify=false "$@" "oci-archive:$scratch/made.tar" "docker://$reg/$place"
+  id=sha256:$(<"$scratch/made/id")
+}
+
+test_registry_round_trip() { # registry: what podman made is pulled and runs; what is pushed skopeo and podman read, ids and all
+  need overlay
+  local format made
+  registry
+  for format in oci v2s2; do
+    publish "box/made:$format" --format "$format"
+    run 0 pull "$reg/box/made:$format"
+    like "$out" '^sha256:[0-9a-f]{64}$'
+    is "$out" "$(skopeo inspect --tls-verify=false --format '{{.Digest}}' "docker://$reg/box/made:$format")"
+    like "$err" "$format: pulling from $reg/box/made"$'\n([0-9a-f]{12}: (unpacked|is here), [^\n]*B\n?){2}$'
+    [[ $format != oci ]] || made=$id
+    id_of "$reg/box/made:$format"
+    is "$id" "$(skopeo inspect --tls-verify=false --raw "docker://$reg/box/made:$format" | grep -oE 'sha256:[0-9a-f]{64}' | head -n 1)"
+    run 0 run --rm "$reg/box/made:$format"
+    is "$out" $'here\nmore'
+  done
+  nothing_half_done
+  is "$(ls "$MYDOCKER_ROOT/images/pulls")" ''
+  run 0 run --name "c$n" "$reg/box/made:oci" /bin/sh -c 'echo changed >/more'
+  run 0 commit "c$n" "$reg/box/other/name:2"
+  run 0 push "$reg/box/other/name:2"
+  is "$out" "$(skopeo inspect --tls-verify=false --format '{{.Digest}}' "docker://$reg/box/other/name:2")"
+  id_of "$reg/box/other/name:2"
+  "${podman[@]}" pull -q --tls-verify=false "$reg/box/other/name:2"
+  is "$("${podman[@]}" images --no-trunc -q "$reg/box/other/name:2")" "$id"
+  skopeo copy -q --src-tls-verify=false "docker://$reg/box/other/name:2" oci:copy:x
+  run 0 rmi "$reg/box/other/name:2"
+  run 0 run --rm "$reg/box/other/name:2" # which fetches it
+  is "$out" $'here\nchanged'
+  run 0 tag "$reg/box/made:oci" "$reg/box/made:again"
+  run 0 push "$reg/box/made:again"
+  is "$(skopeo inspect --tls-verify=false --raw "docker://$reg/box/made:again" | grep -oE 'sha256:[0-9a-f]{64}' | head -n 1)" "$made"
+}
+
+make_index() { # make_index LAYOUT: its image for amd64, arm64 and arm/v7, each with its name in MADE, under an index called all
+  "$PYTHON" -I - "$1" <<'PYTHON'
+import hashlib, json, os, sys
+os.chdir(sys.argv[1])
+
+def load(of):
+    return json.load(open("blobs/sha256/" + of["digest"][7:]))
+
+def store(value, kind):
+    data = json.dumps(value).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    open("blobs/sha256/" + digest, "wb").write(data)
+    return {"digest": "sha256:" + digest, "size": len(data), "mediaType": "application/vnd.oci.image." + kind + ".v1+json"}
+
+top, rows = json.load(open("index.json")), []
+manifest = load(top["manifests"][0])
+config = load(manifest["config"])
+for name in "arm64/v8", "amd64", "arm/v7":
+    platform = dict(zip(("architecture", "variant"), name.split("/")))
+    config.update(platform, config={"Env": ["MADE=" + name], "Cmd": ["/bin/sh", "-c", "echo $MADE"]})
+    manifest["config"] = store(config, "config")
+    rows.append({**store(manifest, "manifest"), "platform": {"os": "linux", **platform}})
+top["manifests"] = [{**store({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": rows}, "index"),
+                     "annotations": {"org.opencontainers.image.ref.name": "all"}}]
+json.dump(top, open("index.json", "w"))
+PYTHON
+}
+
+test_registry_platforms() { # registry: of an index the image for this machine comes, or the one that --platform names
+  need overlay
+  local name index
+  registry
+  make_image "t$n:1"
+  run 0 save --format oci -o a.tar "t$n:1"
+  mkdir layout
+  tar -C layout -xf a.tar
+  make_index layout
+  skopeo copy -q --all --dest-tls-verify=false oci:layout:all "docker://$reg/box/many:1"
+  run 0 pull "$reg/box/many:1"
+  index=$out
+  is "$index" "sha256:$(skopeo inspect --raw --tls-verify=false "docker://$reg/box/many:1" | sha256sum | cut -d' ' -f1)"
+  [[ $(uname -m) != x86_64 ]] || { run 0 run --rm "$reg/box/many:1"; is "$out" amd64; }
+  for name in arm64:arm64/v8 arm/v7:arm/v7; do
+    run 0 pull -q --platform "linux/${name%:*}" "$reg/box/many:1"
+    is "$out" "$index"
+    is "$err" ''
+    run 0 inspect -f '{{.Config.Env}}' "$reg/box/many:1"
+    is "$out" "[\"MADE=${name#*:}\"]"
+  done
+  fails 125 'not for linux/s390x: arm64/v8, amd64, arm/v7' pull --platform linux/s390x "$reg/box/many:1"
+  fails 125 'not for windows/amd64: arm64/v8, amd64' pull --platform windows/amd64 "$reg/box/many:1"
+  skopeo copy -q --dest-tls-verify=false oci-archive:a.tar "docker://$reg/box/one:1"
+  fails 125 'not for linux/s390x' pull --platform linux/s390x "$reg/box/one:1"
+  run 0 pull -q "$reg/box/many@$index" # by digest
+  is "$out" "$index"
+  run 0 images --format '{{.Repository}} {{.Tag}}'
+  like "$out" "$reg/box/many 1"$'\n'"$reg/box/many <none>"
+  run 0 pull -q "$reg/box/many:1@$index"
+  run 0 run --rm --pull never --entrypoint /bin/sh "$reg/box/many@$index" -c 'echo $MADE'
+  fails 125 '404' pull "$reg/box/many@sha256:$(printf '0%.0s' {1..64})"
+  fails 125 "registry $reg, on box/many/manifests/none: 404 Not Found" pull "$reg/box/many:none"
+  fails 125 "'Many' can't stand there" pull "$reg/Many:1"
+}
+
+test_registry_layers() { # registry: 60 layers come, each once, and zstd where the Python reads it, else nothing is fetched
+  need overlay
+  registry
+  front door "$reg"
+  make_image "t$n:1"
+  run 0 save --format oci -o a.tar "t$n:1"
+  mkdir layout
+  tar -C layout -xf a.tar
+  add_layers layout 59
+  skopeo copy -q --dest-tls-verify=false "oci:layout:docker.io/library/t$n:1" "docker://$reg/box/tall:1"
+  run 0 rmi "t$n:1"
+  run 0 pull "$door/box/tall:1"
+  is "$(grep -c unpacked <<<"$err")" 60
+  is "$(grep -c /blobs/ door.log)" 61
+  run 0 run --rm "$door/box/tall:1" /bin/sh -c 'cat /top /layer0 /layer33'
+  is "$out" $'058\n000\n033'
+  run 0 pull "$door/box/tall:1"
+  is "$(grep -c 'is here' <<<"$err")" 60
+  is "$(grep -c /blobs/ door.log)" 61
+  head -c 100000 /dev/urandom >root/random # else skopeo remembers a gzip of it
+  make_image "t$n:2"
+  run 0 save --format oci -o b.tar "t$n:2"
+  run 0 rmi "t$n:2"
+  skopeo copy -q --dest-tls-verify=false --dest-compress-format zstd oci-archive:b.tar "docker://$reg/box/tall:zstd"
+  : >door.log
+  if "$PYTHON" -c 'import compression.zstd' 2>/dev/null; then
+    run 0 pull "$door/box/tall:zstd"
+    run 0 run --rm "$door/box/tall:zstd" /bin/ls /random
+  else
+    broken 'layer.*compression that this Python' pull "$door/box/tall:zstd"
+    is "$(grep -c /blobs/ door.log)" 1 # the config
+  fi
+}
+
+HTPASSWD='user:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a' # secret
+
+test_registry_login() { # registry: user and password come from login, config.json or a helper, and are checked
+  echo "$HTPASSWD" >htpasswd
+  registry '' "auth: {htpasswd: {realm: box, path: $PWD/htpasswd}}"
+  export DOCKER_CONFIG=$PWD/docker
+  publish box/made:1 --dest-creds user:secret
+  fails 125 "$reg, on box/made/manifests/1: 401 Unauthorized.*hint: mydocker login $reg" pull "$reg/box/made:1"
+  echo wrong >word
+  got=0; "${mydocker[@]}" login -u user --password-stdin "$reg" <word 2>err || got=$?
+  is "$got" 125
+  has err '^mydocker: registry .*: 401'
+  [[ ! -e docker/config.json ]]
+  mkdir docker
+  echo '{"auths": {"other:1": {"auth": "eDp5"}}, "x": 1}' >docker/config.json
+  echo secret >word
+  is "$("${mydocker[@]}" login -u user --password-stdin "$reg" <word)" 'Login Succeeded'
+  is "$(stat -c %a docker/config.json)" 600
+  run 0 pull -q "$reg/box/made:1"
+  skopeo inspect --tls-verify=false "docker://$reg/box/made:1" >got # it reads the same file
+  run 0 tag "$reg/box/made:1" "$reg/box/new:1"
+  run 0 push "$reg/box/new:1"
+  run 0 logout "$reg"
+  has docker/config.json '"x": 1'
+  has docker/config.json '"other:1"'
+  fails 125 401 pull "$reg/box/made:1"
+  mkdir bin
+  printf '#!/bin/sh\nread server; echo "$1 $server" >>%s/asked\necho %s\n' "$PWD" '{\"Username\": \"user\", \"Secret\": \"secret\"}' >bin/docker-credential-box
+  chmod 755 bin/docker-credential-box
+  echo "{\"credHelpers\": {\"$reg\": \"box\"}}" >docker/config.json
+  PATH=$PWD/bin:$PATH run 0 pull -q "$reg/box/made:1"
+  is "$(sort -u asked)" "get $reg"
+  fails 125 'docker-credential-box' pull "$reg/box/made:1"
+  tty 0 'Username: $' $'user\r' 'assword: $' $'secret\r' -- "${mydocker[@]}" login "$reg"
+  unlike "$out" secret
+  unset DOCKER_CONFIG
+  HOME=$PWD/home fails 125 401 pull "$reg/box/made:1"
+  mkdir -p home
+  mv docker home/.docker
+  HOME=$PWD/home run 0 pull -q "$reg/box/made:1"
+}
+
+test_registry_tokens() { # registry: tokens are fetched, and again when they expire; the password goes to their server only
+  registry
+  publish box/made:1
+  front door "$reg" tokens=2
+  run 0 pull -q "$door/box/made:1"
+  (($(grep -c '^GET /token?service=s&scope=repository%3Abox%2Fmade%3Apull ' door.log) > 1))
+  run 0 rmi "$door/box/made:1"
+  front gate "$reg" tokens=3 user=user:secret
+  export DOCKER_CONFIG=$PWD/docker
+  fails 125 "$gate, on .*: 401.*hint: mydocker login" pull "$gate/box/made:1"
+  "${mydocker[@]}" login -u user --password-stdin "$gate" <<<secret
+  run 0 pull -q "$gate/box/made:1"
+  run 0 tag "$gate/box/made:1" "$gate/box/new:1"
+  run 0 push "$gate/box/new:1"
+  has gate.log '^PUT /v2/box/new/manifests/1 201 '
+  is "$(grep 'auth=Basic' gate.log | grep -v '^GET /token')" ''
+}
+
+test_registry_redirect() { # registry: who is redirected to sees no Authorization, even if he asks for it
+  registry
+  publish box/made:1
+  front store "$reg"
+  front door "$reg" tokens=100 "redirect=$store"
+  run 0 pull -q "$door/box/made:1"
+  is "$(grep -c ' 307 ' door.log)" 3
+  is "$(sed 's/.*auth=//' store.log | sort -u)" ''
+  run 0 rmi "$door/box/made:1"
+  front thief "$reg" tokens=100 user=user:secret
+  front gate "$reg" tokens=100 user=user:secret "redirect=$thief"
+  export DOCKER_CONFIG=$PWD/docker
+  "${mydocker[@]}" login -u user --password-stdin "$gate" <<<secret
+  fails 125 '401' pull "$gate/box/made:1"
+  unlike "$(<thief.log)" 'auth=.'
+}
+
+test_registry_tls() { # registry: its certificate must be good: by --cacert, by SSL_CERT_FILE, or --insecure
+  need openssl
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.crt
+  openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=box -keyout key -out csr
+  openssl x509 -req -in csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -out crt -extfile <(echo subjectAltName=IP:127.0.0.1)
+  registry "tls: {certificate: $PWD/crt, key: $PWD/key}"
+  publish box/made:1
+  fails 125 'certificate verify failed.*hint: --cacert' pull "$reg/box/made:1"
+  fails 125 '^mydocker: --cacert, on none: no such file' pull --cacert none "$reg/box/made:1"
+  run 0 pull -q --cacert ca.crt "$reg/box/made:1"
+  fails 125 "doesn't match|mismatch|not valid for" pull --cacert ca.crt "localhost:${reg#*:}/box/made:1"
+  SSL_CERT_FILE=$PWD/ca.crt run 0 pull -q "$reg/box/made:1"
+  run 0 pull -q --insecure "localhost:${reg#*:}/box/made:1"
+  run 0 run --rm --pull always --cacert ca.crt "$reg/box/made:1"
+  run 0 tag "$reg/box/made:1" "$reg/box/new:1"
+  run 0 push --cacert ca.crt "$reg/box/new:1"
+}
+
+test_registry_proxy() { # registry: HTTP(S)_PROXY and NO_PROXY count, for loopback none does; no plain http elsewhere without --insecure
+  registry
+  publish box/made:1
+  front proxy "$reg"
+  http_proxy=http://$proxy https_proxy=http://$proxy run 0 pull -q "$reg/box/made:1"
+  [[ ! -s proxy.log ]]
+  http_proxy=http://$proxy fails 125 'box.test.*refused' pull box.test/box/made:1
+  [[ ! -s proxy.log ]]
+  http_proxy=http://$proxy run 0 pull -q --insecure box.test/box/made:1
+  has proxy.log '^HEAD /v2/box/made/manifests/1 200'
+  : >proxy.log
+  http_proxy=http://$proxy no_proxy=box.test fails 125 'box.test' pull --insecure box.test/box/made:1
+  [[ ! -s proxy.log ]]
+  https_proxy=http://$proxy fails 125 'box.test' pull box.test/box/made:1
+}
+
+test_registry_mirrors() { # registry: mirrors are asked first for docker.io's images, and for no others; what fails is passed over
+  local dead
+  registry
+  publish library/made:1
+  publish box/made:1
+  front door "$reg"
+  dead=127.0.0.1:$(free_port)
+  run 0 pull -q --registry-mirror "http://$door" made:1
+  has door.log '/library/made/manifests/1 200'
+  run 0 run --rm --pull never made:1
+  is "$out" $'here\nmore'
+  run 0 rmi made:1
+  MYDOCKER_MIRRORS="$dead $door" run 0 run --rm docker.io/library/made:1
+  is "$out" $'here\nmore'
+  run 0 rmi made:1
+  front holes "$reg" cut=1000
+  run 0 pull -q --registry-mirror "$holes" --registry-mirror "$door" made:1
+  fails 125 'registry index.docker.io, on library/none/manifests/latest: .*refused' pull --registry-mirror "$door" none
+  : >door.log
+  MYDOCKER_MIRRORS=$door run 0 pull -q "$reg/box/made:1"
+  [[ ! -s door.log ]]
+}
+
+part_size() { # how much of its largest layer a pull has
+  find "$MYDOCKER_ROOT/images/pulls" -type f -printf '%s\n' 2>/dev/null | sort -n | tail -n 1
+}
+
+part_over() { # part_over BYTES
+  (($(part_size) + 0 > $1))
+}
+
+test_registry_resume() { # registry: a connection that breaks is made again from there, by the next pull too; none comes twice
+  need overlay
+  local size front_pid
+  registry
+  publish box/made:1
+  front holes "$reg" cut=250000
+  run 0 pull -q "$holes/box/made:1"
+  run 0 run --rm --pull never "$holes/box/made:1"
+  is "$out" $'here\nmore'
+  grep -oE ' 206 range=bytes=[0-9]+' holes.log | grep -oE '[0-9]+$' | sort -nu >offsets
+  is "$(head -n 2 offsets)" $'250000\n500000'
+  run 0 rmi "$holes/box/made:1"
+  front slow "$reg" rate=500000
+  start pull "$slow/box/made:1"
+  wait_for part_over 300000
+  kill -KILL "$pid"
+  ended 137
+  size=$(part_size)
+  mkdir empty
+  run 0 import empty x
+  run 0 rmi x # whose sweep keeps what a pull left
+  is "$(part_size)" "$size"
+  front dying "$reg" rate=500000
+  front_pid=$!
+  start pull "$dying/box/made:1"
+  wait_for part_over $((size + 200000))
+  kill -KILL "$front_pid"
+  ended 125
+  has err 'box/made/blobs/sha256:[0-9a-f]*: connection refused'
+  size=$(part_size)
+  front door "$reg"
+  run 0 pull "$door/box/made:1"
+  has door.log "blobs/.* 206 range=bytes=$size-"
+  like "$err" 'is here, 105B' # the finished layer was kept
+  run 0 run --rm --pull never "$door/box/made:1"
+  is "$out" $'here\nmore'
+  nothing_half_done
+  is "$(ls state/images/pulls)" ''
+}
+
+test_registry_once() { # registry: pulls at the same time fetch no layer twice, and each has the image
+  local number
+  registry
+  publish box/made:1
+  front slow "$reg" rate=1000000
+  for number in 1 2 3; do "${mydocker[@]}" pull -q "$slow/box/made:1" >"out$number" 2>&1 & pids[number]=$!; done
+  wait "${pids[@]}"
+  is "$(sort -u out?)" "$(<out1)"
+  like "$(<out1)" '^sha256:[0-9a-f]*$'
+  is "$(grep '^GET.*/blobs/' slow.log | grep -v "$id" | cut -d' ' -f2 | sort | uniq -d)" '' # $id: the config
+  nothing_half_done
+  is "$(ls state/images/pulls)" ''
+}
+
+broken() { # broken REGEX ARG...: fails as it should, with or without lines of the layers before
+  run 125 "${@:2}"
+  is "$out" ''
+  like "$err" "(^|"$'\n'")mydocker: $1"
+  unlike "$err" 'bug in mydocker'
+}
+
+test_registry_chaos() { # registry: whatever breaks, a pull is right or refused, and the next one goes on; what is there is whole
+  need overlay
+  local number right=0 rounds=12 status door digest
+  [[ ! ${FULL-} ]] || rounds=100
+  registry
+  make_image "t$n:1"
+  run 0 save --format oci -o a.tar "t$n:1"
+  mkdir layout
+  tar -C layout -xf a.tar
+  add_layers layout 4
+  skopeo copy -q --dest-tls-verify=false "oci:layout:docker.io/library/t$n:1" "docker://$reg/box/made:1"
+  run 0 rmi "t$n:1"
+  nothing_kept
+  run 0 pull -q "$reg/box/made:1"
+  digest=$out
+  run 0 rmi "$reg/box/made:1"
+  for ((number = 1; number <= rounds; number++)); do
+    front door "$reg" "chaos=$number"
+    status=0
+    timeout "$patience" "${mydocker[@]}" pull "$door/box/made:1" >out 2>err || status=$?
+    cat out err
+    unlike "$(<err)" 'bug in'
+    nothing_half_done
+    (cd state/images/blobs/sha256 && sha256sum -- * | awk '$1 != $2 {exit 1}')
+    if ((status == 0)); then
+      right=$((right + 1))
+      is "$(<out)" "$digest"
+      run 0 run --rm --pull never "$door/box/made:1" /bin/sh -c 'cat /layer0 /layer3'
+      is "$out" $'000\n003'
+      run 0 rmi "$door/box/made:1"
+    else
+      is "$status" 125
+      has err '^mydocker: (registry|image|blob|layer|archive)'
+    fi
+  done
+  ((right > 0))
+  run 0 pull -q "$reg/box/made:1"
+  run 0 rmi "$reg/box/made:1"
+}
+
+test_registry_hostile() { # registry: what lies about its kind, its size or its digest is refused; nothing of it is kept
+  local digest type=application/vnd.oci.image.manifest.v1+json v2=$PWD/fake/v2/box/made
+  registry
+  publish box/made:1
+  mkdir -p "$v2/manifests" "$v2/blobs"
+  front door "$reg" "dir=$PWD/fake"
+  skopeo inspect --raw --tls-verify=false "docker://$reg/box/made:1" >manifest
+  serve_digest() { # the manifest also by its digest
+    digest=sha256:$(sha256sum <"$v2/manifests/1" | cut -d' ' -f1)
+    cp "$v2/manifests/1" "$v2/manifests/$digest"
+    cp "$v2/manifests/1.type" "$v2/manifests/$digest.type"
+  }
+  lie() { # lie STATUS-REGEX JSON-EDIT [TYPE]: the manifest so changed is refused
+    "$PYTHON" -I -c 'import json, sys; m = json.load(open("manifest")); exec(sys.argv[1]); print(json.dumps(m))' "$2" >"$v2/manifests/1"
+    echo "${3-$type}" >"$v2/manifests/1.type"
+    serve_digest
+    broken "$1" pull "$door/box/made:1"
+    nothing_half_done
+  }
+  lie '.*manifest and index in one' 'm["manifests"] = []' application/vnd.oci.image.index.v1+json
+  lie '.*manifest and index in one' '' application/vnd.oci.image.index.v1+json
+  lie '.*not an image: .*v1.json' 'm = {"schemaVersion": 1}' application/vnd.docker.distribution.manifest.v1+json
+  lie '.*larger than 4.19MB' 'm["x"] = "x" * (4 << 20)'
+  lie '.*larger than 4.19MB' 'm["config"]["size"] = 5 << 20'
+  lie ".*bad digest" 'm["config"]["digest"] = "sha256:../../x"'
+  lie '.*bad digest' 'm["layers"][0]["digest"] = "md5:" + "0" * 32'
+  lie '.*longer than its 1000 bytes' 'm["layers"][0]["size"] = 1000'
+  lie '.*registry .*: [4r]' 'm["layers"][0]["size"] += 1000'
+  lie '.*404 Not Found' 'm["layers"][0]["digest"] = "sha256:" + "0" * 64'
+  nothing_half_done
+  cp manifest "$v2/manifests/1"
+  serve_digest
+  digest=$(grep -oE 'sha256:[0-9a-f]{64}' manifest | sed -n 2p) # the first layer
+  rm "$MYDOCKER_ROOT"/images/pulls/* # it has the whole layer by now
+  head -c 1400000 /dev/urandom >"$v2/blobs/$digest"
+  broken '(blob|archive|layer).*' pull "$door/box/made:1"
+  truncate -s "$("$PYTHON" -I -c 'import json; print(json.load(open("manifest"))["layers"][0]["size"])')" "$v2/blobs/$digest"
+  broken '(layer|blob|archive)' pull "$door/box/made:1"
+  rm "$v2/blobs/$digest"
+  skopeo inspect --config --raw --tls-verify=false "docker://$reg/box/made:1" | sed s/MADE=here/MADE=hare/ >"$v2/blobs/$id"
+  MYDOCKER_ROOT=$PWD/fresh broken "blob, on $id: cut off, damaged or forged" pull "$door/box/made:1"
+  rm "$v2/blobs/$id"
+  run 0 pull -q "$door/box/made:1"
+  nothing_half_done
+}
+
+test_registry_busy() { # registry: 429 is obeyed, as Retry-After says; what stays so ends with its status
+  registry
+  publish box/made:1
+  front door "$reg" busy=2
+  SECONDS=0
+  run 0 pull -q "$door/box/made:1"
+  ((SECONDS >= 2))
+  like "$err" 'warning: registry .*: 429 Too Many Requests, waiting'
+  front gate "$reg" busy=100
+  broken "registry $gate, on box/made/manifests/1: 429" pull "$gate/box/made:1"
+  fails 125 'refused' pull "127.0.0.1:$(free_port)/x"
+}
+
+test_registry_interrupt() { # registry: Ctrl-C ends a pull within a second, with 130 and nothing half done
+  local begin
+  registry
+  publish box/made:1
+  front slow "$reg" rate=100000
+  start pull "$slow/box/made:1"
+  wait_for part_over 10000
+  begin=${EPOCHREALTIME/[.,]/}
+  kill -INT "$pid"
+  ended 130
+  ((${EPOCHREALTIME/[.,]/} - begin < 1000000))
+  nothing_half_done
+  unlike "$(<err)" 'mydocker'
+  is "$(pgrep -f "pull $slow" || :)" ''
+  tty 130 's of 1.39MB' $'\003' -- "${mydocker[@]}" pull "$slow/box/made:1"
+  nothing_half_done
+}
+
+test_registry_full_disk() { # registry: a full disk is said, nothing half done is left, and with room the pull goes on
+  registry
+  publish box/made:1
+  mkdir full
+  mount -t tmpfs -o size=2m none full
+  MYDOCKER_ROOT=$PWD/full broken '.*no space left on device' pull "$reg/box/made:1"
+  MYDOCKER_ROOT=$PWD/full nothing_half_done
+  mount -o remount,size=20m full
+  MYDOCKER_ROOT=$PWD/full run 0 pull -q "$reg/box/made:1"
+  MYDOCKER_ROOT=$PWD/full run 0 images -q
+  like "$out" '^[0-9a-f]{12}$'
+  umount full
+}
+
+test_registry_progress() { # registry: on a terminal each layer has a line while it comes, elsewhere when it is there
+  registry
+  publish box/made:1
+  front slow "$reg" rate=1000000
+  tty 0 -- "${mydocker[@]}" pull "$slow/box/made:1"
+  like "$out" $'1: pulling from [^\n]*\n'
+  like "$out" $'[0-9a-f]{12}: \\[=* *\\] [0-9.]+kB, [0-9.]+[kM]B/s of 1.39MB\n'
+  like "$out" $'[0-9a-f]{12}: unpacked, 1.39MB\n'
+  like "$out" $'\nsha256:[0-9a-f]{64}$'
+  run 0 rmi "$slow/box/made:1"
+  tty 0 -- "${mydocker[@]}" pull -q "$slow/box/made:1"
+  like "$out" '^sha256:[0-9a-f]{64}$'
+}
+
+test_registry_run_pull() { # registry: run --pull missing, always and never
+  need overlay
+  registry
+  publish box/made:1
+  front door "$reg"
+  fails 125 'no such image' run --pull never "$door/box/made:1"
+  [[ ! -s door.log ]]
+  fails 125 "not missing, always or never" run --pull often "$door/box/made:1"
+  run 0 run --rm "$door/box/made:1"
+  is "$out" $'here\nmore'
+  like "$err" 'pulling from'
+  : >door.log
+  run 0 run --rm "$door/box/made:1"
+  is "$out$err" $'here\nmore'
+  [[ ! -s door.log ]]
+  run 0 run --rm --pull always "$door/box/made:1"
+  has door.log '/manifests/1 200'
+  fails 125 'registry .*404.*hint: an image' run "$door/box/none:1"
+  run 0 run -d --pull always "$door/box/made:1" /bin/sleep 1000
+}
+
+test_registry_push() { # registry: what it has is not sent again, what another repository there has is mounted; a bad name is refused
+  need overlay
+  registry
+  publish box/made:1
+  front door "$reg"
+  run 0 pull -q "$door/box/made:1"
+  run 0 tag "$door/box/made:1" "$door/box/copy:1"
+  : >door.log
+  run 0 push "$door/box/copy:1"
+  like "$err" $'^1: pushing to [^\n]*\n([0-9a-f]{12}: pushed, [^\n]*\n?){3}$'
+  is "$(grep -cE '^POST .*mount=sha256:[0-9a-f]{64}&from=box/made 201' door.log)" 2
+  is "$(grep -c '^PUT .*/blobs/' door.log)" 1 # the config
+  : >door.log
+  run 0 push "$door/box/copy:1"
+  is "$(grep -c '^POST' door.log || :)" 0
+  fails 125 'no image has that name' push "${id#sha256:}"
+  fails 125 'no such image' push "$door/none:1"
 }
 
 # ── 9. Root file system, from an image ─────────────────────────────────────
@@ -5756,6 +6423,32 @@ unpack_and_remove() { # unpack_and_remove COMMAND... -- COMMAND...: the second w
   "$@" && "${remove[@]}"
 }
 
+prepare_pull() { # a registry with a 300 MB image: 6,000 files in one gzip layer
+  registry
+  big_root big 6000 50000
+  MYDOCKER_ROOT=$PWD/made "${mydocker[@]}" import big big:1
+  MYDOCKER_ROOT=$PWD/made "${mydocker[@]}" save --format oci -o saved.tar big:1
+  skopeo copy -q --dest-tls-verify=false oci-archive:saved.tar "docker://$reg/big:1"
+  rm -rf big made
+}
+
+bench_pull() { # pull: mydocker.py pull of a 300 MB image (6,000 files) from a registry on loopback, then rm -r
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" pull "$reg/big:1")
+}
+
+bench_pull_podman() { # pull: podman pull (overlay) of it, then podman rmi
+  need podman
+  peer_podman
+  podman=("${podman[@]/vfs/overlay}")
+  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" pull -q --tls-verify=false "$reg/big:1")
+}
+
+bench_pull_umoci() { # pull: skopeo copy of it to a layout and umoci unpack, then rm -r
+  need skopeo umoci
+  row=(unpack_and_remove rm -rf out -- sh -c 'skopeo copy -q --src-tls-verify=false "docker://$1/big:1" oci:out/l:1 &&
+    umoci unpack --image out/l:1 out/bundle' sh "$reg")
+}
+
 prepare_images() { # images that differ in one thing: files, layers
   local number
   own_state
@@ -6319,13 +7012,16 @@ main() {
 
 sweep() { # the end: what killed monitors left, their cgroups above all, goes with the next command
   local mark
+  # shellcheck disable=SC2046 # a list
+  { kill -KILL $(jobs -p) && wait; umount "$scratch/bench/podman/overlay"; } 2>/dev/null || : # what the bench started
   for mark in "$scratch"{,/bench,/[0-9]*}/{state,memory}/running/*; do
     [[ ! -e $mark ]] || timeout "$patience" "${mydocker[@]}" --root "${mark%/running/*}" ps >"$scratch/log" 2>&1 || :
   done
   rm -rf "$scratch"
 }
 
-unset MYDOCKER_LOG MYDOCKER_EXPLAIN
+unset MYDOCKER_LOG MYDOCKER_EXPLAIN MYDOCKER_MIRRORS DOCKER_CONFIG SSL_CERT_FILE http_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY no_proxy
+export https_proxy=http://127.0.0.1:1 # nobody listens there: whatever a test names, it reaches nothing but this box
 export MYDOCKER_NETWORK=none # only the tests of networks make any, on a box of their own
 umask 022
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/mydocker-test.XXXXXX") || exit
