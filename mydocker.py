@@ -4286,7 +4286,7 @@ def start_inside(word, flags, stdin, program, shared=(), joins=(), maps=None, **
             send(theirs, describe(error))
         finally:
             os._exit(125)
-    with Descriptor(own):
+    with Descriptor(own), tolerate(errno.EPERM):  # in a user namespace it can't be had back
         os.setns(own, CLONE_NEWPID)  # else no child could be had when the container is gone
     theirs.close()
     return map_ids(pid, ours, maps) if mapped else pid, ours
@@ -5008,7 +5008,8 @@ def option_lines(rows):
 def help_text(name):
     _, usage, summary, rows = COMMANDS[name]
     title = ["", "Options (one dash is as good as two):"] if rows else []
-    return "\n".join([f"Usage: mydocker {name} {usage}".rstrip(), "", summary.capitalize() + ".",
+    return "\n".join([f"Usage: mydocker {name} {usage}".rstrip(), "",
+                      summary[0].upper() + summary[1:] + ".",
                       *title, *option_lines(rows)])
 
 def given(options, name, default):

@@ -2125,7 +2125,7 @@ test_help() { # cli: --help shows the commands, COMMAND --help its options
   sed -n 's/^  \([a-z]*\)  .*/\1/p' "$scratch/stdout" >names
   while read -r name; do
     run 0 "$name" --help
-    like "$out" "^Usage: mydocker $name "
+    like "$out" "^Usage: mydocker $name[ "$'\n]'
     is "$err" ''
   done <names
   run 0 run --help
