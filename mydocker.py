@@ -1078,6 +1078,8 @@ def decompress(kind, chunks):
     except Failure:
         raise
     except Exception as why:  # each module has its own
+        if getattr(why, "errno", None):  # a full disk, where the bytes pass
+            raise
         raise Failure(f"layer, on its {kind} data: damaged: {why}") from None
     for _ in source.chunks:  # the digest covers what is behind, too
         pass

@@ -15,6 +15,8 @@
 #              STRICT=1 a skipped test is a failed one
 #              TMPDIR   where the scratch directory goes (default: /tmp)
 #              ROUNDS   runs of each program in the bench (default: 21)
+#              COMPILED=1 run what `install` puts in place: the same, without compiling at each start
+#              SHARE=I/N only every Nth test, from the Ith (0 is the first) on, and the last
 #              FULL=1   the tests of many containers and of kill -9 in their whole length: minutes
 #
 # A new test is a function `test_x() { # area: what is true` at the end of its chapter; it is
@@ -1229,7 +1231,7 @@ test_every_call() { # security: every system call by its number is allowed or re
   seq 0 480 | grep -vxE "$(call_numbers fork vfork clone exit exit_group pause rt_sigreturn restart_syscall sync)" >numbers
   "${mydocker[@]}" run -i --security-opt seccomp=unconfined "$PYTHON" -I -c "$try_calls" <numbers >free
   "${mydocker[@]}" run -i "$PYTHON" -I -c "$try_calls" <numbers >filtered
-  "$PYTHON" -I - "${mydocker[1]}" <<'PYTHON'
+  "$PYTHON" -I - "$here/mydocker.py" <<'PYTHON'
 import sys
 # Docker's default (moby/profiles, seccomp/default.json) for the 14 capabilities: what it doesn't list
 denied = set("""_sysctl acct add_key afs_syscall bpf clock_settime create_module delete_module
@@ -1267,7 +1269,7 @@ PYTHON
 }
 
 call_numbers() { # call_numbers NAME...: their numbers as one regular expression
-  "$PYTHON" -I - "${mydocker[1]}" "$@" <<'PYTHON'
+  "$PYTHON" -I - "$here/mydocker.py" "$@" <<'PYTHON'
 import sys
 space = {"__name__": "mydocker"}
 exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"), space)
@@ -1281,7 +1283,7 @@ test_call_table() { # security: the names and numbers of system calls are those 
   header=/usr/include/$(uname -m)-linux-gnu/asm/unistd_64.h
   [[ -e $header ]] || header=/usr/include/asm-generic/unistd.h
   [[ -e $header ]] || skip 'needs the headers of the kernel'
-  "$PYTHON" -I - "${mydocker[1]}" "$header" <<'PYTHON'
+  "$PYTHON" -I - "$here/mydocker.py" "$header" <<'PYTHON'
 import re, sys
 space = {"__name__": "mydocker"}
 exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"), space)
@@ -1309,7 +1311,7 @@ call() { # call ARG... -- CALL...: each CALL, a Python expression of a name or n
 import sys
 space = {"__name__": "mydocker"}
 exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"), space)
-print(space["call_numbers"]())' "${mydocker[1]}" >table
+print(space["call_numbers"]())' "$here/mydocker.py" >table
   run 0 run "${options[@]}" "$PYTHON" -I -c "
 import ctypes, errno, os, sys
 nr = $(<table)
@@ -2125,7 +2127,7 @@ test_help() { # cli: --help shows the commands, COMMAND --help its options
   sed -n 's/^  \([a-z]*\)  .*/\1/p' "$scratch/stdout" >names
   while read -r name; do
     run 0 "$name" --help
-    like "$out" "^Usage: mydocker $name[ "$'\n]'
+    like "$out" "^Usage: mydocker ${name}[ "$'\n]'
     is "$err" ''
   done <names
   run 0 run --help
@@ -5122,7 +5124,7 @@ own_networks() { # from here on mydocker runs on a box with a LAN
   own_state
   unset MYDOCKER_NETWORK
   make_lan
-  mydocker=("${box[@]}" "$PYTHON" "$here/mydocker.py")
+  mydocker=("${box[@]}" "${mydocker[@]}")
 }
 
 make_lan() { # box is 10.77.0.1, lan 10.77.0.2; ./net.py asks and answers
@@ -6566,7 +6568,7 @@ bench_run_ephemeral() { # start: mydocker.py run --ephemeral /bin/true
 }
 
 compiled() { # compiled ARG...: a row of the compiled copy
-  "$PYTHON" -c 'import py_compile, sys; py_compile.compile(sys.argv[1], "mydocker.pyc")' "${mydocker[1]}"
+  "$PYTHON" -c 'import py_compile, sys; py_compile.compile(sys.argv[1], "mydocker.pyc")' "$here/mydocker.py"
   row=("$PYTHON" -I -S "$PWD/mydocker.pyc" "$@")
 }
 
@@ -6912,7 +6914,7 @@ bench() { # bench [PATTERN]
   local area
   : "${ROUNDS:=21}"
   printf 'milliseconds, %s rounds in turn; %s, %s, Linux %s, %s processors\n' "$ROUNDS" "$("$PYTHON" -V)" \
-    "${mydocker[1]##*/}" "$(uname -r)" "$(nproc)"
+    mydocker.py "$(uname -r)" "$(nproc)"
   mkdir "$scratch/bench"
   cd "$scratch/bench" || exit
   while IFS= read -r area; do
@@ -6980,7 +6982,7 @@ run_test() { # run_test NAME: as number $n
 }
 
 main() {
-  local n=0 passed=0 failed=0 skipped=0 verbose='' pattern=. name names
+  local n=0 turn=0 passed=0 failed=0 skipped=0 verbose='' pattern=. name names
   if [[ ${1-} == -v ]]; then verbose=1; shift; fi
   case ${1-} in
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$self"; return ;;
@@ -7000,8 +7002,13 @@ main() {
     echo 'Bail out! this needs root and these namespaces'
     return 1
   fi
+  if [[ ${COMPILED-} ]]; then
+    "${mydocker[@]}" install "$scratch/installed" >"$scratch/log"
+    mydocker=("$PYTHON" "$scratch/installed/bin/mydocker")
+  fi
   for name in "${names[@]}"; do
     [[ "$name $(title "$name")" =~ $pattern ]] || continue
+    [[ ! ${SHARE-} || $name == "${names[-1]}" ]] || ((turn++ % ${SHARE#*/} == ${SHARE%/*})) || continue
     n=$((n + 1))
     run_test "$name"
   done
