@@ -6776,7 +6776,7 @@ prepare_oci() { # a bundle, and the launcher
 oci_cycle() { # oci_cycle RUNTIME...: a row that creates, starts and deletes
   need busybox
   oci_config "$PWD/top/bin/mydocker"
-  row=(bash -c 'cd "$1"; "${@:2}" create bench </dev/null >/dev/null 2>&1; "${@:2}" start bench; "${@:2}" delete --force bench' bash "$PWD" "$@")
+  row=(bash -c 'cd "$1"; "${@:2}" create bench </dev/null >/dev/null && "${@:2}" start bench && "${@:2}" delete --force bench' bash "$PWD" "$@")
 }
 
 bench_oci_mydocker() { # oci: create, start, delete of a busybox bundle: installed mydocker
