@@ -5858,11 +5858,12 @@ def cmd_restart(options, name):
          ("-s --signal", "SIGNAL", "by name or number (default: KILL; of an engine's: TERM)"),
          ("-a --all", "", "of an engine's container: all processes"))
 def cmd_kill(options, words):
-    oci = find_oci(words[0]) if words else None
-    if oci or options["all"] or not words:
-        number = given(options, "signal", (words + ["TERM"])[1]) if words else "TERM"
-        return signal_oci(oci or known_oci("".join(words[:1])), parse_signal(number, "--signal"),
-                          options["all"])
+    if not words:
+        raise Failure("kill: it takes CONTAINER...", hint="mydocker kill --help")
+    oci = find_oci(words[0])
+    if oci or options["all"]:
+        number = parse_signal(given(options, "signal", (words + ["TERM"])[1]), "--signal")
+        return signal_oci(oci or known_oci(words[0]), number, options["all"])
     number = parse_signal(given(options, "signal", "KILL"), "--signal")
     each(words, lambda name: kill_container(find_container(name), number) or name)
 
@@ -6397,7 +6398,8 @@ def cmd_features(*_):
         "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup"]),
         "linux": {"namespaces": sorted(NAMESPACES), "capabilities": CAPABILITIES,
                   "cgroup": {"v1": True, "v2": True, "systemd": False},
-                  "seccomp": {"enabled": True, "actions": sorted(SECCOMP_ACTIONS)},
+                  "seccomp": {"enabled": True, "actions": [
+                      f"SCMP_ACT_{word}" for word in sorted(SECCOMP_ACTIONS)]},
                   "apparmor": {"enabled": True}, "selinux": {"enabled": True}}}))
 
 @command("[OPTIONS]", "write an example of a config.json",

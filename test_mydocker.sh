@@ -5124,7 +5124,7 @@ own_networks() { # from here on mydocker runs on a box with a LAN
   own_state
   unset MYDOCKER_NETWORK
   make_lan
-  mydocker=("${box[@]}" "${mydocker[@]}")
+  mydocker=("${box[@]}" "${program[@]}")
 }
 
 make_lan() { # box is 10.77.0.1, lan 10.77.0.2; ./net.py asks and answers
@@ -6260,6 +6260,33 @@ no_engine_cgroups() { # what engines made in the cgroup trees for these tests go
     -exec rmdir {} + 2>/dev/null || :
 }
 
+start_containerd() { # containerd, as process $daemon, at ./c.sock
+  cat >config.toml <<END
+version = 2
+root = "$PWD/containerd"
+state = "$PWD/cstate"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+oom_score = 0
+[grpc]
+  address = "$PWD/c.sock"
+[ttrpc]
+  address = "$PWD/t.sock"
+END
+  containerd -c config.toml >log 2>&1 &
+  daemon=$!
+  wait_for test -S c.sock
+}
+
+start_docker() { # Docker's daemon, as process $daemon, at ./d.sock, with the runtime ./runtime as "my"; arguments into $docker
+  docker=(/usr/bin/docker -H "unix://$PWD/d.sock")
+  [[ -x ${docker[0]} ]] || docker[0]=docker
+  dockerd --data-root "$PWD/data" --exec-root "$PWD/exec" -H "unix://$PWD/d.sock" --pidfile "$PWD/pid" --storage-driver vfs --iptables=false \
+    --ip6tables=false --bridge=none --ip-forward=false --ip-masq=false --userland-proxy=false --exec-opt native.cgroupdriver=cgroupfs \
+    --oom-score-adjust 0 --add-runtime "my=$PWD/runtime" >log 2>&1 &
+  daemon=$!
+  wait_for "${docker[@]}" version >"$scratch/log" 2>&1
+}
+
 test_engine_podman() { # engines: podman runs, execs, stops, pauses, limits and builds with this runtime as with runc
   need podman conmon runc
   local podman image=localhost/bb:1 run=(--log-driver k8s-file) n
@@ -6277,7 +6304,7 @@ test_engine_podman() { # engines: podman runs, execs, stops, pauses, limits and 
   gives 0 '^in a pod$' "${podman[@]}" run "${run[@]}" --rm --pod pod "$image" echo in a pod
   gives 0 '' "${podman[@]}" pod rm -f pod
   printf 'FROM %s\nRUN echo built >/built && id\nCMD ["/bin/cat", "/built"]\n' "$image" >Dockerfile
-  gives 0 'uid=0' "${podman[@]}" build --isolation oci -t localhost/built:1 .
+  gives 0 'uid=0' "${podman[@]}" build --network none --isolation oci -t localhost/built:1 .
   gives 0 '^built$' "${podman[@]}" run "${run[@]}" --rm localhost/built:1
   n=10
   if [[ ${FULL-} ]]; then n=50; fi
@@ -6295,20 +6322,7 @@ test_engine_containerd() { # engines: containerd's ctr runs, execs, signals and 
   peer_podman
   "${podman[@]}" import -q root.tar "$image"
   "${podman[@]}" save -q --format docker-archive -o bb.tar "$image"
-  cat >config.toml <<END
-version = 2
-root = "$PWD/containerd"
-state = "$PWD/cstate"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-oom_score = 0
-[grpc]
-  address = "$PWD/c.sock"
-[ttrpc]
-  address = "$PWD/t.sock"
-END
-  containerd -c config.toml >log 2>&1 &
-  daemon=$!
-  wait_for test -S c.sock
+  start_containerd
   ctr=(ctr -a c.sock -n mdtest)
   run=(run --runc-binary "$PWD/runtime" --rm)
   gives 0 '' "${ctr[@]}" image import bb.tar
@@ -6341,14 +6355,9 @@ stopped() { # stopped TASK
 
 test_engine_docker() { # engines: Docker runs, execs, stops, pauses and limits with this runtime as with runc
   need dockerd runc
-  local docker=(/usr/bin/docker -H "unix://$PWD/d.sock") image=bb:1 run
-  [[ -x ${docker[0]} ]] || docker[0]=docker
+  local docker image=bb:1 run
   engine_root
-  dockerd --data-root "$PWD/data" --exec-root "$PWD/exec" -H "unix://$PWD/d.sock" --pidfile "$PWD/pid" --storage-driver vfs --iptables=false \
-    --ip6tables=false --bridge=none --ip-forward=false --ip-masq=false --userland-proxy=false --exec-opt native.cgroupdriver=cgroupfs \
-    --oom-score-adjust 0 --add-runtime "my=$PWD/runtime" >log 2>&1 &
-  daemon=$!
-  wait_for "${docker[@]}" version >"$scratch/log" 2>&1
+  start_docker
   gives 0 sha256 "${docker[@]}" import root.tar "$image"
   run=(--network none --runtime my)
   same_as_docker "${docker[@]}"
@@ -6768,9 +6777,27 @@ bench_calls_podman() { # a million calls: podman run (runc, libseccomp), with it
     --rootfs "$PWD/root" /bin/calls)
 }
 
-prepare_oci() { # a bundle, and the launcher
+prepare_oci() { # a bundle and the launcher, and daemons with an image of it
   if command -v busybox; then bundle; fi
   "${mydocker[@]}" install "$PWD/top"
+  tar -C root -cf root.tar .
+  printf '#!/bin/sh\nexec %q --root %q "$@"\n' "$PWD/top/bin/mydocker" "$PWD/oci" >runtime
+  chmod 755 runtime
+  if command -v containerd ctr podman runc; then
+    mkdir image
+    (
+      cd image
+      peer_podman
+      "${podman[@]}" import -q ../root.tar localhost/bb:1
+      "${podman[@]}" save -q --format docker-archive -o ../bb.tar localhost/bb:1
+    )
+    start_containerd
+    ctr -a "$PWD/c.sock" -n mdtest image import bb.tar
+  fi
+  if command -v dockerd runc; then
+    start_docker
+    "${docker[@]}" import root.tar bb:1
+  fi
 }
 
 oci_cycle() { # oci_cycle RUNTIME...: a row that creates, starts and deletes
@@ -6805,6 +6832,42 @@ bench_oci_podman_runc() { # oci: podman run --rm on runc
   podman_on_runc
   row=("${podman[@]}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
     --rootfs "$PWD/root" /bin/true)
+}
+
+engine_row() { # engine_row ENGINE RUNTIME: run --rm of it by ctr or docker
+  case $1 in
+    ctr) need containerd ctr podman runc
+      row=(ctr -a "$PWD/c.sock" -n mdtest run --runc-binary "$2" --rm localhost/bb:1 bench /bin/true) ;;
+    docker) need dockerd runc
+      row=("${docker[@]}" run --runtime "$2" --network none --rm bb:1 /bin/true) ;;
+  esac
+}
+
+bench_oci_ctr() { # oci: ctr run --rm on installed mydocker
+  engine_row ctr "$PWD/top/bin/mydocker"
+}
+
+bench_oci_ctr_runc() { # oci: ctr run --rm on runc
+  engine_row ctr runc
+}
+
+bench_oci_docker() { # oci: docker run --rm on installed mydocker
+  engine_row docker my
+}
+
+bench_oci_docker_runc() { # oci: docker run --rm on runc
+  engine_row docker runc
+}
+
+measure_create() { # what `create` takes at most, its children included, in MB
+  local words
+  for words in "$PWD/top/bin/mydocker --root $PWD/oci" "runc --root $PWD/runc" "crun --root $PWD/crun"; do
+    # shellcheck disable=SC2086 # words
+    "$PYTHON" -I -c 'import resource, subprocess, sys
+subprocess.run([*sys.argv[1:], "create", "peak"], check=True, stdin=0, stdout=2)
+print("%-52s %6.1f MB" % ("peak of create, " + sys.argv[1].rpartition("/")[2], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024))
+subprocess.run([*sys.argv[1:], "delete", "--force", "peak"])' $words </dev/null >&4 || :
+  done
 }
 
 prepare_terminal() {
@@ -6849,6 +6912,7 @@ measure_memory() { # what the waiting outside process holds, in MB
   if command -v containerd ctr containerd-shim-runc-v2 runc && [[ -e root/bin/sleep ]]; then
     measure_shim
   fi
+  if [[ -e top/bin/mydocker ]]; then measure_create; fi
 }
 
 memory() { # memory TITLE PID: one line; PSS counts what processes share in equal parts
@@ -6913,6 +6977,7 @@ ms() { # microseconds as milliseconds
 bench() { # bench [PATTERN]
   local area
   : "${ROUNDS:=21}"
+  program=("${mydocker[@]}")
   printf 'milliseconds, %s rounds in turn; %s, %s, Linux %s, %s processors\n' "$ROUNDS" "$("$PYTHON" -V)" \
     mydocker.py "$(uname -r)" "$(nproc)"
   mkdir "$scratch/bench"
@@ -7006,6 +7071,7 @@ main() {
     "${mydocker[@]}" install "$scratch/installed" >"$scratch/log"
     mydocker=("$PYTHON" "$scratch/installed/bin/mydocker")
   fi
+  program=("${mydocker[@]}")
   for name in "${names[@]}"; do
     [[ "$name $(title "$name")" =~ $pattern ]] || continue
     [[ ! ${SHARE-} || $name == "${names[-1]}" ]] || ((turn++ % ${SHARE#*/} == ${SHARE%/*})) || continue
@@ -7020,7 +7086,8 @@ main() {
 sweep() { # the end: what killed monitors left, their cgroups above all, goes with the next command
   local mark
   # shellcheck disable=SC2046 # a list
-  { kill -KILL $(jobs -p) && wait; umount "$scratch/bench/podman/overlay"; } 2>/dev/null || : # what the bench started
+  { kill $(jobs -p) && sleep 3; kill -KILL $(jobs -p) && wait; } 2>/dev/null || : # what the bench started, and left mounted
+  sed -n "s|^\([^ ]* \)\{4\}\($scratch/[^ ]*\) .*|\2|p" /proc/self/mountinfo | sort -r | while IFS= read -r mark; do umount -l "$mark"; done
   for mark in "$scratch"{,/bench,/[0-9]*}/{state,memory}/running/*; do
     [[ ! -e $mark ]] || timeout "$patience" "${mydocker[@]}" --root "${mark%/running/*}" ps >"$scratch/log" 2>&1 || :
   done
