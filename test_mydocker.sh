@@ -6909,10 +6909,10 @@ measure_memory() { # what the waiting outside process holds, in MB
     memory "podman's conmon" "$(<conmon)"
     "${podman[@]}" rm -f -t 0 m
   fi
+  if [[ -e top/bin/mydocker ]]; then measure_create; fi
   if command -v containerd ctr containerd-shim-runc-v2 runc && [[ -e root/bin/sleep ]]; then
     measure_shim
   fi
-  if [[ -e top/bin/mydocker ]]; then measure_create; fi
 }
 
 memory() { # memory TITLE PID: one line; PSS counts what processes share in equal parts
@@ -6923,7 +6923,7 @@ memory() { # memory TITLE PID: one line; PSS counts what processes share in equa
 measure_shim() { # of a containerd of our own
   local address=$PWD/containerd.sock containerd pid
   printf 'version = 2\nroot = "%s"\nstate = "%s"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s"\n' \
-    "$PWD/containerd" "$PWD/containerd-run" "$address" >containerd.toml
+    "$PWD/shim" "$PWD/shim-run" "$address" >containerd.toml
   containerd -c containerd.toml >containerd.log 2>&1 &
   containerd=$!
   wait_for ctr -a "$address" version
