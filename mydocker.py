@@ -303,6 +303,8 @@ def hint_for(error, what):
         limits = [f"user.{name}" for name in sorted(os.listdir("/proc/sys/user"))
                   if name.endswith("_namespaces") and read_all(f"/proc/sys/user/{name}") == "0\n"]
         return f"no more namespaces are allowed, see sysctl {' '.join(limits) or 'user'}"
+    if error.errno == errno.EACCES and what == "reexec inside":
+        return "the user namespace's root can't reach this Python: one in /usr/bin can be reached"
     if error.errno == errno.EPERM and (unshared or call in ("mount", "pivot_root", "setns")):
         return "CAP_SYS_ADMIN is missing, or a seccomp filter forbids it: inside a container?"
     return ""
@@ -2554,7 +2556,7 @@ def make_cgroups(dirs, resources, pid):
     made = []
     for path in dirs:
         for attempts_left in range(99, -1, -1):
-            with tolerate(attempts_left and errno.ENOENT):  # mydocker/ is being removed
+            with tolerate(*LEAVING if attempts_left else [0]):  # mydocker/ is being removed
                 made += [path] if make_cgroup(path) else []
                 break
     limit_cgroups(made, resources)
