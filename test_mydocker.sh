@@ -6292,7 +6292,7 @@ start_docker() { # Docker's daemon, as process $daemon, at ./d.sock, with the ru
   [[ -x ${docker[0]} ]] || docker[0]=docker
   dockerd --data-root "$PWD/data" --exec-root "$PWD/exec" -H "unix://$PWD/d.sock" --pidfile "$PWD/pid" --storage-driver vfs --iptables=false \
     --ip6tables=false --bridge=none --ip-forward=false --ip-masq=false --userland-proxy=false --exec-opt native.cgroupdriver=cgroupfs \
-    --oom-score-adjust 0 --add-runtime "my=$PWD/runtime" >log 2>&1 &
+    --oom-score-adjust 0 --add-runtime "my=$PWD/runtime" --default-runtime my >log 2>&1 &
   daemon=$!
   wait_for "${docker[@]}" version >"$scratch/log" 2>&1
 }
@@ -6364,8 +6364,8 @@ stopped() { # stopped TASK
 }
 
 test_engine_docker() { # engines: Docker runs, execs, stops, pauses and limits with this runtime as with runc
-  need dockerd runc
-  local docker image=bb:1 run
+  need dockerd runc docker-registry
+  local docker image=bb:1 run id
   engine_root
   start_docker
   gives 0 sha256 "${docker[@]}" import root.tar "$image"
@@ -6374,6 +6374,15 @@ test_engine_docker() { # engines: Docker runs, execs, stops, pauses and limits w
   missing=126 oom=true
   engine_runs "${docker[@]}"
   engine_life "${docker[@]}"
+  printf 'FROM %s\nRUN echo built >/built && id\nCMD ["/bin/cat", "/built"]\n' "$image" >Dockerfile
+  gives 0 'uid=0' env DOCKER_BUILDKIT=0 "${docker[@]}" build --network none -t built:1 -f Dockerfile source
+  gives 0 '^built$' "${docker[@]}" run "${run[@]}" --rm built:1
+  registry # and what push brings to a registry, Docker gets as it is
+  run 0 import root "$reg/box/pushed:1"
+  id=$out
+  run 0 push "$reg/box/pushed:1"
+  gives 0 "Digest: $out" "${docker[@]}" pull "$reg/box/pushed:1"
+  gives 0 "^$id\$" "${docker[@]}" images --no-trunc -q "$reg/box/pushed:1"
   kill "$daemon"
   wait "$daemon" || :
   no_engine_cgroups
