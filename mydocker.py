@@ -3295,8 +3295,8 @@ def set_label(process):
     """Tell AppArmor or SELinux what the exec is to run as: proc_pid_attr(5)."""
     label = process["selinuxLabel"] or "exec " + process["apparmorProfile"]
     if label != "exec unconfined":
-        with blame(f"--security-opt, on {label}"), open("/proc/self/attr/exec", "w") as file:
-            file.write(label)
+        with blame(f"--security-opt, on {label}"), open("/proc/self/attr/exec", "wb") as file:
+            file.write(encode(label))
 
 def confine(process, user, program):
     """Become USER and give up, for good, what the spec's PROCESS doesn't have. PROGRAM, the filter,
@@ -3994,6 +3994,7 @@ def container_main(channel, trees):
         os.unshare(CLONE_NEWCGROUP)  # after run chose our cgroup: it becomes the namespace's "/"
     build_root(spec)
     if spec.get("hooks"):
+        import subprocess  # for all of them: soon it would be the container's, CVE-2019-14271
         send(channel, "hooks")  # the outside runs its own now
         receive(channel)
         run_hooks(spec, spec["state"], "createContainer")
@@ -4352,6 +4353,7 @@ def reexec_inside(word, channel, program, flags, stdin, shared, outlive=False, p
         send(channel, "apart")  # sync 0: there is a network namespace to lay a cable to
     trees = [open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | AT_RECURSIVE) for row in shared]
     mount(None, "/", None, MS_REC | MS_SLAVE, None)  # what we mount, the host must not see
+    os.environ.pop("MYDOCKER_ERRORS", None)  # that path would be the container's
     python = os.readlink("/proc/self/exe")
     mount(python, python, None, MS_BIND, None)  # a mount for the next line to act on
     set_mount_flags(python, MS_RDONLY, whole=0)  # so nobody inside overwrites it: CVE-2019-5736

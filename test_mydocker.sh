@@ -5934,6 +5934,18 @@ c['root']['readonly'] = False" /bin/cat /tmp/state
   like "$out" '"id": "t"'
 }
 
+test_oci_hook_imports() { # oci: for a hook inside nothing of the container's is imported, CVE-2019-14271
+  local module
+  module=$("$PYTHON" -I -c 'import subprocess; print(subprocess.__file__)')
+  small_root root
+  mkdir -p "root${module%/*}"
+  echo 'open("/tmp/imported", "w").close()' >"root$module"
+  bundle_says hooked "
+c['hooks'] = {'startContainer': [{'path': '/bin/sh', 'args': ['sh', '-c', 'echo hooked >/tmp/hooked']}]}
+c['root']['readonly'] = False" /bin/cat /tmp/hooked
+  [[ ! -e root/tmp/imported ]]
+}
+
 test_oci_exec() { # oci: exec takes a process in a file, and the engine gets its pid, terminal and status
   local status=0
   oci_bundle
