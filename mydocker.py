@@ -6597,7 +6597,7 @@ GLOBAL_OPTIONS = (
     ("-h --help", "", "show this help"),
     ("-v --version", "", "show the version"),
     ("--log", "FILE", "write errors there, too, as JSON, for engines"),
-    ("--log-format", "FORMAT", "json or text; it is json"), ("--debug", "", "say more"),
+    ("--log-format", "FORMAT", "json or text; it is json"), ("--debug", "", "accepted"),
     ("--systemd-cgroup", "", "accepted: cgroups go where systemd would have them"),
 )
 
@@ -6614,7 +6614,6 @@ def dispatch(words):
     root = options["root"] or os.environ.get("MYDOCKER_ROOT") or STATE_ROOT
     os.environ["MYDOCKER_ROOT"] = os.path.abspath(root)  # a monitor changes its directory
     os.environ.update({"MYDOCKER_ERRORS": options["log"]} if options["log"] else {})
-    os.environ.update({"MYDOCKER_LOG": "debug"} if options["debug"] else {})
     if options["version"]:
         return show(f"mydocker {VERSION}") or 0
     if options["help"] or words[:1] == ["help"]:
