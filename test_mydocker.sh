@@ -5628,14 +5628,14 @@ test_network_many() { # net: 24 containers (FULL=1: 200) 8 at a time, a third ki
   local count=24 n
   [[ ! ${FULL-} ]] || count=200
   run 0 network create --subnet 10.9.0.0/22 n1
-  seq "$count" | xargs -P 8 -I N "${mydocker[@]}" run -d --name cN --net n1 -p 127.0.0.1:1N:80 /bin/sleep 1000 >ids
+  seq "$count" | xargs -P 8 -I %N% "${mydocker[@]}" run -d --name c%N% --net n1 -p 127.0.0.1:1%N%:80 /bin/sleep 1000 >ids
   is "$(wc -l <ids)" "$count"
   "${mydocker[@]}" ps --format '{{.IP}} {{.ID}}' | sort >addresses
   is "$(cut -d' ' -f1 addresses | sort -u | wc -l)" "$count"
   is "$(ls state/networks/n1)" "$(cut -d' ' -f1 addresses)"
   is "$(links | tr ' ' '\n' | grep -c veth)" "$count"
   for ((n = 3; n <= count; n += 3)); do kill -KILL "$(monitor_of "c$n")"; done
-  seq "$((count + 1))" "$((count + count / 3))" | xargs -P 8 -I N "${mydocker[@]}" run -d --name cN --net n1 /bin/sleep 1000 >later
+  seq "$((count + 1))" "$((count + count / 3))" | xargs -P 8 -I %N% "${mydocker[@]}" run -d --name c%N% --net n1 /bin/sleep 1000 >later
   is "$(wc -l <later)" "$((count / 3))"
   "${mydocker[@]}" ps --format '{{.IP}} {{.ID}}' | sort >addresses
   is "$(wc -l <addresses) $(cut -d' ' -f1 addresses | sort -u | wc -l)" "$count $count"
