@@ -696,12 +696,11 @@ def sweep_containers():
         path = state_path("containers", container_id)
         lock = lock_container(path)
         if lock is not None and os.path.exists(state_path("running", container_id)):
-            own = cgroup_dirs(f"mydocker/{container_id}")
-            record = read_record(path) or {"id": container_id, "keep": False, "cgroups": own}
-            if len(record) > 3 or not os.path.exists(path + "/state.json"):  # not a damaged one
-                end_container(record, read_status(lock))
-            else:
-                remove_cgroups(record)
+            record = read_record(path)
+            if record or not os.path.exists(path + "/state.json"):
+                end_container(record or {"id": container_id, "keep": False}, read_status(lock))
+            else:  # a damaged one is kept as it is
+                remove_cgroups({"cgroups": cgroup_dirs(f"mydocker/{container_id}")})
         if lock is not None:
             os.close(lock)
 
@@ -4226,6 +4225,7 @@ NAMESPACES = {"user": CLONE_NEWUSER, "pid": CLONE_NEWPID, "time": CLONE_NEWTIME,
               "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "network": CLONE_NEWNET,
               "cgroup": CLONE_NEWCGROUP, "mount": CLONE_NEWNS}  # by OCI names, in order to enter
 OWN_NAMESPACES = "pid", "mount", "uts", "ipc", "network", "cgroup"  # Docker's
+OWN_PIDS = [("/proc/self/ns/pid", CLONE_NEWPID)]
 FOR_CHILDREN = CLONE_NEWPID | CLONE_NEWTIME  # a process makes these for its next child
 FORWARDED = set(range(1, _signal.NSIG)) - {32, 33} - {getattr(_signal, "SIG" + name) for name in (
     "CHLD PIPE URG TSTP TTIN TTOU CONT KILL STOP SYS SEGV BUS ILL FPE TRAP ABRT").split()}
@@ -4276,7 +4276,6 @@ def start_inside(word, flags, stdin, program, shared=(), joins=(), maps=None, **
     _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED | {_signal.SIGCHLD})
     mapped = CLONE_NEWUSER in (flags & CLONE_NEWUSER, *(flag for _, flag in joins))
     early = 0 if mapped else FOR_CHILDREN  # what belongs to a user namespace is made in that
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     enter_namespaces([row for row in joins if row[1] & early])
     if flags & early:
         os.unshare(flags & early)  # the next child is PID 1 of a new PID namespace
@@ -4292,16 +4291,16 @@ def start_inside(word, flags, stdin, program, shared=(), joins=(), maps=None, **
             send(theirs, describe(error))
         finally:
             os._exit(125)
-    with Descriptor(own), tolerate(errno.EPERM):  # in a user namespace it can't be had back
-        os.setns(own, CLONE_NEWPID)  # else no child could be had when the container is gone
     theirs.close()
     return map_ids(pid, ours, maps) if mapped else pid, ours
 
 def enter_namespaces(rows):
+    """Join namespaces: [(path, flag)].  A PID namespace is for the next child; with our own, back
+    in it, we can make another one, and have children when the container is gone."""
     for path, flag in rows:
         with blame(f"namespace, on {path}"), Descriptor(
                 os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-            os.setns(fd, flag)  # somebody else's namespace
+            os.setns(fd, flag)  # a namespace that is there already
 
 def become_mapped(channel, flags):
     """Become root of a user namespace, as whom the other namespaces are to be made."""
@@ -4409,10 +4408,16 @@ def start_container(state):
     state.update(pid=pid, master=master, outputs=[end for end, _ in pipes], typed=b"",
                  logged=record["keep"] or not state["attached"])
 
-def process_start(pid):
-    """When a process started, in clock ticks since boot: with its pid it names it for good."""
+def process_state(pid):
+    """A process's state, a letter, and when it started, in clock ticks since boot: with its pid
+    that names it for good.  (None, None) if it is gone."""
     with tolerate(errno.ENOENT, errno.ESRCH):
-        return int(read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
+        fields = read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        return fields[0], int(fields[19])
+    return None, None
+
+def process_start(pid):
+    return process_state(pid)[1]
 
 def process_fd(pid, start):
     """A pidfd of the process that has that PID and started then; None if it is gone."""
@@ -4481,6 +4486,7 @@ def supervise(state, small):
         while restarts(record, status) and back_off(record, status):
             status = None
             remove_cgroups(record)
+            enter_namespaces(OWN_PIDS)
             start_container(state)
             status = attend(state, small)
         return status
@@ -4707,9 +4713,10 @@ OCI_MOUNT = {"destination": str, "type": str, "source": str, "options": [str]}
 OCI_HOOK = {"path": str, "args": [str], "env": [str], "timeout": (int,)}
 OCI_PROCESS = {
     "terminal": bool, "args": [str], "env": [str], "cwd": str, "user": {
-        "uid": (int,), "gid": (int,), "additionalGids": [int]}, "capabilities": {
+        "uid": (int,), "gid": (int,), "additionalGids": [int], "umask": (int,)}, "capabilities": {
         kind: [str] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
-    "rlimits": [{"type": str, "soft": int, "hard": int}], "noNewPrivileges": bool}
+    "rlimits": [{"type": str, "soft": int, "hard": int}], "noNewPrivileges": bool,
+    "consoleSize": {"height": (int,), "width": (int,)}}
 OCI_SPEC = {
     "ociVersion": str, "root": {"path": str, "readonly": bool}, "mounts": [OCI_MOUNT],
     "process": OCI_PROCESS, "hostname": str, "domainname": str, "annotations": dict,
@@ -4722,35 +4729,41 @@ OCI_SPEC = {
 def load_bundle(bundle, container_id):
     """The spec in a bundle's config.json, with what it leaves out; it is what init gets."""
     what = f"{bundle}/config.json"
-    try:
-        spec = without_nulls(check(read_json(what), OCI_SPEC, what))
-    except (ValueError, RecursionError) as why:
-        raise Failure(f"{what}: bad JSON: {why}") from None
-    spec = {"root": {"path": "rootfs"}, "mounts": [], "hostname": "", "linux": {}, **spec}
-    linux = spec["linux"] = {"namespaces": [], "resources": {}, "devices": [],
+    spec = {"root": {"path": "rootfs"}, "mounts": [], "hostname": "", "linux": {}, "process": {},
+            "annotations": {}, **read_shaped(what, OCI_SPEC)}
+    linux = spec["linux"] = {"namespaces": [], "resources": {}, "devices": [], "sysctl": {},
                              "cgroupsPath": f"mydocker/{container_id}", **spec["linux"]}
+    refuse_malformed(spec, what)
     refuse_unsupported(spec, what)
     spec["root"]["path"] = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
-    spec["process"] = full_process(spec["process"], {})
+    spec["process"] = full_process(spec["process"], {}, what)
     for row in spec["mounts"]:
         row.setdefault("options", [])
         row.setdefault("type", "bind" if {"bind", "rbind"} & set(row["options"]) else "none")
         row["source"] = row.get("source", row["type"])
         if {"bind", "rbind"} & set(row["options"]):
             row["source"] = os.path.join(bundle, row["source"])
-    spec["annotations"] = {}  # ours mean something to init; theirs are on record
-    rules = linux["resources"].get("devices") or []
     linux["resources"]["devices"] = [{"allow": False, "access": "rwm"}] + [
         {**{key: value for key, value in rule.items() if value != "a"},
-         "access": rule.get("access") or "rwm"} for rule in rules] + device_rules([])[1:]
+         "access": rule.get("access") or "rwm"} for rule in linux["resources"].get("devices", [])
+    ] + device_rules([])[1:]
     if "seccomp" in linux:
         linux["seccomp"].setdefault("syscalls", [])
     return spec
+
+def read_shaped(path, shape):
+    """The value in somebody else's JSON file, if it has that SHAPE, without what is null."""
+    try:
+        return without_nulls(check(read_json(path), shape, path))
+    except (ValueError, RecursionError) as why:
+        raise Failure(f"{path}: bad JSON: {why}") from None
 
 def without_nulls(value):
     """A JSON value without what is null, as if it weren't there."""
     if isinstance(value, dict):
         return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("a NUL in a text")  # for the kernel the text would end there
     return [*map(without_nulls, value)] if isinstance(value, list) else value
 
 def refuse_unsupported(spec, what):
@@ -4770,19 +4783,36 @@ def refuse_unsupported(spec, what):
         raise Failure(f"{what}: hostname: it needs a uts namespace")
     for row in spec["mounts"]:
         if row.get("uidMappings") or {"idmap", "ridmap"} & set(row.get("options") or ()):
-            raise Failure(f"{what}: mounts: {row['destination']}: idmap: not supported")
-    if not spec.get("process", {}).get("args"):
-        raise Failure(f"{what}: process.args: it is missing")
-    word = spec["linux"].get("rootfsPropagation")
+            raise Failure(f"{what}: mounts: idmap: not supported")
+
+def refuse_malformed(spec, what):
+    """Refuse by name what the specification wants and isn't there, or isn't what it knows."""
+    linux, hooks = spec["linux"], sum((spec.get("hooks") or {}).values(), [])
+    for name, rows, key in (
+            ("mounts", spec["mounts"], "destination"), ("hooks", hooks, "path"),
+            ("linux.namespaces", linux["namespaces"], "type"),
+            *(("linux.devices", linux["devices"], key) for key in ("path", "type"))):
+        if not all(key in row for row in rows):
+            raise Failure(f"{what}: {name}: {key}: it is missing")
+    word = linux.get("rootfsPropagation")
     if word and word not in PROPAGATION:
         raise Failure(f"{what}: linux.rootfsPropagation: {word}: unknown")
+    if not all(isinstance(text, str) for text in linux["sysctl"].values()):
+        raise Failure(f"{what}: linux.sysctl: a value is no text")
 
-def full_process(process, default):
+def full_process(process, default, what):
     """A process as confine() wants it: what isn't said is as in DEFAULT, or nothing; a capability
     that the box itself lacks is left out, as config.md asks for."""
     process = {"terminal": False, "env": [], "cwd": "/", "user": {}, "capabilities": {},
                "apparmorProfile": "unconfined", "selinuxLabel": "", "noNewPrivileges": False,
                **{key: default[key] for key in default if key != "terminal"}, **process}
+    if not process.get("args"):
+        raise Failure(f"{what}: process.args: it is missing")
+    if not process["cwd"].startswith("/"):
+        raise Failure(f"{what}: process.cwd: it must be absolute")
+    for row in process.get("rlimits", []):
+        if row.get("type", "")[7:].lower() not in ULIMITS:
+            raise Failure(f"{what}: process.rlimits: {row.get('type')}: unknown")
     held = plan_capabilities(free=True)[0]["bounding"]
     wanted, lacking = process["capabilities"], set()
     for kind in ("bounding", "effective", "permitted", "inheritable", "ambient"):
@@ -4796,7 +4826,7 @@ def full_process(process, default):
     process["apparmorProfile"] = process["apparmorProfile"] or "unconfined"
     if process.get("consoleSize"):
         size = process["consoleSize"]
-        process["consoleSize"] = [size["height"], size["width"]] if isinstance(size, dict) else size
+        process["consoleSize"] = [size.get(key, 0) & 0xffff for key in ("height", "width")]
     return process
 
 def find_oci(name):
@@ -4807,12 +4837,14 @@ def find_oci(name):
     record = read_json(path + "/state.json")
     return dict(record, running=is_alive(record))
 
+def find_either(name):
+    """The record of an engine's container of that id, or else of one of ours."""
+    return find_oci(name) or find_container(name)
+
 def is_alive(record):
     """True if a container's first process is there, and no zombie: that can stay for seconds."""
-    with tolerate(errno.ENOENT, errno.ESRCH):
-        fields = read_all(f"/proc/{record['pid']}/stat").rpartition(")")[2].split()
-        return int(fields[19]) == record["pid_start"] and fields[0] not in "ZX"
-    return False
+    state, start = process_state(record["pid"])
+    return start is not None and start == record["pid_start"] and state not in "ZX"
 
 def oci_status(record):
     if not record["pid"]:
@@ -4842,12 +4874,14 @@ def send_descriptor(path, fd):
 def create_container(container_id, bundle, console=None, preserved=0):
     """Make a container up to its last step; returns its record and its terminal's master end, if it
     has one and no CONSOLE socket took it.  After a failure nothing of it is left."""
+    if not is_name(container_id.replace("+", "-")):
+        raise Failure(f"create, on {container_id or chr(39) * 2}: not a container's id")
     spec = load_bundle(bundle, container_id)
     path, pid = state_path("oci", container_id), 0
+    theirs, spec["annotations"] = spec["annotations"], {}  # ours mean something to init
     record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
-              "annotations": read_json(f"{bundle}/config.json").get("annotations") or {},
-              "cgroups": cgroup_dirs(spec["linux"]["cgroupsPath"])}
+              "annotations": theirs, "cgroups": cgroup_dirs(spec["linux"]["cgroupsPath"])}
     make_dirs(os.path.dirname(path))
     with blame(f"create, on {container_id}: container with given ID already exists"):
         os.mkdir(path, 0o700)
@@ -4859,18 +4893,22 @@ def create_container(container_id, bundle, console=None, preserved=0):
         pid, channel = start_inside("init", namespace_flags(spec), 0, own_bytecode(),
                                     shared_rows(spec), joined_namespaces(spec), spec["linux"],
                                     outlive=True, preserved=preserved)
+        enter_namespaces(OWN_PIDS if spec.get("hooks") else [])  # they are children of ours
         record.update(pid=pid, pid_start=process_start(pid))
         record["cgroups"] = make_cgroups(record["cgroups"], spec["linux"]["resources"], pid)
         write_json(path + "/state.json", record)
         state = to_json(oci_state(record, "creating"))
         tell(channel, dict(spec, filter=assemble_filter(spec["linux"]), gate=True, state=state),
              [gate])  # sync 1
+        os.close(gate)
         master = await_gate(channel, spec, state, console)
-    except (Failure, OSError):
+    except Exception as error:
         kill_child(pid) if pid else None
         remove_cgroups(record)
         remove_tree(path)
-        raise
+        if isinstance(error, (Failure, OSError)):
+            raise
+        raise Failure(f"{bundle}/config.json: not as the specification has it: {error!r}") from None
     return record, master
 
 def await_gate(channel, spec, state, console):
@@ -5253,18 +5291,19 @@ def parse_publish(text):
     rest, _, protocol = text.partition("/")
     rest, _, inner = rest.rpartition(":")
     address, _, outer = rest.rpartition(":")
+    wrong = Failure(f"--publish, on {text or chr(39) * 2}: it is "
+                    "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
     try:
         (first, last), (low, high) = port_range(inner), port_range(outer or "0")
         address and packed(address)
-        if 0 < first <= last < 1 << 16 and low <= high < 1 << 16 and (
-                protocol or "tcp") in PROTOCOLS and (first == last or not low or
-                                                     high - low == last - first):
-            return [[address, low and low + port - first, low and high - last + port, port,
-                     protocol or "tcp"] for port in range(first, last + 1)]
     except (ValueError, OSError):
-        pass
-    raise Failure(f"--publish, on {text or chr(39) * 2}: it is "
-                  "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
+        raise wrong from None
+    if not (0 < first <= last < 1 << 16 and low <= high < 1 << 16 and (
+            protocol or "tcp") in PROTOCOLS and (first == last or not low or
+                                                 high - low == last - first)):
+        raise wrong
+    return [[address, low and low + port - first, low and high - last + port, port,
+             protocol or "tcp"] for port in range(first, last + 1)]
 
 def find_or_pull(text, options):
     """The image that TEXT names, fetched first if --pull has it so."""
@@ -5746,8 +5785,8 @@ def cmd_exec(options, words):
     """The process is as the container's own, but for what the options or the file say."""
     if not words or not (words[1:] or options["process"]):
         raise Failure("exec: it takes CONTAINER COMMAND", hint="mydocker exec --help")
-    oci = find_oci(words[0])
-    record = oci or find_container(words[0])
+    record = find_either(words[0])
+    oci = "folder" in record
     live_pid(record)
     if is_paused(record["cgroups"]):
         raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker unpause {words[0]}")
@@ -5755,7 +5794,7 @@ def cmd_exec(options, words):
     process = (read_process(options["process"], spec["process"]) if options["process"] else
                exec_process(options, words[1:], spec["process"]))
     state = {"record": record, "linux": {} if options["privileged"] else spec["linux"],
-             "attached": True, "interactive": options["interactive"] or bool(oci),
+             "attached": True, "interactive": options["interactive"] or oci,
              "logged": False, "outputs": [], "typed": b"", "stdin": 0}
     if not oci and (detach or not options["interactive"]):
         state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -5778,14 +5817,9 @@ def exec_process(options, args, old):
 
 def read_process(path, old):
     """The process in an engine's file."""
-    try:
-        process = without_nulls(check(read_json(path), OCI_PROCESS, path))
-    except (ValueError, RecursionError) as why:
-        raise Failure(f"--process, on {path}: bad JSON: {why}") from None
-    if not process.get("args"):
-        raise Failure(f"--process, on {path}: args: it is missing")
     kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
-    return full_process(process, {key: old[key] for key in kept if key in old})
+    return full_process(read_shaped(path, OCI_PROCESS), {
+        key: old[key] for key in kept if key in old}, path)
 
 def preserved_fds(options):
     """How many descriptors from 3 on are the command's; they must be open."""
@@ -5882,7 +5916,7 @@ def kill_container(record, number):
 
 @command("CONTAINER...", "freeze all processes of containers", many=True)
 def cmd_pause(_, name, frozen=True):
-    record = find_oci(name) or find_container(name)
+    record = find_either(name)
     live_pid(record)
     if is_paused(record["cgroups"]) == frozen:
         raise Failure(f"container, on {name}: it is {'already' if frozen else 'not'} paused")
@@ -5911,7 +5945,7 @@ def cmd_wait(_, name):
          *LIMIT_OPTIONS, ("-r --resources", "FILE|-", "limits as the OCI's resources"), many=True)
 def cmd_update(options, name):
     """What isn't given stays as it is; what the kernel refuses leaves the spec as it was."""
-    record = find_oci(name) or find_container(name)
+    record = find_either(name)
     path, file = container_path(record, "config.json"), options["resources"]
     spec, wanted = read_json(path), resources_of(options)
     if file:
@@ -6333,8 +6367,6 @@ def known_oci(name):
 @command("[OPTIONS] ID", "make a container from an OCI bundle, up to its last step",
          ("-b --bundle", "DIR", "where its config.json is (default: here)"), *ENGINE_OPTIONS)
 def cmd_create(options, words):
-    if not is_name(words[0].replace("+", "-")):
-        raise Failure(f"create, on {words[0]}: not a container's id")
     bundle = os.path.abspath(given(options, "bundle", "."))
     record, master = create_container(words[0], bundle, options["console-socket"],
                                       preserved_fds(options))

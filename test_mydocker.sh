@@ -5821,12 +5821,29 @@ destination c["mounts"][0]["destination"] = 7
 user p["user"]["uid"] = -1
 uid p["user"]["uid"] = "root"
 linux c["linux"] = []
+destination c["mounts"].append({"type": "tmpfs"})
+namespaces l["namespaces"].append({})
+devices l["devices"] = [{"path": "/dev/x"}]
+hooks c["hooks"] = {"prestart": [{"args": ["x"]}]}
+rlimits p["rlimits"] = [{"type": "RLIMIT_MOON", "soft": 1, "hard": 1}]
+cwd p["cwd"] = "tmp"
+sysctl l["sysctl"] = {"net.ipv4.ip_forward": 1}
+NUL p["args"] = ["a\u0000b"]
+specification l["resources"] = {"memory": [1]}
+specification l["resources"] = {"devices": [{"access": "rwm"}]}
+specification l["resources"] = {"hugepageLimits": [{}]}
+specification l["seccomp"] = {"defaultAction": "SCMP_ACT_MOON"}
+specification l["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"]}]}
+specification l["uidMappings"] = [{}]; l["namespaces"].append({"type": "user"})
 END
+  configure 'l["resources"] = {"memory": {"limit": "much"}}'
+  fails 125 '^mydocker: --memory, on much: invalid' create t
   echo '{' >config.json
   fails 125 'config.json: bad JSON' create t
   rm config.json
   fails 125 'config.json' create t
   fails 125 'not a container.s id' create ../t
+  fails 125 'not a container.s id' run --bundle . ../t
   is "$(find state -mindepth 2)" ''
 }
 
