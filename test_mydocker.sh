@@ -15,13 +15,14 @@
 #              STRICT=1 a skipped test is a failed one
 #              TMPDIR   where the scratch directory goes (default: /tmp)
 #              ROUNDS   runs of each program in the bench (default: 21)
-#              COMPILED=1 run what `install` puts in place: the same, without compiling at each start
+#              COMPILED=1 run what `install` puts in place: the same, not compiled at each start
 #              SHARE=I/N only every Nth test, from the Ith (0 is the first) on, and the last
 #              FULL=1   the tests of many containers and of kill -9 in their whole length: minutes
 #
-# A new test is a function `test_x() { # area: what is true` at the end of its chapter; it is
-# found by its first line, runs in a directory of its own under `set -ex`, and fails by the first
-# command that does. A new measurement is a `bench_x() { # area: program` likewise.
+# A new test is a function `test_x() { # area: what is true` at the end of its chapter; it is found
+# by its first line (a long title goes on in the comment lines right below), runs in a directory of
+# its own under `set -ex`, and fails by the first command that does. A new measurement is a
+# `bench_x() { # area: program` likewise.
 # shellcheck disable=SC2016 # what stands in single quotes is for a shell in a container
 set -u
 
@@ -94,7 +95,9 @@ has() { # has FILE REGEX
 gone() { # gone PID...: none of these is a process, unless a dead one
   local pid state
   for pid; do
-    if state=$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null) && [[ $state != [ZX]* ]]; then return 1; fi
+    if state=$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null) && [[ $state != [ZX]* ]]; then
+      return 1
+    fi
   done
 }
 
@@ -285,7 +288,8 @@ small_root() { # small_root DIR: a root file system of the box's own programs
   fi
 }
 
-with_libraries() { # with_libraries PROGRAM ROOT NAME: copy it to ROOT/bin/NAME, with what it is linked to
+with_libraries() { # with_libraries PROGRAM ROOT NAME: copy it to ROOT/bin/NAME,
+  # with what it is linked to
   local file
   cp -L "$1" "$2/bin/$3"
   while read -r file; do
@@ -300,7 +304,8 @@ make_image() { # make_image NAME [OPTION...]: import ./root, a small one unless 
   run 0 import "${@:2}" root "$1"
 }
 
-set_config() { # set_config NAME JSON [STATUS]: put these keys into the image's config, as a hostile builder would
+set_config() { # set_config NAME JSON [STATUS]: put these keys into the image's config,
+  # as a hostile builder would
   if [[ ! -d layout ]]; then
     mkdir layout
     run 0 save --format oci -o layout.tar "$1"
@@ -380,7 +385,8 @@ id_of() { # id_of NAME: an image's id, into $id
 }
 
 nothing_half_done() { # no unfinished blob, layer or image is left
-  is "$(find "$MYDOCKER_ROOT"/{images,images/blobs/sha256,layers} -maxdepth 1 -name '*tmp*' 2>/dev/null)" ''
+  is "$(find "$MYDOCKER_ROOT"/{images,images/blobs/sha256,layers} -maxdepth 1 -name '*tmp*' \
+    2>/dev/null)" ''
 }
 
 nothing_kept() { # no blob and no layer is left
@@ -439,7 +445,8 @@ os.setxattr(sys.argv[2], "user.colour", b"blue\0\xff") if os.statvfs(".") else 0
   touch -h -d '1999-01-01 01:02:03.456789123' "$1/file" "$1/times" "$1/sub/link"
 }
 
-hostile_tar() { # hostile_tar FILE 'TYPE NAME [TARGET|DATA]'...: by hand, since tar(1) would not do it
+hostile_tar() { # hostile_tar FILE 'TYPE NAME [TARGET|DATA]'...: by hand,
+  # since tar(1) would not do it
   "$PYTHON" -I - "$@" <<'PYTHON'
 import io, sys, tarfile
 tar = tarfile.open(sys.argv[1], "w", format=tarfile.GNU_FORMAT)
@@ -531,11 +538,14 @@ PYTHON
 }
 
 test_tutorial_sh() { # run: -it /bin/sh on a terminal is PID 1 and sees no process but its own
-  tty 3 '[#$] $' $'echo "pid <$$>"\r' 'pid <1>\n[^\n]*[#$] $' $'echo /proc/[0-9]*; ps -e; exit 3\r' -- \
+  tty 3 '[#$] $' $'echo "pid <$$>"\r' 'pid <1>\n[^\n]*[#$] $' \
+    $'echo /proc/[0-9]*; ps -e; exit 3\r' -- \
     "${mydocker[@]}" run -it /bin/sh
   like "$out" '^\{"level":"info","msg":"init come on","time":"[^"]+"\}'
   like "$out" $'\n/proc/1\n'
-  if [[ $out =~ 'PID TTY' ]]; then like "$out" $'\n *1 pts/[0-9]+ +[0-9:]+ sh\n *[0-9]+ pts/[0-9]+ +[0-9:]+ ps$'; fi
+  if [[ $out =~ 'PID TTY' ]]; then
+    like "$out" $'\n *1 pts/[0-9]+ +[0-9:]+ sh\n *[0-9]+ pts/[0-9]+ +[0-9:]+ ps$'
+  fi
 }
 
 test_exit_status() { # run: the exit status is the command's own, or 128 and the signal's number
@@ -550,7 +560,8 @@ test_exit_status() { # run: the exit status is the command's own, or 128 and the
 }
 
 test_arguments() { # run: the command gets its arguments untouched
-  local args=('' ' ' 'two words' "'" '"' "\\" $'a\nb' $'\xff\xfe\x80' 中文 -it --rm -- --help -e x=y "\$HOME" '*' '')
+  local args=('' ' ' 'two words' "'" '"' "\\" $'a\nb' $'\xff\xfe\x80' 中文 -it --rm -- --help -e x=y
+    "\$HOME" '*' '')
   run 0 run /bin/sh -c "printf '%s\\0' \"\$@\"" sh "${args[@]}"
   printf '%s\0' "${args[@]}" | cmp - "$scratch/stdout"
   run 0 run -- /bin/echo -n -- -x
@@ -559,7 +570,8 @@ test_arguments() { # run: the command gets its arguments untouched
   is "$out" '1 --hostname'
 }
 
-test_namespaces() { # run: PID, mount, UTS, IPC, network and cgroup namespaces are new, others the host's
+test_namespaces() { # run: PID, mount, UTS, IPC, network and cgroup namespaces are new,
+  # others the host's
   local kind
   run 0 run /bin/sh -c "cd /proc/self/ns; for n in *; do echo \"\$n \$(readlink \$n)\"; done"
   for kind in pid mnt uts ipc net cgroup; do
@@ -570,7 +582,8 @@ test_namespaces() { # run: PID, mount, UTS, IPC, network and cgroup namespaces a
   like "$out" "user $(readlink /proc/self/ns/user | sed 's/[][]/\\&/g')"
 }
 
-test_mount_table() { # run: the host's mount table is the same before, while a container runs, and after
+test_mount_table() { # run: the host's mount table is the same before, while a container runs,
+  # and after
   cp /proc/self/mountinfo before
   start run /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
@@ -585,7 +598,8 @@ test_mount_table() { # run: the host's mount table is the same before, while a c
 }
 
 test_own_proc() { # run: /proc is the container's own
-  run 0 run /bin/sh -c "read -r pid rest </proc/self/stat; echo \$\$ \$pid; cat /proc/1/comm; echo /proc/[0-9]*"
+  run 0 run /bin/sh -c "read -r pid rest </proc/self/stat; echo \$\$ \$pid; cat /proc/1/comm;
+      echo /proc/[0-9]*"
   is "$out" $'1 1\nsh\n/proc/1'
   run 0 run /bin/cat /proc/self/mountinfo
   like "$out" ' /proc rw,nosuid,nodev,noexec[^ ]* [^-]*- proc '
@@ -618,7 +632,8 @@ test_kill_9() { # run: kill -9 of the outside process ends the container at once
   wait_for gone "${inside[@]}"
 }
 
-test_cannot_start() { # run: 127 for a program that is not there, 126 for one that can't be run, 125 for the rest
+test_cannot_start() { # run: 127 for a program that is not there, 126 for one that can't be run,
+  # 125 for the rest
   fails 127 '^mydocker: .*/no/such/program: no such file' run /no/such/program
   fails 126 '^mydocker: .*/etc: ' run /etc
   fails 125 '^mydocker: .*--nope' run --nope /bin/true
@@ -633,15 +648,19 @@ test_explain() { # calls: --explain prints the calls of both processes in C's no
   run 5 run --explain /bin/sh -c 'echo hello; exit 5'
   is "$out" hello
   for call in 'run +unshare\(CLONE_NEWPID\)' 'run +fork\(\)' 'init +unshare\([A-Z_|]*CLONE_NEWNS' \
-    'init +execve?p?\(.*"init"' 'init +mount\("proc", "/proc", "proc", MS_NOSUID\|MS_NODEV\|MS_NOEXEC, NULL\)' \
-    'init +mount\([^)]*MS_REC\|MS_(PRIVATE|SLAVE)' 'init +execve?p?\("/bin/sh", \{"/bin/sh", "-c", '; do
+    'init +execve?p?\(.*"init"' \
+    'init +mount\("proc", "/proc", "proc", MS_NOSUID\|MS_NODEV\|MS_NOEXEC, NULL\)' \
+    'init +mount\([^)]*MS_REC\|MS_(PRIVATE|SLAVE)' \
+    'init +execve?p?\("/bin/sh", \{"/bin/sh", "-c", '; do
     like $'\n'"$err" $'\n'"$call"
   done
   while IFS= read -r line; do # who, the call, at least three words on why
     like "$line" '^(run|init) +[a-z0-9_]+\(.*\)  +[^ ]+ [^ ]+ [^ ]+'
   done <<<"$err"
   run 0 run -it --log-level warning --explain --ephemeral --hostname box /bin/true
-  for call in overlay sethostname 'pivot_root\("\.", "\."\)' setsid; do like "$err" "init +[^ ]*.*$call"; done
+  for call in overlay sethostname 'pivot_root\("\.", "\."\)' setsid; do
+    like "$err" "init +[^ ]*.*$call"
+  done
   run 0 run /bin/true
   is "$err" ''
 }
@@ -676,16 +695,19 @@ assert ("CLONE_NEWPID",) == tuple(flags for pid, _, _, flags in calls if pid == 
 PYTHON
 }
 
-test_the_owners_way() { # calls: the core is os.unshare, os.fork, os.execvp, a ctypes mount and argv[1]
+test_the_owners_way() { # calls: the core is os.unshare, os.fork, os.execvp,
+  # a ctypes mount and argv[1]
   local word
-  for word in 'os\.unshare\(' 'os\.fork\(' 'os\.execvp\(' 'ctypes' '(^|[^_])mount\(' 'sys\.argv\[1'; do
+  for word in 'os\.unshare\(' 'os\.fork\(' 'os\.execvp\(' 'ctypes' '(^|[^_])mount\(' \
+    'sys\.argv\[1'; do
     has "$here/mydocker.py" "$word"
   done
 }
 
 # ── 3. Failing ─────────────────────────────────────────────────────────────
 
-test_not_executable() { # fail: directory, file without x, bad interpreter line, no program: 126 and the name
+test_not_executable() { # fail: directory, file without x, bad interpreter line,
+  # no program: 126 and the name
   echo 'echo hello' >plain
   printf '#!/no/such/interpreter\n' >script && chmod +x script
   printf '\x7fELF\x02\x01\x01 but no more' >garbage && chmod +x garbage
@@ -718,7 +740,8 @@ test_forbidden_namespaces() { # fail: with namespaces forbidden the hint names t
   done
 }
 
-test_output_closed() { # fail: output that nobody reads any more ends the command, without a traceback
+test_output_closed() { # fail: output that nobody reads any more ends the command,
+  # without a traceback
   set -o pipefail
   local status=0 command
   "${mydocker[@]}" run --init /usr/bin/seq 1000000 2>err | head -n 1 >out || status=$?
@@ -754,7 +777,8 @@ test_failed_step() { # fail: when a step inside fails the command never starts
   need unshare mount
   local got=0
   unshare -Urm true || skip 'no user namespace in here'
-  # where a proc can't be mounted, as a part of the visible one is hidden, or a devpts with the group 5
+  # where a proc can't be mounted, as a part of the visible one is hidden,
+  # or a devpts with the group 5
   unshare -Urm --propagation private bash -ec "mount -t tmpfs none /proc/sys; exec \"\$@\"" bash \
     "${mydocker[@]}" run /bin/touch started >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
   read_output
@@ -765,7 +789,8 @@ test_failed_step() { # fail: when a step inside fails the command never starts
 
 # ── 4. Files, locks, processes, channels ───────────────────────────────────
 
-test_state_root_full() { # fail: a full disk under the state root means that the command never starts
+test_state_root_full() { # fail: a full disk under the state root means that the command never
+  # starts
   need unshare mount
   local got
   mkdir full
@@ -803,7 +828,8 @@ test_no_trace_on_disk() { # main: no file is left beside the program, the state 
   [[ ! -e $MYDOCKER_ROOT ]] || is "$(stat -c %a:%u "$MYDOCKER_ROOT")" 700:0
 }
 
-test_no_abstract_sockets() { # security: mydocker has no socket that a container could reach, CVE-2020-15257
+test_no_abstract_sockets() { # security: mydocker has no socket that a container could reach,
+  # CVE-2020-15257
   local process inode
   start run /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
@@ -816,7 +842,8 @@ test_no_abstract_sockets() { # security: mydocker has no socket that a container
   ended 137
 }
 
-test_state_is_roots() { # security: nobody but root reaches what images and containers have, CVE-2021-41091
+test_state_is_roots() { # security: nobody but root reaches what images and containers have,
+  # CVE-2021-41091
   make_image "t$n:1"
   run 0 run --name "t$n" "t$n:1" /bin/sh -c :
   is "$(stat -c %a "$MYDOCKER_ROOT")" 700
@@ -901,7 +928,8 @@ test_help() { # cli: --help shows the commands, COMMAND --help its options
     is "$err" ''
   done <names
   run 0 run --help
-  for option in '-i, --interactive' '-t, --tty' '-e, --env' --env-file --hostname '-w, --workdir' '-u, --user' --init \
+  for option in '-i, --interactive' '-t, --tty' '-e, --env' --env-file --hostname '-w, --workdir' \
+    '-u, --user' --init \
     --read-only --rm --ephemeral --log-level --explain; do
     like "$out" "$option"
   done
@@ -974,7 +1002,8 @@ test_settled() { # monitor: after its first seconds, too, it carries status, sig
   # shellcheck disable=SC2016 # not yet
   tty 5 '^ready$' '@size 33 44' '' $'until [ "$(stty size)" = "33 44" ]; do :; done; exit 5\r' -- \
     "${mydocker[@]}" run -it /bin/sh -c 'sleep 1.5; echo ready; exec /bin/sh'
-  { echo one; sleep 1.5; printf two; } | timeout -k 5 "$patience" "${mydocker[@]}" run -it /bin/cat >out 2>err
+  { echo one; sleep 1.5; printf two; } | timeout -k 5 "$patience" "${mydocker[@]}" run \
+    -it /bin/cat >out 2>err
   like "$(<out)" 'one.*two'
   start run --init /bin/sh -c 'sleep 1.5; echo ready; exec sleep 1000'
   wait_for has out ready
@@ -1008,7 +1037,8 @@ test_ignored_child_signal() { # monitor: a caller that ignores SIGCHLD still get
 test_large_command() { # monitor: a megabyte of arguments and a large environment arrive
   local i args=()
   for i in {1..100}; do args+=("$(printf '%010000d' "$i")"); done
-  run 0 run -e "BIG=${args[1]}${args[2]}" /bin/sh -c "echo \$# \${#BIG}; printf '%s\\n' \"\$@\" | sha256sum" sh "${args[@]}"
+  run 0 run -e "BIG=${args[1]}${args[2]}" /bin/sh -c "echo \$# \${#BIG};
+      printf '%s\\n' \"\$@\" | sha256sum" sh "${args[@]}"
   is "$out" "100 20000"$'\n'"$(printf '%s\n' "${args[@]}" | sha256sum)"
 }
 
@@ -1017,7 +1047,8 @@ test_locale() { # monitor: bytes stay what they are in any locale
   # of a locale that isn't there Python makes C
   if localedef -i zh_CN -f GBK ./zh_CN.GBK; then export LOCPATH=$PWD; fi
   for locale in C C.UTF-8 zh_CN.GBK nosuch; do
-    env "LC_ALL=$locale" "${mydocker[@]}" run -e $'V=\xe9中' /bin/sh -c "printf %s \"\$1\$V\"" sh $'\xff中' >out
+    env "LC_ALL=$locale" "${mydocker[@]}" run -e $'V=\xe9中' /bin/sh -c "printf %s \"\$1\$V\"" sh \
+      $'\xff中' >out
     is "$(<out)" $'\xff中\xe9中'
     got=0
     env "LC_ALL=$locale" "${mydocker[@]}" run $'/nosuch/\xff中' 2>err || got=$?
@@ -1053,7 +1084,8 @@ test_workdir() { # root: the command starts where the caller is, or where -w say
   is "$out" "$PWD"
 }
 
-test_hostname() { # root: the host name is the host's, or what --hostname says, in the container only
+test_hostname() { # root: the host name is the host's, or what --hostname says,
+  # in the container only
   local before
   before=$(</proc/sys/kernel/hostname)
   run 0 run /bin/sh -c "cat /proc/sys/kernel/hostname; echo \$HOSTNAME"
@@ -1068,11 +1100,13 @@ test_environment() { # user: the environment is clean but for what the options s
   printf '# comment\n\nF1=one\n  F2=two words "quoted"\nSECRET\nNOSUCH\nA=file\n' >vars
   export SECRET=s3cret LD_LIBRARY_PATH=/nowhere OTHER=other
   run 0 run /usr/bin/env
-  is "$(sort <<<"$out")" "HOME=/root"$'\n'"HOSTNAME=$(</proc/sys/kernel/hostname)"$'\n'"$(grep ^PATH= "$scratch/stdout")"
+  is "$(sort <<<"$out")" \
+    "HOME=/root"$'\n'"HOSTNAME=$(</proc/sys/kernel/hostname)"$'\n'"$(grep ^PATH= "$scratch/stdout")"
   like "$out" '(^|'$'\n'')PATH=/[^'$'\n'']*/bin'
   run 0 run -e A=1 -e 'B=x  "y"' -e C= -e OTHER -e NOSUCH -e D==a=b --env-file vars /usr/bin/env -0
   tr '\0' '\n' <"$scratch/stdout" | grep -vE '^(PATH|HOME|HOSTNAME)=' | LC_ALL=C sort >got
-  printf '%s\n' A=1 'B=x  "y"' C= D==a=b F1=one 'F2=two words "quoted"' OTHER=other SECRET=s3cret | cmp - got
+  printf '%s\n' A=1 'B=x  "y"' C= D==a=b F1=one 'F2=two words "quoted"' OTHER=other SECRET=s3cret |
+    cmp - got
   run 0 run -e $'A=\xff\n\x01' -e PATH=/bin -e HOME=/x -e $'K\xff=1' /usr/bin/env -0
   has "$scratch/stdout" HOME=/x
   tr '\0' '@' <"$scratch/stdout" >got
@@ -1085,13 +1119,15 @@ test_environment() { # user: the environment is clean but for what the options s
   has got '^HOME=/root$'
 }
 
-test_descriptors() { # user: no open file of the caller's or of mydocker's reaches the container, CVE-2024-21626
+test_descriptors() { # user: no open file of the caller's or of mydocker's reaches the container,
+  # CVE-2024-21626
   local fd
   run 0 run /bin/sh -c 'echo /proc/self/fd/*' 8</dev/null 9</etc 20<>file
   is "$out" '/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3'
   run 0 run -it --log-level error /bin/sh -c 'echo /proc/self/fd/*' 9</etc
   is "$out" $'/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3\r'
-  run 0 run --init --cap-add SYS_PTRACE /bin/sh -c 'echo /proc/1/fd/* /proc/self/fd/*; ls -l /proc/1/fd' 9</etc
+  run 0 run --init --cap-add SYS_PTRACE /bin/sh -c 'echo /proc/1/fd/* /proc/self/fd/*;
+      ls -l /proc/1/fd' 9</etc
   unlike "$out" '/etc|socket:|memfd|/proc/1/fd/3'
   like "$out" ' /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3'$'\n'
   for ((fd = 3; fd < 13; fd++)); do
@@ -1113,16 +1149,19 @@ test_init_option() { # init: --init puts a reaper before the command
     i=0; while grep -q '^State:.Z' /proc/[0-9]*/status && [ \$i -lt 100 ]; do sleep 0.1; i=\$((i+1)); done
     grep -h '^State:.Z' /proc/[0-9]*/status; :"
   is "$out$err" ''
-  run 0 run --init /bin/sh -c 'sleep 1000 & exit 0' # the end of the command is the end of the container
+  # the end of the command is the end of the container
+  run 0 run --init /bin/sh -c 'sleep 1000 & exit 0'
   run 143 run --init /bin/sh -c "kill -TERM \$\$"
-  tty 0 '[#$] $' $'sh -c "echo b""usy; exec sleep 1000"\r' '^busy$' $'\x1a' 'Stopped|Suspended' '' '[#$] $' $'exit 0\r' 'stopped jobs' $'exit 0\r' -- \
+  tty 0 '[#$] $' $'sh -c "echo b""usy; exec sleep 1000"\r' '^busy$' $'\x1a' 'Stopped|Suspended' '' \
+    '[#$] $' $'exit 0\r' 'stopped jobs' $'exit 0\r' -- \
     "${mydocker[@]}" run -it --init /bin/sh
 }
 
 test_init_signals() { # init: --init passes signals on to the command
   local signal
   for signal in TERM INT HUP QUIT USR1 USR2; do
-    start run --init /bin/sh -c "trap 'echo got; exit 3' $signal; echo ready; while :; do sleep 0.05; done"
+    start run --init /bin/sh -c "trap 'echo got; exit 3' $signal; echo ready;
+        while :; do sleep 0.05; done"
     wait_for has out ready
     kill -"$signal" "$pid"
     ended 3
@@ -1170,7 +1209,8 @@ test_read_only() { # root: --read-only lets nothing be written
 
 test_ephemeral() { # root: --ephemeral lets anything be written, and the host keeps every byte
   need overlay
-  canary=/etc/mydocker-test.$$ shm=/dev/shm/mydocker-test.$$ # for the trap they outlive the function
+  # for the trap they outlive the function
+  canary=/etc/mydocker-test.$$ shm=/dev/shm/mydocker-test.$$
   trap 'rm -f "$canary" "$shm"' EXIT
   run 0 run --ephemeral /bin/sh -c "echo new >$canary; cat $canary"
   is "$out" new
@@ -1181,7 +1221,8 @@ test_ephemeral() { # root: --ephemeral lets anything be written, and the host ke
     echo >>/etc/passwd; rm '$PWD/keep'; echo >'$PWD/new'; mkdir /mydocker-test; rm -f $shm; chmod 777 /etc; chown 1:1 /etc/passwd"
   listing /etc "$PWD" | cmp - ../before
   [[ -e $shm && ! -e /mydocker-test ]]
-  run 0 run --ephemeral /bin/sh -c "rm -rf /etc; ls /etc 2>&1; echo still; ls /mydocker-test $canary 2>&1; :"
+  run 0 run --ephemeral /bin/sh -c "rm -rf /etc; ls /etc 2>&1; echo still;
+      ls /mydocker-test $canary 2>&1; :"
   like "$out" $'No such file.*\nstill\n.*No such file.*\n.*No such file'
   listing /etc "$PWD" | cmp - ../before
   run 0 run --ephemeral --read-only /bin/sh -c "touch /x 2>/dev/null || echo no"
@@ -1192,7 +1233,8 @@ test_ephemeral_mounts() { # root: --ephemeral protects the other mounted file sy
   need overlay unshare mount
   mkdir sub
   unshare -m --propagation private bash -exc "mount -t tmpfs -o mode=755 tmpfs sub; echo precious >sub/file; mkdir sub/dir
-    \"\$@\" run --ephemeral /bin/sh -c 'rm -rf sub/file sub/dir; echo >sub/new; rm -rf /run/* /home/* /boot/*; :'
+    \"\$@\" run --ephemeral /bin/sh -c 'rm -rf sub/file sub/dir; echo >sub/new;
+        rm -rf /run/* /home/* /boot/*; :'
     [[ \$(cat sub/file) == precious && -d sub/dir && ! -e sub/new ]]" bash "${mydocker[@]}"
 }
 
@@ -1220,20 +1262,24 @@ test_image_kernel_files() { # root: a container from an image has Docker's /proc
   unlike "$out" "$PWD/(host|root)"
   run 0 run --rm "t$n:1" /bin/sh -c 'ls /dev; ls -l /dev; for d in /sys /sys/fs/cgroup; do mkdir $d/x 2>/dev/null && echo $d; done
     echo x >/dev/null; cat /dev/null; echo x 2>/dev/null >/dev/full || echo full; [ -t 0 ] || echo </dev/tty || echo none' 2>/dev/null
-  like "$out" $'^fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n'
+  like "$out" \
+    $'^fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n'
   like "$out" $'crw-rw-rw- [^\n]*1, +3 [^\n]* null\n'
   like "$out" 'fd -> /proc/self/fd'
   like "$out" 'ptmx -> pts/ptmx'
   like "$out" $'\nfull\n'
   unlike "$out" $'\n/sys'
-  run 0 run --rm -t "t$n:1" /bin/sh -c 'ls -l /dev/console; [ -t 0 ] && echo terminal; id -u >/dev/tty'
+  run 0 run --rm -t "t$n:1" /bin/sh -c 'ls -l /dev/console; [ -t 0 ] && echo terminal;
+      id -u >/dev/tty'
   like "$out" 'crw[^ ]* .*/dev/console'
   like "$out" terminal
 }
 
-test_image_root_is_all() { # root: nothing of the host's root is left inside, the working directory is inside
+test_image_root_is_all() { # root: nothing of the host's root is left inside,
+  # the working directory is inside
   make_image "t$n:1"
-  run 0 run --rm "t$n:1" /bin/sh -c "ls /; pwd; ls -d '$PWD' /.pivot_root /.old 2>/dev/null; cd ..; pwd; ls / | cat"
+  run 0 run --rm "t$n:1" /bin/sh -c "ls /; pwd; ls -d '$PWD' /.pivot_root /.old 2>/dev/null; cd ..;
+      pwd; ls / | cat"
   like "$(sort -u <<<"$out" | tr '\n' ' ')" '^/ bin dev etc (lib[0-9]* )*proc root sys tmp (usr )?$'
   run 0 run --rm "t$n:1" /bin/sh -c 'ls -l /proc/self/fd/ | cat; cat /proc/mounts'
   unlike "$out" 'unreachable|/(home|boot) '
@@ -1243,10 +1289,12 @@ test_etc_files() { # root: /etc/hosts, hostname and resolv.conf are the containe
   small_root root
   echo image >root/etc/hosts
   make_image "t$n:1"
-  run 0 run --rm --hostname box "t$n:1" /bin/sh -c 'cat /etc/hosts /etc/hostname /proc/sys/kernel/hostname; echo $HOSTNAME'
+  run 0 run --rm --hostname box "t$n:1" \
+    /bin/sh -c 'cat /etc/hosts /etc/hostname /proc/sys/kernel/hostname; echo $HOSTNAME'
   like "$out" $'^127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n'
   like "$out" $'\tbox\nbox\nbox\nbox$'
-  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'cat /etc/hostname; cat /etc/resolv.conf >&2; echo x >>/etc/hosts'
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'cat /etc/hostname; cat /etc/resolv.conf >&2;
+      echo x >>/etc/hosts'
   like "$out" '^[0-9a-f]{12}$'
   like "$err" 'nameserver'
   unlike "$err" 'nameserver (127\.|::1)'
@@ -1256,7 +1304,8 @@ test_etc_files() { # root: /etc/hosts, hostname and resolv.conf are the containe
   is "$(<e/etc/hosts)" image
 }
 
-test_image_mount_table() { # root: the host's mount table never shows a container from an image, or what it wrote
+test_image_mount_table() { # root: the host's mount table never shows a container from an image,
+  # or what it wrote
   make_image "t$n:1"
   cp /proc/self/mountinfo before
   start run --name "c$n" -v "v$n:/v" --tmpfs /mem "t$n:1" /bin/sh -c 'echo ready; exec sleep 1000'
@@ -1274,7 +1323,8 @@ test_image_mount_table() { # root: the host's mount table never shows a containe
   cmp before /proc/self/mountinfo
 }
 
-test_kernel_place_is_a_link() { # root: /proc, /sys or /dev as a link or a file is refused, CVE-2019-19921, CVE-2023-28642, CVE-2026-41579, CVE-2026-47766
+test_kernel_place_is_a_link() { # root: /proc, /sys or /dev as a link or a file is refused,
+  # CVE-2019-19921, CVE-2023-28642, CVE-2026-41579, CVE-2026-47766
   local name target
   make_canary
   for name in proc sys dev; do
@@ -1297,7 +1347,8 @@ test_kernel_place_is_a_link() { # root: /proc, /sys or /dev as a link or a file 
   done
 }
 
-test_kernel_place_below() { # root: links at /sys/fs/cgroup, /dev/shm, /dev/pts, /dev/null, /dev/console lead nowhere, CVE-2025-31133, CVE-2025-52565
+test_kernel_place_below() { # root: links at /sys/fs/cgroup, /dev/shm, /dev/pts, /dev/null,
+  # /dev/console lead nowhere, CVE-2025-31133, CVE-2025-52565
   make_canary
   small_root root
   mkdir -p root/sys/fs root/dev root/proc
@@ -1321,7 +1372,8 @@ test_kernel_place_below() { # root: links at /sys/fs/cgroup, /dev/shm, /dev/pts,
   like "$out" '^crw-rw-rw-.* 1, +3 '
 }
 
-test_etc_is_a_link() { # root: /etc, or a file in it, as a link out of the image leads to no file of the host's
+test_etc_is_a_link() { # root: /etc, or a file in it, as a link out of the image leads to no file of
+  # the host's
   local target
   make_canary
   for target in "$PWD/canary" "../../../../../../../../$PWD/canary" / /proc/1 /nowhere/else; do
@@ -1330,7 +1382,8 @@ test_etc_is_a_link() { # root: /etc, or a file in it, as a link out of the image
     rm -r root/etc
     ln -s "$target" root/etc
     make_image "t$n:1"
-    timeout -k 5 "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c ':' 2>err || is "$? $(grep -c '^mydocker: ' err)" '125 1'
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c ':' 2>err ||
+      is "$? $(grep -c '^mydocker: ' err)" '125 1'
     canary_lives
   done
   rm -rf root state
@@ -1343,7 +1396,8 @@ test_etc_is_a_link() { # root: /etc, or a file in it, as a link out of the image
   canary_lives
 }
 
-test_destination_is_a_link() { # root: a volume's place that is a link stays inside the container, CVE-2021-30465
+test_destination_is_a_link() { # root: a volume's place that is a link stays inside the container,
+  # CVE-2021-30465
   local target
   make_canary
   mkdir volume
@@ -1353,9 +1407,12 @@ test_destination_is_a_link() { # root: a volume's place that is a link stays ins
     small_root root
     ln -s "$target" root/data
     make_image "t$n:1"
-    timeout -k 5 "$patience" "${mydocker[@]}" run --rm -v "$PWD/volume:/data/in/it" "t$n:1" /bin/sh -c ':' || is "$?" 125
-    timeout -k 5 "$patience" "${mydocker[@]}" run --rm -v "$PWD/volume:/data" "t$n:1" /bin/sh -c ':' || [[ $? -ge 125 ]]
-    timeout -k 5 "$patience" "${mydocker[@]}" run --rm -v "new:/data/new" --tmpfs /data/mem -w /data/work "t$n:1" /bin/sh -c ':' || is "$?" 125
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm -v "$PWD/volume:/data/in/it" "t$n:1" \
+      /bin/sh -c ':' || is "$?" 125
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm -v "$PWD/volume:/data" "t$n:1" \
+      /bin/sh -c ':' || [[ $? -ge 125 ]]
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm -v "new:/data/new" --tmpfs /data/mem \
+      -w /data/work "t$n:1" /bin/sh -c ':' || is "$?" 125
     canary_lives
     is "$(ls volume)" mine
   done
@@ -1413,14 +1470,16 @@ test_mount_on_proc_by_link() { # root: nor by way of a link in the image
   fails 125 'hosts|proc' run --rm "t$n:2" /bin/sh -c 'echo started'
 }
 
-test_image_volumes_hostile() { # root: an image's Volumes are places inside it and nothing else, CVE-2022-23648
+test_image_volumes_hostile() { # root: an image's Volumes are places inside it and nothing else,
+  # CVE-2022-23648
   local json
   make_canary
   make_image "t$n:1"
   while read -r json; do
     set_config "t$n:1" "{\"Volumes\": {\"${json//CANARY/$PWD/canary}\": {}}}"
     timeout -k 5 "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c \
-      'cat /proc/mounts; for d in /seen /seen/dir /data; do cat $d/file; echo bad >$d/file; done' >out 2>&1 || [[ $? -eq 125 || $? -eq 1 ]]
+      'cat /proc/mounts; for d in /seen /seen/dir /data; do cat $d/file; echo bad >$d/file; done' \
+      >out 2>&1 || [[ $? -eq 125 || $? -eq 1 ]]
     if has out secret; then fail "the container saw the host's files by $json"; fi
     canary_lives
   done <<'END'
@@ -1435,7 +1494,8 @@ data
 END
 }
 
-test_image_user_and_dir_hostile() { # root: an image's WorkingDir and User are no way out, CVE-2024-21626
+test_image_user_and_dir_hostile() { # root: an image's WorkingDir and User are no way out,
+  # CVE-2024-21626
   local number json
   make_image "t$n:1"
   for number in 3 5 9; do
@@ -1450,7 +1510,8 @@ test_image_user_and_dir_hostile() { # root: an image's WorkingDir and User are n
   done
 }
 
-test_rootfs_race() { # root: /proc or /etc flipped by one container while another starts never reaches the host, CVE-2023-27561
+test_rootfs_race() { # root: /proc or /etc flipped by one container while another starts never
+  # reaches the host, CVE-2023-27561
   local i
   own_state
   make_canary
@@ -1465,7 +1526,8 @@ test_rootfs_race() { # root: /proc or /etc flipped by one container while anothe
   kill -KILL "$flipper"
 }
 
-test_volume_race() { # root: links flipped by one container while another starts on the same volume, CVE-2021-30465, CVE-2024-45310
+test_volume_race() { # root: links flipped by one container while another starts on the same volume,
+  # CVE-2021-30465, CVE-2024-45310
   local i
   make_canary
   mkdir shared shared/place source
@@ -1474,7 +1536,8 @@ test_volume_race() { # root: links flipped by one container while another starts
   make_image "t$n:1"
   flipper "$PWD/shared/place" "$PWD/shared/link"
   for i in {1..20}; do
-    timeout -k 5 "$patience" "${mydocker[@]}" run --rm -v "$PWD/shared:/v" -v "$PWD/source:/v/place/new$i" -v "v$n:/v/place/dir/x" "t$n:1" \
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm -v "$PWD/shared:/v" \
+      -v "$PWD/source:/v/place/new$i" -v "v$n:/v/place/dir/x" "t$n:1" \
       /bin/sh -c ':' || is "$?" 125
     canary_lives
   done
@@ -1485,7 +1548,8 @@ test_volume_race() { # root: links flipped by one container while another starts
 test_rootfs_option() { # root: --rootfs runs on a directory as it is, writes and all
   own_state
   small_root root
-  run 0 run --rootfs root /bin/sh -c 'echo new >/new; ls -d /bin; pwd; echo /proc/[0-9]*; echo $HOSTNAME'
+  run 0 run --rootfs root /bin/sh -c 'echo new >/new; ls -d /bin; pwd; echo /proc/[0-9]*;
+      echo $HOSTNAME'
   like "$out" $'^/bin\n/\n/proc/1\n[0-9a-f]{12}$'
   is "$(<root/new)" new
   run 3 run --rm --rootfs root --read-only /bin/sh -c 'echo bad >/new; exit 3'
@@ -1502,7 +1566,8 @@ test_image_read_only() { # root: --read-only leaves only volumes, /dev and tmpfs
 
 test_tmpfs_option() { # root: --tmpfs mounts an empty file system in memory, with the options given
   make_image "t$n:1"
-  run 0 run --rm --tmpfs /etc --tmpfs /a/b:size=1m,mode=1770,exec --mount type=tmpfs,target=/c,tmpfs-size=2m "t$n:1" \
+  run 0 run --rm --tmpfs /etc --tmpfs /a/b:size=1m,mode=1770,exec \
+    --mount type=tmpfs,target=/c,tmpfs-size=2m "t$n:1" \
     /bin/sh -c 'ls /etc/passwd 2>/dev/null; ls -ld /a/b; cat /proc/mounts'
   unlike "$out" passwd
   like "$out" 'drwxrwx--T'
@@ -1517,12 +1582,15 @@ test_shm_size() { # root: --shm-size is the size of /dev/shm
   make_image "t$n:1"
   run 0 run --rm --shm-size 1m "t$n:1" /bin/cat /proc/mounts
   like "$out" '/dev/shm tmpfs [^ ]*size=1024k'
-  for size in much '' ² 1.2.3m m; do fails 125 'shm-size' run --rm --shm-size "$size" "t$n:1" /bin/sh -c :; done
+  for size in much '' ² 1.2.3m m; do
+    fails 125 'shm-size' run --rm --shm-size "$size" "t$n:1" /bin/sh -c :
+  done
 }
 
 test_device_option() { # root: --device adds a device of the host's, there or elsewhere
   make_image "t$n:1"
-  run 0 run --rm --device /dev/null:/dev/hole --device /dev/full:/dev/sub/full "t$n:1" /bin/sh -c 'ls -l /dev/hole; ls -l /dev/sub/full'
+  run 0 run --rm --device /dev/null:/dev/hole --device /dev/full:/dev/sub/full "t$n:1" \
+    /bin/sh -c 'ls -l /dev/hole; ls -l /dev/sub/full'
   like "$out" $'^c.* 1, +3 .*/dev/hole\nc.* 1, +7 .*/dev/sub/full$'
   run 0 run --rm --device /dev/null "t$n:1" /bin/ls -l /dev/null # one that is there anyway
   like "$out" '^c.* 1, +3 '
@@ -1566,7 +1634,8 @@ test_image_config() { # images: the image's Entrypoint, Cmd, Env, WorkingDir and
   like "$out" $'\n/made/here/sub\n'
 }
 
-test_entrypoint() { # images: --entrypoint takes the place of the image's, whose Cmd then doesn't count
+test_entrypoint() { # images: --entrypoint takes the place of the image's,
+  # whose Cmd then doesn't count
   make_image "t$n:1" -c 'ENTRYPOINT ["/bin/sh","-c","echo image"]' -c 'CMD ["arg"]'
   run 0 run --rm "t$n:1"
   is "$out" image
@@ -1617,7 +1686,8 @@ test_user_errors() { # fail: a user or group that isn't known, or makes no sense
   local user
   fails 125 'nosuchuser' run -u nosuchuser /bin/true
   fails 125 'nosuchgroup' run -u root:nosuchgroup /bin/true
-  for user in '' : 0: :0 -1 1x 4294967295 4294967296 2147483648 ' 0' 0:-1 0:4294967296 99999999999999999999; do
+  for user in '' : 0: :0 -1 1x 4294967295 4294967296 2147483648 ' 0' 0:-1 0:4294967296 \
+    99999999999999999999; do
     fails 125 'user' run "--user=$user" /bin/true
   done
 }
@@ -1629,7 +1699,8 @@ test_user() { # user: -u takes names and numbers, group and all, from the contai
   is "$out" $'12345\n0\n0\n/'
   run 0 run --user=12345:23456 /bin/sh -c 'id -u; id -g; id -G'
   is "$out" $'12345\n23456\n23456'
-  run 0 run -u nobody /bin/sh -c "id -un; echo \$HOME; grep -E 'Cap(Eff|Prm|Amb|Inh)' /proc/self/status"
+  run 0 run -u nobody /bin/sh -c "id -un; echo \$HOME;
+      grep -E 'Cap(Eff|Prm|Amb|Inh)' /proc/self/status"
   like "$out" "^nobody"$'\n'"$(grep ^nobody: /etc/passwd | cut -d: -f6)"$'\n'
   unlike "$out" $'Cap(Eff|Prm|Amb|Inh):\t0*[1-9a-f]'
   run 0 run -u nobody:daemon /usr/bin/id -gn
@@ -1640,7 +1711,8 @@ test_user() { # user: -u takes names and numbers, group and all, from the contai
   like "$out" ^nobody
 }
 
-test_supplementary_groups() { # user: a named user's supplementary groups are those of the container's files
+test_supplementary_groups() { # user: a named user's supplementary groups are those of the
+  # container's files
   need unshare mount
   printf 'root:x:0:0::/root:/bin/sh\njane:x:4001:4002:Jane:/home/jane:/bin/sh\nbad line\nshort:x:1\n' >passwd
   printf 'root:x:0:\njane:x:4002:\nred:x:4003:joe,jane\nblue:x:4004:jane\ngreen:x:4005:janet\n\nbad:x:many:jane\nbig:x:99999999999:jane\nodd:x:²:jane\n' >group
@@ -1654,12 +1726,14 @@ test_supplementary_groups() { # user: a named user's supplementary groups are th
 4001 4009 4009 /home/jane'
 }
 
-sets() { # sets ARG...: the five capability sets that a container started so has, as "Inh Prm Eff Bnd Amb" without zeros in front
+sets() { # sets ARG...: the five capability sets that a container started so has,
+  # as "Inh Prm Eff Bnd Amb" without zeros in front
   run 0 run "$@" /bin/grep -E '^Cap' /proc/self/status
   out=$(tr -d '\r' <<<"$out" | sed -E 's/.*:\t0*(.)/\1/' | tr '\n' ' ')
 }
 
-test_capabilities() { # security: root has Docker's 14 capabilities, none of them inheritable or ambient, CVE-2022-29162, CVE-2022-24769, CVE-2022-27650
+test_capabilities() { # security: root has Docker's 14 capabilities,
+  # none of them inheritable or ambient, CVE-2022-29162, CVE-2022-24769, CVE-2022-27650
   need overlay
   local options
   for options in '-t --log-level error' '--init --read-only' '--ephemeral -u 0:0'; do
@@ -1669,7 +1743,8 @@ test_capabilities() { # security: root has Docker's 14 capabilities, none of the
   done
   make_image "t$n:1"
   run 0 run --rm "t$n:1" /bin/cat /proc/self/status
-  is "$(grep -c $'^Cap\\(Prm\\|Eff\\|Bnd\\):\t00000000a80425fb$\\|^Cap\\(Inh\\|Amb\\):\t0*$' <<<"$out")" 5
+  is "$(grep -c $'^Cap\\(Prm\\|Eff\\|Bnd\\):\t00000000a80425fb$\\|^Cap\\(Inh\\|Amb\\):\t0*$' \
+    <<<"$out")" 5
   run 0 run "$PYTHON" -I -c '
 import os, socket
 os.chroot("/")
@@ -1682,7 +1757,8 @@ for forbidden in (lambda: os.nice(-1), lambda: os.sched_setscheduler(0, os.SCHED
   is "$out" $'forbidden\nforbidden'
 }
 
-test_capability_options() { # security: --cap-add and --cap-drop take names with and without CAP_, and ALL, as docker's
+test_capability_options() { # security: --cap-add and --cap-drop take names with and without CAP_,
+  # and ALL, as docker's
   local box
   box=$(($(sed -n 's/^CapBnd:\t/0x/p' /proc/self/status) & $(sed -n 's/^CapPrm:\t/0x/p' /proc/self/status)))
   sets --cap-add NET_ADMIN --cap-add cap_sys_time
@@ -1705,9 +1781,11 @@ test_capability_options() { # security: --cap-add and --cap-drop take names with
   fails 125 'no such capability' run --cap-drop '' /bin/true
 }
 
-test_capability_lacking() { # security: a capability that the box lacks is a warning, and needs none for the rest
+test_capability_lacking() { # security: a capability that the box lacks is a warning,
+  # and needs none for the rest
   need setpriv
-  setpriv --bounding-set -sys_time,-mknod "${mydocker[@]}" run --cap-add SYS_TIME --cap-add SYS_NICE \
+  setpriv --bounding-set -sys_time,-mknod "${mydocker[@]}" run --cap-add SYS_TIME \
+    --cap-add SYS_NICE \
     /bin/grep CapBnd /proc/self/status >out 2>err
   is "$(<out)" $'CapBnd:\t00000000a08425fb'
   is "$(<err)" "mydocker: warning: --cap-add, on CAP_SYS_TIME: this box doesn't have it itself, ignoring"
@@ -1715,7 +1793,8 @@ test_capability_lacking() { # security: a capability that the box lacks is a war
   is "$(<out)" ''
 }
 
-test_capabilities_of_users() { # security: another user than root has no capabilities but those that are added
+test_capabilities_of_users() { # security: another user than root has no capabilities but those that
+  # are added
   sets -u nobody
   is "$out" '0 0 0 a80425fb 0 '
   sets -u 12345:12345 --init --privileged
@@ -1726,30 +1805,37 @@ test_capabilities_of_users() { # security: another user than root has no capabil
   like "$err" '^[^ ]*chroot: .*not permitted'
 }
 
-test_no_new_privileges() { # security: --security-opt no-new-privileges, and set-user-id programs don't help
+test_no_new_privileges() { # security: --security-opt no-new-privileges,
+  # and set-user-id programs don't help
   local option
   cp /usr/bin/id suid
   chmod 4755 suid .
   for option in no-new-privileges no-new-privileges:true; do
-    run 0 run -u 12345 --security-opt "$option" /bin/sh -c "grep -E '^(NoNewPrivs|Seccomp|CapBnd):' /proc/self/status; $PWD/suid -u"
+    run 0 run -u 12345 --security-opt "$option" \
+      /bin/sh -c "grep -E '^(NoNewPrivs|Seccomp|CapBnd):' /proc/self/status; $PWD/suid -u"
     is "$out" $'CapBnd:\t00000000a80425fb\nNoNewPrivs:\t1\nSeccomp:\t2\n12345'
   done
-  run 0 run -u 12345 --security-opt no-new-privileges=false /bin/sh -c "grep NoNewPrivs /proc/self/status; $PWD/suid -u"
+  run 0 run -u 12345 --security-opt no-new-privileges=false \
+    /bin/sh -c "grep NoNewPrivs /proc/self/status; $PWD/suid -u"
   is "$out" $'NoNewPrivs:\t0\n0'
   for option in no-new-privileges=perhaps no-new-privilegesx nonsense systempaths=x ''; do
     fails 125 "on $option: no such option" run --security-opt "$option" /bin/true
   done
 }
 
-test_labels() { # security: an AppArmor profile or SELinux label that can't be had is an error, "unconfined" and "disable" are none
-  run 0 run --security-opt apparmor=unconfined --security-opt label=disable --security-opt label:type:x /bin/true
+test_labels() { # security: an AppArmor profile or SELinux label that can't be had is an error,
+  # "unconfined" and "disable" are none
+  run 0 run --security-opt apparmor=unconfined --security-opt label=disable \
+    --security-opt label:type:x /bin/true
   fails 125 no-such-profile run --security-opt apparmor=no-such-profile /bin/true
   fails 125 'on label' run --security-opt label=kind:x /bin/true
-  fails 125 'system_u:system_r:no_such_type_t:s0:c1' run --security-opt label=type:no_such_type_t --security-opt label=level:s0:c1 /bin/true
+  fails 125 'system_u:system_r:no_such_type_t:s0:c1' run --security-opt label=type:no_such_type_t \
+    --security-opt label=level:s0:c1 /bin/true
 }
 
 # Every system call inside: prints "NAME OUTCOME", OUTCOME one of allowed, EPERM, ENOSYS; by the
-# test's own copy of what Docker allows. A call without sense gets arguments that the kernel refuses.
+# test's own copy of what Docker allows. A call without sense gets arguments that the kernel
+# refuses.
 try_calls='
 import ctypes, errno, os, signal, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -1778,14 +1864,18 @@ for word in sys.stdin.read().split():
     print(number, outcome(number), flush=True)
 '
 
-test_every_call() { # security: every system call by its number is allowed or refused as in Docker's profile
+test_every_call() { # security: every system call by its number is allowed or refused as in Docker's
+  # profile
   need seccomp
   local machine
   machine=$(uname -m)
   [[ $machine == x86_64 || $machine == aarch64 ]] || skip "no list for $machine"
-  # The same calls, by the box's kernel, without a filter and with it. What differs is what the filter did
-  seq 0 480 | grep -vxE "$(call_numbers fork vfork clone exit exit_group pause rt_sigreturn restart_syscall sync)" >numbers
-  "${mydocker[@]}" run -i --security-opt seccomp=unconfined "$PYTHON" -I -c "$try_calls" <numbers >free
+  # The same calls, by the box's kernel, without a filter and with it. What differs is what the
+  # filter did
+  unfit=$(call_numbers fork vfork clone exit exit_group pause rt_sigreturn restart_syscall sync)
+  seq 0 480 | grep -vxE "$unfit" >numbers
+  "${mydocker[@]}" run -i --security-opt seccomp=unconfined "$PYTHON" -I -c "$try_calls" \
+    <numbers >free
   "${mydocker[@]}" run -i "$PYTHON" -I -c "$try_calls" <numbers >filtered
   "$PYTHON" -I - "$here/mydocker.py" <<'PYTHON'
 import sys
@@ -1834,7 +1924,8 @@ print("|".join(str(numbers[name]) for name in sys.argv[2:] if name in numbers))
 PYTHON
 }
 
-test_call_table() { # security: the names and numbers of system calls are those of the box's own headers
+test_call_table() { # security: the names and numbers of system calls are those of the box's own
+  # headers
   local header
   header=/usr/include/$(uname -m)-linux-gnu/asm/unistd_64.h
   [[ -e $header ]] || header=/usr/include/asm-generic/unistd.h
@@ -1858,7 +1949,8 @@ for machine, header in headers.items():
 PYTHON
 }
 
-call() { # call ARG... -- CALL...: each CALL, a Python expression of a name or number and arguments, as "result or errno's name"
+call() { # call ARG... -- CALL...: each CALL, a Python expression of a name or number and arguments,
+  # as "result or errno's name"
   local - options=()
   set +x
   while [[ $1 != -- ]]; do options+=("$1"); shift; done
@@ -1881,18 +1973,24 @@ for text in sys.argv[1:]:
   out=${out//$'\n'/ }
 }
 
-test_call_arguments() { # security: clone, socket and personality are filtered by their arguments, in all 64 bits
+test_call_arguments() { # security: clone, socket and personality are filtered by their arguments,
+  # in all 64 bits
   local flag family flags=() families=()
-  call -- "('personality', 0)" "('personality', 8)" "('personality', 0x20000)" "('personality', 0x20008)" \
-    "('personality', 0xffffffff)" "('personality', 0x40000)" "('personality', 0x100000008)" "('personality', 1)"
+  call -- "('personality', 0)" "('personality', 8)" "('personality', 0x20000)" \
+    "('personality', 0x20008)" \
+    "('personality', 0xffffffff)" "('personality', 0x40000)" "('personality', 0x100000008)" \
+    "('personality', 1)"
   is "$out" 'allowed allowed allowed allowed allowed EPERM EPERM EPERM'
   for flag in 0x02000000 0x04000000 0x08000000 0x10000000 0x20000000 0x40000000 0x00020000; do
     flags+=("('clone', 17 | $flag, 0, 0, 0, 0)")
   done
-  call -- "${flags[@]}" "('clone', 17, 0, 0, 0, 0)" "('clone3', 0, 0)" "('unshare', 0x10000000)" "('setns', 0, 0)"
+  call -- "${flags[@]}" "('clone', 17, 0, 0, 0, 0)" "('clone3', 0, 0)" "('unshare', 0x10000000)" \
+    "('setns', 0, 0)"
   is "$out" 'EPERM EPERM EPERM EPERM EPERM EPERM EPERM allowed ENOSYS EPERM EPERM'
-  for family in 10 17 39 41 42 43 44 45; do families+=("('socket', $family, 99, 0)"); done # the kernel's answer, not the filter's
-  call -- "('socket', 1, 1, 0)" "('socket', 2, 2, 0)" "('socket', 16, 3, 0)" "('socket', 38, 5, 0)" "('socket', 40, 1, 0)" \
+  # the kernel's answer, not the filter's
+  for family in 10 17 39 41 42 43 44 45; do families+=("('socket', $family, 99, 0)"); done
+  call -- "('socket', 1, 1, 0)" "('socket', 2, 2, 0)" "('socket', 16, 3, 0)" \
+    "('socket', 38, 5, 0)" "('socket', 40, 1, 0)" \
     "('socket', 38 | 1 << 32, 5, 0)" "('socket', 40 | 1 << 40, 1, 0)" "${families[@]}"
   like "$out" '^allowed allowed allowed EPERM EPERM EPERM EPERM '
   unlike "${out#*EPERM EPERM EPERM EPERM}" EPERM
@@ -1900,7 +1998,8 @@ test_call_arguments() { # security: clone, socket and personality are filtered b
 
 test_call_other_abi() { # security: x32's and i386's system calls don't exist
   [[ $(uname -m) == x86_64 ]] || skip 'needs x86_64'
-  call -- '(0x40000000 | 39,)' '(0x40000000 | 520, 0, 0, 0)' '(520, 0, 0, 0)' '(-1,)' '(467, 0)' '(1000,)' '(39,)'
+  call -- '(0x40000000 | 39,)' '(0x40000000 | 520, 0, 0, 0)' '(520, 0, 0, 0)' '(-1,)' '(467, 0)' \
+    '(1000,)' '(39,)'
   is "$out" 'ENOSYS ENOSYS ENOSYS ENOSYS ENOSYS ENOSYS allowed'
   # mov eax, 20 (getpid); int 0x80; cdqe; ret
   run 0 run "$PYTHON" -I -c '
@@ -1911,12 +2010,16 @@ print(ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer
   is "$out" -38
 }
 
-test_calls_unlocked() { # security: a capability unlocks the system calls that need it, as Docker's profile has it
-  call --cap-add SYS_ADMIN -- "('unshare', 0)" "('setns', -1, 0)" "('clone3', 0, 0)" "('mount', 0, 0, 0, 0, 0)" "('keyctl', 0, 0)" \
+test_calls_unlocked() { # security: a capability unlocks the system calls that need it,
+  # as Docker's profile has it
+  call --cap-add SYS_ADMIN -- "('unshare', 0)" "('setns', -1, 0)" "('clone3', 0, 0)" \
+    "('mount', 0, 0, 0, 0, 0)" "('keyctl', 0, 0)" \
     "('clone', 17 | 0x04000000, 0, 0, 0, 0)"
   is "$out" 'allowed EBADF EINVAL EFAULT EPERM allowed'
-  call --cap-add SYS_PTRACE --cap-add SYSLOG --cap-add SYS_NICE --cap-drop SYS_CHROOT -- "('kcmp', 1, 1, 99, 0, 0)" \
-    "('syslog', 10, 0, 0)" "('mbind', 1, 0, 0, 0, 0, 0)" "('bpf', 99, 0, 0)" "('acct', 1)" "('chroot', 0)"
+  call --cap-add SYS_PTRACE --cap-add SYSLOG --cap-add SYS_NICE --cap-drop SYS_CHROOT \
+    -- "('kcmp', 1, 1, 99, 0, 0)" \
+    "('syslog', 10, 0, 0)" "('mbind', 1, 0, 0, 0, 0, 0)" "('bpf', 99, 0, 0)" "('acct', 1)" \
+    "('chroot', 0)"
   is "$out" 'EINVAL allowed EINVAL EPERM EPERM EPERM'
   call --security-opt seccomp=builtin --privileged -- "('chroot', 0)" "('keyctl', 99, 0)"
   is "$out" 'EFAULT EPERM'
@@ -1924,7 +2027,8 @@ test_calls_unlocked() { # security: a capability unlocks the system calls that n
   like "$out" 'ENOTSUP|EOPNOTSUPP'
 }
 
-test_seccomp_file() { # security: --security-opt seccomp=FILE takes Docker's JSON: names, arguments, errnos, conditions
+test_seccomp_file() { # security: --security-opt seccomp=FILE takes Docker's JSON: names, arguments,
+  # errnos, conditions
   cat >deny.json <<'JSON'
 {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": [
   {"names": ["mkdir", "mkdirat", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28, "args": [], "includes": {}, "excludes": {}},
@@ -1940,15 +2044,21 @@ test_seccomp_file() { # security: --security-opt seccomp=FILE takes Docker's JSO
   {"names": ["getuid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17, "includes": {"minKernel": "99.1"}},
   {"names": ["getgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17, "excludes": {"minKernel": "4.8"}}]}
 JSON
-  call --security-opt seccomp=deny.json -- "('mkdirat', 0, 0, 0)" "('sethostname', 0, 0)" "('getpgid', 7, 0)" "('getpgid', 7, 3)" "('getpgid', 6, 0)" "('getpgid', 1 << 32, 0)" \
-    "('getsid', 0, 6, 9)" "('getsid', 1 << 32, 6, 9)" "('getsid', 1 + (1 << 32), 6, 9)" "('getsid', 0, 5, 9)" "('getsid', 0, 6, 10)" "('getsid', 0, 6, 1 << 32)" \
-    "('getitimer', 1, 0)" "('getitimer', 2, 0)" "('getitimer', 3, 0)" "('umask', 0o22)" "('umask', 0o377)" "('umask', 0o400)" \
-    "('times', 0)" "('getpriority', 0, 0)" "('sysinfo', 0)" "('getppid',)" "('getuid',)" "('getgid',)" "(9999,)"
+  call --security-opt seccomp=deny.json -- "('mkdirat', 0, 0, 0)" "('sethostname', 0, 0)" \
+    "('getpgid', 7, 0)" "('getpgid', 7, 3)" "('getpgid', 6, 0)" "('getpgid', 1 << 32, 0)" \
+    "('getsid', 0, 6, 9)" "('getsid', 1 << 32, 6, 9)" "('getsid', 1 + (1 << 32), 6, 9)" \
+    "('getsid', 0, 5, 9)" "('getsid', 0, 6, 10)" "('getsid', 0, 6, 1 << 32)" \
+    "('getitimer', 1, 0)" "('getitimer', 2, 0)" "('getitimer', 3, 0)" "('umask', 0o22)" \
+    "('umask', 0o377)" "('umask', 0o400)" \
+    "('times', 0)" "('getpriority', 0, 0)" "('sysinfo', 0)" "('getppid',)" "('getuid',)" \
+    "('getgid',)" "(9999,)"
   is "$out" 'ENOSPC EPERM EAGAIN ESRCH ESRCH EAGAIN ENOMEM ENOMEM allowed allowed allowed allowed EACCES EACCES EINVAL EFAULT allowed allowed allowed allowed EEXIST allowed allowed allowed ENOSYS'
-  call --cap-add SYS_TIME --cap-drop CHOWN --security-opt seccomp=deny.json --security-opt no-new-privileges -- "('times', 0)" "('getpriority', 0, 0)"
+  call --cap-add SYS_TIME --cap-drop CHOWN --security-opt seccomp=deny.json \
+    --security-opt no-new-privileges -- "('times', 0)" "('getpriority', 0, 0)"
   is "$out" 'ENOTBLK EBUSY'
   echo '{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 5, "syscalls": [{"names": ["openat"], "action": "SCMP_ACT_ALLOW"}]}' >strict.json
-  timeout "$patience" "${mydocker[@]}" run --security-opt seccomp=strict.json /bin/touch made || : # it can't even say why
+  # it can't even say why
+  timeout "$patience" "${mydocker[@]}" run --security-opt seccomp=strict.json /bin/touch made || :
   [[ ! -e made ]]
   echo '{"defaultAction": "SCMP_ACT_KILL_PROCESS", "syscalls": [{"names": ["openat"], "action": "SCMP_ACT_ALLOW"}]}' >kill.json
   run 159 run --security-opt seccomp=kill.json /bin/true
@@ -1961,20 +2071,24 @@ JSON
   done
 }
 
-test_seccomp_large_file() { # security: a profile with more rules than a short jump reaches, as podman's and Docker's own files have
+test_seccomp_large_file() { # security: a profile with more rules than a short jump reaches,
+  # as podman's and Docker's own files have
   local file
   "$PYTHON" -I -c '
 import json
 rules = [{"names": ["getpgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 + n % 100, "args": [{"index": 0, "value": n, "op": "SCMP_CMP_EQ"}]} for n in range(100, 500)]
 print(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules + [{"names": ["times"], "action": "SCMP_ACT_ERRNO", "errnoRet": 7}]}))' >large.json
-  call --security-opt seccomp=large.json -- "('getpgid', 100)" "('getpgid', 499)" "('getpgid', 500)" "('times', 0)" "('getppid',)" "('sync_file_range', -1, 0, 0, 0)"
+  call --security-opt seccomp=large.json -- "('getpgid', 100)" "('getpgid', 499)" \
+    "('getpgid', 500)" "('times', 0)" "('getppid',)" "('sync_file_range', -1, 0, 0, 0)"
   is "$out" 'EPERM ENETDOWN ESRCH E2BIG allowed EBADF'
   for file in /usr/share/containers/seccomp.json /etc/containers/seccomp.json; do
-    [[ ! -e $file ]] || run 0 run --security-opt "seccomp=$file" /bin/sh -c 'ls / >/dev/null; (exit 3) | cat; ! unshare -m true 2>/dev/null'
+    [[ ! -e $file ]] || run 0 run --security-opt "seccomp=$file" /bin/sh -c 'ls / >/dev/null;
+        (exit 3) | cat; ! unshare -m true 2>/dev/null'
   done
 }
 
-test_masked_paths() { # security: what tells of the box in /proc and /sys is covered, CVE-2017-16539, CVE-2018-10892
+test_masked_paths() { # security: what tells of the box in /proc and /sys is covered,
+  # CVE-2017-16539, CVE-2018-10892
   local path image script='' want=''
   make_image "t$n:1"
   for path in /proc/{acpi,asound,interrupts,kcore,keys,latency_stats,sched_debug,scsi,timer_list,timer_stats} \
@@ -1987,15 +2101,18 @@ test_masked_paths() { # security: what tells of the box in /proc and /sys is cov
     run 0 run --rm ${image:+"$image"} /bin/sh -c "$script:"
     is "$out"$'\n' "$want"
   done
-  run 0 run --security-opt systempaths=unconfined /bin/sh -c 'head -c 1 /proc/interrupts; cat /proc/self/mountinfo'
+  run 0 run --security-opt systempaths=unconfined /bin/sh -c 'head -c 1 /proc/interrupts;
+      cat /proc/self/mountinfo'
   like "$out" '^ '
   unlike "$out" ' /proc/(interrupts|sys|keys) '
 }
 
-test_read_only_paths() { # security: what changes the box in /proc is read-only, and so is all of /sys
+test_read_only_paths() { # security: what changes the box in /proc is read-only,
+  # and so is all of /sys
   local path paths=()
   make_image "t$n:1"
-  for path in /proc/sys/kernel/core_pattern /proc/sys/vm/drop_caches /proc/sysrq-trigger /proc/irq/default_smp_affinity \
+  for path in /proc/sys/kernel/core_pattern /proc/sys/vm/drop_caches /proc/sysrq-trigger \
+    /proc/irq/default_smp_affinity \
     /sys/kernel/mm/ksm/run; do
     [[ ! -e $path ]] || paths+=("$path")
   done
@@ -2004,11 +2121,13 @@ test_read_only_paths() { # security: what changes the box in /proc is read-only,
   run 0 run --rm "t$n:1" /bin/sh -c 'true >>/proc/sys/kernel/core_pattern || echo refused'
   is "$out" refused
   like "$err" 'ead-only file system'
-  run 0 run --security-opt systempaths=unconfined /bin/sh -c 'true >>/proc/sys/kernel/domainname && echo open'
+  run 0 run --security-opt systempaths=unconfined \
+    /bin/sh -c 'true >>/proc/sys/kernel/domainname && echo open'
   is "$out" open
 }
 
-test_fake_null() { # security: masks are never made of a file that only pretends to be /dev/null, CVE-2025-31133
+test_fake_null() { # security: masks are never made of a file that only pretends to be /dev/null,
+  # CVE-2025-31133
   own_state
   small_root root
   echo canary >canary
@@ -2024,12 +2143,15 @@ test_fake_null() { # security: masks are never made of a file that only pretends
   is "$out" ''
 }
 
-test_masks_stay() { # security: a mask can't be taken off, nor looked under by a descriptor of PID 1's
-  run 0 run --init --cap-add SYS_PTRACE /bin/sh -c 'ls /proc/1/fd; umount /proc/keys 2>/dev/null || echo kept'
+test_masks_stay() { # security: a mask can't be taken off,
+  # nor looked under by a descriptor of PID 1's
+  run 0 run --init --cap-add SYS_PTRACE /bin/sh -c 'ls /proc/1/fd;
+      umount /proc/keys 2>/dev/null || echo kept'
   is "$out" $'0\n1\n2\nkept'
 }
 
-test_privileged() { # security: --privileged gives devices, a writable /sys and /proc/sys, and no filter
+test_privileged() { # security: --privileged gives devices, a writable /sys and /proc/sys,
+  # and no filter
   local device
   run 0 run --privileged /bin/sh -c 'grep -E "^(Seccomp|NoNewPrivs):" /proc/self/status
     mount -t tmpfs none /mnt && echo mounted; true >>/proc/sys/kernel/core_pattern && echo written; cat /proc/self/mountinfo'
@@ -2038,7 +2160,8 @@ test_privileged() { # security: --privileged gives devices, a writable /sys and 
   unlike "$out" ' (/proc/keys|/proc/sys|/sys/firmware) '
   make_image "t$n:1"
   run 0 run --rm --privileged "t$n:1" /bin/ls -l /dev
-  for device in $(find /dev -maxdepth 1 \( -type c -o -type b \) -printf '%f\n' | grep -vE '^(console|ptmx)$'); do
+  for device in $(find /dev -maxdepth 1 \( -type c -o -type b \) -printf '%f\n' |
+    grep -vE '^(console|ptmx)$'); do
     like "$out" "[cb]r.* $device"
   done
   run 0 run --rm "t$n:1" /bin/ls /dev
@@ -2047,11 +2170,13 @@ test_privileged() { # security: --privileged gives devices, a writable /sys and 
 
 confined='grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status; cat /proc/self/attr/current 2>/dev/null | tr -d "\\0"; :'
 
-test_exec_confined() { # security: exec, too, gives no more than the container has; -u nothing but what was added, --privileged all, CVE-2022-29162
+test_exec_confined() { # security: exec, too, gives no more than the container has;
+  # -u nothing but what was added, --privileged all, CVE-2022-29162
   local box options own
   own_state
   box=$(($(sed -n 's/^CapBnd:\t/0x/p' /proc/self/status) & $(sed -n 's/^CapPrm:\t/0x/p' /proc/self/status)))
-  run 0 run -d --name c --cap-add NET_ADMIN --cap-drop MKNOD --security-opt no-new-privileges /bin/sh -c "$confined; exec sleep 1000"
+  run 0 run -d --name c --cap-add NET_ADMIN --cap-drop MKNOD --security-opt no-new-privileges \
+    /bin/sh -c "$confined; exec sleep 1000"
   wait_for said c Seccomp
   run 0 logs c
   own=$out
@@ -2072,16 +2197,20 @@ libc = ctypes.CDLL(None, use_errno=True)
 print(libc.unshare(0), ctypes.get_errno(), libc.sethostname(b"x", 1), ctypes.get_errno())'
   is "$out" '-1 1 -1 1'
   run 0 exec --privileged c /bin/sh -c "$confined"
-  like "$out" "CapInh:.0+"$'\n'"CapPrm:.0*($(printf %x $box))"$'\n'"CapEff:.0*\\1"$'\n'"CapBnd:.0*\\1"$'\n'$'CapAmb:\t0+\nNoNewPrivs:\t1\nSeccomp:\t0'
+  box=$(printf %x "$box")
+  like "$out" "CapInh:.0+"$'\n'"CapPrm:.0*($box)"$'\n'"CapEff:.0*\\1"$'\n'"CapBnd:.0*\\1"
+  like "$out" $'CapAmb:\t0+\nNoNewPrivs:\t1\nSeccomp:\t0'
   run 0 exec --privileged -u nobody c /bin/grep -E '^Cap(Prm|Amb)' /proc/self/status
   is "$(sed -E 's/.*:\t0*(.)/\1/' <<<"$out" | tr '\n' ' ')" '1000 1000 '
   run 0 rm -f c
 }
 
-test_confined_again() { # security: start, restart and a restart policy give a container the same confinement as before
+test_confined_again() { # security: start, restart and a restart policy give a container the same
+  # confinement as before
   local own
   own_state
-  run 0 run -d --name a --cap-drop ALL --cap-add CHOWN -u nobody /bin/sh -c "$confined; exec sleep 1000"
+  run 0 run -d --name a --cap-drop ALL --cap-add CHOWN -u nobody \
+    /bin/sh -c "$confined; exec sleep 1000"
   run 0 run -d --name b --restart on-failure:2 --init /bin/sh -c "$confined; exit 1"
   wait_for said a Seccomp
   run 0 logs a
@@ -2101,7 +2230,8 @@ test_confined_again() { # security: start, restart and a restart policy give a c
   run 0 rm -f a b
 }
 
-test_fake_proc() { # security: exec sets its label by no /proc but the host's, CVE-2019-16884, CVE-2025-52881
+test_fake_proc() { # security: exec sets its label by no /proc but the host's, CVE-2019-16884,
+  # CVE-2025-52881
   own_state
   run 0 run -d --name c --cap-add SYS_ADMIN /bin/sh -c 'mount -t tmpfs none /proc; mkdir -p /proc/self/attr /proc/sys/kernel
     echo 0 >/proc/sys/kernel/cap_last_cap; : >/proc/self/attr/exec; echo ready; exec sleep 1000'
@@ -2117,7 +2247,8 @@ json.dump(spec, open(path, "w"))' "$MYDOCKER_ROOT"
   run 0 rm -f c
 }
 
-test_exec_never_free() { # security: nothing inside ever sees a process of exec's that has more power than its own, CVE-2016-9962
+test_exec_never_free() { # security: nothing inside ever sees a process of exec's that has more
+  # power than its own, CVE-2016-9962
   local seen
   own_state
   run 0 run -d --name c --cap-add SYS_PTRACE "$PYTHON" -I -c '
@@ -2139,7 +2270,8 @@ while True:
   run 0 rm -f c
 }
 
-test_new_namespaces_refused() { # security: no new namespace from inside, and no release_agent, CVE-2022-0492, CVE-2023-25809
+test_new_namespaces_refused() { # security: no new namespace from inside, and no release_agent,
+  # CVE-2022-0492, CVE-2023-25809
   need unshare
   run 0 run /bin/sh -c 'for what in -U -m -C -UrmC -n -p; do unshare $what true || echo refused; done
     find /sys/fs/cgroup -name release_agent -writable
@@ -2148,11 +2280,13 @@ test_new_namespaces_refused() { # security: no new namespace from inside, and no
   is "$(grep -c 'ot permitted' <<<"$err")" 6
 }
 
-test_interpreter() { # security: the interpreter that init runs in can't be overwritten from inside, CVE-2019-5736
+test_interpreter() { # security: the interpreter that init runs in can't be overwritten from inside,
+  # CVE-2019-5736
   local real before
   real=$(readlink -f "$PYTHON") before=$(sha256sum "$real")
   make_image "t$n:1"
-  # by a descriptor, as the exploit does; nothing is written, and ETXTBSY alone would only last until nobody runs it
+  # by a descriptor, as the exploit does; nothing is written,
+  # and ETXTBSY alone would only last until nobody runs it
   run 0 run /proc/self/exe -I -S -c '
 import os
 fd = os.open("/proc/self/exe", os.O_RDONLY)
@@ -2171,13 +2305,16 @@ except OSError as error:
   is "$(sha256sum "$real")" "$before"
 }
 
-test_reaper_closed() { # security: a process of mydocker's inside can't be looked into, CVE-2016-9962
-  run 0 run --init /bin/sh -c 'cat /proc/1/environ; ls -l /proc/1/exe /proc/1/cwd /proc/1/root; cat /proc/1/mem; echo tried'
+test_reaper_closed() { # security: a process of mydocker's inside can't be looked into,
+  # CVE-2016-9962
+  run 0 run --init /bin/sh -c 'cat /proc/1/environ; ls -l /proc/1/exe /proc/1/cwd /proc/1/root;
+      cat /proc/1/mem; echo tried'
   is "$(grep -cE 'ermission denied' <<<"$err")" 5
   unlike "$out" ' -> '
 }
 
-test_uid_overflow() { # security: a user id that overflows or doesn't parse is an error, never root, CVE-2024-40635, CVE-2026-30892
+test_uid_overflow() { # security: a user id that overflows or doesn't parse is an error, never root,
+  # CVE-2024-40635, CVE-2026-30892
   local user
   own_state
   run 0 run -d --name "t$n" /bin/sleep 1000
@@ -2190,21 +2327,26 @@ test_uid_overflow() { # security: a user id that overflows or doesn't parse is a
   run 0 rm -f "t$n"
 }
 
-test_only_the_command_runs() { # security: nothing of an image is executed but the command, nor a fixed name in /tmp used, CVE-2022-1227, CVE-2020-27534
+test_only_the_command_runs() { # security: nothing of an image is executed but the command,
+  # nor a fixed name in /tmp used, CVE-2022-1227, CVE-2020-27534
   need strace
   make_image "t$n:1"
-  strace -f -qq -o trace -e trace=execve,openat,mkdir,open,creat "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c : >out 2>err
+  strace -f -qq -o trace -e trace=execve,openat,mkdir,open,creat "${mydocker[@]}" run --rm "t$n:1" \
+    /bin/sh -c : >out 2>err
   unlike "$(grep -E 'O_CREAT|mkdir' trace | grep -vF "$PWD" || :)" '"/(var/)?tmp/'
   is "$(sed -nE 's/.*execve\("([^"]*)".*/\1/p' trace | grep -v python | sort -u)" /bin/sh
 }
 
-test_no_push_back_plain() { # security: nothing can be typed into the caller's terminal without -t either, CVE-2017-5226, CVE-2016-2568
-  tty 1 tried '' -- bash -c "\"\$1\" \"\$2\" run -i \"\$1\" -I -c \"\$3\"; IFS= read -r -t 1 line && echo \"typed \$line\"; exit 1" \
+test_no_push_back_plain() { # security: nothing can be typed into the caller's terminal without -t
+  # either, CVE-2017-5226, CVE-2016-2568
+  tty 1 tried '' -- bash -c "\"\$1\" \"\$2\" run -i \"\$1\" -I -c \"\$3\";
+      IFS= read -r -t 1 line && echo \"typed \$line\"; exit 1" \
     bash "${mydocker[@]}" "$push_back"
   unlike "$out" typed
 }
 
-# What a container sees of itself and of the box, a line for each fact, in words that don't depend on numbers.
+# What a container sees of itself and of the box, a line for each fact,
+# in words that don't depend on numbers.
 facts='
 grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status
 for kind in cgroup ipc mnt net pid user uts; do echo "namespace $kind $(readlink /proc/self/ns/$kind)"; done
@@ -2217,27 +2359,32 @@ done </proc/self/mountinfo
 for file in /dev/*; do echo "device $file $(stat -c "%F %t:%T %a" $file)"; done
 find /proc /sys -path "/proc/[0-9]*" -prune -o -type f -writable -print 2>/dev/null | sed "s/^/writable /"'
 
-beside_podman() { # what podman's default container shows, then ours: into ./podman.facts and ./mydocker.facts
+beside_podman() { # what podman's default container shows,
+  # then ours: into ./podman.facts and ./mydocker.facts
   need podman runc find stat
   local tool
   NO_BUSYBOX=1 small_root root
   for tool in grep find stat sed; do with_libraries "$(type -P $tool)" root $tool; done
   mkdir -p root/proc root/sys root/dev
-  podman --root "$PWD/store" --runroot "$PWD/run" --storage-driver vfs --cgroup-manager cgroupfs --events-backend none --runtime runc \
-    run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --rootfs "$PWD/root" /bin/sh -c "$facts" >podman.facts
+  podman --root "$PWD/store" --runroot "$PWD/run" --storage-driver vfs --cgroup-manager cgroupfs \
+    --events-backend none --runtime runc \
+    run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
+    --rootfs "$PWD/root" /bin/sh -c "$facts" >podman.facts
   own_state
   run 0 run --rm --rootfs root /bin/sh -c "$facts"
   cp "$scratch/stdout" mydocker.facts
 }
 
-test_beside_podman() { # security: what a container sees is what podman's default container sees, but for the list in README.md
+test_beside_podman() { # security: what a container sees is what podman's default container sees,
+  # but for the list in README.md
   local kind documented='^< mount /(dev|proc/(keys|timer_list)|run/.containerenv|sys/dev/block|sys/fs/cgroup[^ ]*) '
   documented+='|^> mount /(dev tmpfs|proc/(interrupts|keys|timer_list) tmpfs|etc/resolv.conf [^ ]+) rw( nosuid)?$'
   documented+='|^> mount /sys/fs/cgroup[^ ]* (tmpfs|cgroup2?) ro nosuid nodev noexec$'
   beside_podman
   for kind in ipc mnt net pid uts; do # neither has the host's
     like "$(cat podman.facts mydocker.facts)" "namespace $kind "
-    unlike "$(cat podman.facts mydocker.facts)" "namespace $kind $(readlink /proc/self/ns/$kind | tr -d '[]')"
+    unlike "$(cat podman.facts mydocker.facts)" \
+      "namespace $kind $(readlink /proc/self/ns/$kind | tr -d '[]')"
   done
   sed -i '/^namespace/d; s/^Cap[BEP][a-z]*:.*/capabilities/' podman.facts mydocker.facts
   sort -o podman.facts podman.facts
@@ -2250,11 +2397,13 @@ test_beside_podman() { # security: what a container sees is what podman's defaul
 # ── 11. Limits ─────────────────────────────────────────────────────────────
 # What holds on this box: cgroup v1, v2 or both. The limits are read where the kernel keeps them.
 
-limit_file() { # limit_file CONTAINER NAME...: the path of the first of these files that its cgroups have
+limit_file() { # limit_file CONTAINER NAME...: the path of the first of these files that its cgroups
+  # have
   local - path name
   set +x
   for name in "${@:2}"; do
-    for path in $(MYDOCKER_LOG=error "${mydocker[@]}" inspect --format '{{.Record.cgroups}}' "$1" | tr -d '[],"'); do
+    for path in $(MYDOCKER_LOG=error "${mydocker[@]}" inspect --format '{{.Record.cgroups}}' "$1" |
+      tr -d '[],"'); do
       if [[ -e $path/$name ]]; then echo "$path/$name"; return; fi
     done
   done
@@ -2264,7 +2413,8 @@ limit_file() { # limit_file CONTAINER NAME...: the path of the first of these fi
 need_limits() { # need_limits NAME...: these controllers, in v1 or v2
   local name
   for name; do
-    grep -qE "[:,]${name}[:,]" /proc/self/cgroup || grep -qsw "$name" /sys/fs/cgroup/cgroup.controllers ||
+    grep -qE "[:,]${name}[:,]" /proc/self/cgroup ||
+      grep -qsw "$name" /sys/fs/cgroup/cgroup.controllers ||
       skip "needs the cgroup controller $name"
   done
 }
@@ -2284,7 +2434,8 @@ test_limit_memory() { # limits: a 64 MB limit kills an allocation of 200 MB, and
   if gone "$pid"; then fail 'the other container is gone, too'; fi
 }
 
-test_limit_oom() { # limits: inspect says OOMKilled of a container that went over its memory, and of no other
+test_limit_oom() { # limits: inspect says OOMKilled of a container that went over its memory,
+  # and of no other
   need_limits memory
   own_state
   small_root root
@@ -2316,13 +2467,15 @@ print(round(100 * used / (time.monotonic() - begin)), throttled() - before, roun
     run 0 run "$option" "$PYTHON" -I -c "$busy"
     read -r share throttled used quota <<<"$out"
     ((share <= 60)) || fail "$option: $share % of a processor"
-    # a busy box gives less than is allowed: then what counts is that no period was cut short before its 50 ms
+    # a busy box gives less than is allowed: then what counts is that no period was cut short before
+    # its 50 ms
     ((share >= 40 || used >= 40 * throttled)) || fail "$option: only $share % of a processor"
     like "$quota" '^50000( 100000)?$'
   done
 }
 
-test_limit_exec() { # limits: they hold for exec's processes, and again after a restart, under the device rules, too
+test_limit_exec() { # limits: they hold for exec's processes, and again after a restart,
+  # under the device rules, too
   need_limits pids
   local count='import os
 for count in range(1, 1000):
@@ -2333,7 +2486,8 @@ for count in range(1, 1000):
         break
 print(count)'
   own_state
-  run 0 run -d --name box --pids-limit 10 --ulimit nofile=99:100 --oom-score-adj 300 /bin/sh -c 'trap "exit 3" TERM; while :; do sleep 1000 & wait; done'
+  run 0 run -d --name box --pids-limit 10 --ulimit nofile=99:100 --oom-score-adj 300 \
+    /bin/sh -c 'trap "exit 3" TERM; while :; do sleep 1000 & wait; done'
   run 0 exec box /bin/sh -c 'ulimit -Hn; cat /proc/self/oom_score_adj'
   is "$out" $'100\n300'
   run 0 exec box "$PYTHON" -I -c "$count"
@@ -2365,7 +2519,8 @@ try:
 except OSError:
     print(count)'
   is "$out" 20
-  start run --name bomb --pids-limit 100 /bin/bash -c 'bomb() { bomb | bomb & }; echo ready; bomb; while :; do :; done' 2>err
+  start run --name bomb --pids-limit 100 /bin/bash -c 'bomb() { bomb | bomb & }; echo ready; bomb;
+      while :; do :; done' 2>err
   wait_for has out ready
   procs=$(limit_file bomb pids.current)
   wait_for bombed "$procs"
@@ -2388,7 +2543,8 @@ test_limit_cpuset() { # limits: -cpuset pins
   need_limits cpuset
   local last
   last=$(sed -n 's/^Cpus_allowed_list:.*[^0-9]\([0-9]*\)$/\1/p' /proc/self/status)
-  run 0 run -cpuset "$last" --cpuset-mems 0 /bin/sed -n 's/^\(Cpus\|Mems\)_allowed_list:\t//p' /proc/self/status
+  run 0 run -cpuset "$last" --cpuset-mems 0 /bin/sed -n 's/^\(Cpus\|Mems\)_allowed_list:\t//p' \
+    /proc/self/status
   is "$out" "$last"$'\n0'
 }
 
@@ -2396,7 +2552,8 @@ test_limits_apart() { # limits: two containers don't touch each other's, update 
   need_limits memory pids cpu
   start run --name one -m 64m --pids-limit 50 -c 2048 /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
-  start run --name two -m 128m --memory-swap 200m --memory-reservation 32m --cpus 1.5 /bin/sh -c 'echo ready; exec sleep 1000'
+  start run --name two -m 128m --memory-swap 200m --memory-reservation 32m --cpus 1.5 \
+    /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
   is "$(<"$(limit_file one memory.limit_in_bytes memory.max)")" 67108864
   is "$(<"$(limit_file two memory.limit_in_bytes memory.max)")" 134217728
@@ -2406,7 +2563,8 @@ test_limits_apart() { # limits: two containers don't touch each other's, update 
   like "$(<"$(limit_file one cpu.shares cpu.weight)")" '^(2048|174)$'
   run 0 update -m 256m --pids-limit 60 --cpu-period 50000 --cpu-quota 20000 two
   is "$out" two
-  run 0 inspect --format '{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.CpuQuota}}' two
+  run 0 inspect \
+    --format '{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.CpuQuota}}' two
   is "$out" '268435456 60 20000'
   is "$(<"$(limit_file two memory.limit_in_bytes memory.max)")" 268435456
   like "$(<"$(limit_file two cpu.cfs_quota_us cpu.max)")" '^20000( 50000)?$'
@@ -2416,13 +2574,16 @@ test_limits_apart() { # limits: two containers don't touch each other's, update 
   fails 125 'no such container' update -m 64m three
   kill -KILL "$pid"
   ended 137
-  is "$(<"$(limit_file one memory.limit_in_bytes memory.max)") $(<"$(limit_file one pids.max)")" '67108864 50'
+  is "$(<"$(limit_file one memory.limit_in_bytes memory.max)") $(<"$(limit_file one pids.max)")" \
+    '67108864 50'
 }
 
-test_limit_values() { # limits: a bad value is an error that names option and value, and nothing starts
+test_limit_values() { # limits: a bad value is an error that names option and value,
+  # and nothing starts
   local words
   while read -ra words; do
-    fails 125 "^mydocker: ${words[0]}, on .*${words[1]/#[*]/\\*}" run "${words[0]}" "${words[1]}" /bin/echo started
+    fails 125 "^mydocker: ${words[0]}, on .*${words[1]/#[*]/\\*}" run "${words[0]}" "${words[1]}" \
+      /bin/echo started
   done <<'END'
 --memory 1m
 --memory -5
@@ -2467,33 +2628,42 @@ test_limit_sysctl() { # limits: --sysctl sets the container's own network and IP
   is "$(cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax)" "$before"
 }
 
-test_limit_process() { # limits: --ulimit and --oom-score-adj; what the box doesn't grant is a warning
+test_limit_process() { # limits: --ulimit and --oom-score-adj;
+  # what the box doesn't grant is a warning
   run 0 run --ulimit nofile=99:100 --ulimit core=0 --oom-score-adj 500 -u 1 /bin/sh -c \
     'ulimit -Sn; ulimit -Hn; ulimit -Sc; cat /proc/self/oom_score_adj'
   is "$out$err" $'99\n100\n0\n500'
   ulimit -n 1000
-  run 0 run --ulimit nofile=1000:2000 --oom-score-adj -900 /bin/sh -c 'ulimit -Hn; cat /proc/self/oom_score_adj'
+  run 0 run --ulimit nofile=1000:2000 --oom-score-adj -900 /bin/sh -c 'ulimit -Hn;
+      cat /proc/self/oom_score_adj'
   if [[ $err ]]; then
-    like "$err" '^mydocker: warning: --ulimit, on nofile.*CAP_SYS_RESOURCE.*warning: --oom-score-adj, on -900'
+    like "$err" \
+      '^mydocker: warning: --ulimit, on nofile.*CAP_SYS_RESOURCE.*warning: --oom-score-adj, on -900'
   else
     is "$out" $'2000\n-900'
   fi
 }
 
-test_limit_devices() { # limits: a container can use the usual devices and those of --device, no others
+test_limit_devices() { # limits: a container can use the usual devices and those of --device,
+  # no others
   own_state
   small_root root
   run 0 import root box
   mknod kmsg c 1 11
-  run 0 run --rm box /bin/sh -c 'set -e; echo x >/dev/null; : </dev/zero; : </dev/urandom; : </dev/full; : <>/dev/ptmx'
-  run 0 run --rm --cap-add SYSLOG --device "$PWD/kmsg:/dev/probe" box /bin/sh -c '(: </dev/probe) || :'
+  run 0 run --rm box /bin/sh -c 'set -e; echo x >/dev/null; : </dev/zero; : </dev/urandom;
+      : </dev/full; : <>/dev/ptmx'
+  run 0 run --rm --cap-add SYSLOG --device "$PWD/kmsg:/dev/probe" box \
+    /bin/sh -c '(: </dev/probe) || :'
   unlike "$err" 'Operation not permitted'
-  run 0 run --rm --cap-add SYSLOG --device "$PWD/kmsg:/dev/probe:w" box /bin/sh -c ': >/dev/probe; (: </dev/probe) || :'
+  run 0 run --rm --cap-add SYSLOG --device "$PWD/kmsg:/dev/probe:w" box /bin/sh -c ': >/dev/probe;
+      (: </dev/probe) || :'
   like "$err" '^[^'$'\n'']*probe: Operation not permitted$'
-  [[ ! -c /dev/kmsg ]] || { run 0 run --cap-add SYSLOG /bin/sh -c '(: </dev/kmsg) || :'; like "$err" 'kmsg: Operation not permitted'; }
+  [[ ! -c /dev/kmsg ]] || { run 0 run --cap-add SYSLOG /bin/sh -c '(: </dev/kmsg) || :';
+    like "$err" 'kmsg: Operation not permitted'; }
 }
 
-test_limit_view() { # limits: the container sees its own cgroup alone, read-only, and no release_agent
+test_limit_view() { # limits: the container sees its own cgroup alone, read-only,
+  # and no release_agent
   run 0 run -m 64m /bin/sh -c 'cat /proc/self/cgroup; find /sys/fs/cgroup -name release_agent
     for f in $(find /sys/fs/cgroup -name cgroup.procs); do { echo $$ >$f; } 2>&1; done; :'
   unlike "$out" ':/[^'$'\n'']'
@@ -2530,7 +2700,8 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup # in a cgroup namespace: its own part is
 grep -x 0::/mydocker.aside /proc/self/cgroup || exit 2
 "$@" run -m 64m "$PYTHON" -I -c 'x = bytearray(200 << 20)'
 END
-  PYTHON=$PYTHON bash -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$top" unshare --cgroup --mount bash -x inside "${mydocker[@]}" || got=$?
+  PYTHON=$PYTHON bash -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$top" unshare \
+    --cgroup --mount bash -x inside "${mydocker[@]}" || got=$?
   rmdir "$top"/mydocker* "$top"
   is "$got" 137
 }
@@ -2581,7 +2752,8 @@ test_narration() { # tty: only -it tells the steps, --log-level and MYDOCKER_LOG
   "$PYTHON" -I -c 'import json, sys; [json.loads(line) for line in sys.stdin.buffer.read().decode().splitlines()]' <"$scratch/stderr"
 }
 
-test_descriptors_are_the_callers() { # tty: without -t the command has the caller's own descriptors, nothing is copied
+test_descriptors_are_the_callers() { # tty: without -t the command has the caller's own descriptors,
+  # nothing is copied
   local what
   "${mydocker[@]}" run /usr/bin/stat -L -c %d:%i /proc/self/fd/1 >file
   is "$(<file)" "$(stat -c %d:%i file)"
@@ -2609,14 +2781,16 @@ test_interactive_pipe() { # tty: -i without -t passes bytes and the end of file
 }
 
 test_tty_modes() { # tty: -t gives a terminal, with both output streams on it
-  run 0 run -t /bin/sh -c 'test -t 0; echo $?; test -t 1; echo $?; test -t 2; echo $?; echo oops >&2; tty'
+  run 0 run -t /bin/sh -c 'test -t 0; echo $?; test -t 1; echo $?; test -t 2; echo $?;
+      echo oops >&2; tty'
   like "${out//$'\r'/}" $'^0\n0\n0\noops\n/dev/(pts/[0-9]+|console)$'
   is "$err" ''
   run 7 run -t /bin/sh -c 'exec </dev/tty; echo hello; exit 7'
   is "$out" $'hello\r'
 }
 
-test_tty_without_input() { # tty: -t without -i leaves the caller's input unread and its Ctrl-C working
+test_tty_without_input() { # tty: -t without -i leaves the caller's input unread and its Ctrl-C
+  # working
   tty 0 '^ready$' $'hello\r' hello '@do touch typed' -- bash -c "
     \"\$@\" run -t /bin/sh -c 'echo ready; until [ -e typed ]; do sleep 0.05; done'; read -r x; [[ \$x == hello ]]" \
     bash "${mydocker[@]}"
@@ -2629,7 +2803,8 @@ test_input_is_a_pipe() { # tty: -it relays an input that isn't a terminal, and i
   printf 'echo h""i\nexit 5\n' | "${mydocker[@]}" run -it /bin/sh >out 2>err || got=$?
   is "$got" 5
   has out 'hi'
-  printf 'whole line\nhalf a line' | timeout -k 5 "$patience" "${mydocker[@]}" run -it /bin/cat >out 2>err
+  printf 'whole line\nhalf a line' | timeout -k 5 "$patience" "${mydocker[@]}" run -it /bin/cat \
+    >out 2>err
   like "$(<out)" 'whole line.*half a line.*whole line.*half a line|whole line.*whole line.*half a linehalf a line'
   timeout -k 5 "$patience" "${mydocker[@]}" run -it /bin/cat </dev/null >out 2>err
   is "$(<out)" ''
@@ -2659,7 +2834,8 @@ test_job_control() { # tty: Ctrl-C, Ctrl-Z, fg, Ctrl-\ and Ctrl-D work in a shel
   tty 4 "$prompt" "$busy" '^busy$' $'\x03' "$prompt" $'echo s""tatus $?\r' '^status 130$' '' \
     "$prompt" $'cat\r' 'cat$' $'abc\r' 'abc\nabc$' $'\x1a' 'Stopped|Suspended' '' \
     "$prompt" $'fg\r' 'cat$' $'def\r' 'def\ndef$' $'\x04' \
-    "$prompt" "$busy" '^busy$' $'\x1c' 'Quit' '' "$prompt" $'(exit 4)\r' '[#$] $' $'\x04' -- "${mydocker[@]}" run -it /bin/sh
+    "$prompt" "$busy" '^busy$' $'\x1c' 'Quit' '' "$prompt" $'(exit 4)\r' '[#$] $' $'\x04' \
+    -- "${mydocker[@]}" run -it /bin/sh
   unlike "$out" "can't access tty|no job control"
 }
 
@@ -2667,21 +2843,24 @@ test_keys_to_pid_1() { # tty: Ctrl-C reaches the command itself, Ctrl-D ends its
   tty 3 '^ready$' $'\x03' -- "${mydocker[@]}" run -it /bin/sh -c \
     'trap "echo got; exit 3" INT; echo ready; while :; do sleep 0.05; done'
   tty 0 'command:/bin/cat' $'hello\r' 'hello\nhello\n' $'\x04' -- "${mydocker[@]}" run -it /bin/cat
-  tty 130 '^ready$' $'\x03' -- "${mydocker[@]}" run -it --init /bin/sh -c 'echo ready; exec sleep 1000'
+  tty 130 '^ready$' $'\x03' -- "${mydocker[@]}" run -it --init /bin/sh -c 'echo ready;
+      exec sleep 1000'
 }
 
 test_modes_restored() { # tty: the terminal's modes are restored on every way out
-  # the helper compares them itself; raw mode is on when the command says ready
   tty 127 -- "${mydocker[@]}" run -it /no/such/program
+  # `tty` compares them itself; raw mode is on when the command says ready
   tty 9 '^ready$' '@do touch go' -- bash -c "\"\$@\" run -it /bin/sh -c 'trap \"exit 9\" TERM; echo ready; while :; do sleep 0.05; done' &
     until [[ -e go ]]; do sleep 0.05; done; kill \$!; wait \$!" bash "${mydocker[@]}"
   tty 137 '^ready$' '@do touch gone' -- "${mydocker[@]}" run -it --init /bin/sh -c \
     "echo ready; until [ -e gone ]; do sleep 0.05; done; kill -KILL \$\$"
-  tty 0 '^ready$' 'xyz' -- "${mydocker[@]}" run -it /bin/sh -c 'stty raw -echo; echo ready; head -c 3 >/dev/null'
+  tty 0 '^ready$' 'xyz' -- "${mydocker[@]}" run -it /bin/sh -c 'stty raw -echo; echo ready;
+      head -c 3 >/dev/null'
 }
 
 test_hangup() { # tty: a terminal that goes away ends the container's shell
-  tty 0 '[#$] $' @hangup -- bash -c "trap '' HUP; \"\$@\" 2>err; echo \$? >status; :" bash env --default-signal=HUP "${mydocker[@]}" run -it /bin/sh
+  tty 0 '[#$] $' @hangup -- bash -c "trap '' HUP; \"\$@\" 2>err; echo \$? >status; :" bash env \
+    --default-signal=HUP "${mydocker[@]}" run -it /bin/sh
   is "$(grep -v '^{"level"' err)" ''
   like "$(<status)" '^(0|1|2|129)$'
 }
@@ -2689,9 +2868,11 @@ test_hangup() { # tty: a terminal that goes away ends the container's shell
 test_100_mb() { # tty: 100 MB arrive through the terminal complete
   local size=104857600 want
   want=$(seq 100000000 | head -c $size | sha256sum)
-  is "$("${mydocker[@]}" run -t /bin/sh -c "stty raw; seq 100000000 | head -c $size" | sha256sum)" "$want"
+  is "$("${mydocker[@]}" run -t /bin/sh -c "stty raw; seq 100000000 | head -c $size" | sha256sum)" \
+    "$want"
   want=$(seq 2000000 | sha256sum)
-  is "$("${mydocker[@]}" run -t /bin/sh -c 'stty raw; seq 2000000' | { sleep 0.5; sha256sum; })" "$want"
+  is "$("${mydocker[@]}" run -t /bin/sh -c 'stty raw; seq 2000000' | { sleep 0.5; sha256sum; })" \
+    "$want"
 }
 
 test_last_words() { # tty: what the command printed last is never lost
@@ -2718,10 +2899,12 @@ for path in ["/dev/tty"] + glob.glob("/proc/[0-9]*/fd/*"):
         pass
 print("tried")'
 
-test_no_push_back() { # tty: nothing can be typed into the caller's terminal from inside, TIOCSTI, CVE-2017-5226
+test_no_push_back() { # tty: nothing can be typed into the caller's terminal from inside, TIOCSTI,
+  # CVE-2017-5226
   local options
   for options in -it -t '-it --init'; do
-    tty 1 tried '' -- bash -c "\"\$1\" \"\$2\" run $options \"\$1\" -I -c \"\$3\"; IFS= read -r -t 1 line && echo \"typed \$line\"; exit 1" \
+    tty 1 tried '' -- bash -c "\"\$1\" \"\$2\" run $options \"\$1\" -I -c \"\$3\";
+        IFS= read -r -t 1 line && echo \"typed \$line\"; exit 1" \
       bash "${mydocker[@]}" "$push_back"
     unlike "$out" 'typed'
   done
@@ -2749,7 +2932,8 @@ pane() {
   trap '{ in_tmux capture-pane -p -t 0:0; in_tmux kill-server; } || :' EXIT
   printf '#!/bin/sh\nexec "%s" "%s" run -it /bin/sh\n' "${mydocker[@]}" >begin
   echo "PS1='host> '" >rc
-  env -u TMUX TERM=xterm LC_ALL=C.UTF-8 tmux -S tmux -f /dev/null new-session -d -x 100 -y 30 'exec bash --rcfile rc'
+  env -u TMUX TERM=xterm LC_ALL=C.UTF-8 tmux -S tmux -f /dev/null new-session -d -x 100 -y 30 \
+    'exec bash --rcfile rc'
   in_tmux set -g status off
   in_tmux resize-window -t 0 -x 100 -y 30
   wait_for shows 'host>'
@@ -2832,15 +3016,18 @@ test_keys_in_terminal() { # tty: Ctrl-C, Ctrl-Z and Ctrl-D typed in a real termi
   leave
 }
 
-test_logs() { # logs: both streams apart and byte for byte, with times, from the end or from a time on
+test_logs() { # logs: both streams apart and byte for byte, with times,
+  # from the end or from a time on
   own_state
-  run 0 run -d --name l /bin/sh -c 'echo one; echo two >&2; printf "half "; sleep 0.2; printf "line\n\n\377\0bin\r\n"; printf end'
+  run 0 run -d --name l /bin/sh -c 'echo one; echo two >&2; printf "half "; sleep 0.2;
+      printf "line\n\n\377\0bin\r\n"; printf end'
   run 0 wait l
   is "$out" 0
   "${mydocker[@]}" logs l >got 2>errors
   printf 'one\nhalf line\n\n\377\0bin\r\nend' | cmp - got
   printf 'two\n' | cmp - errors
-  like "$(head -n 1 state/containers/*/container.log)" '^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{9}Z std(out|err) F (one|two)$'
+  like "$(head -n 1 state/containers/*/container.log)" \
+    '^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{9}Z std(out|err) F (one|two)$'
   run 0 logs -t l
   is "$(grep -acE '^[0-9-]{10}T[0-9:]{8}\.[0-9]{9}Z ' "$scratch/stdout")" 5
   like "$out" 'Z half line'
@@ -2859,7 +3046,8 @@ test_logs() { # logs: both streams apart and byte for byte, with times, from the
   own_root_logs
 }
 
-own_root_logs() { # of a container in the foreground what comes by way of its terminal, else nothing: it isn't copied
+own_root_logs() { # of a container in the foreground what comes by way of its terminal,
+  # else nothing: it isn't copied
   make_image "t$n:1"
   run 3 run -t --name f "t$n:1" /bin/sh -c 'echo out; echo err >&2; exit 3'
   run 0 logs f
@@ -2874,21 +3062,25 @@ own_root_logs() { # of a container in the foreground what comes by way of its te
 test_logs_follow() { # logs: -f goes on over turned files, to the container's end and not beyond
   local follower
   own_state
-  background --name l --log-opt max-size=2k,max-file=3 /bin/sh -c 'i=0; while [ $i -lt 300 ]; do echo "line $i"; i=$((i+1)); [ $((i % 10)) != 0 ] || sleep 0.05; done'
+  background --name l --log-opt max-size=2k,max-file=3 \
+    /bin/sh -c 'i=0; while [ $i -lt 300 ]; do echo "line $i"; i=$((i+1));
+      [ $((i % 10)) != 0 ] || sleep 0.05; done'
   "${mydocker[@]}" logs -f l >got 2>errors &
   follower=$!
   run 0 wait l
   wait "$follower"
   seq -f 'line %g' 0 299 | cmp - got
   is "$(<errors)" ''
-  is "$(cd state/containers/* && ls container.log*)" $'container.log\ncontainer.log.1\ncontainer.log.2'
+  is "$(cd state/containers/* && ls container.log*)" \
+    $'container.log\ncontainer.log.1\ncontainer.log.2'
   is "$(find state -name 'container.log*' -size +2048c)" ''
   run 0 logs l
   like "$out" '^line [0-9]+'$'\n.*\nline 299$'
   "${mydocker[@]}" logs -f l | tail -n 1 | grep -qx 'line 299' # at once
 }
 
-test_logs_never_block() { # logs: neither a full disk nor a reader who sleeps stops a container; what is lost is said
+test_logs_never_block() { # logs: neither a full disk nor a reader who sleeps stops a container;
+  # what is lost is said
   need unshare mount
   mkdir full
   # shellcheck disable=SC2016 # for the shell in the namespace
@@ -2919,7 +3111,8 @@ test_not_root() { # fail: another user than root is told so
   need setpriv
   local got=0
   # the interpreter and the file may lie where only root can look
-  setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=+dac_read_search --ambient-caps=+dac_read_search \
+  setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=+dac_read_search \
+    --ambient-caps=+dac_read_search \
     "${mydocker[@]}" run /bin/true >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
   read_output
   is "$got" 125
@@ -2929,7 +3122,8 @@ test_not_root() { # fail: another user than root is told so
 
 # ── 14. Containers on disk ─────────────────────────────────────────────────
 
-test_names() { # life: a name means one container, by itself or made up; so do an id and its beginning
+test_names() { # life: a name means one container, by itself or made up;
+  # so do an id and its beginning
   own_state
   background --cidfile cid --label a=b --label c --name one /bin/sleep 1000
   is "$(<cid)" "$id"
@@ -2951,7 +3145,8 @@ test_names() { # life: a name means one container, by itself or made up; so do a
   run 0 rm -f "$id"
 }
 
-test_killed_monitor() { # images: a container whose monitor was killed is on record as killed, and can be removed
+test_killed_monitor() { # images: a container whose monitor was killed is on record as killed,
+  # and can be removed
   make_image "t$n:1"
   start run --name "c$n" "t$n:1" /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
@@ -2962,7 +3157,8 @@ test_killed_monitor() { # images: a container whose monitor was killed is on rec
   run 0 rm "c$n"
 }
 
-test_truth() { # life: ps tells the truth after kill -9, after a reboot, and when a pid is used again
+test_truth() { # life: ps tells the truth after kill -9, after a reboot,
+  # and when a pid is used again
   local pid
   own_state
   background --name a /bin/sleep 1000
@@ -3003,7 +3199,8 @@ test_truth() { # life: ps tells the truth after kill -9, after a reboot, and whe
   is "$(find state after -path '*/running/*')" ''
 }
 
-test_concurrent() { # life: many at once on one state root, with run -d, exec, stop and rm: none is lost, none is there twice
+test_concurrent() { # life: many at once on one state root, with run -d, exec, stop and rm:
+  # none is lost, none is there twice
   local round i many=10 rounds=1 started
   if [[ ${FULL-} ]]; then many=50 rounds=10; fi
   own_state
@@ -3012,19 +3209,25 @@ test_concurrent() { # life: many at once on one state root, with run -d, exec, s
     for ((i = 0; i < many; i++)); do
       ( "${mydocker[@]}" run -d --name "c$i" /bin/sleep 1000 >"id$i" 2>"err$i" &&
         "${mydocker[@]}" exec "c$i" /bin/sh -c "echo said $i" >"said$i" 2>>"err$i" &&
-        "${mydocker[@]}" stop -t 0 "c$i" >"gone$i" 2>>"err$i" && "${mydocker[@]}" rm "c$i" >>"gone$i" 2>>"err$i" ||
+        "${mydocker[@]}" stop -t 0 "c$i" >"gone$i" 2>>"err$i" && "${mydocker[@]}" rm "c$i" \
+          >>"gone$i" 2>>"err$i" ||
         echo "status $?" >>"err$i" ) &
       started+=($!)
     done
     wait "${started[@]}"
     is "$(cat err*)" ''
     is "$(sort id* | uniq | wc -l)" "$many"
-    for ((i = 0; i < many; i++)); do is "$(<"said$i") $(tr '\n' ' ' <"gone$i")" "said $i c$i c$i "; done
+    for ((i = 0; i < many; i++)); do
+      is "$(<"said$i") $(tr '\n' ' ' <"gone$i")" "said $i c$i c$i "
+    done
     is "$(find state/containers state/running state/names -mindepth 1)" ''
   done
-  for ((i = 0; i < many; i++)); do "${mydocker[@]}" run -d --name same /bin/sleep 1000 >"id$i" 2>"err$i" & done
+  for ((i = 0; i < many; i++)); do
+    "${mydocker[@]}" run -d --name same /bin/sleep 1000 >"id$i" 2>"err$i" &
+  done
   wait
-  is "$(grep -lE '^[0-9a-f]{64}$' id* | wc -l) $(grep -c 'of that name exists' err* | grep -c ':1$')" "1 $((many - 1))"
+  is "$(grep -lE '^[0-9a-f]{64}$' id* | wc -l) $(grep -c 'of that name exists' err* |
+    grep -c ':1$')" "1 $((many - 1))"
   run 0 rm -f same
 }
 
@@ -3032,13 +3235,15 @@ ours() { # the processes of this test's state root
   local - dir
   set +x
   for dir in /proc/[0-9]*; do
-    if { tr '\0' '\n' <"$dir/environ"; } 2>/dev/null | grep -xF "MYDOCKER_ROOT=$MYDOCKER_ROOT" >/dev/null && [[ $(readlink "$dir/exe") == *python* ]]; then
+    if { tr '\0' '\n' <"$dir/environ"; } 2>/dev/null | grep -xF "MYDOCKER_ROOT=$MYDOCKER_ROOT" \
+      >/dev/null && [[ $(readlink "$dir/exe") == *python* ]]; then
       echo "${dir#/proc/}"
     fi
   done
 }
 
-test_killed_anywhere() { # life: kill -9 of every process at any point leaves nothing that the next command doesn't sweep
+test_killed_anywhere() { # life: kill -9 of every process at any point leaves nothing that the next
+  # command doesn't sweep
   local times=6 i before ids id
   if [[ ${FULL-} ]]; then times=200; fi
   own_state
@@ -3046,7 +3251,11 @@ test_killed_anywhere() { # life: kill -9 of every process at any point leaves no
   for ((i = 0; i < times; i++)); do
     set -m
     ( "${mydocker[@]}" run -d --name k /bin/sh -c 'sleep 1000 & exec sleep 1000'
-      "${mydocker[@]}" exec k /bin/true; "${mydocker[@]}" restart -t 0 k; "${mydocker[@]}" stop -t 0 k; "${mydocker[@]}" start k; "${mydocker[@]}" rm -f k ) >log 2>&1 &
+      "${mydocker[@]}" exec k /bin/true
+      "${mydocker[@]}" restart -t 0 k
+      "${mydocker[@]}" stop -t 0 k
+      "${mydocker[@]}" start k
+      "${mydocker[@]}" rm -f k ) >log 2>&1 &
     set +m
     sleep "0.$(printf %03d $((RANDOM % 700)))"
     # shellcheck disable=SC2046 # a list
@@ -3062,15 +3271,19 @@ test_killed_anywhere() { # life: kill -9 of every process at any point leaves no
   is "$(wc -l </proc/self/mountinfo)" "$before"
 }
 
-test_faults() { # life: a system call that fails, or a kill at it, leaves nothing that the next command doesn't sweep
+test_faults() { # life: a system call that fails, or a kill at it,
+  # leaves nothing that the next command doesn't sweep
   need strace
   local call when what ids id calls=(rename flock mkdir symlink)
-  if [[ ${FULL-} ]]; then calls+=(unlink write openat mount socketpair memfd_create unshare rmdir); fi
+  if [[ ${FULL-} ]]; then
+    calls+=(unlink write openat mount socketpair memfd_create unshare rmdir)
+  fi
   own_state
   for call in "${calls[@]}"; do
     for when in 1 2; do
       for what in error=EIO signal=KILL; do
-        timeout -k 5 "$patience" strace -f -qq -o trace -e "trace=$call" -e "inject=$call:$what:when=$when" \
+        timeout -k 5 "$patience" strace -f -qq -o trace -e "trace=$call" \
+          -e "inject=$call:$what:when=$when" \
           "${mydocker[@]}" run --name f /bin/true >said 2>&1 || :
         unlike "$(<said)" 'Traceback|bug in mydocker'
         ids=$(ls state/running 2>/dev/null || :)
@@ -3085,7 +3298,8 @@ test_faults() { # life: a system call that fails, or a kill at it, leaves nothin
 
 # ── 15. Living with them ───────────────────────────────────────────────────
 
-test_detach() { # life: run -d prints the id when the command runs, and its monitor keeps nothing of the caller's
+test_detach() { # life: run -d prints the id when the command runs,
+  # and its monitor keeps nothing of the caller's
   local monitor fd
   own_state
   exec 9<"$scratch"
@@ -3112,7 +3326,8 @@ test_detach() { # life: run -d prints the id when the command runs, and its moni
   is "$(find state/containers state/running state/names -mindepth 1)" ''
 }
 
-test_detach_fails() { # life: a command that can't start fails run -d as it fails run, and nothing stays
+test_detach_fails() { # life: a command that can't start fails run -d as it fails run,
+  # and nothing stays
   own_state
   fails 127 'exec, on /no/such: no such file' run -d --name x /no/such
   fails 127 'exec, on nothing: executable file not found' run -d --rootfs / nothing
@@ -3123,7 +3338,8 @@ test_detach_fails() { # life: a command that can't start fails run -d as it fail
   wait_for eval '[[ ! $(ls state/containers) ]]'
 }
 
-test_exec() { # exec: joins all namespaces and takes arguments, status, input, environment, user and directory
+test_exec() { # exec: joins all namespaces and takes arguments, status, input, environment,
+  # user and directory
   local kind pid
   own_state
   background --name e -e A=1 --hostname h /bin/sh -c 'exec sleep 1000'
@@ -3140,11 +3356,13 @@ test_exec() { # exec: joins all namespaces and takes arguments, status, input, e
   run 137 exec e /bin/sh -c 'kill -9 $$'
   run 127 exec e nothing
   run 126 exec e /etc
-  run 0 exec -e B=2 -e A=3 -w /usr -u 1234:5678 e /bin/sh -c 'echo $A $B $PWD $(id -u) $(id -g) $(hostname) "$1"' sh ' two  words'
+  run 0 exec -e B=2 -e A=3 -w /usr -u 1234:5678 e \
+    /bin/sh -c 'echo $A $B $PWD $(id -u) $(id -g) $(hostname) "$1"' sh ' two  words'
   is "$out" '3 2 /usr 1234 5678 h  two  words'
   is "$(echo input | "${mydocker[@]}" exec -i e /bin/cat)" input
   is "$(echo input | "${mydocker[@]}" exec e /bin/cat)" ''
-  tty 5 '^31 97$' '' '[#$] $' $'test -t 0 && stty size; exit 5\r' -- bash -c 'stty rows 31 cols 97; stty size; "$@" exec -it e /bin/sh' bash "${mydocker[@]}"
+  tty 5 '^31 97$' '' '[#$] $' $'test -t 0 && stty size; exit 5\r' -- bash -c 'stty rows 31 cols 97;
+      stty size; "$@" exec -it e /bin/sh' bash "${mydocker[@]}"
   like "$out" $'exit 5\n31 97'
   fails 125 'chdir|workdir' exec -w /no/such e /bin/true
   fails 125 'exec: it takes' exec e
@@ -3154,7 +3372,8 @@ test_exec() { # exec: joins all namespaces and takes arguments, status, input, e
   fails 125 'on nobody: no such container' exec nobody /bin/true
 }
 
-test_exec_closed() { # exec: a pid that was used again, or a namespace that can't be joined, runs nothing at all
+test_exec_closed() { # exec: a pid that was used again, or a namespace that can't be joined,
+  # runs nothing at all
   own_state
   background --name e /bin/sleep 1000
   run 0 kill -s KILL e
@@ -3179,7 +3398,8 @@ PYTHON
   fails 125 "join: it can't be typed" join
 }
 
-test_exec_hidden() { # exec: CVE-2016-9962, CVE-2024-21626: who joins can't be looked into and brings no descriptor
+test_exec_hidden() { # exec: CVE-2016-9962, CVE-2024-21626: who joins can't be looked into and
+  # brings no descriptor
   local seen
   own_state
   background --name e /bin/sh -c 'while :; do for p in /proc/[0-9]*; do case $p in /proc/1 | /proc/$$) ;; *)
@@ -3200,8 +3420,10 @@ test_exec_hidden() { # exec: CVE-2016-9962, CVE-2024-21626: who joins can't be l
 test_stop() { # life: stop sends the stop signal, waits, kills, and returns when all is swept
   local begin=$SECONDS
   own_state
-  background --name a /bin/sh -c 'trap "echo term; exit 3" TERM; echo ready; while :; do sleep 0.05; done'
-  background --name b --stop-signal USR1 /bin/sh -c 'trap "echo usr1; exit 4" USR1; echo ready; while :; do sleep 0.05; done'
+  background --name a /bin/sh -c 'trap "echo term; exit 3" TERM; echo ready; while :; do sleep 0.05;
+      done'
+  background --name b --stop-signal USR1 /bin/sh -c 'trap "echo usr1; exit 4" USR1; echo ready;
+      while :; do sleep 0.05; done'
   background --name c --stop-timeout 0 /bin/sleep 1000 # PID 1 without a handler
   wait_for said a ready
   wait_for said b ready
@@ -3223,7 +3445,8 @@ test_stop() { # life: stop sends the stop signal, waits, kills, and returns when
 
 test_start() { # life: start and restart bring a container back with its root and configuration
   make_image "t$n:1"
-  background --name s -e A=1 -v "v$n:/v" "t$n:1" /bin/sh -c 'echo x >>/v/runs; echo "run $(cat /v/runs /here 2>/dev/null)" $A; touch /here; exec sleep 1000'
+  background --name s -e A=1 -v "v$n:/v" "t$n:1" /bin/sh -c 'echo x >>/v/runs;
+      echo "run $(cat /v/runs /here 2>/dev/null)" $A; touch /here; exec sleep 1000'
   wait_for said s 'run x 1'
   run 0 start s # it runs: nothing happens
   run 0 stop -t 0 s
@@ -3239,7 +3462,8 @@ test_start() { # life: start and restart bring a container back with its root an
   run 0 rm f
 }
 
-test_restart_policy() { # life: --restart starts a container again, as often as it should and until it's stopped
+test_restart_policy() { # life: --restart starts a container again,
+  # as often as it should and until it's stopped
   own_state
   background --name a --restart on-failure:2 /bin/sh -c 'echo run; exit 3'
   run 0 wait a
@@ -3255,7 +3479,8 @@ test_restart_policy() { # life: --restart starts a container again, as often as 
   run 0 wait b
   run 0 logs b
   is "$out" run
-  background --name c --restart always -v "$PWD:/mnt" /bin/sh -c 'echo run; [ ! -e /mnt/stay ] || exec sleep 1000'
+  background --name c --restart always -v "$PWD:/mnt" \
+    /bin/sh -c 'echo run; [ ! -e /mnt/stay ] || exec sleep 1000'
   wait_for eval '[[ $("${mydocker[@]}" logs c | wc -l) -ge 3 ]]'
   touch stay
   wait_for eval '[[ $(state_of c) == running ]] && "${mydocker[@]}" top c | grep -q sleep'
@@ -3287,7 +3512,8 @@ test_kill() { # life: kill sends PID 1 any signal, and says when there's nobody 
   fails 125 '--signal, on NONE: there is no such signal' kill -s NONE k
 }
 
-test_pause() { # life: pause freezes all processes, unpause lets them go on; a paused one can be stopped
+test_pause() { # life: pause freezes all processes, unpause lets them go on;
+  # a paused one can be stopped
   own_state
   background --name p /bin/sh -c 'while :; do echo x; sleep 0.01; done'
   wait_for said p x
@@ -3315,7 +3541,8 @@ test_pause() { # life: pause freezes all processes, unpause lets them go on; a p
 
 test_wait() { # life: wait blocks until each has ended, and prints its status, of removed ones too
   own_state
-  background --name w --rm -v "$PWD:/mnt" /bin/sh -c 'until [ -e /mnt/go ]; do sleep 0.05; done; exit 5'
+  background --name w --rm -v "$PWD:/mnt" /bin/sh -c 'until [ -e /mnt/go ]; do sleep 0.05; done;
+      exit 5'
   background --name x /bin/sh -c 'exit 6'
   "${mydocker[@]}" wait w x >got &
   wait_for eval 'readlink /proc/$!/fd/* | grep -q "/lock$"'
@@ -3398,13 +3625,15 @@ test_rm_force() { # images: rm -f ends a running container, also one that remove
 
 # ── 16. Volumes and cp ─────────────────────────────────────────────────────
 
-test_bind_mounts() { # volumes: -v shows directories and files of the host's; a directory that isn't there is made
+test_bind_mounts() { # volumes: -v shows directories and files of the host's;
+  # a directory that isn't there is made
   mkdir dir
   echo one >dir/file
   echo two >single
   make_image "t$n:1"
   run 0 run --rm -v "$PWD/dir:/a/b" -v ./single:/etc/single -v "$PWD/made/deep:/made" "t$n:1" \
-    /bin/sh -c 'cat /a/b/file /etc/single; echo three >>/etc/single; echo four >/made/file; rm /a/b/file'
+    /bin/sh -c 'cat /a/b/file /etc/single; echo three >>/etc/single; echo four >/made/file;
+      rm /a/b/file'
   is "$out" $'one\ntwo'
   is "$(<single)" $'two\nthree'
   is "$(<made/deep/file)" four
@@ -3414,7 +3643,8 @@ test_bind_mounts() { # volumes: -v shows directories and files of the host's; a 
   fails 125 '' run --rm -v '' "t$n:1" /bin/sh -c :
 }
 
-test_bind_over_wrong_kind() { # volumes: a file over a directory, or the other way, is an error that names the place
+test_bind_over_wrong_kind() { # volumes: a file over a directory, or the other way,
+  # is an error that names the place
   echo file >file
   mkdir dir
   make_image "t$n:1"
@@ -3426,11 +3656,14 @@ test_read_only_volume() { # volumes: ro really is, for what is mounted below as 
   mkdir dir
   make_image "t$n:1"
   # shellcheck disable=SC2016 # the inner shell
-  unshare -m bash -ec 'mkdir dir/inner; mount -t tmpfs inner dir/inner; "$@"' bash "${mydocker[@]}" run --rm -v "$PWD/dir:/v:ro" -v "n$n:/w:ro" \
-    "t$n:1" /bin/sh -c 'for d in /v /v/inner /w; do touch $d/x && echo $d; done; [ -d /v/inner ] && echo seen' >out 2>err
+  unshare -m bash -ec 'mkdir dir/inner; mount -t tmpfs inner dir/inner; "$@"' bash \
+    "${mydocker[@]}" run --rm -v "$PWD/dir:/v:ro" -v "n$n:/w:ro" \
+    "t$n:1" /bin/sh -c 'for d in /v /v/inner /w; do touch $d/x && echo $d; done;
+      [ -d /v/inner ] && echo seen' >out 2>err
   is "$(<out)" seen
   is "$(grep -c 'ead-only' err)" 3
-  run 1 run --rm --mount "type=bind,source=$PWD/dir,target=/v,readonly" "t$n:1" /bin/sh -c 'rmdir /v/inner || exit 1'
+  run 1 run --rm --mount "type=bind,source=$PWD/dir,target=/v,readonly" "t$n:1" \
+    /bin/sh -c 'rmdir /v/inner || exit 1'
   [[ -d dir/inner ]]
 }
 
@@ -3438,7 +3671,8 @@ test_mount_option() { # volumes: --mount says the same in words, and refuses wha
   mkdir dir
   echo one >dir/file
   make_image "t$n:1"
-  run 0 run --rm --mount "type=bind,src=$PWD/dir,dst=/a" --mount "type=volume,source=v$n,target=/b" --mount type=volume,target=/c \
+  run 0 run --rm --mount "type=bind,src=$PWD/dir,dst=/a" \
+    --mount "type=volume,source=v$n,target=/b" --mount type=volume,target=/c \
     "t$n:1" /bin/sh -c 'cat /a/file; touch /b/x /c/x'
   is "$out" one
   run 0 volume ls -q
@@ -3450,14 +3684,16 @@ test_mount_option() { # volumes: --mount says the same in words, and refuses wha
   fails 125 'target' run --rm --mount "type=bind,source=$PWD/dir" "t$n:1" /bin/sh -c :
 }
 
-test_named_volume() { # volumes: a named volume is filled from the image at first, then stays as it is
+test_named_volume() { # volumes: a named volume is filled from the image at first,
+  # then stays as it is
   small_root root
   mkdir root/data
   echo image >root/data/file
   chown 12:34 root/data
   chmod 2750 root/data
   make_image "t$n:1"
-  run 0 run --rm -v "v$n:/data" "t$n:1" /bin/sh -c 'cat /data/file; ls -ldn /data; echo mine >/data/file; touch /data/new'
+  run 0 run --rm -v "v$n:/data" "t$n:1" /bin/sh -c 'cat /data/file; ls -ldn /data;
+      echo mine >/data/file; touch /data/new'
   like "$out" $'^image\ndrwxr-s--- +2 12 +34 '
   run 0 run --rm -v "v$n:/data" "t$n:1" /bin/sh -c 'cat /data/file; ls /data'
   is "$out" $'mine\nfile\nnew'
@@ -3501,7 +3737,8 @@ test_volumes_untouched() { # volumes: removing a container touches no byte of wh
   run 0 run --rm -v "v$n:/v" "t$n:1" /bin/sh -c 'echo named >/v/file'
   listing dir single "$MYDOCKER_ROOT/volumes/v$n" >before
   for how in rm 'rm -v' 'rm -f' 'rm -f -v'; do
-    start run --name "c$n" -v "$PWD/dir:/dir" -v "$PWD/single:/single" -v "v$n:/v" -v "$PWD/dir/sub:/v/sub" "t$n:1" \
+    start run --name "c$n" -v "$PWD/dir:/dir" -v "$PWD/single:/single" -v "v$n:/v" \
+      -v "$PWD/dir/sub:/v/sub" "t$n:1" \
       /bin/sh -c 'echo ready; [ "$1" ] || exec sleep 1000' sh "${how/rm -f*/}"
     wait_for has out ready
     if [[ $how == rm\ -f* ]]; then fails 125 "c$n" rm "c$n"; else ended 0; fi
@@ -3569,7 +3806,8 @@ test_cp() { # cp: files and trees go both ways, running or stopped
   rich_root rich
   tree_of rich >want
   for state in running stopped; do
-    start run --name "c$n" "t$n:1" /bin/sh -c 'echo inside >/tmp/inside; echo ready; [ "$1" = stopped ] || exec sleep 1000' sh "$state"
+    start run --name "c$n" "t$n:1" /bin/sh -c 'echo inside >/tmp/inside; echo ready;
+        [ "$1" = stopped ] || exec sleep 1000' sh "$state"
     wait_for has out ready
     [[ $state == running ]] || ended 0
     run 0 cp "c$n:/tmp/inside" "$PWD/got"
@@ -3602,7 +3840,8 @@ test_cp_volumes() { # cp: what is mounted in a container can be copied, running 
   mkdir host
   echo host >host/file
   make_image "t$n:1"
-  start run --name "c$n" -v "$PWD/host:/bind" -v "v$n:/named" "t$n:1" /bin/sh -c 'echo named >/named/file; echo ready; exec sleep 1000'
+  start run --name "c$n" -v "$PWD/host:/bind" -v "v$n:/named" "t$n:1" \
+    /bin/sh -c 'echo named >/named/file; echo ready; exec sleep 1000'
   wait_for has out ready
   run 0 cp "c$n:/bind/file" "$PWD/one"
   run 0 cp "c$n:/named/file" "$PWD/two"
@@ -3617,7 +3856,8 @@ test_cp_volumes() { # cp: what is mounted in a container can be copied, running 
 test_cp_read_only() { # cp: nothing is copied into a read-only volume or root
   mkdir host
   make_image "t$n:1"
-  start run --name "c$n" --read-only -v "$PWD/host:/v:ro" "t$n:1" /bin/sh -c 'echo ready; exec sleep 1000'
+  start run --name "c$n" --read-only -v "$PWD/host:/v:ro" "t$n:1" \
+    /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
   echo x >x
   fails 125 . cp x "c$n:/v/x"
@@ -3627,7 +3867,8 @@ test_cp_read_only() { # cp: nothing is copied into a read-only volume or root
   ended 137
 }
 
-test_cp_links() { # cp: a link in the container leads to nothing of the host's, nor changes its modes, CVE-2021-41089
+test_cp_links() { # cp: a link in the container leads to nothing of the host's,
+  # nor changes its modes, CVE-2021-41089
   local path state
   make_canary
   make_image "t$n:1"
@@ -3638,7 +3879,8 @@ test_cp_links() { # cp: a link in the container leads to nothing of the host's, 
     wait_for has out ready
     [[ $state == running ]] || ended 0
     echo bad >bad
-    for path in /tmp/abs/file /tmp/up/file /tmp/to "/tmp/magic$PWD/canary/file" "/../../../../../..$PWD/canary/file"; do
+    for path in /tmp/abs/file /tmp/up/file /tmp/to "/tmp/magic$PWD/canary/file" \
+      "/../../../../../..$PWD/canary/file"; do
       rm -rf got
       timeout -k 5 "$patience" "${mydocker[@]}" cp "c$n:$path" "$PWD/got" || is "$?" 125
       [[ ! -e got || -L got ]]
@@ -3680,14 +3922,16 @@ test_cp_race() { # cp: safe against a container that swaps links under it, CVE-2
   ended 137
 }
 
-test_cp_runs_nothing() { # cp: no program, library or module of the container's is loaded, CVE-2019-14271
+test_cp_runs_nothing() { # cp: no program, library or module of the container's is loaded,
+  # CVE-2019-14271
   need strace
   local place
   small_root root
   make_image "t$n:1"
   run 0 run --name "c$n" "t$n:1" /bin/sh -c 'for d in /lib /usr/lib /etc; do mkdir -p $d; echo bad >$d/libnss_files.so.2; done
     echo passwd: bad >/etc/nsswitch.conf; echo text >/tmp/file'
-  strace -f -qq -o trace -e trace=execve,open,openat,openat2 "${mydocker[@]}" cp "c$n:/tmp/file" "$PWD"
+  strace -f -qq -o trace -e trace=execve,open,openat,openat2 "${mydocker[@]}" cp "c$n:/tmp/file" \
+    "$PWD"
   is "$(<file)" text
   has trace 'openat2?\('
   for place in nsswitch.conf libnss; do
@@ -3699,7 +3943,8 @@ test_cp_runs_nothing() { # cp: no program, library or module of the container's 
 
 # ── 17. Tar ────────────────────────────────────────────────────────────────
 
-test_import_compressions() { # images: tar, tar.gz and tar.xz, from a file or stdin, give one and the same layer
+test_import_compressions() { # images: tar, tar.gz and tar.xz, from a file or stdin,
+  # give one and the same layer
   local file digest
   own_state
   rich_root root
@@ -3732,7 +3977,8 @@ test_import_zstd() { # images: zstd is read where Python can, else refused by na
   fi
 }
 
-test_import_cut_off() { # images: an archive that breaks off anywhere is refused, and nothing of it is kept
+test_import_cut_off() { # images: an archive that breaks off anywhere is refused,
+  # and nothing of it is kept
   local size part
   own_state
   mkdir root
@@ -3751,7 +3997,8 @@ test_import_cut_off() { # images: an archive that breaks off anywhere is refused
   run 125 inspect "t$n"
 }
 
-test_hostile_layers() { # images: no name and no link in a layer leads out of it, CVE-2014-9356, CVE-2014-9357, CVE-2007-4559
+test_hostile_layers() { # images: no name and no link in a layer leads out of it, CVE-2014-9356,
+  # CVE-2014-9357, CVE-2007-4559
   local status members list
   own_state
   make_canary
@@ -3786,7 +4033,8 @@ test_hostile_layers() { # images: no name and no link in a layer leads out of it
 END
 }
 
-test_hostile_long_paths() { # images: links that are longer in full than PATH_MAX are no way out, CVE-2024-12718, CVE-2025-4138, CVE-2025-4330, CVE-2025-4435, CVE-2025-4517
+test_hostile_long_paths() { # images: links that are longer in full than PATH_MAX are no way out,
+  # CVE-2024-12718, CVE-2025-4138, CVE-2025-4330, CVE-2025-4435, CVE-2025-4517
   own_state
   make_canary
   "$PYTHON" -I - hostile.tar "$PWD/canary" <<'PYTHON'
@@ -3815,7 +4063,8 @@ PYTHON
   canary_lives
 }
 
-test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it, CVE-2014-6407, CVE-2014-6408
+test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it,
+  # CVE-2014-6407, CVE-2014-6408
   make_canary
   own_state
   "$PYTHON" -I - "$PWD/canary" <<'PYTHON'
@@ -3879,7 +4128,8 @@ for number, (name, kind, headers) in enumerate((
         tar.addfile(info, io.BytesIO(b"bad"))
 PYTHON
   for file in h??.tar; do
-    timeout -k 5 "$patience" "${mydocker[@]}" import "$file" "t$n:h" >out 2>err && is "$file" 'refused'
+    timeout -k 5 "$patience" "${mydocker[@]}" import "$file" "t$n:h" >out 2>err &&
+      is "$file" 'refused'
     err=$(<err)
     one_line .
     unlike "$err" $'\e'
@@ -3903,7 +4153,8 @@ test_sparse_layers() { # images: a file of 10 GB without data takes no space, in
   mkdir s
   truncate -s 10G s/big
   echo end >>s/big
-  for form in gnu 'pax --sparse-version=0.0' 'pax --sparse-version=0.1' 'pax --sparse-version=1.0'; do
+  for form in gnu 'pax --sparse-version=0.0' 'pax --sparse-version=0.1' \
+    'pax --sparse-version=1.0'; do
     # shellcheck disable=SC2086 # two words
     tar --format=$form -S -C s -cf a.tar .
     run 0 import a.tar "t$n:1"
@@ -3931,7 +4182,8 @@ test_odd_names() { # images: names that are long or no UTF-8 come through, at an
 
 # ── 18. The store ──────────────────────────────────────────────────────────
 
-test_load_wrong_digest() { # images: a blob that isn't what its digest says is refused, and nothing is kept
+test_load_wrong_digest() { # images: a blob that isn't what its digest says is refused,
+  # and nothing is kept
   local blob
   make_image "t$n:1"
   run 0 save --format oci -o a.tar "t$n:1"
@@ -3949,7 +4201,8 @@ with open(sys.argv[1], "r+b") as f: f.seek(-9, 2); c = f.read(1); f.seek(-9, 2);
   run 0 load -i layout
 }
 
-test_load_ambiguous_document() { # images: a document that is manifest and index at once is refused, CVE-2021-41190
+test_load_ambiguous_document() { # images: a document that is manifest and index at once is refused,
+  # CVE-2021-41190
   local digest
   own_state
   mkdir -p l/blobs/sha256
@@ -3965,7 +4218,8 @@ test_load_ambiguous_document() { # images: a document that is manifest and index
   fails 125 'digest' load -i l
 }
 
-test_config_nonsense() { # images: a config that makes no sense is refused in one line, CVE-2021-21285
+test_config_nonsense() { # images: a config that makes no sense is refused in one line,
+  # CVE-2021-21285
   local json got
   make_image "t$n:1"
   cp -a state good
@@ -3978,7 +4232,8 @@ test_config_nonsense() { # images: a config that makes no sense is refused in on
       continue
     fi
     got=0
-    timeout -k 5 "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c : >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
+    timeout -k 5 "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c : >"$scratch/stdout" \
+      2>"$scratch/stderr" || got=$?
     read_output
     ((got == 0)) || one_line .
     unlike "$err" Traceback
@@ -3994,7 +4249,8 @@ test_config_nonsense() { # images: a config that makes no sense is refused in on
 END
 }
 
-test_tag_rmi() { # images: an image goes with its last name, a layer with the last image that needs it
+test_tag_rmi() { # images: an image goes with its last name,
+  # a layer with the last image that needs it
   local first
   make_image "t$n:1"
   layer_of "t$n:1"
@@ -4031,7 +4287,8 @@ test_rmi_used() { # images: an image that a container uses stays, with its layer
 
 test_rmi_force_running() { # images: not even rmi -f takes the layers from under a container
   make_image "t$n:1"
-  start run --name "c$n" "t$n:1" /bin/sh -c 'echo ready; while [ ! -e /tmp/go ]; do sleep 0.05; done; ls -d /bin/sh /etc'
+  start run --name "c$n" "t$n:1" /bin/sh -c 'echo ready; while [ ! -e /tmp/go ]; do sleep 0.05;
+      done; ls -d /bin/sh /etc'
   wait_for has out ready
   layer_of "t$n:1"
   timeout -k 5 "$patience" "${mydocker[@]}" rmi -f "t$n:1" || : # refused, or only the name goes
@@ -4045,7 +4302,8 @@ test_rmi_force_running() { # images: not even rmi -f takes the layers from under
   run 0 rm "c$n"
 }
 
-test_images_table() { # images: images shows a row for each name, -q ids alone; inspect has what docker's has
+test_images_table() { # images: images shows a row for each name, -q ids alone;
+  # inspect has what docker's has
   make_image "t$n/x:1"
   id_of "t$n/x:1"
   run 0 images
@@ -4081,7 +4339,8 @@ test_imports_at_once() { # images: commands at the same time don't disturb each 
   nothing_half_done
 }
 
-test_import_killed() { # images: an import killed at any moment leaves nothing that the next command doesn't sweep
+test_import_killed() { # images: an import killed at any moment leaves nothing that the next command
+  # doesn't sweep
   local delay
   own_state
   mkdir root
@@ -4142,7 +4401,8 @@ test_import_directory() { # images: import of a directory keeps the tree as it i
   tree_of "$layer" | diff want -
 }
 
-test_import_without_name() { # images: an image without a name goes by its id, or the beginning of it
+test_import_without_name() { # images: an image without a name goes by its id,
+  # or the beginning of it
   local id
   own_state
   small_root root
@@ -4154,19 +4414,23 @@ test_import_without_name() { # images: an image without a name goes by its id, o
   run 125 inspect "$id"
 }
 
-test_import_change() { # images: import --change sets Cmd, Entrypoint, Env, WorkingDir, User and more
+test_import_change() { # images: import --change sets Cmd, Entrypoint, Env, WorkingDir,
+  # User and more
   local want
-  make_image "t$n" --change 'CMD ["a","b c"]' --change 'ENV X=1 Y="2 3"' --change 'ENTRYPOINT echo hi' \
+  make_image "t$n" --change 'CMD ["a","b c"]' --change 'ENV X=1 Y="2 3"' \
+    --change 'ENTRYPOINT echo hi' \
     --change 'WORKDIR /tmp' -c 'USER 5:6' -c 'VOLUME /data' -c 'LABEL k=v' -c 'EXPOSE 80' -c 'STOPSIGNAL SIGINT'
   run 0 inspect "t$n"
-  for want in '"b c"' '"X=1"' '"Y=2 3"' '"echo hi"' '"WorkingDir": "/tmp"' '"User": "5:6"' '"/data": ' '"k": "v"' \
+  for want in '"b c"' '"X=1"' '"Y=2 3"' '"echo hi"' '"WorkingDir": "/tmp"' '"User": "5:6"' \
+    '"/data": ' '"k": "v"' \
     '"80/tcp": ' '"StopSignal": "SIGINT"'; do
     like "$out" "$want"
   done
   fails 125 'FROM x' import --change 'FROM x' root "t$n:2"
 }
 
-test_save_load() { # images: what save writes, load reads back with the same id; the same image gives the same bytes
+test_save_load() { # images: what save writes, load reads back with the same id;
+  # the same image gives the same bytes
   local format want
   make_image "t$n:1"
   id_of "t$n:1"
@@ -4196,7 +4460,8 @@ test_save_several() { # images: several images go into one archive, with all the
   run 0 rmi "t$n/a:1" "t$n/b:2" "t$n/c:3"
   nothing_kept
   run 0 load -i all.tar
-  is "$(sort <<<"$out")" "Loaded image: t$n/a:1"$'\n'"Loaded image: t$n/b:2"$'\n'"Loaded image: t$n/c:3"
+  is "$(sort <<<"$out")" \
+    "Loaded image: t$n/a:1"$'\n'"Loaded image: t$n/b:2"$'\n'"Loaded image: t$n/c:3"
 }
 
 test_load_layout() { # images: load reads an OCI layout, and an archive compressed or from stdin
@@ -4241,7 +4506,8 @@ PYTHON
   is "$out" hello
 }
 
-test_commit() { # images: commit makes a layer of what a container made, changed, deleted and replaced
+test_commit() { # images: commit makes a layer of what a container made, changed,
+  # deleted and replaced
   need overlay
   small_root root
   mkdir root/old root/gone
@@ -4254,7 +4520,8 @@ test_commit() { # images: commit makes a layer of what a container made, changed
   like "$out" '^sha256:[0-9a-f]{64}$'
   run 0 run --rm "t$n:2"
   is "$out" b
-  run 0 run --rm "t$n:2" /bin/sh -c 'cat /new /tmp/hard; ls -d /gone /etc/passwd 2>/dev/null; readlink /link; ls /tmp'
+  run 0 run --rm "t$n:2" /bin/sh -c 'cat /new /tmp/hard; ls -d /gone /etc/passwd 2>/dev/null;
+      readlink /link; ls /tmp'
   is "$out" $'new\nnew\nnowhere\nhard\ntwo words'
   # the same tree as the container's own, which has no mount points left of the other
   run 0 export -o "$PWD/one.tar" "c$n"
@@ -4284,7 +4551,8 @@ test_commit_keeps() { # images: a commit keeps owners, times, xattrs, hard links
   (($(stat -c %b "$layer/rich/sparse") < 1000))
 }
 
-test_commit_without_volumes() { # images: volumes and what is mounted stay out of a commit and of an export
+test_commit_without_volumes() { # images: volumes and what is mounted stay out of a commit and of an
+  # export
   need overlay
   local name
   mkdir host
@@ -4297,7 +4565,9 @@ test_commit_without_volumes() { # images: volumes and what is mounted stay out o
   is "$out" $'/own\n\n/bind:\n\n/mem:\n\n/named:'
   run 0 export -o "$PWD/e.tar" "c$n"
   tar -tf e.tar >names
-  for name in bind/x bind/file named/x mem/x dev/null etc/hosts/x; do has names "^(\./)?$name$" && is "$name" 'left out'; done
+  for name in bind/x bind/file named/x mem/x dev/null etc/hosts/x; do
+    has names "^(\./)?$name$" && is "$name" 'left out'
+  done
   has names '^(\./)?own$'
 }
 
@@ -4356,7 +4626,8 @@ answers() { # answers HOST:PORT: somebody listens there
   { : <"/dev/tcp/${1%:*}/${1#*:}"; } 2>/dev/null
 }
 
-registry() { # registry [HTTP-CONFIG [AUTH-CONFIG]]: Debian's docker-registry with a storage of its own, at $reg
+registry() { # registry [HTTP-CONFIG [AUTH-CONFIG]]: Debian's docker-registry with a storage of its
+  # own, at $reg
   need docker-registry skopeo
   own_state
   reg=127.0.0.1:$(free_port)
@@ -4371,10 +4642,14 @@ YAML
   wait_for answers "$reg"
 }
 
-# front NAME HOST:PORT [KEY=VALUE...]: a reverse proxy before a registry, at $NAME; what it is asked goes to NAME.log, as
-# "METHOD PATH STATUS range=... auth=...".  tokens=N: it wants Bearer tokens, each is good for N requests; user=U:P: only
-# to him.  redirect=HOST:PORT: for blobs.  rate=N: bytes a second.  cut=N: blobs break off after N bytes.  busy=N: 429 to
-# so many requests.  chaos=SEED: all that can go wrong, at random.  dir=DIR: files there come first, FILE.type with them.
+# front NAME HOST:PORT [KEY=VALUE...]: a reverse proxy before a registry, at $NAME;
+# what it is asked goes to NAME.log, as
+# "METHOD PATH STATUS range=... auth=...".  tokens=N: it wants Bearer tokens,
+# each is good for N requests; user=U:P: only
+# to him.  redirect=HOST:PORT: for blobs.  rate=N: bytes a second.  cut=N:
+# blobs break off after N bytes.  busy=N: 429 to
+# so many requests.  chaos=SEED: all that can go wrong, at random.  dir=DIR: files there come first,
+# FILE.type with them.
 front() {
   local -n address=$1
   local name=$1 port
@@ -4474,7 +4749,8 @@ PYTHON
   wait_for answers "$address"
 }
 
-# publish NAME [OPTION...]: an image of podman's, one layer over another, to the registry at $reg; its id is in $id
+# publish NAME [OPTION...]: an image of podman's, one layer over another, to the registry at $reg;
+# its id is in $id
 publish() {
   local - place=$1
   shift
@@ -4484,14 +4760,16 @@ publish() {
     head -c 300000 /dev/urandom >"$scratch/made/root/random"
     echo more >"$scratch/made/more"
     printf 'FROM scratch\nCOPY root /\nCOPY more /more\nENV MADE=here\nCMD ["/bin/sh", "-c", "echo $MADE; cat /more"]\n' >"$scratch/made/Containerfile"
-    "${podman[@]}" build -q --isolation chroot --timestamp 1700000000 -t localhost/made:1 "$scratch/made" >"$scratch/made/id"
+    "${podman[@]}" build -q --isolation chroot --timestamp 1700000000 -t localhost/made:1 \
+      "$scratch/made" >"$scratch/made/id"
     "${podman[@]}" save -q --format oci-archive -o "$scratch/made.tar" localhost/made:1
   fi
   skopeo copy -q --dest-tls-verify=false "$@" "oci-archive:$scratch/made.tar" "docker://$reg/$place"
   id=sha256:$(<"$scratch/made/id")
 }
 
-test_registry_round_trip() { # registry: what podman made is pulled and runs; what is pushed skopeo and podman read, ids and all
+test_registry_round_trip() { # registry: what podman made is pulled and runs;
+  # what is pushed skopeo and podman read, ids and all
   need overlay
   local format made
   registry
@@ -4499,11 +4777,14 @@ test_registry_round_trip() { # registry: what podman made is pulled and runs; wh
     publish "box/made:$format" --format "$format"
     run 0 pull "$reg/box/made:$format"
     like "$out" '^sha256:[0-9a-f]{64}$'
-    is "$out" "$(skopeo inspect --tls-verify=false --format '{{.Digest}}' "docker://$reg/box/made:$format")"
-    like "$err" "$format: pulling from $reg/box/made"$'\n([0-9a-f]{12}: (unpacked|is here), [^\n]*B\n?){2}$'
+    is "$out" \
+      "$(skopeo inspect --tls-verify=false --format '{{.Digest}}' "docker://$reg/box/made:$format")"
+    like "$err" \
+      "$format: pulling from $reg/box/made"$'\n([0-9a-f]{12}: (unpacked|is here), [^\n]*B\n?){2}$'
     [[ $format != oci ]] || made=$id
     id_of "$reg/box/made:$format"
-    is "$id" "$(skopeo inspect --tls-verify=false --raw "docker://$reg/box/made:$format" | grep -oE 'sha256:[0-9a-f]{64}' | head -n 1)"
+    is "$id" "$(skopeo inspect --tls-verify=false --raw "docker://$reg/box/made:$format" |
+      grep -oE 'sha256:[0-9a-f]{64}' | head -n 1)"
     run 0 run --rm "$reg/box/made:$format"
     is "$out" $'here\nmore'
   done
@@ -4512,7 +4793,8 @@ test_registry_round_trip() { # registry: what podman made is pulled and runs; wh
   run 0 run --name "c$n" "$reg/box/made:oci" /bin/sh -c 'echo changed >/more'
   run 0 commit "c$n" "$reg/box/other/name:2"
   run 0 push "$reg/box/other/name:2"
-  is "$out" "$(skopeo inspect --tls-verify=false --format '{{.Digest}}' "docker://$reg/box/other/name:2")"
+  is "$out" "$(skopeo inspect --tls-verify=false --format '{{.Digest}}' \
+    "docker://$reg/box/other/name:2")"
   id_of "$reg/box/other/name:2"
   "${podman[@]}" pull -q --tls-verify=false "$reg/box/other/name:2"
   is "$("${podman[@]}" images --no-trunc -q "$reg/box/other/name:2")" "$id"
@@ -4522,10 +4804,12 @@ test_registry_round_trip() { # registry: what podman made is pulled and runs; wh
   is "$out" $'here\nchanged'
   run 0 tag "$reg/box/made:oci" "$reg/box/made:again"
   run 0 push "$reg/box/made:again"
-  is "$(skopeo inspect --tls-verify=false --raw "docker://$reg/box/made:again" | grep -oE 'sha256:[0-9a-f]{64}' | head -n 1)" "$made"
+  is "$(skopeo inspect --tls-verify=false --raw "docker://$reg/box/made:again" |
+    grep -oE 'sha256:[0-9a-f]{64}' | head -n 1)" "$made"
 }
 
-make_index() { # make_index LAYOUT: its image for amd64, arm64 and arm/v7, each with its name in MADE, under an index called all
+make_index() { # make_index LAYOUT: its image for amd64, arm64 and arm/v7,
+  # each with its name in MADE, under an index called all
   "$PYTHON" -I - "$1" <<'PYTHON'
 import hashlib, json, os, sys
 os.chdir(sys.argv[1])
@@ -4553,7 +4837,8 @@ json.dump(top, open("index.json", "w"))
 PYTHON
 }
 
-test_registry_platforms() { # registry: of an index the image for this machine comes, or the one that --platform names
+test_registry_platforms() { # registry: of an index the image for this machine comes,
+  # or the one that --platform names
   need overlay
   local name index
   registry
@@ -4565,7 +4850,8 @@ test_registry_platforms() { # registry: of an index the image for this machine c
   skopeo copy -q --all --dest-tls-verify=false oci:layout:all "docker://$reg/box/many:1"
   run 0 pull "$reg/box/many:1"
   index=$out
-  is "$index" "sha256:$(skopeo inspect --raw --tls-verify=false "docker://$reg/box/many:1" | sha256sum | cut -d' ' -f1)"
+  is "$index" "sha256:$(skopeo inspect --raw --tls-verify=false "docker://$reg/box/many:1" |
+    sha256sum | cut -d' ' -f1)"
   [[ $(uname -m) != x86_64 ]] || { run 0 run --rm "$reg/box/many:1"; is "$out" amd64; }
   for name in arm64:arm64/v8 arm/v7:arm/v7; do
     run 0 pull -q --platform "linux/${name%:*}" "$reg/box/many:1"
@@ -4574,7 +4860,8 @@ test_registry_platforms() { # registry: of an index the image for this machine c
     run 0 inspect -f '{{.Config.Env}}' "$reg/box/many:1"
     is "$out" "[\"MADE=${name#*:}\"]"
   done
-  fails 125 'not for linux/s390x: arm64/v8, amd64, arm/v7' pull --platform linux/s390x "$reg/box/many:1"
+  fails 125 'not for linux/s390x: arm64/v8, amd64, arm/v7' pull --platform linux/s390x \
+    "$reg/box/many:1"
   fails 125 'not for windows/amd64: arm64/v8, amd64' pull --platform windows/amd64 "$reg/box/many:1"
   skopeo copy -q --dest-tls-verify=false oci-archive:a.tar "docker://$reg/box/one:1"
   fails 125 'not for linux/s390x' pull --platform linux/s390x "$reg/box/one:1"
@@ -4589,7 +4876,8 @@ test_registry_platforms() { # registry: of an index the image for this machine c
   fails 125 "'Many' can't stand there" pull "$reg/Many:1"
 }
 
-test_registry_layers() { # registry: 60 layers come, each once, and zstd where the Python reads it, else nothing is fetched
+test_registry_layers() { # registry: 60 layers come, each once, and zstd where the Python reads it,
+  # else nothing is fetched
   need overlay
   registry
   front door "$reg"
@@ -4598,7 +4886,8 @@ test_registry_layers() { # registry: 60 layers come, each once, and zstd where t
   mkdir layout
   tar -C layout -xf a.tar
   add_layers layout 59
-  skopeo copy -q --dest-tls-verify=false "oci:layout:docker.io/library/t$n:1" "docker://$reg/box/tall:1"
+  skopeo copy -q --dest-tls-verify=false "oci:layout:docker.io/library/t$n:1" \
+    "docker://$reg/box/tall:1"
   run 0 rmi "t$n:1"
   run 0 pull "$door/box/tall:1"
   is "$(grep -c unpacked <<<"$err")" 60
@@ -4612,7 +4901,8 @@ test_registry_layers() { # registry: 60 layers come, each once, and zstd where t
   make_image "t$n:2"
   run 0 save --format oci -o b.tar "t$n:2"
   run 0 rmi "t$n:2"
-  skopeo copy -q --dest-tls-verify=false --dest-compress-format zstd oci-archive:b.tar "docker://$reg/box/tall:zstd"
+  skopeo copy -q --dest-tls-verify=false --dest-compress-format zstd oci-archive:b.tar \
+    "docker://$reg/box/tall:zstd"
   : >door.log
   if "$PYTHON" -c 'import compression.zstd' 2>/dev/null; then
     run 0 pull "$door/box/tall:zstd"
@@ -4625,12 +4915,14 @@ test_registry_layers() { # registry: 60 layers come, each once, and zstd where t
 
 HTPASSWD='user:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a' # secret
 
-test_registry_login() { # registry: user and password come from login, config.json or a helper, and are checked
+test_registry_login() { # registry: user and password come from login, config.json or a helper,
+  # and are checked
   echo "$HTPASSWD" >htpasswd
   registry '' "auth: {htpasswd: {realm: box, path: $PWD/htpasswd}}"
   export DOCKER_CONFIG=$PWD/docker
   publish box/made:1 --dest-creds user:secret
-  fails 125 "$reg, on box/made/manifests/1: 401 Unauthorized.*hint: mydocker login $reg" pull "$reg/box/made:1"
+  fails 125 "$reg, on box/made/manifests/1: 401 Unauthorized.*hint: mydocker login $reg" pull \
+    "$reg/box/made:1"
   echo wrong >word
   got=0; "${mydocker[@]}" login -u user --password-stdin "$reg" <word 2>err || got=$?
   is "$got" 125
@@ -4650,7 +4942,8 @@ test_registry_login() { # registry: user and password come from login, config.js
   has docker/config.json '"other:1"'
   fails 125 401 pull "$reg/box/made:1"
   mkdir bin
-  printf '#!/bin/sh\nread server; echo "$1 $server" >>%s/asked\necho %s\n' "$PWD" '{\"Username\": \"user\", \"Secret\": \"secret\"}' >bin/docker-credential-box
+  printf '#!/bin/sh\nread server; echo "$1 $server" >>%s/asked\necho %s\n' "$PWD" \
+    '{\"Username\": \"user\", \"Secret\": \"secret\"}' >bin/docker-credential-box
   chmod 755 bin/docker-credential-box
   echo "{\"credHelpers\": {\"$reg\": \"box\"}}" >docker/config.json
   PATH=$PWD/bin:$PATH run 0 pull -q "$reg/box/made:1"
@@ -4665,7 +4958,8 @@ test_registry_login() { # registry: user and password come from login, config.js
   HOME=$PWD/home run 0 pull -q "$reg/box/made:1"
 }
 
-test_registry_tokens() { # registry: tokens are fetched, and again when they expire; the password goes to their server only
+test_registry_tokens() { # registry: tokens are fetched, and again when they expire;
+  # the password goes to their server only
   registry
   publish box/made:1
   front door "$reg" tokens=2
@@ -4683,7 +4977,8 @@ test_registry_tokens() { # registry: tokens are fetched, and again when they exp
   is "$(grep 'auth=Basic' gate.log | grep -v '^GET /token')" ''
 }
 
-test_registry_redirect() { # registry: who is redirected to sees no Authorization, even if he asks for it
+test_registry_redirect() { # registry: who is redirected to sees no Authorization,
+  # even if he asks for it
   registry
   publish box/made:1
   front store "$reg"
@@ -4700,17 +4995,22 @@ test_registry_redirect() { # registry: who is redirected to sees no Authorizatio
   unlike "$(<thief.log)" 'auth=.'
 }
 
-test_registry_tls() { # registry: its certificate must be good: by --cacert, by SSL_CERT_FILE, or --insecure
+test_registry_tls() { # registry: its certificate must be good: by --cacert, by SSL_CERT_FILE,
+  # or --insecure
   need openssl
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.crt
-  openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=box -keyout key -out csr
-  openssl x509 -req -in csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -out crt -extfile <(echo subjectAltName=IP:127.0.0.1)
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
+    -subj /CN=authority -keyout ca.key -out ca.crt
+  openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=box -keyout key \
+    -out csr
+  openssl x509 -req -in csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -out crt \
+    -extfile <(echo subjectAltName=IP:127.0.0.1)
   registry "tls: {certificate: $PWD/crt, key: $PWD/key}"
   publish box/made:1
   fails 125 'certificate verify failed.*hint: --cacert' pull "$reg/box/made:1"
   fails 125 '^mydocker: --cacert, on none: no such file' pull --cacert none "$reg/box/made:1"
   run 0 pull -q --cacert ca.crt "$reg/box/made:1"
-  fails 125 "doesn't match|mismatch|not valid for" pull --cacert ca.crt "localhost:${reg#*:}/box/made:1"
+  fails 125 "doesn't match|mismatch|not valid for" pull --cacert ca.crt \
+    "localhost:${reg#*:}/box/made:1"
   SSL_CERT_FILE=$PWD/ca.crt run 0 pull -q "$reg/box/made:1"
   run 0 pull -q --insecure "localhost:${reg#*:}/box/made:1"
   run 0 run --rm --pull always --cacert ca.crt "$reg/box/made:1"
@@ -4718,7 +5018,8 @@ test_registry_tls() { # registry: its certificate must be good: by --cacert, by 
   run 0 push --cacert ca.crt "$reg/box/new:1"
 }
 
-test_registry_proxy() { # registry: HTTP(S)_PROXY and NO_PROXY count, for loopback none does; no plain http elsewhere without --insecure
+test_registry_proxy() { # registry: HTTP(S)_PROXY and NO_PROXY count, for loopback none does;
+  # no plain http elsewhere without --insecure
   registry
   publish box/made:1
   front proxy "$reg"
@@ -4729,12 +5030,14 @@ test_registry_proxy() { # registry: HTTP(S)_PROXY and NO_PROXY count, for loopba
   http_proxy=http://$proxy run 0 pull -q --insecure box.test/box/made:1
   has proxy.log '^HEAD /v2/box/made/manifests/1 200'
   : >proxy.log
-  http_proxy=http://$proxy no_proxy=box.test fails 125 'box.test' pull --insecure box.test/box/made:1
+  http_proxy=http://$proxy no_proxy=box.test fails 125 'box.test' pull \
+    --insecure box.test/box/made:1
   [[ ! -s proxy.log ]]
   https_proxy=http://$proxy fails 125 'box.test' pull box.test/box/made:1
 }
 
-test_registry_mirrors() { # registry: mirrors are asked first for docker.io's images, and for no others; what fails is passed over
+test_registry_mirrors() { # registry: mirrors are asked first for docker.io's images,
+  # and for no others; what fails is passed over
   local dead
   registry
   publish library/made:1
@@ -4751,7 +5054,8 @@ test_registry_mirrors() { # registry: mirrors are asked first for docker.io's im
   run 0 rmi made:1
   front holes "$reg" cut=1000
   run 0 pull -q --registry-mirror "$holes" --registry-mirror "$door" made:1
-  fails 125 'registry index.docker.io, on library/none/manifests/latest: .*refused' pull --registry-mirror "$door" none
+  fails 125 'registry index.docker.io, on library/none/manifests/latest: .*refused' pull \
+    --registry-mirror "$door" none
   : >door.log
   MYDOCKER_MIRRORS=$door run 0 pull -q "$reg/box/made:1"
   [[ ! -s door.log ]]
@@ -4765,7 +5069,8 @@ part_over() { # part_over BYTES
   (($(part_size) + 0 > $1))
 }
 
-test_registry_resume() { # registry: a connection that breaks is made again from there, by the next pull too; none comes twice
+test_registry_resume() { # registry: a connection that breaks is made again from there,
+  # by the next pull too; none comes twice
   need overlay
   local size front_pid
   registry
@@ -4805,16 +5110,20 @@ test_registry_resume() { # registry: a connection that breaks is made again from
   is "$(ls state/images/pulls)" ''
 }
 
-test_registry_once() { # registry: pulls at the same time fetch no layer twice, and each has the image
+test_registry_once() { # registry: pulls at the same time fetch no layer twice,
+  # and each has the image
   local number
   registry
   publish box/made:1
   front slow "$reg" rate=1000000
-  for number in 1 2 3; do "${mydocker[@]}" pull -q "$slow/box/made:1" >"out$number" 2>&1 & pids[number]=$!; done
+  for number in 1 2 3; do
+    "${mydocker[@]}" pull -q "$slow/box/made:1" >"out$number" 2>&1 & pids[number]=$!
+  done
   wait "${pids[@]}"
   is "$(sort -u out?)" "$(<out1)"
   like "$(<out1)" '^sha256:[0-9a-f]*$'
-  is "$(grep '^GET.*/blobs/' slow.log | grep -v "$id" | cut -d' ' -f2 | sort | uniq -d)" '' # $id: the config
+  # $id: the config
+  is "$(grep '^GET.*/blobs/' slow.log | grep -v "$id" | cut -d' ' -f2 | sort | uniq -d)" ''
   nothing_half_done
   is "$(ls state/images/pulls)" ''
 }
@@ -4826,7 +5135,8 @@ broken() { # broken REGEX ARG...: fails as it should, with or without lines of t
   unlike "$err" 'bug in mydocker'
 }
 
-test_registry_chaos() { # registry: whatever breaks, a pull is right or refused, and the next one goes on; what is there is whole
+test_registry_chaos() { # registry: whatever breaks, a pull is right or refused,
+  # and the next one goes on; what is there is whole
   need overlay
   local number right=0 rounds=12 status door digest
   [[ ! ${FULL-} ]] || rounds=100
@@ -4836,7 +5146,8 @@ test_registry_chaos() { # registry: whatever breaks, a pull is right or refused,
   mkdir layout
   tar -C layout -xf a.tar
   add_layers layout 4
-  skopeo copy -q --dest-tls-verify=false "oci:layout:docker.io/library/t$n:1" "docker://$reg/box/made:1"
+  skopeo copy -q --dest-tls-verify=false "oci:layout:docker.io/library/t$n:1" \
+    "docker://$reg/box/made:1"
   run 0 rmi "t$n:1"
   nothing_kept
   run 0 pull -q "$reg/box/made:1"
@@ -4866,7 +5177,8 @@ test_registry_chaos() { # registry: whatever breaks, a pull is right or refused,
   run 0 rmi "$reg/box/made:1"
 }
 
-test_registry_hostile() { # registry: what lies about its kind, its size or its digest is refused; nothing of it is kept
+test_registry_hostile() { # registry: what lies about its kind, its size or its digest is refused;
+  # nothing of it is kept
   local digest type=application/vnd.oci.image.manifest.v1+json v2=$PWD/fake/v2/box/made
   registry
   publish box/made:1
@@ -4887,7 +5199,8 @@ test_registry_hostile() { # registry: what lies about its kind, its size or its 
   }
   lie '.*manifest and index in one' 'm["manifests"] = []' application/vnd.oci.image.index.v1+json
   lie '.*manifest and index in one' '' application/vnd.oci.image.index.v1+json
-  lie '.*not an image: .*v1.json' 'm = {"schemaVersion": 1}' application/vnd.docker.distribution.manifest.v1+json
+  lie '.*not an image: .*v1.json' 'm = {"schemaVersion": 1}' \
+    application/vnd.docker.distribution.manifest.v1+json
   lie '.*larger than 4.19MB' 'm["x"] = "x" * (4 << 20)'
   lie '.*larger than 4.19MB' 'm["config"]["size"] = 5 << 20'
   lie ".*bad digest" 'm["config"]["digest"] = "sha256:../../x"'
@@ -4905,14 +5218,16 @@ test_registry_hostile() { # registry: what lies about its kind, its size or its 
   truncate -s "$("$PYTHON" -I -c 'import json; print(json.load(open("manifest"))["layers"][0]["size"])')" "$v2/blobs/$digest"
   broken '(layer|blob|archive)' pull "$door/box/made:1"
   rm "$v2/blobs/$digest"
-  skopeo inspect --config --raw --tls-verify=false "docker://$reg/box/made:1" | sed s/MADE=here/MADE=hare/ >"$v2/blobs/$id"
+  skopeo inspect --config --raw --tls-verify=false "docker://$reg/box/made:1" |
+    sed s/MADE=here/MADE=hare/ >"$v2/blobs/$id"
   MYDOCKER_ROOT=$PWD/fresh broken "blob, on $id: cut off, damaged or forged" pull "$door/box/made:1"
   rm "$v2/blobs/$id"
   run 0 pull -q "$door/box/made:1"
   nothing_half_done
 }
 
-test_registry_busy() { # registry: 429 is obeyed, as Retry-After says; what stays so ends with its status
+test_registry_busy() { # registry: 429 is obeyed, as Retry-After says;
+  # what stays so ends with its status
   registry
   publish box/made:1
   front door "$reg" busy=2
@@ -4925,7 +5240,8 @@ test_registry_busy() { # registry: 429 is obeyed, as Retry-After says; what stay
   fails 125 'refused' pull "127.0.0.1:$(free_port)/x"
 }
 
-test_registry_interrupt() { # registry: Ctrl-C ends a pull within a second, with 130 and nothing half done
+test_registry_interrupt() { # registry: Ctrl-C ends a pull within a second,
+  # with 130 and nothing half done
   local begin
   registry
   publish box/made:1
@@ -4943,7 +5259,8 @@ test_registry_interrupt() { # registry: Ctrl-C ends a pull within a second, with
   nothing_half_done
 }
 
-test_registry_full_disk() { # registry: a full disk is said, nothing half done is left, and with room the pull goes on
+test_registry_full_disk() { # registry: a full disk is said, nothing half done is left,
+  # and with room the pull goes on
   registry
   publish box/made:1
   mkdir full
@@ -4957,7 +5274,8 @@ test_registry_full_disk() { # registry: a full disk is said, nothing half done i
   umount full
 }
 
-test_registry_progress() { # registry: on a terminal each layer has a line while it comes, elsewhere when it is there
+test_registry_progress() { # registry: on a terminal each layer has a line while it comes,
+  # elsewhere when it is there
   registry
   publish box/made:1
   front slow "$reg" rate=1000000
@@ -4992,7 +5310,8 @@ test_registry_run_pull() { # registry: run --pull missing, always and never
   run 0 run -d --pull always "$door/box/made:1" /bin/sleep 1000
 }
 
-test_registry_push() { # registry: what it has is not sent again, what another repository there has is mounted; a bad name is refused
+test_registry_push() { # registry: what it has is not sent again,
+  # what another repository there has is mounted; a bad name is refused
   need overlay
   registry
   publish box/made:1
@@ -5139,7 +5458,8 @@ else:  # serve PROTOCOL:PORT[:ADDRESS]...
 PYTHON
 }
 
-serve() { # serve NAME PREFIX... -- WHAT...: start a server with a command before it, wait until it's ready
+serve() { # serve NAME PREFIX... -- WHAT...: start a server with a command before it,
+  # wait until it's ready
   local - name=$1 prefix=()
   set +x
   shift
@@ -5151,7 +5471,8 @@ serve() { # serve NAME PREFIX... -- WHAT...: start a server with a command befor
   wait_for test -e "$name"
 }
 
-says() { # says ANSWER COMMAND... -- PROTOCOL ADDRESS PORT [WORD]: what is asked by way of a command is answered so
+says() { # says ANSWER COMMAND... -- PROTOCOL ADDRESS PORT [WORD]: what is asked by way of a command
+  # is answered so
   local - want=$1 prefix=() seconds=5
   set +x
   [[ $want != nothing ]] || seconds=0.3
@@ -5164,7 +5485,8 @@ says() { # says ANSWER COMMAND... -- PROTOCOL ADDRESS PORT [WORD]: what is asked
 }
 
 links() { # the box's links but lo and its cable
-  "${box[@]}" ip -o link | sed 's/^[0-9]*: //; s/[:@].*//' | grep -vxE 'lo|lan0' | sort | tr '\n' ' '
+  "${box[@]}" ip -o link | sed 's/^[0-9]*: //; s/[:@].*//' | grep -vxE 'lo|lan0' | sort |
+    tr '\n' ' '
 }
 
 links_are() { # links_are LINKS: the kernel removes a container's a moment after its last process
@@ -5195,7 +5517,8 @@ test_network_commands() { # net: networks are made, listed as in the tutorial, s
   is "$(ls state/networks)" ''
 }
 
-test_network_errors() { # net: foreign links, bad subnets and names, and used networks are errors that change nothing
+test_network_errors() { # net: foreign links, bad subnets and names,
+  # and used networks are errors that change nothing
   own_networks
   "${box[@]}" ip link add docker0 type bridge
   run 0 network create --subnet 10.9.1.0/24 n1
@@ -5207,13 +5530,16 @@ test_network_errors() { # net: foreign links, bad subnets and names, and used ne
   fails 125 'n1: it exists' network create n1
   fails 125 'overlaps network n1' network create --subnet 10.9.0.0/16 n2
   fails 125 'overlaps this host.s route to lan0' network create --subnet 10.77.0.128/25 n2
-  for subnet in '' 10.9.2.0 10.9.2.1/24 10.9.2.0/33 10.9.2.0/32 127.0.0.0/8 224.0.0.0/8 fd00::/64 x; do
+  for subnet in '' 10.9.2.0 10.9.2.1/24 10.9.2.0/33 10.9.2.0/32 127.0.0.0/8 224.0.0.0/8 fd00::/64 \
+    x; do
     fails 125 '--subnet, on ' network create --subnet "$subnet" n2
   done
   fails 125 'gateway' network create --subnet 10.9.2.0/24 --gateway 10.9.3.1 n2
   fails 125 'gateway' network create --subnet 10.9.2.0/24 --gateway 10.9.2.255 n2
   fails 125 'mtu' network create --mtu 5 n2
-  for name in ../n2 a.b n2/x a-name-too-long- all default ''; do fails 125 'network, on ' network create "$name"; done
+  for name in ../n2 a.b n2/x a-name-too-long- all default ''; do
+    fails 125 'network, on ' network create "$name"
+  done
   for name in none host container; do fails 125 'network, on ' network create "$name"; done
   fails 125 'driver' network create --driver overlay n2
   fails 125 'n1: user is in it' network rm n1
@@ -5238,7 +5564,8 @@ test_network_errors() { # net: foreign links, bad subnets and names, and used ne
   wait_for links_are 'docker0 '
 }
 
-test_network_inside() { # net: eth0 with address, route and MTU; hosts, resolv.conf, and what --ip and the others ask for
+test_network_inside() { # net: eth0 with address, route and MTU; hosts, resolv.conf,
+  # and what --ip and the others ask for
   make_image box
   own_networks
   run 0 network create --subnet 10.9.1.0/24 --gateway 10.9.1.254 --mtu 1400 n1
@@ -5247,10 +5574,12 @@ test_network_inside() { # net: eth0 with address, route and MTU; hosts, resolv.c
   like "$out" 'default via 10.9.1.254 dev eth0'
   like "$out" 'eth0.* mtu 1400 .* state UP .* 02:42:0a:09:01:01 '
   unlike "$out" 'inet6 fe80'
-  run 0 run --net n1 --ip 10.9.1.77 --mac-address 02:00:00:00:00:07 /bin/sh -c 'ip -o addr show eth0; ip -o link show eth0'
+  run 0 run --net n1 --ip 10.9.1.77 --mac-address 02:00:00:00:00:07 \
+    /bin/sh -c 'ip -o addr show eth0; ip -o link show eth0'
   like "$out" 'inet 10.9.1.77/24 '
   like "$out" ' 02:00:00:00:00:07 '
-  run 0 run --rm --net n1 --name c1 --network-alias db --hostname me --add-host up:192.0.2.1 --add-host gw:host-gateway \
+  run 0 run --rm --net n1 --name c1 --network-alias db --hostname me --add-host up:192.0.2.1 \
+    --add-host gw:host-gateway \
     --dns 192.0.2.53 --dns-search example.org box cat /etc/hosts /etc/resolv.conf /etc/hostname
   like "$out" $'127.0.0.1\tlocalhost\n'
   like "$out" $'\n10.9.1.1\tme db c1\n192.0.2.1\tup\n10.9.1.254\tgw\n'
@@ -5275,7 +5604,8 @@ ports_answer() { # ports_answer PROTOCOL...: the ports of test_network_ports, by
   done
 }
 
-test_network_ports() { # net: published ports answer the LAN, the host, neighbours and the container itself, TCP and UDP
+test_network_ports() { # net: published ports answer the LAN, the host,
+  # neighbours and the container itself, TCP and UDP
   local nf=/proc/sys/net/bridge/bridge-nf-call-iptables
   own_networks
   run 0 network create --subnet 10.9.1.0/24 n1
@@ -5291,11 +5621,13 @@ test_network_ports() { # net: published ports answer the LAN, the host, neighbou
   says refused "${box[@]}" -- tcp 127.0.0.1 8080
 }
 
-test_network_port_options() { # net: one host address, ranges, free ports, what the image names; port and ps show them
+test_network_port_options() { # net: one host address, ranges, free ports, what the image names;
+  # port and ps show them
   make_image box -c 'EXPOSE 80/tcp 53/udp'
   own_networks
   "${box[@]}" ip addr add 10.77.0.9/24 dev lan0
-  serve web "${mydocker[@]}" run -d --name web --net bridge -p 127.0.0.1:81:80 -p 10.77.0.1:82:80 -p 10.77.0.9:82:81 \
+  serve web "${mydocker[@]}" run -d --name web --net bridge -p 127.0.0.1:81:80 -p 10.77.0.1:82:80 \
+    -p 10.77.0.9:82:81 \
     -p 9000-9001:80-81 -p 9000-9005:81 -p 81 -- tcp:80 tcp:81
   says 'tcp 172.17.0.1 hello' "${box[@]}" -- tcp 127.0.0.1 81
   says refused "${lan[@]}" -- tcp 10.77.0.1 81
@@ -5319,11 +5651,13 @@ test_network_port_options() { # net: one host address, ranges, free ports, what 
   like "$out" $'^80/tcp -> 0.0.0.0:[0-9]+\n53/udp -> 0.0.0.0:[0-9]+$'
 }
 
-test_network_port_conflict() { # net: a port in use is an error before the command starts, for other programs, too
+test_network_port_conflict() { # net: a port in use is an error before the command starts,
+  # for other programs, too
   own_networks
   serve host "${box[@]}" -- tcp:90 udp:91
   fails 125 '0.0.0.0:90/tcp: address already in use' run --net bridge -p 90:80 /bin/touch started
-  fails 125 '10.77.0.1:91/udp: address already in use' run --net bridge -p 10.77.0.1:91:80/udp /bin/touch started
+  fails 125 '10.77.0.1:91/udp: address already in use' run --net bridge -p 10.77.0.1:91:80/udp \
+    /bin/touch started
   fails 125 'cannot assign|can.t assign' run --net bridge -p 10.66.0.1:91:80 /bin/touch started
   run 0 run -d --name web --net bridge -p 80:80 -p 80:80/udp /bin/sleep 1000
   sleep 1.5 # the monitor has made room meanwhile, and keeps them
@@ -5346,7 +5680,8 @@ for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
   run 0 run --net bridge -p 80:80 /bin/true
 }
 
-test_network_localnet() { # net: the LAN and containers can't reach 127.0.0.1: CVE-2020-8558; no router is believed: CVE-2020-13401
+test_network_localnet() { # net: the LAN and containers can't reach 127.0.0.1: CVE-2020-8558;
+  # no router is believed: CVE-2020-13401
   own_networks
   namespace evil
   run 0 network create --subnet 10.9.1.0/24 n1
@@ -5374,7 +5709,8 @@ test_network_localnet() { # net: the LAN and containers can't reach 127.0.0.1: C
   fi
 }
 
-test_network_isolation() { # net: two networks, and the LAN, can't get in but by ports; an internal one gets nowhere; forged sources don't
+test_network_isolation() { # net: two networks, and the LAN, can't get in but by ports;
+  # an internal one gets nowhere; forged sources don't
   own_networks
   run 0 network create --subnet 10.9.1.0/24 n1
   run 0 network create --subnet 10.9.2.0/24 n2
@@ -5412,7 +5748,8 @@ test_network_isolation() { # net: two networks, and the LAN, can't get in but by
   fails 125 'n3 is internal' run --net n3 -p 80:80 /bin/true
 }
 
-test_network_bytes() { # net: 64 MB (FULL=1: 1 GB) through a published port arrive as they are, with MTU 1400, too
+test_network_bytes() { # net: 64 MB (FULL=1: 1 GB) through a published port arrive as they are,
+  # with MTU 1400, too
   own_networks
   local bytes=$((64 << 20)) name
   [[ ! ${FULL-} ]] || bytes=$((1 << 30))
@@ -5428,7 +5765,8 @@ test_network_dns() { # net: containers ask the name server they are given, and f
   need getent
   small_root root
   with_libraries "$(type -P getent)" root getent
-  for file in /lib/x86_64-linux-gnu /lib/aarch64-linux-gnu /lib64 /usr/lib64; do # named by no ELF header
+  # named by no ELF header
+  for file in /lib/x86_64-linux-gnu /lib/aarch64-linux-gnu /lib64 /usr/lib64; do
     for lib in "$file"/libnss_{dns,files}.so.2 "$file"/libresolv.so.2; do
       if [[ -e $lib ]]; then mkdir -p "root$file" && cp -L "$lib" "root$file/"; fi
     done
@@ -5444,7 +5782,8 @@ test_network_dns() { # net: containers ask the name server they are given, and f
   like "$out" '^172.17.0.2 '
 }
 
-test_network_neighbours() { # net: /etc/hosts knows the neighbours by name and alias while they run, and keeps own lines
+test_network_neighbours() { # net: /etc/hosts knows the neighbours by name and alias while they run,
+  # and keeps own lines
   make_image box
   own_networks
   run 0 network create --subnet 10.9.1.0/24 n1
@@ -5479,7 +5818,8 @@ test_network_modes() { # net: host, none and container:ID; what each has of name
   run 0 run --rm --net host box cat /proc/net/dev /etc/hostname /etc/hosts
   like "$out" 'lan0:'
   like "$out" $'\n'"$(hostname)"$'\n'
-  is "$("${mydocker[@]}" run --net host /bin/readlink /proc/self/ns/net)" "$("${box[@]}" readlink /proc/self/ns/net)"
+  is "$("${mydocker[@]}" run --net host /bin/readlink /proc/self/ns/net)" \
+    "$("${box[@]}" readlink /proc/self/ns/net)"
   run 0 run --net none /bin/sh -c 'ip -o link'
   is "$(wc -l <<<"$out")" 1
   serve web "${mydocker[@]}" run -d --name web --net n1 -p 8080:80 -- tcp:80
@@ -5500,7 +5840,8 @@ test_network_modes() { # net: host, none and container:ID; what each has of name
   like "$out" eth0:
 }
 
-test_network_reboot() { # net: after a reboot, or a flush of all rules, a network comes back when it's next used
+test_network_reboot() { # net: after a reboot, or a flush of all rules,
+  # a network comes back when it's next used
   own_networks
   run 0 network create --subnet 10.9.1.0/24 n1
   serve web "${mydocker[@]}" run -d --name web --net n1 -p 8080:80 --label x -- tcp:80
@@ -5517,7 +5858,8 @@ test_network_reboot() { # net: after a reboot, or a flush of all rules, a networ
   is "$("${box[@]}" ip -o -4 addr show n1 | wc -l)" 1
 }
 
-test_network_restart() { # net: a policy's restart keeps address and port; a killed monitor's are free again for the next
+test_network_restart() { # net: a policy's restart keeps address and port;
+  # a killed monitor's are free again for the next
   own_networks
   run 0 network create --subnet 10.9.1.0/29 n1
   serve web "${mydocker[@]}" run -d --name web --restart always --net n1 -p 8080:80 -- tcp:80
@@ -5542,19 +5884,22 @@ test_network_restart() { # net: a policy's restart keeps address and port; a kil
   run 0 network rm n1
 }
 
-test_network_many() { # net: 24 containers (FULL=1: 200) 8 at a time, a third killed: no address twice, none lost, nothing left
+test_network_many() { # net: 24 containers (FULL=1: 200) 8 at a time, a third killed:
+  # no address twice, none lost, nothing left
   own_networks
   local count=24 n
   [[ ! ${FULL-} ]] || count=200
   run 0 network create --subnet 10.9.0.0/22 n1
-  seq "$count" | xargs -P 8 -I %N% "${mydocker[@]}" run -d --name c%N% --net n1 -p 127.0.0.1:1%N%:80 /bin/sleep 1000 >ids
+  seq "$count" | xargs -P 8 -I %N% "${mydocker[@]}" run -d --name c%N% --net n1 \
+    -p 127.0.0.1:1%N%:80 /bin/sleep 1000 >ids
   is "$(wc -l <ids)" "$count"
   "${mydocker[@]}" ps --format '{{.IP}} {{.ID}}' | sort >addresses
   is "$(cut -d' ' -f1 addresses | sort -u | wc -l)" "$count"
   is "$(ls state/networks/n1)" "$(cut -d' ' -f1 addresses)"
   is "$(links | tr ' ' '\n' | grep -c veth)" "$count"
   for ((n = 3; n <= count; n += 3)); do kill -KILL "$(monitor_of "c$n")"; done
-  seq "$((count + 1))" "$((count + count / 3))" | xargs -P 8 -I %N% "${mydocker[@]}" run -d --name c%N% --net n1 /bin/sleep 1000 >later
+  seq "$((count + 1))" "$((count + count / 3))" | xargs -P 8 -I %N% "${mydocker[@]}" run \
+    -d --name c%N% --net n1 /bin/sleep 1000 >later
   is "$(wc -l <later)" "$((count / 3))"
   "${mydocker[@]}" ps --format '{{.IP}} {{.ID}}' | sort >addresses
   is "$(wc -l <addresses) $(cut -d' ' -f1 addresses | sort -u | wc -l)" "$count $count"
@@ -5571,7 +5916,8 @@ is_empty_box() { # nothing but the network's bridge is there
   [[ $(links) == 'n1 ' && ! $(ls state/networks/n1) ]]
 }
 
-test_network_without_nf_tables() { # net: without it containers have addresses; what can't work is a warning or an error, and says why
+test_network_without_nf_tables() { # net: without it containers have addresses;
+  # what can't work is a warning or an error, and says why
   own_networks
   "$PYTHON" -I - >blocked <<'PYTHON'
 import struct, sys
@@ -5599,7 +5945,8 @@ PYTHON
   run 0 network rm n1
 }
 
-test_network_docker() { # net: where Docker's rules drop what is forwarded, its chain for others' rules lets containers through
+test_network_docker() { # net: where Docker's rules drop what is forwarded,
+  # its chain for others' rules lets containers through
   need iptables-nft
   own_networks
   "${box[@]}" bash -ec 'iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -A DOCKER-USER -j RETURN
@@ -5658,7 +6005,8 @@ field() { # field NAME: of the state in $out
   sed -nE 's/.*"'"$1"'": "?([^",}]*).*/\1/p' <<<"$out"
 }
 
-test_oci_life() { # oci: create, start, state, ps, kill and delete, with the words that engines look for
+test_oci_life() { # oci: create, start, state, ps, kill and delete,
+  # with the words that engines look for
   oci_bundle
   configure '' /bin/sh -c 'echo started; trap "exit 7" TERM; while :; do sleep 0.05; done'
   run 0 create --pid-file pid t
@@ -5696,14 +6044,16 @@ test_oci_life() { # oci: create, start, state, ps, kill and delete, with the wor
   fails 125 'container does not exist' delete t
   run 0 delete --force t
   run 0 --log log --log-format json create --bundle . t
-  timeout 60 "${mydocker[@]}" --log log --log-format=json create --bundle . t 2>err && fail 'made it twice'
+  timeout 60 "${mydocker[@]}" --log log --log-format=json create --bundle . t 2>err &&
+    fail 'made it twice'
   like "$(<log)" '^\{"level": "error", "msg": "create, on t: container with given ID already exists: .*", "time": "20[^"]*Z"\}$'
   run 0 delete --force t
   is "$(find state/oci -mindepth 1)" ''
   is "$(find /sys/fs/cgroup -path '*/mydocker/t')" ''
 }
 
-test_oci_create_fails() { # oci: what can't start fails create with the engines' words, and nothing of it stays
+test_oci_create_fails() { # oci: what can't start fails create with the engines' words,
+  # and nothing of it stays
   local before
   oci_bundle
   before=$(wc -l </proc/self/mountinfo)
@@ -5725,7 +6075,8 @@ test_oci_create_fails() { # oci: what can't start fails create with the engines'
   is "$(wc -l </proc/self/mountinfo)" "$before"
 }
 
-test_oci_refused() { # oci: a config.json that is wrong, or asks for what we can't do, is refused by name
+test_oci_refused() { # oci: a config.json that is wrong, or asks for what we can't do,
+  # is refused by name
   local change
   oci_bundle
   while IFS=' ' read -r want change; do
@@ -5781,11 +6132,13 @@ test_oci_process() { # oci: user, groups, umask, cwd, environment, limits and na
 p["user"] = {"uid": 5, "gid": 6, "additionalGids": [7], "umask": 63}
 p.update(cwd="/tmp", env=p["env"] + ["A=b"], rlimits=[{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}])
 c.update(hostname="hostess", domainname="dom.x")' \
-    /bin/sh -c 'id | sed "s/groups=7/groups=6,7/"; echo $(umask) $PWD A=$A; ulimit -n; echo $(cat /proc/sys/kernel/domainname /proc/sys/kernel/hostname)' ||
+    /bin/sh -c 'id | sed "s/groups=7/groups=6,7/"; echo $(umask) $PWD A=$A; ulimit -n;
+      echo $(cat /proc/sys/kernel/domainname /proc/sys/kernel/hostname)' ||
     skip 'needs sed in the root'
 }
 
-test_oci_namespaces() { # oci: namespaces are new, the host's, or somebody's by path; a cgroup is where cgroupsPath says
+test_oci_namespaces() { # oci: namespaces are new, the host's, or somebody's by path;
+  # a cgroup is where cgroupsPath says
   need unshare
   local other
   unshare --net --ipc --uts sleep 1000 &
@@ -5812,7 +6165,8 @@ other_namespace() { # other_namespace PID: it isn't in our network any more
   [[ $(readlink "/proc/$1/ns/net") != "$(readlink /proc/self/ns/net)" ]]
 }
 
-test_oci_user_namespace() { # oci: in a user namespace root is nobody's root, and /dev, /proc and /sys are there all the same
+test_oci_user_namespace() { # oci: in a user namespace root is nobody's root, and /dev,
+  # /proc and /sys are there all the same
   need userns
   local base=100000
   reachable || base=0 # a Python below /root is for root alone
@@ -5822,7 +6176,8 @@ test_oci_user_namespace() { # oci: in a user namespace root is nobody's root, an
   bundle_says "0 $base 65536"$'\nwritten\n/proc/self/fd' "
 l['namespaces'].append({'type': 'user'})
 l['uidMappings'] = l['gidMappings'] = [{'containerID': 0, 'hostID': $base, 'size': 65536}]" \
-    /bin/sh -c 'read a b c </proc/self/uid_map; echo $a $b $c; echo x >/dev/null && echo written; ls /sys/class/net/lo/mtu >/dev/null; readlink /dev/fd'
+    /bin/sh -c 'read a b c </proc/self/uid_map; echo $a $b $c; echo x >/dev/null && echo written;
+      ls /sys/class/net/lo/mtu >/dev/null; readlink /dev/fd'
   configure '' /bin/sh -c 'read x; echo x >/etc/new'
   run 0 create --pid-file pid t </dev/null
   is "$(stat -c %u "/proc/$(<pid)")" "$base"
@@ -5839,7 +6194,8 @@ reachable() { # others than root can run $PYTHON
   done
 }
 
-test_oci_mounts() { # oci: mount options apply to one mount or, with r in front, to all below it; so does propagation
+test_oci_mounts() { # oci: mount options apply to one mount or, with r in front, to all below it;
+  # so does propagation
   mkdir -p source/below
   mount -t tmpfs none source/below
   mkdir source/below/there
@@ -5874,13 +6230,16 @@ c['root']['readonly'] = False" /bin/cat /tmp/state
   run 0 start t
   run 0 delete --force t
   like "$err" 'warning: .*nonexistent'
-  is "$(sed 's/ .*//' hooks | tr '\n' ' ')" 'prestart createRuntime createContainer poststart poststop '
-  like "$(sed -n 's/^poststop //p' hooks)" '"id": "t", "status": "stopped", "pid": 0, "bundle": "'"$PWD"'"'
+  is "$(sed 's/ .*//' hooks | tr '\n' ' ')" \
+    'prestart createRuntime createContainer poststart poststop '
+  like "$(sed -n 's/^poststop //p' hooks)" \
+    '"id": "t", "status": "stopped", "pid": 0, "bundle": "'"$PWD"'"'
   run 0 run --bundle . t
   like "$out" '"id": "t"'
 }
 
-test_oci_hook_imports() { # oci: for a hook inside nothing of the container's is imported, CVE-2019-14271
+test_oci_hook_imports() { # oci: for a hook inside nothing of the container's is imported,
+  # CVE-2019-14271
   local module
   module=$("$PYTHON" -I -c 'import subprocess; print(subprocess.__file__)')
   small_root root
@@ -5892,7 +6251,8 @@ c['root']['readonly'] = False" /bin/cat /tmp/hooked
   [[ ! -e root/tmp/imported ]]
 }
 
-test_oci_exec() { # oci: exec takes a process in a file, and the engine gets its pid, terminal and status
+test_oci_exec() { # oci: exec takes a process in a file, and the engine gets its pid,
+  # terminal and status
   local status=0
   oci_bundle
   configure 'p["capabilities"]["bounding"].remove("CAP_KILL")' /bin/sleep 1000
@@ -5906,7 +6266,8 @@ test_oci_exec() { # oci: exec takes a process in a file, and the engine gets its
   echo '{"args": ["/bin/sleep", "1000"], "cwd": "/"}' >process
   run 0 exec --detach --pid-file pid2 --process process t
   is "$(readlink "/proc/$(<pid2)/ns/pid" "/proc/$(<pid2)/ns/mnt")" "$(readlink "/proc/$(<pid)/ns/pid" "/proc/$(<pid)/ns/mnt")"
-  is "$(grep -E '^(Cap(Bnd|Eff)|Seccomp:)' "/proc/$(<pid2)/status")" "$(grep -E '^(Cap(Bnd|Eff)|Seccomp:)' "/proc/$(<pid)/status")"
+  is "$(grep -E '^(Cap(Bnd|Eff)|Seccomp:)' \
+    "/proc/$(<pid2)/status")" "$(grep -E '^(Cap(Bnd|Eff)|Seccomp:)' "/proc/$(<pid)/status")"
   run 0 ps --format json t
   is "$out" "[$(<pid), $(<pid2)]"
   echo '{"args": "x"}' >process
@@ -5936,23 +6297,27 @@ except OSError:
     pass
 os.write(1, data.replace(b"\r", b""))'
 
-test_oci_console() { # oci: the terminal is sent to the console socket, with its size; without one create fails
+test_oci_console() { # oci: the terminal is sent to the console socket, with its size;
+  # without one create fails
   oci_bundle
   configure 'p["terminal"] = True; p["consoleSize"] = {"height": 33, "width": 77}' "$PYTHON" -c 0
   configure '' /bin/sh -c 'readlink /proc/self/fd/0; [ -c /dev/console ] && echo console; echo end'
   fails 125 'no --console-socket' create t
-  is "$("$PYTHON" -c "$console" "${mydocker[@]}" create --console-socket socket t)" $'/dev/pts/0\nconsole\nend'
+  is "$("$PYTHON" -c "$console" "${mydocker[@]}" create --console-socket socket t)" \
+    $'/dev/pts/0\nconsole\nend'
   run 0 delete --force t
   tty 0 -- "${mydocker[@]}" run --bundle . t
   is "$out" $'/dev/pts/0\nconsole\nend'
 }
 
-test_oci_descriptors() { # oci: descriptors from 3 on are the command's only as far as --preserve-fds says
+test_oci_descriptors() { # oci: descriptors from 3 on are the command's only as far as
+  # --preserve-fds says
   oci_bundle
   configure '' /bin/sh -c 'echo /proc/self/fd/*; cat <&4'
   echo given >given
   run 0 run --bundle . --preserve-fds 2 t 3</dev/null 4<given 5</etc
-  is "$out" $'/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3 /proc/self/fd/4 /proc/self/fd/5\ngiven' # 5 is what the shell reads the list from
+  # 5 is what the shell reads the list from
+  is "$out" $'/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3 /proc/self/fd/4 /proc/self/fd/5\ngiven'
   fails 125 'preserve-fds, on 9: descriptor' run --bundle . --preserve-fds 9 t
 }
 
@@ -5968,7 +6333,8 @@ test_oci_update() { # oci: update takes resources in the OCI's form, and zero le
   run 0 update --resources=resources t
   is "$(<"$dir")" 30
   run 0 update --resources - t <<<'{"pids": {"limit": 40}}'
-  is "$(<"$dir") $(cat "$(find /sys/fs/cgroup -path '*/mydocker/t/memory.limit_in_bytes' -o -path '*/mydocker/t/memory.max' | head -n 1)")" '40 67108864'
+  is "$(<"$dir") $(cat "$(find /sys/fs/cgroup -path '*/mydocker/t/memory.limit_in_bytes' \
+    -o -path '*/mydocker/t/memory.max' | head -n 1)")" '40 67108864'
   run 0 delete --force t
 }
 
@@ -5984,7 +6350,9 @@ engine_root() { # the runtime in ./runtime, and a root of busybox in ./root and 
   chmod 755 runtime
   mkdir -p root/bin root/etc root/tmp source
   cp "$(command -v busybox)" root/bin/busybox
-  for name in sh cat echo env grep head hostname id ls mkdir ps pwd sleep stat stty touch true; do ln -s busybox "root/bin/$name"; done
+  for name in sh cat echo env grep head hostname id ls mkdir ps pwd sleep stat stty touch true; do
+    ln -s busybox "root/bin/$name"
+  done
   printf 'root:x:0:0::/root:/bin/sh\nuser:x:1234:5678::/home:/bin/sh\n' >root/etc/passwd
   printf 'root:x:0:\nuser:x:5678:\n' >root/etc/group
   tar -C root -cf root.tar .
@@ -6001,11 +6369,13 @@ cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgr
   cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.max
 cat /proc/keys; ls /proc/kcore /sys/firmware; true'
 
-same_as_runc() { # same_as_runc COMMAND...: it says and ends the same on both runtimes; RUNTIME in it is replaced
+same_as_runc() { # same_as_runc COMMAND...: it says and ends the same on both runtimes;
+  # RUNTIME in it is replaced
   local - words runtime got=() status
   for runtime in "$PWD/runtime" runc; do
     words=("${@//RUNTIME/$runtime}") status=0
-    timeout -k 5 "$patience" "${words[@]}" >"$scratch/stdout" 2>"$scratch/stderr" </dev/null || status=$?
+    timeout -k 5 "$patience" "${words[@]}" >"$scratch/stdout" 2>"$scratch/stderr" </dev/null ||
+      status=$?
     read_output
     got+=("$status: $out"$'\n'"$err")
   done
@@ -6021,13 +6391,16 @@ gives() { # gives STATUS WANT COMMAND...: it ends so, and its output is like tha
   like "$out$err" "$2"
 }
 
-engine_life() { # engine_life ENGINE...: detach, exec, pause, update, stop, start, restart, kill and rm of its container cc
+engine_life() { # engine_life ENGINE...: detach, exec, pause, update, stop, start, restart,
+  # kill and rm of its container cc
   local term='trap "echo got; exit 3" TERM; echo started; while :; do sleep 0.05; done'
   gives 0 '^[0-9a-f]{64}' "$@" run "${run[@]}" --name cc -d "$image" /bin/sh -c "$term"
   wait_for logged started "$@"
-  gives 5 '^in 1234 /tmp y$' "$@" exec -u user -w /tmp -e X=y cc /bin/sh -c 'echo in $(id -u) $(pwd) $X; exit 5'
+  gives 5 '^in 1234 /tmp y$' "$@" exec -u user -w /tmp -e X=y cc \
+    /bin/sh -c 'echo in $(id -u) $(pwd) $X; exit 5'
   gives "$missing" 'executable file not found' "$@" exec cc nonexistent
-  tty 0 -- "$@" exec -it cc /bin/sh -c 'until [ "$(stty size 2>/tmp/no)" = "24 80" ]; do sleep 0.05; done; [ -c /dev/tty ] && echo tty'
+  tty 0 -- "$@" exec -it cc /bin/sh -c 'until [ "$(stty size 2>/tmp/no)" = "24 80" ]; do sleep 0.05;
+      done; [ -c /dev/tty ] && echo tty'
   like "$out" tty
   gives 0 '' "$@" exec -d cc /bin/touch /tmp/touched
   gives 0 'sleep|sh' "$@" top cc -eo pid,comm
@@ -6055,18 +6428,24 @@ engine_runs() { # engine_runs ENGINE...: what its containers see, and how they e
   gives 127 'no such file' "$@" run "${run[@]}" --rm "$image" /nonexistent
   gives 127 'executable file not found' "$@" run "${run[@]}" --rm "$image" nonexistent
   gives 126 'permission denied' "$@" run "${run[@]}" --rm "$image" /etc/passwd
-  tty 0 -- "$@" run "${run[@]}" --rm -it "$image" /bin/sh -c 'until [ "$(stty size 2>/tmp/no)" = "24 80" ]; do sleep 0.05; done; [ -c /dev/console ] && echo console'
+  tty 0 -- "$@" run "${run[@]}" --rm -it "$image" \
+    /bin/sh -c 'until [ "$(stty size 2>/tmp/no)" = "24 80" ]; do sleep 0.05; done;
+      [ -c /dev/console ] && echo console'
   like "$out" console
-  gives 0 $'Seccomp:\t0' "$@" run "${run[@]}" --rm --security-opt seccomp=unconfined --ipc host --pid host --uts host "$image" \
+  gives 0 $'Seccomp:\t0' "$@" run "${run[@]}" --rm --security-opt seccomp=unconfined --ipc host \
+    --pid host --uts host "$image" \
     /bin/sh -c "grep Seccomp: /proc/self/status; [ \$(hostname) = '$(uname -n)' ]"
-  gives 0 $'CapEff:\t0000.{12}' "$@" run "${run[@]}" --rm --privileged "$image" grep CapEff /proc/self/status
-  gives 137 '' "$@" run "${run[@]}" --name oom --memory 32m --memory-swap 32m "$image" /bin/sh -c 'x=aaaaaaaa; while :; do x=$x$x; done'
+  gives 0 $'CapEff:\t0000.{12}' "$@" run "${run[@]}" --rm --privileged "$image" grep CapEff \
+    /proc/self/status
+  gives 137 '' "$@" run "${run[@]}" --name oom --memory 32m --memory-swap 32m "$image" \
+    /bin/sh -c 'x=aaaaaaaa; while :; do x=$x$x; done'
   gives 0 "$oom 137" "$@" inspect --format '{{.State.OOMKilled}} {{.State.ExitCode}}' oom
   gives 0 '' "$@" rm oom
 }
 
 no_engine_cgroups() { # what engines made in the cgroup trees for these tests goes
-  find /sys/fs/cgroup -depth -type d \( -path '*/libpod_parent*' -o -path '*/conmon*' -o -path '*/docker/*' -o -path '*/mdtest/*' -o -name docker -o -name mdtest \) \
+  find /sys/fs/cgroup -depth -type d \( -path '*/libpod_parent*' -o -path '*/conmon*' \
+    -o -path '*/docker/*' -o -path '*/mdtest/*' -o -name docker -o -name mdtest \) \
     -exec rmdir {} + 2>/dev/null || :
 }
 
@@ -6087,25 +6466,31 @@ END
   wait_for test -S c.sock
 }
 
-start_docker() { # Docker's daemon, as process $daemon, at ./d.sock, with the runtime ./runtime as "my"; arguments into $docker
+start_docker() { # Docker's daemon, as process $daemon, at ./d.sock,
+  # with the runtime ./runtime as "my"; arguments into $docker
   docker=(/usr/bin/docker -H "unix://$PWD/d.sock")
   [[ -x ${docker[0]} ]] || docker[0]=docker
-  dockerd --data-root "$PWD/data" --exec-root "$PWD/exec" -H "unix://$PWD/d.sock" --pidfile "$PWD/pid" --storage-driver vfs --iptables=false \
-    --ip6tables=false --bridge=none --ip-forward=false --ip-masq=false --userland-proxy=false --exec-opt native.cgroupdriver=cgroupfs \
+  dockerd --data-root "$PWD/data" --exec-root "$PWD/exec" -H "unix://$PWD/d.sock" \
+    --pidfile "$PWD/pid" --storage-driver vfs --iptables=false \
+    --ip6tables=false --bridge=none --ip-forward=false --ip-masq=false --userland-proxy=false \
+    --exec-opt native.cgroupdriver=cgroupfs \
     --oom-score-adjust 0 --add-runtime "my=$PWD/runtime" --default-runtime my >log 2>&1 &
   daemon=$!
   wait_for "${docker[@]}" version >"$scratch/log" 2>&1
 }
 
-test_engine_podman() { # engines: podman runs, execs, stops, pauses, limits and builds with this runtime as with runc
+test_engine_podman() { # engines: podman runs, execs, stops, pauses,
+  # limits and builds with this runtime as with runc
   need podman conmon runc
   local podman image=localhost/bb:1 run=(--log-driver k8s-file) n
   engine_root
   printf '[containers]\nnetns = "none"\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n' >conf
   export CONTAINERS_CONF=$PWD/conf
-  podman=(podman --root "$PWD/podman" --runroot "$PWD/run" --tmpdir "$PWD/podman-tmp" --storage-driver vfs --cgroup-manager cgroupfs --events-backend file)
+  podman=(podman --root "$PWD/podman" --runroot "$PWD/run" --tmpdir "$PWD/podman-tmp"
+    --storage-driver vfs --cgroup-manager cgroupfs --events-backend file)
   "${podman[@]}" import -q root.tar "$image"
-  same_as_runc "${podman[@]}" --runtime RUNTIME run "${run[@]}" --rm "${many[@]}" -v "$PWD/source:/v:ro" "$image" /bin/sh -c "$many_facts"
+  same_as_runc "${podman[@]}" --runtime RUNTIME run "${run[@]}" --rm "${many[@]}" \
+    -v "$PWD/source:/v:ro" "$image" /bin/sh -c "$many_facts"
   podman+=(--runtime "$PWD/runtime")
   missing=127 oom='(true|false)' # on hybrid boxes conmon doesn't see it, with no runtime
   engine_runs "${podman[@]}"
@@ -6118,14 +6503,16 @@ test_engine_podman() { # engines: podman runs, execs, stops, pauses, limits and 
   gives 0 '^built$' "${podman[@]}" run "${run[@]}" --rm localhost/built:1
   n=10
   if [[ ${FULL-} ]]; then n=50; fi
-  for ((i = 0; i < n; i++)); do "${podman[@]}" run "${run[@]}" --rm "$image" echo "number $i" >"out$i" 2>&1 & done
+  for ((i = 0; i < n; i++)); do "${podman[@]}" run "${run[@]}" --rm "$image" echo "number $i" \
+    >"out$i" 2>&1 & done
   wait
   is "$(cat out* | sort)" "$(for ((i = 0; i < n; i++)); do echo "number $i"; done | sort)"
   is "$(find state/oci -mindepth 1)" ''
   no_engine_cgroups
 }
 
-test_engine_containerd() { # engines: containerd's ctr runs, execs, signals and pauses with this runtime
+test_engine_containerd() { # engines: containerd's ctr runs, execs,
+  # signals and pauses with this runtime
   need containerd ctr podman runc
   local ctr run image=localhost/bb:1 term='trap "exit 4" TERM; while :; do sleep 0.05; done'
   engine_root
@@ -6138,9 +6525,12 @@ test_engine_containerd() { # engines: containerd's ctr runs, execs, signals and 
   gives 0 '' "${ctr[@]}" image import bb.tar
   gives 7 '^outerr' "${ctr[@]}" "${run[@]}" "$image" t /bin/sh -c 'echo out; echo err >&2; exit 7'
   gives 1 'no such file or directory' "${ctr[@]}" "${run[@]}" "$image" t /nonexistent
-  gives 0 '^0 /tmp b' "${ctr[@]}" "${run[@]}" --env A=b --cwd /tmp --read-only --seccomp --memory-limit 67108864 "$image" t /bin/sh -c 'echo $(id -u) $(pwd) $A'
-  gives 0 $'CapEff:\t0' "${ctr[@]}" "${run[@]}" --privileged "$image" t grep CapEff /proc/self/status
-  gives 137 '' "${ctr[@]}" "${run[@]}" --memory-limit 33554432 "$image" t /bin/sh -c 'x=aaaaaaaa; while :; do x=$x$x; done'
+  gives 0 '^0 /tmp b' "${ctr[@]}" "${run[@]}" --env A=b --cwd /tmp \
+    --read-only --seccomp --memory-limit 67108864 "$image" t /bin/sh -c 'echo $(id -u) $(pwd) $A'
+  gives 0 $'CapEff:\t0' "${ctr[@]}" "${run[@]}" --privileged "$image" t grep CapEff \
+    /proc/self/status
+  gives 137 '' "${ctr[@]}" "${run[@]}" --memory-limit 33554432 "$image" t \
+    /bin/sh -c 'x=aaaaaaaa; while :; do x=$x$x; done'
   tty 0 -- "${ctr[@]}" "${run[@]}" -t "$image" t /bin/sh -c '[ -c /dev/console ] && echo console'
   like "$out" console
   gives 0 '' "${ctr[@]}" run --runc-binary "$PWD/runtime" -d "$image" t2 /bin/sh -c "$term"
@@ -6163,7 +6553,8 @@ stopped() { # stopped TASK
   "${ctr[@]}" task ls | grep "$1" | grep -q STOPPED
 }
 
-test_engine_docker() { # engines: Docker runs, execs, stops, pauses and limits with this runtime as with runc
+test_engine_docker() { # engines: Docker runs, execs, stops,
+  # pauses and limits with this runtime as with runc
   need dockerd runc docker-registry
   local docker image=bb:1 run id
   engine_root
@@ -6175,7 +6566,8 @@ test_engine_docker() { # engines: Docker runs, execs, stops, pauses and limits w
   engine_runs "${docker[@]}"
   engine_life "${docker[@]}"
   printf 'FROM %s\nRUN echo built >/built && id\nCMD ["/bin/cat", "/built"]\n' "$image" >Dockerfile
-  gives 0 'uid=0' env DOCKER_BUILDKIT=0 "${docker[@]}" build --network none -t built:1 -f Dockerfile source
+  gives 0 'uid=0' env DOCKER_BUILDKIT=0 "${docker[@]}" build --network none -t built:1 \
+    -f Dockerfile source
   gives 0 '^built$' "${docker[@]}" run "${run[@]}" --rm built:1
   registry # and what push brings to a registry, Docker gets as it is
   run 0 import root "$reg/box/pushed:1"
@@ -6189,9 +6581,11 @@ test_engine_docker() { # engines: Docker runs, execs, stops, pauses and limits w
 }
 same_as_docker() { # same_as_docker ENGINE...
   local mine
-  gives 0 . "$@" run "${run[@]}" --rm "${many[@]}" -v "$PWD/source:/v:ro" "$image" /bin/sh -c "$many_facts"
+  gives 0 . "$@" run "${run[@]}" --rm "${many[@]}" -v "$PWD/source:/v:ro" "$image" \
+    /bin/sh -c "$many_facts"
   mine=$out$err
-  gives 0 . "$@" run --network none --runtime runc --rm "${many[@]}" -v "$PWD/source:/v:ro" "$image" /bin/sh -c "$many_facts"
+  gives 0 . "$@" run --network none --runtime runc --rm "${many[@]}" -v "$PWD/source:/v:ro" \
+    "$image" /bin/sh -c "$many_facts"
   is "$mine" "$out$err"
 }
 
@@ -6203,7 +6597,8 @@ test_info() { # cli: info tells what the box can do; with names it answers by it
   like "$out" "$(uname -r)"
   like "$out" "$("$PYTHON" -c 'import platform; print(platform.python_version())')"
   like "$out" "$MYDOCKER_ROOT"
-  for name in root pidns mntns utsns ipcns netns cgroupns userns cgroup-v1 cgroup-v2 overlay seccomp openat2 pidfd nf_tables; do
+  for name in root pidns mntns utsns ipcns netns cgroupns userns cgroup-v1 cgroup-v2 overlay \
+    seccomp openat2 pidfd nf_tables; do
     like "$out" $'\n'"$name +(yes|no)  "
   done
   run 0 info root pidns
@@ -6217,18 +6612,21 @@ test_info_probes() { # cli: info tries things out instead of guessing
   unshare -Ur true || skip 'no user namespace in here'
   for kind in pid mnt uts ipc net; do
     got=0
-    unshare -Ur bash -c "echo 0 >/proc/sys/user/max_${kind}_namespaces && exec \"\$@\"" bash "${mydocker[@]}" info "${kind}ns" >out || got=$?
+    unshare -Ur bash -c "echo 0 >/proc/sys/user/max_${kind}_namespaces && exec \"\$@\"" bash \
+      "${mydocker[@]}" info "${kind}ns" >out || got=$?
     is "$got" 1
     has out "^${kind}ns +no .*user.max_${kind}_namespaces"
   done
   got=0
-  setpriv --reuid=65534 --clear-groups --inh-caps=+dac_read_search --ambient-caps=+dac_read_search "${mydocker[@]}" info root >out || got=$?
+  setpriv --reuid=65534 --clear-groups --inh-caps=+dac_read_search --ambient-caps=+dac_read_search \
+    "${mydocker[@]}" info root >out || got=$?
   is "$got" 1
   has out '^root +no .*sudo'
 }
 
 test_copied_file() { # root: the file works wherever it is copied to, under any name
-  mkdir 'a dir' && cp "$here/mydocker.py" 'a dir/my docker' && chmod 400 'a dir/my docker' && ln -s 'a dir/my docker' link
+  mkdir 'a dir' && cp "$here/mydocker.py" 'a dir/my docker' && chmod 400 'a dir/my docker' &&
+    ln -s 'a dir/my docker' link
   cp "$here/mydocker.py" $'\xff.py'
   is "$("$PYTHON" 'a dir/my docker' run /bin/echo 1)" 1
   is "$("$PYTHON" link run -it --log-level error /bin/echo 2)" $'2\r'
@@ -6237,7 +6635,8 @@ test_copied_file() { # root: the file works wherever it is copied to, under any 
   is "$("$PYTHON" "$here/mydocker.py" run /bin/sh -c 'ls -a')" $'.\n..\na dir\nlink\n'$'\xff.py'
 }
 
-test_install() { # install: a launcher that compiles nothing, until the file or the Python changes; uninstall takes it away
+test_install() { # install: a launcher that compiles nothing, until the file or the Python changes;
+  # uninstall takes it away
   local launcher=$PWD/top/bin/mydocker code=$PWD/top/lib/mydocker/mydocker.pyc before
   own_state
   run 0 install top
@@ -6281,7 +6680,8 @@ test_skopeo_reads_store() { # peers: skopeo reads the store in place, and what i
   is "$out" 1
 }
 
-test_podman_loads_saved() { # peers: podman loads both formats of save with the same id, and sees the same tree
+test_podman_loads_saved() { # peers: podman loads both formats of save with the same id,
+  # and sees the same tree
   local format place
   peer_podman
   small_root root
@@ -6300,7 +6700,8 @@ test_podman_loads_saved() { # peers: podman loads both formats of save with the 
   done
 }
 
-test_podman_image_runs() { # peers: an image of podman's runs here with the same id and the same tree, however it is saved
+test_podman_image_runs() { # peers: an image of podman's runs here with the same id and the same
+  # tree, however it is saved
   local format want
   peer_podman
   own_state
@@ -6332,7 +6733,8 @@ test_podman_sees_commit() { # peers: what commit makes has the same tree in podm
   mkdir -p root/old/deep root/gone
   touch root/old/a root/gone/x
   make_image "t$n:1"
-  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'rm -r /old /gone /etc/group; mkdir /old; echo b >/old/b; echo x >>/etc/passwd'
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'rm -r /old /gone /etc/group; mkdir /old;
+      echo b >/old/b; echo x >>/etc/passwd'
   rich_root rich
   run 0 cp -a "$PWD/rich" "c$n:/"
   run 0 commit "c$n" "t$n:2"
@@ -6374,7 +6776,8 @@ test_umoci() { # peers: umoci unpacks what save writes to the same tree, and wha
   umoci unpack --image "made:t$n-umoci:2" other
   cp -a root/. other/rootfs
   umoci repack --image "made:t$n-umoci:2" other
-  umoci config --image "made:t$n-umoci:2" --config.cmd /bin/sh --config.cmd -c --config.cmd 'echo umoci'
+  umoci config --image "made:t$n-umoci:2" --config.cmd /bin/sh --config.cmd -c --config.cmd \
+    'echo umoci'
   run 0 load -i made
   run 0 run --rm "t$n-umoci:2"
   is "$out" umoci
@@ -6386,7 +6789,8 @@ test_debootstrap() { # peers: a Debian of debootstrap's is a system: packages, s
   own_state
   run 0 import "$DEBIAN_ROOT" debian
   mkdir -p p/DEBIAN p/usr/bin
-  printf 'Package: t\nVersion: 1\nArchitecture: all\nMaintainer: t <t@t>\nDescription: t\n' >p/DEBIAN/control
+  printf 'Package: t\nVersion: 1\nArchitecture: all\nMaintainer: t <t@t>\nDescription: t\n' \
+    >p/DEBIAN/control
   echo 'echo installed' >p/usr/bin/t
   chmod 755 p/usr/bin/t
   dpkg-deb -b p t.deb
@@ -6402,7 +6806,8 @@ test_no_warnings() { # main: it starts without a warning of Python's
   is "$("$PYTHON" -W error "$here/mydocker.py" --version 2>&1 | grep -c '^mydocker ')" 1
   "$PYTHON" -W error -X dev "$here/mydocker.py" run /bin/echo hello >out 2>err || got=$?
   is "$got $(<out)$(<err)" '0 hello'
-  "$PYTHON" -W error -X dev "$here/mydocker.py" run -it --init --log-level error /bin/echo hello >out 2>err || got=$?
+  "$PYTHON" -W error -X dev "$here/mydocker.py" run -it --init --log-level error /bin/echo hello \
+    >out 2>err || got=$?
   is "$got $(<out)$(<err)" $'0 hello\r'
   "$PYTHON" -W error "$here/mydocker.py" info >out 2>err
   is "$(<err)" ''
@@ -6414,12 +6819,14 @@ strays() { # processes of ours, or of containers whose monitor is dead
   for dir in /proc/[0-9]*; do
     pid=${dir#/proc/}
     [[ $pid != "$BASHPID" && $pid != "$$" ]] || continue
-    if { tr '\0' '\n' <"$dir/environ"; } 2>/dev/null | grep -xF "MYDOCKER_ROOT=$MYDOCKER_ROOT" >/dev/null; then
+    if { tr '\0' '\n' <"$dir/environ"; } 2>/dev/null | grep -xF "MYDOCKER_ROOT=$MYDOCKER_ROOT" \
+      >/dev/null; then
       parent=$(sed -n 's/^PPid:\t//p' "$dir/status" 2>/dev/null)
       [[ $parent == "$BASHPID" || $parent == "$$" || ! $parent ]] || ps_line "$pid"
     elif grep -qE $'^NSpid:\t[0-9]+\t1$' "$dir/status" 2>/dev/null; then
       parent=$(sed -n 's/^PPid:\t//p' "$dir/status" 2>/dev/null)
-      [[ ! $parent || $parent -gt 1 ]] || grep -qF "$(readlink "$dir/ns/pid")" "$scratch/pidns" || ps_line "$pid"
+      [[ ! $parent || $parent -gt 1 ]] || grep -qF "$(readlink "$dir/ns/pid")" "$scratch/pidns" ||
+        ps_line "$pid"
     fi
   done
 }
@@ -6450,7 +6857,8 @@ test_nothing_left() { # main: nothing is left behind on this box
   run 0 run /bin/true # which sweeps up after the killed ones
   diff "$scratch/mountinfo" /proc/self/mountinfo
   wait_for none strays
-  mapfile -t empty < <(empty_cgroups) # other tests may be running beside these: theirs fill up, or go
+  # other tests may be running beside these: theirs fill up, or go
+  mapfile -t empty < <(empty_cgroups)
   wait_for none still_empty
   diff "$scratch/links" <(printf '%s\n' /sys/class/net/*)
   is "$(find "$MYDOCKER_ROOT"/{containers,running} -mindepth 1)" ''
@@ -6490,16 +6898,19 @@ bench_unpack_tar() { # unpack: tar -x of the layer (300 MB, 30,000 files), then 
 }
 
 bench_unpack_load() { # unpack: mydocker.py load of the layer's image, then rm -r of all
-  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" load -i saved.tar)
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" load
+    -i saved.tar)
 }
 
 bench_unpack_import() { # unpack: mydocker.py import of the layer, then rm -r of all
-  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" import big.tar big:1)
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" import
+    big.tar big:1)
 }
 
 bench_unpack_umoci() { # unpack: umoci unpack of the layer's image, then rm -r
   need umoci
-  row=(unpack_and_remove rm -rf out -- umoci unpack --image "layout:$(umoci ls --layout layout | head -n 1)" out/bundle)
+  row=(unpack_and_remove rm -rf out -- umoci unpack
+    --image "layout:$(umoci ls --layout layout | head -n 1)" out/bundle)
 }
 
 bench_unpack_podman() { # unpack: podman load of the layer's image, then podman rmi
@@ -6508,7 +6919,8 @@ bench_unpack_podman() { # unpack: podman load of the layer's image, then podman 
   row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" load -q -i saved.tar)
 }
 
-unpack_and_remove() { # unpack_and_remove COMMAND... -- COMMAND...: the second with an empty ./out, then the first
+unpack_and_remove() { # unpack_and_remove COMMAND... -- COMMAND...: the second with an empty ./out,
+  # then the first
   local remove=()
   while [[ $1 != -- ]]; do remove+=("$1"); shift; done
   shift
@@ -6525,15 +6937,18 @@ prepare_pull() { # a registry with a 300 MB image: 6,000 files in one gzip layer
   rm -rf big made
 }
 
-bench_pull() { # pull: mydocker.py pull of a 300 MB image (6,000 files) from a registry on loopback, then rm -r
-  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" pull "$reg/big:1")
+bench_pull() { # pull: mydocker.py pull of a 300 MB image (6,000 files) from a registry on loopback,
+  # then rm -r
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" pull
+    "$reg/big:1")
 }
 
 bench_pull_podman() { # pull: podman pull (overlay) of it, then podman rmi
   need podman
   peer_podman
   podman=("${podman[@]/vfs/overlay}")
-  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" pull -q --tls-verify=false "$reg/big:1")
+  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" pull -q --tls-verify=false
+    "$reg/big:1")
 }
 
 bench_pull_umoci() { # pull: skopeo copy of it to a layout and umoci unpack, then rm -r
@@ -6629,7 +7044,8 @@ bench_run_ephemeral() { # start: mydocker.py run --ephemeral /bin/true
 }
 
 compiled() { # compiled ARG...: a row of the compiled copy
-  "$PYTHON" -c 'import py_compile, sys; py_compile.compile(sys.argv[1], "mydocker.pyc")' "$here/mydocker.py"
+  "$PYTHON" -c 'import py_compile, sys; py_compile.compile(sys.argv[1], "mydocker.pyc")' \
+    "$here/mydocker.py"
   row=("$PYTHON" -I -S "$PWD/mydocker.pyc" "$@")
 }
 
@@ -6648,7 +7064,8 @@ bench_unshare() { # start: unshare(1) with the same namespaces
 
 bench_bwrap() { # start: bwrap with the same namespaces
   need bwrap
-  row=(bwrap --unshare-pid --unshare-uts --unshare-ipc --unshare-net --dev-bind / / --proc /proc /bin/true)
+  row=(bwrap --unshare-pid --unshare-uts --unshare-ipc --unshare-net --dev-bind / / --proc /proc
+    /bin/true)
 }
 
 bench_runc() { # start: runc run, busybox bundle
@@ -6714,8 +7131,10 @@ measure_throughput() { # TCP from a container to the host, beside a plain veth p
   serve sink "${box[@]}" -- tcp:5000
   "${bridged[@]}" run -d --name c --net bridge /bin/sleep 1000
   for n in 1 2 3; do
-    echo "TCP to the host, MB/s: by a plain veth pair $("${lan[@]}" "$PYTHON" -I net.py ask 60 tcp 10.77.0.1 5000 drink)," \
-      "from a container $("${bridged[@]}" exec c "$PYTHON" -I "$PWD/net.py" ask 60 tcp 10.77.0.1 5000 drink)" >&4
+    echo "TCP to the host, MB/s: by a plain veth pair $("${lan[@]}" "$PYTHON" -I net.py ask 60 tcp \
+      10.77.0.1 5000 drink)," \
+      "from a container $("${bridged[@]}" exec c "$PYTHON" -I "$PWD/net.py" ask 60 tcp 10.77.0.1 \
+      5000 drink)" >&4
   done
   "${bridged[@]}" rm -f c
 }
@@ -6725,7 +7144,9 @@ prepare_logged() {
 }
 
 bench_log_run() { # lines logged: mydocker.py run -d, wait, rm; 20 million lines of yes, 40 MB
-  row=(env "MYDOCKER_ROOT=$PWD/logs" bash -c '"$@" run -d --name y /bin/sh -c "yes | head -n 20000000"; "$@" wait y; "$@" rm y' bash "${mydocker[@]}")
+  row=(env "MYDOCKER_ROOT=$PWD/logs"
+    bash -c '"$@" run -d --name y /bin/sh -c "yes | head -n 20000000"; "$@" wait y; "$@" rm y' bash
+    "${mydocker[@]}")
 }
 
 bench_log_podman() { # lines logged: podman run -d with k8s-file, wait, rm; the same
@@ -6768,11 +7189,13 @@ bench_ps_1000() { # on record: ps -a of 1000
 }
 
 bench_run_1() { # on record: run -d and rm -f, beside 1
-  row=(env "MYDOCKER_ROOT=$PWD/of1" bash -c '"$@" run -d --name x /bin/sleep 1000; "$@" rm -f x' bash "${mydocker[@]}")
+  row=(env "MYDOCKER_ROOT=$PWD/of1" bash -c '"$@" run -d --name x /bin/sleep 1000; "$@" rm -f x'
+    bash "${mydocker[@]}")
 }
 
 bench_run_1000() { # on record: run -d and rm -f, beside 1000
-  row=(env "MYDOCKER_ROOT=$PWD/of1000" bash -c '"$@" run -d --name x /bin/sleep 1000; "$@" rm -f x' bash "${mydocker[@]}")
+  row=(env "MYDOCKER_ROOT=$PWD/of1000" bash -c '"$@" run -d --name x /bin/sleep 1000; "$@" rm -f x'
+    bash "${mydocker[@]}")
 }
 
 limited_bundle() { # limited_bundle DIR RESOURCES: a bundle for runc with these linux.resources
@@ -6808,7 +7231,8 @@ bench_limits_runc() { # limits: the same with the same
 prepare_calls() { # a program that makes a million system calls, in C where there is a compiler
   bundle
   mkdir -p root/proc
-  printf '%s\n' '#include <unistd.h>' '#include <sys/syscall.h>' 'int main(void) { for (int i = 0; i < 1000000; i++) syscall(SYS_getppid); }' >calls.c
+  printf '%s\n' '#include <unistd.h>' '#include <sys/syscall.h>' \
+    'int main(void) { for (int i = 0; i < 1000000; i++) syscall(SYS_getppid); }' >calls.c
   gcc -O2 -static -o root/bin/calls calls.c
 }
 
@@ -6889,7 +7313,8 @@ bench_oci_podman_runc() { # oci: podman run --rm on runc
 engine_row() { # engine_row ENGINE RUNTIME: run --rm of it by ctr or docker
   case $1 in
     ctr) need containerd ctr podman runc
-      row=(ctr -a "$PWD/c.sock" -n mdtest run --runc-binary "$2" --rm localhost/bb:1 bench /bin/true) ;;
+      row=(ctr -a "$PWD/c.sock" -n mdtest run --runc-binary "$2" --rm localhost/bb:1 bench
+        /bin/true) ;;
     docker) need dockerd runc
       row=("${docker[@]}" run --runtime "$2" --network none --rm bb:1 /bin/true) ;;
   esac
@@ -6913,7 +7338,8 @@ bench_oci_docker_runc() { # oci: docker run --rm on runc
 
 measure_create() { # what `create` takes at most, its children included, in MB
   local words
-  for words in "$PWD/top/bin/mydocker --root $PWD/oci" "runc --root $PWD/runc" "crun --root $PWD/crun"; do
+  for words in "$PWD/top/bin/mydocker --root $PWD/oci" "runc --root $PWD/runc" \
+    "crun --root $PWD/crun"; do
     # shellcheck disable=SC2086 # words
     "$PYTHON" -I -c 'import resource, subprocess, sys
 subprocess.run([*sys.argv[1:], "create", "peak"], check=True, stdin=0, stdout=2)
@@ -6981,7 +7407,8 @@ measure_shim() { # of a containerd of our own
   wait_for ctr -a "$address" version
   ctr -a "$address" run -d --rootfs "$PWD/root" m /bin/sleep 1000
   for pid in /proc/[0-9]*; do
-    [[ $(tr '\0' ' ' <"$pid/cmdline") != *containerd-shim*"-address $address"* ]] || memory "containerd-shim-runc-v2" "${pid#/proc/}"
+    [[ $(tr '\0' ' ' <"$pid/cmdline") != *containerd-shim*"-address $address"* ]] ||
+      memory "containerd-shim-runc-v2" "${pid#/proc/}"
   done
   ctr -a "$address" task kill -s KILL m
   wait_for ctr -a "$address" container rm m
@@ -7017,7 +7444,8 @@ measure() { # measure AREA NAME...: the table of one area
     mapfile -t sorted < <(printf '%s\n' ${times[i]} | sort -n)
     median=${sorted[${#sorted[@]} / 2]}
     : "${base:=$median}"
-    printf '%-52s %9s %9s %9s  %s\n' "$(title "${names[i]}")" "$(ms "$median")" "$(ms "${sorted[0]}")" "$(ms "${sorted[-1]}")" \
+    printf '%-52s %9s %9s %9s  %s\n' "$(title "${names[i]}")" "$(ms "$median")" \
+      "$(ms "${sorted[0]}")" "$(ms "${sorted[-1]}")" \
       "$((median * 100 / base / 100)).$(printf %02d $((median * 100 / base % 100)))"
   done
 }
@@ -7030,18 +7458,25 @@ bench() { # bench [PATTERN]
   local area
   : "${ROUNDS:=21}"
   program=("${mydocker[@]}")
-  printf 'milliseconds, %s rounds in turn; %s, %s, Linux %s, %s processors\n' "$ROUNDS" "$("$PYTHON" -V)" \
+  printf 'milliseconds, %s rounds in turn; %s, %s, Linux %s, %s processors\n' "$ROUNDS" \
+    "$("$PYTHON" -V)" \
     mydocker.py "$(uname -r)" "$(nproc)"
   mkdir "$scratch/bench"
   cd "$scratch/bench" || exit
   while IFS= read -r area; do
-    mapfile -t rows < <(functions bench | while read -r name; do [[ $(title "$name" area) != "$area" ]] || echo "$name"; done)
-    if [[ $(type -t "prepare_${area##* }") ]]; then "prepare_${area##* }" >"$scratch/log" 2>&1 </dev/null; fi
+    mapfile -t rows < <(functions bench | while read -r name; do [[ $(title "$name" area) != \
+      "$area" ]] || echo "$name"; done)
+    if [[ $(type -t "prepare_${area##* }") ]]; then
+      "prepare_${area##* }" >"$scratch/log" 2>&1 </dev/null
+    fi
     measure "$area" "${rows[@]}" </dev/null # else one of the programs eats the other areas' names
-  done < <(functions bench | while read -r name; do title "$name" area; done | uniq | grep -E -e "$1")
+  done < <(functions bench | while read -r name; do title "$name" area; done | uniq |
+    grep -E -e "$1")
   echo
   ( trap 'kill -KILL $(jobs -p); wait' EXIT; measure_memory ) 4>&1 >"$scratch/log" 2>&1
-  if [[ ${bridged-} ]]; then ( trap 'kill -KILL $(jobs -p); wait' EXIT; measure_throughput ) 4>&1 >"$scratch/log" 2>&1; fi
+  if [[ ${bridged-} ]]; then
+    ( trap 'kill -KILL $(jobs -p); wait' EXIT; measure_throughput ) 4>&1 >"$scratch/log" 2>&1
+  fi
 }
 
 # ── Runner ─────────────────────────────────────────────────────────────────
@@ -7050,9 +7485,10 @@ functions() { # functions KIND: the names of this file's KIND_* functions, in or
   sed -n "s/^\\($1_[a-z0-9_]*\\)() { # .*: .*/\\1/p" "$self"
 }
 
-title() { # title NAME [area]: the words behind a function's first line; of bench rows the half asked for
+title() { # title NAME [area]: the words behind a function's first line, and in the comment lines
+  # that follow it at once; of bench rows the half asked for
   local words
-  words=$(sed -n "s/^$1() { # //p" "$self")
+  words=$(sed -n "/^$1() { # /{s///;:more;N;s/\\n  # / /;tmore;s/\\n.*//;p;q}" "$self")
   case $1,${2-} in
     *,area) echo "${words%%: *}" ;;
     bench_*) echo "${words#*: }" ;;
@@ -7094,7 +7530,8 @@ run_test() { # run_test NAME: as number $n
   fi
   if [[ $verbose || ($status != 0 && ! (-e $scratch/why && ! ${STRICT-})) ]]; then
     echo "# $name, ${SECONDS} s, ended with $status after $begin - $EPOCHREALTIME"
-    tail -n "$((verbose ? 1000 : 60))" "$scratch/log" | sed '/^+* \(local -.*\|set +x\)$/d; s/^/#   /'
+    tail -n "$((verbose ? 1000 : 60))" "$scratch/log" |
+      sed '/^+* \(local -.*\|set +x\)$/d; s/^/#   /'
   fi
 }
 
@@ -7126,7 +7563,8 @@ main() {
   program=("${mydocker[@]}")
   for name in "${names[@]}"; do
     [[ "$name $(title "$name")" =~ $pattern ]] || continue
-    [[ ! ${SHARE-} || $name == "${names[-1]}" ]] || ((turn++ % ${SHARE#*/} == ${SHARE%/*})) || continue
+    [[ ! ${SHARE-} || $name == "${names[-1]}" ]] || ((turn++ % ${SHARE#*/} == ${SHARE%/*})) ||
+      continue
     n=$((n + 1))
     run_test "$name"
   done
@@ -7138,10 +7576,13 @@ main() {
 sweep() { # the end: what killed monitors left, their cgroups above all, goes with the next command
   local mark
   # shellcheck disable=SC2046 # a list
-  { kill $(jobs -p) && sleep 3; kill -KILL $(jobs -p) && wait; } 2>/dev/null || : # what the bench started, and left mounted
-  sed -n "s|^\([^ ]* \)\{4\}\($scratch/[^ ]*\) .*|\2|p" /proc/self/mountinfo | sort -r | while IFS= read -r mark; do umount -l "$mark"; done
+  # what the bench started, and left mounted
+  { kill $(jobs -p) && sleep 3; kill -KILL $(jobs -p) && wait; } 2>/dev/null || :
+  sed -n "s|^\([^ ]* \)\{4\}\($scratch/[^ ]*\) .*|\2|p" /proc/self/mountinfo | sort -r |
+    while IFS= read -r mark; do umount -l "$mark"; done
   for mark in "$scratch"{,/bench,/[0-9]*}/{state,memory}/running/*; do
-    [[ ! -e $mark ]] || timeout "$patience" "${mydocker[@]}" --root "${mark%/running/*}" ps >"$scratch/log" 2>&1 || :
+    [[ ! -e $mark ]] || timeout "$patience" "${mydocker[@]}" --root "${mark%/running/*}" ps \
+      >"$scratch/log" 2>&1 || :
   done
   rm -rf "$scratch"
 }
