@@ -415,8 +415,8 @@ for path, dirs, names in os.walk(b"."):
         twin = first.setdefault(s.st_ino, name) if not stat.S_ISDIR(s.st_mode) else name
         xattrs = [(x, os.getxattr(name, x, follow_symlinks=False))
                   for x in sorted(os.listxattr(name, follow_symlinks=False)) if "overlay" not in x]
-        print(name, oct(s.st_mode), s.st_uid, s.st_gid, s.st_rdev, s.st_mtime_ns, what, twin, xattrs,
-              s.st_size if stat.S_ISREG(s.st_mode) else 0)
+        print(name, oct(s.st_mode), s.st_uid, s.st_gid, s.st_rdev, s.st_mtime_ns, what, twin,
+              xattrs, s.st_size if stat.S_ISREG(s.st_mode) else 0)
 PYTHON
 }
 
@@ -491,10 +491,14 @@ while True:
   flipper=$pid
 }
 
+# `podman run` as it works here: without a log, and without limits that the host doesn't grant.
+podman_limits=(--ulimit nofile=1024:1024 --ulimit nproc=1024:1024)
+podman_run=(run --rm --log-driver none "${podman_limits[@]}")
+
 peer_podman() { # podman with a storage of its own below this directory; arguments into $podman
   need podman
-  podman=(podman --root "$PWD/podman" --runroot "$PWD/run" --tmpdir "$PWD/podman-tmp" --storage-driver vfs
-    --cgroup-manager cgroupfs --events-backend none)
+  podman=(podman --root "$PWD/podman" --runroot "$PWD/run" --tmpdir "$PWD/podman-tmp"
+    --storage-driver vfs --cgroup-manager cgroupfs --events-backend none)
 }
 
 background() { # background ARG...: `mydocker run -d ARG...`; its id is in $id
@@ -607,7 +611,8 @@ test_own_proc() { # run: /proc is the container's own
 
 test_signals() { # run: signals to the outside process reach the container's PID 1
   local signals=(TERM HUP QUIT USR1 USR2 WINCH ALRM IO VTALRM RTMIN INT) signal
-  start run /bin/bash -c "for s in ${signals[*]}; do trap \"echo got \$s\" \$s; done; trap 'echo got INT; exit 3' INT
+  start run /bin/bash -c "for s in ${signals[*]}; do trap \"echo got \$s\" \$s; done
+    trap 'echo got INT; exit 3' INT
     echo ready; while :; do sleep 0.05; done"
   wait_for has out ready
   for signal in "${signals[@]}"; do
@@ -683,7 +688,8 @@ test_reexec() { # calls: run executes this same file again, as init, inside the 
   # the file itself, then itself as init, then the command
   "$PYTHON" -I - trace <<'PYTHON'
 import re, sys
-calls = re.findall(r"^(\d+) +(?:execve\(\"(.*?)\", \[(.*?)\], .*|unshare\((.*?)\)) += 0", open(sys.argv[1]).read(), re.M)
+calls = re.findall(r"^(\d+) +(?:execve\(\"(.*?)\", \[(.*?)\], .*|unshare\((.*?)\)) += 0",
+                   open(sys.argv[1]).read(), re.M)
 outside = calls[0][0]
 inside = next(pid for pid, *_ in calls if pid != outside)
 assert all(pid in (outside, inside) for pid, *_ in calls), calls
@@ -691,7 +697,8 @@ mine = [path or flags for pid, path, _, flags in calls if pid == inside]
 again = next(args for pid, path, args, _ in calls if pid == inside and path)
 assert '"init"' in again and "python" in again, again
 assert mine[-1] == "/bin/true" and "CLONE_NEWNS" in mine[0], mine
-assert ("CLONE_NEWPID",) == tuple(flags for pid, _, _, flags in calls if pid == outside and flags), calls
+theirs = [flags for pid, _, _, flags in calls if pid == outside and flags]
+assert theirs == ["CLONE_NEWPID"], calls
 PYTHON
 }
 
@@ -777,8 +784,8 @@ test_failed_step() { # fail: when a step inside fails the command never starts
   need unshare mount
   local got=0
   unshare -Urm true || skip 'no user namespace in here'
-  # where a proc can't be mounted, as a part of the visible one is hidden,
-  # or a devpts with the group 5
+  # where a proc can't be mounted, as a part of the visible one is hidden, or a devpts with the
+  # group 5
   unshare -Urm --propagation private bash -ec "mount -t tmpfs none /proc/sys; exec \"\$@\"" bash \
     "${mydocker[@]}" run /bin/touch started >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
   read_output
@@ -1029,8 +1036,9 @@ test_many_at_once() { # monitor: containers started at once don't disturb each o
 
 test_ignored_child_signal() { # monitor: a caller that ignores SIGCHLD still gets the status
   local got=0
-  "$PYTHON" -I -c 'import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])' \
-    "${mydocker[@]}" run /bin/sh -c 'exit 7' || got=$?
+  "$PYTHON" -I -c 'import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])' "${mydocker[@]}" run /bin/sh -c 'exit 7' || got=$?
   is "$got" 7
 }
 
@@ -1145,8 +1153,11 @@ test_clean_process() { # user: the command starts with no signal blocked or igno
 test_init_option() { # init: --init puts a reaper before the command
   run 7 run --init /bin/sh -c "echo \$\$; exit 7"
   like "$out" '^[2-9]$'
-  run 0 run --init /bin/sh -c "for i in 1 2 3 4 5; do (sleep 0.0\$i & exec true) & done; wait; sleep 0.1
-    i=0; while grep -q '^State:.Z' /proc/[0-9]*/status && [ \$i -lt 100 ]; do sleep 0.1; i=\$((i+1)); done
+  run 0 run --init /bin/sh -c "for i in 1 2 3 4 5; do (sleep 0.0\$i & exec true) & done; wait
+    i=0; while [ \$i -lt 100 ] &&
+      grep -qE '^(State:.Z|Name:.sleep)' /proc/[0-9]*/status 2>/dev/null; do
+      sleep 0.1; i=\$((i+1))
+    done
     grep -h '^State:.Z' /proc/[0-9]*/status; :"
   is "$out$err" ''
   # the end of the command is the end of the container
@@ -1178,7 +1189,8 @@ test_init_signals() { # init: --init passes signals on to the command
 
 test_shared_root() { # root: nothing reaches a host whose mounts are shared, as systemd makes them
   need unshare mount
-  unshare -m --propagation unchanged bash -exc "mount --make-rshared /; cp /proc/self/mountinfo before
+  unshare -m --propagation unchanged bash -exc "mount --make-rshared /
+    cp /proc/self/mountinfo before
     \"\$@\" run /bin/true
     \"\$@\" run -it --read-only --ephemeral --hostname x /bin/true
     \"\$@\" run --privileged /bin/sh -c 'mount -t tmpfs none /mnt'
@@ -1218,7 +1230,8 @@ test_ephemeral() { # root: --ephemeral lets anything be written, and the host ke
   touch keep "$shm"
   listing /etc "$PWD" >../before
   run 0 run --ephemeral /bin/sh -c "set -e
-    echo >>/etc/passwd; rm '$PWD/keep'; echo >'$PWD/new'; mkdir /mydocker-test; rm -f $shm; chmod 777 /etc; chown 1:1 /etc/passwd"
+    echo >>/etc/passwd; rm '$PWD/keep'; echo >'$PWD/new'
+    mkdir /mydocker-test; rm -f $shm; chmod 777 /etc; chown 1:1 /etc/passwd"
   listing /etc "$PWD" | cmp - ../before
   [[ -e $shm && ! -e /mydocker-test ]]
   run 0 run --ephemeral /bin/sh -c "rm -rf /etc; ls /etc 2>&1; echo still;
@@ -1232,7 +1245,8 @@ test_ephemeral() { # root: --ephemeral lets anything be written, and the host ke
 test_ephemeral_mounts() { # root: --ephemeral protects the other mounted file systems too
   need overlay unshare mount
   mkdir sub
-  unshare -m --propagation private bash -exc "mount -t tmpfs -o mode=755 tmpfs sub; echo precious >sub/file; mkdir sub/dir
+  unshare -m --propagation private bash -exc "mount -t tmpfs -o mode=755 tmpfs sub
+    echo precious >sub/file; mkdir sub/dir
     \"\$@\" run --ephemeral /bin/sh -c 'rm -rf sub/file sub/dir; echo >sub/new;
         rm -rf /run/* /home/* /boot/*; :'
     [[ \$(cat sub/file) == precious && -d sub/dir && ! -e sub/new ]]" bash "${mydocker[@]}"
@@ -1240,11 +1254,14 @@ test_ephemeral_mounts() { # root: --ephemeral protects the other mounted file sy
 
 test_ephemeral_devices() { # root: --ephemeral has devices, a /proc and a /sys of its own
   need overlay
-  run 0 run --ephemeral /bin/sh -c "set -e; echo x >/dev/null; head -c 3 /dev/zero | wc -c; head -c 3 /dev/urandom | wc -c
+  run 0 run --ephemeral /bin/sh -c "set -e; echo x >/dev/null
+    head -c 3 /dev/zero | wc -c; head -c 3 /dev/urandom | wc -c
     rm -f /dev/null; ls /sys >/dev/shm/x; echo /proc/[0-9]*"
   is "$out" $'3\n3\n/proc/1'
   [[ -c /dev/null ]]
-  run 0 run --ephemeral /usr/bin/env -i "$PYTHON" -I -c 'import os; os.openpty(); print(os.getpid())'
+  run 0 run --ephemeral /usr/bin/env -i "$PYTHON" -I -c 'import os
+os.openpty()
+print(os.getpid())'
   is "$out" 1
 }
 
@@ -1260,8 +1277,10 @@ test_image_kernel_files() { # root: a container from an image has Docker's /proc
   like "$out" ' /dev/shm rw,nosuid,nodev,noexec[^ ]* [^-]*- tmpfs [^ ]+ rw,size=65536k'
   like "$out" ' /dev/mqueue rw,nosuid,nodev,noexec[^ ]* [^-]*- mqueue '
   unlike "$out" "$PWD/(host|root)"
-  run 0 run --rm "t$n:1" /bin/sh -c 'ls /dev; ls -l /dev; for d in /sys /sys/fs/cgroup; do mkdir $d/x 2>/dev/null && echo $d; done
-    echo x >/dev/null; cat /dev/null; echo x 2>/dev/null >/dev/full || echo full; [ -t 0 ] || echo </dev/tty || echo none' 2>/dev/null
+  run 0 run --rm "t$n:1" /bin/sh -c 'ls /dev; ls -l /dev
+    for d in /sys /sys/fs/cgroup; do mkdir $d/x 2>/dev/null && echo $d; done
+    echo x >/dev/null; cat /dev/null; echo x 2>/dev/null >/dev/full || echo full
+    [ -t 0 ] || echo </dev/tty || echo none' 2>/dev/null
   like "$out" \
     $'^fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n'
   like "$out" $'crw-rw-rw- [^\n]*1, +3 [^\n]* null\n'
@@ -1560,7 +1579,8 @@ test_rootfs_option() { # root: --rootfs runs on a directory as it is, writes and
 test_image_read_only() { # root: --read-only leaves only volumes, /dev and tmpfs mounts to write to
   make_image "t$n:1"
   run 0 run --rm --read-only -v "v$n:/v" --tmpfs /mem "t$n:1" /bin/sh -c '
-    for d in / /etc /tmp /root /v /mem /dev/shm; do touch $d/x 2>/dev/null && echo $d; done; echo x 2>/dev/null >/etc/hosts || :'
+    for d in / /etc /tmp /root /v /mem /dev/shm; do touch $d/x 2>/dev/null && echo $d; done
+    echo x 2>/dev/null >/etc/hosts || :'
   is "$out" $'/v\n/mem\n/dev/shm'
 }
 
@@ -1614,7 +1634,9 @@ test_root_copied() { # root: where overlayfs doesn't work the layers are copied,
   is "$(grep -c '^mydocker: ' err)" 1
   # shellcheck disable=SC2016 # the inner shell
   unshare -m bash -ec 'mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
-    export MYDOCKER_ROOT=$PWD/merged/state; "${@:2}" export -o $PWD/e.tar "$1"; "${@:2}" rm "$1"' bash "d$n" "${mydocker[@]}"
+    export MYDOCKER_ROOT=$PWD/merged/state
+    "${@:2}" export -o $PWD/e.tar "$1"
+    "${@:2}" rm "$1"' bash "d$n" "${mydocker[@]}"
   tar -tf e.tar | sort >names
   has names '^(\./)?more$'
 }
@@ -1624,8 +1646,10 @@ test_root_copied() { # root: where overlayfs doesn't work the layers are copied,
 test_image_config() { # images: the image's Entrypoint, Cmd, Env, WorkingDir and User are honoured
   make_image "t$n:1"
   # shellcheck disable=SC2016 # the container's shell
-  set_config "t$n:1" '{"Entrypoint": ["/bin/sh", "-c", "echo $A $B $HOME; pwd; id -u; id -g; echo \"$@\"", "sh"],
-    "Cmd": ["one", "two words"], "Env": ["A=1", "B=2 3", "HOME=/set"], "WorkingDir": "/made/here", "User": "user"}'
+  set_config "t$n:1" '{
+    "Entrypoint": ["/bin/sh", "-c", "echo $A $B $HOME; pwd; id -u; id -g; echo \"$@\"", "sh"],
+    "Cmd": ["one", "two words"], "Env": ["A=1", "B=2 3", "HOME=/set"],
+    "WorkingDir": "/made/here", "User": "user"}'
   run 0 run --rm "t$n:1"
   is "$out" $'1 2 3 /set\n/made/here\n1234\n5678\none two words'
   run 0 run --rm -e A=x -w /tmp -u 0 "t$n:1" other
@@ -1714,9 +1738,12 @@ test_user() { # user: -u takes names and numbers, group and all, from the contai
 test_supplementary_groups() { # user: a named user's supplementary groups are those of the
   # container's files
   need unshare mount
-  printf 'root:x:0:0::/root:/bin/sh\njane:x:4001:4002:Jane:/home/jane:/bin/sh\nbad line\nshort:x:1\n' >passwd
-  printf 'root:x:0:\njane:x:4002:\nred:x:4003:joe,jane\nblue:x:4004:jane\ngreen:x:4005:janet\n\nbad:x:many:jane\nbig:x:99999999999:jane\nodd:x:²:jane\n' >group
-  unshare -m --propagation private bash -ec "mount --bind passwd /etc/passwd; mount --bind group /etc/group
+  printf '%s\n' root:x:0:0::/root:/bin/sh jane:x:4001:4002:Jane:/home/jane:/bin/sh 'bad line' \
+    short:x:1 >passwd
+  printf '%s\n' root:x:0: jane:x:4002: red:x:4003:joe,jane blue:x:4004:jane green:x:4005:janet '' \
+    bad:x:many:jane big:x:99999999999:jane odd:x:²:jane >group
+  unshare -m --propagation private bash -ec "mount --bind passwd /etc/passwd
+    mount --bind group /etc/group
     for user in jane 4001 jane:green 4001:4009; do
       \"\$@\" run -u \$user /bin/sh -c 'echo \$(id -u) \$(id -g) \$(id -G) \$HOME'
     done" bash "${mydocker[@]}" >out
@@ -1749,18 +1776,26 @@ test_capabilities() { # security: root has Docker's 14 capabilities,
 import os, socket
 os.chroot("/")
 socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)
-for forbidden in (lambda: os.nice(-1), lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))):
+for forbidden, *words in ((os.nice, -1),
+                          (os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1))):
     try:
-        forbidden()
+        forbidden(*words)
     except PermissionError:
         print("forbidden")'
   is "$out" $'forbidden\nforbidden'
 }
 
+own_capabilities() { # those that mydocker has here, and can give, as a number
+  local bounding permitted
+  bounding=$(sed -n 's/^CapBnd:\t/0x/p' /proc/self/status)
+  permitted=$(sed -n 's/^CapPrm:\t/0x/p' /proc/self/status)
+  echo $((bounding & permitted))
+}
+
 test_capability_options() { # security: --cap-add and --cap-drop take names with and without CAP_,
   # and ALL, as docker's
   local box
-  box=$(($(sed -n 's/^CapBnd:\t/0x/p' /proc/self/status) & $(sed -n 's/^CapPrm:\t/0x/p' /proc/self/status)))
+  box=$(own_capabilities)
   sets --cap-add NET_ADMIN --cap-add cap_sys_time
   is "$out" '0 aa0435fb aa0435fb aa0435fb 0 '
   sets --cap-drop mknod --cap-drop=CAP_CHOWN
@@ -1772,11 +1807,11 @@ test_capability_options() { # security: --cap-add and --cap-drop take names with
   sets --cap-drop kill --cap-add kill # what is added wins
   is "$out" '0 a80425fb a80425fb a80425fb 0 '
   sets --cap-add ALL
-  like "$out" "^0 ($(printf %x $box)) \\1 \\1 0 $"
+  like "$out" "^0 ($(printf %x "$box")) \\1 \\1 0 $"
   sets --cap-add ALL --cap-drop sys_admin
   like "$out" "^0 ($(printf %x $((box & ~(1 << 21))))) \\1 \\1 0 $"
   sets --privileged
-  like "$out" "^0 ($(printf %x $box)) \\1 \\1 0 $"
+  like "$out" "^0 ($(printf %x "$box")) \\1 \\1 0 $"
   fails 125 NO_SUCH run --cap-add no_such /bin/true
   fails 125 'no such capability' run --cap-drop '' /bin/true
 }
@@ -1785,10 +1820,10 @@ test_capability_lacking() { # security: a capability that the box lacks is a war
   # and needs none for the rest
   need setpriv
   setpriv --bounding-set -sys_time,-mknod "${mydocker[@]}" run --cap-add SYS_TIME \
-    --cap-add SYS_NICE \
-    /bin/grep CapBnd /proc/self/status >out 2>err
+    --cap-add SYS_NICE /bin/grep CapBnd /proc/self/status >out 2>err
   is "$(<out)" $'CapBnd:\t00000000a08425fb'
-  is "$(<err)" "mydocker: warning: --cap-add, on CAP_SYS_TIME: this box doesn't have it itself, ignoring"
+  is "$(<err)" \
+    "mydocker: warning: --cap-add, on CAP_SYS_TIME: this box doesn't have it itself, ignoring"
   setpriv --bounding-set -sys_time,-mknod "${mydocker[@]}" run --privileged /bin/true >out 2>&1
   is "$(<out)" ''
 }
@@ -1843,7 +1878,7 @@ libc.syscall.restype = ctypes.c_long
 bad = [ctypes.c_long(-1)] * 6
 
 def outcome(number):
-    """By a filter that traps nothing: what the filter returns comes before the arguments are looked at."""
+    """What the filter returns comes before the kernel looks at the arguments."""
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
@@ -1879,7 +1914,8 @@ test_every_call() { # security: every system call by its number is allowed or re
   "${mydocker[@]}" run -i "$PYTHON" -I -c "$try_calls" <numbers >filtered
   "$PYTHON" -I - "$here/mydocker.py" <<'PYTHON'
 import sys
-# Docker's default (moby/profiles, seccomp/default.json) for the 14 capabilities: what it doesn't list
+# Docker's default (moby/profiles, seccomp/default.json) for the 14 capabilities: what it doesn't
+# list
 denied = set("""_sysctl acct add_key afs_syscall bpf clock_settime create_module delete_module
 fanotify_init finit_module fsconfig fsmount fsopen fspick get_kernel_syms get_mempolicy getpmsg
 init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load
@@ -1892,7 +1928,8 @@ lsm_set_self_attr lsm_list_modules""".split())
 space = {"__name__": "mydocker"}
 exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"), space)
 names = {number: name for name, number in space["call_numbers"]().items()}
-free, filtered = ({int(n): int(code) for n, code in map(str.split, open(name))} for name in ("free", "filtered"))
+free, filtered = ({int(n): int(code) for n, code in map(str.split, open(name))}
+                  for name in ("free", "filtered"))
 EPERM, ENOSYS = 1, 38
 wrong = []
 for number, code in filtered.items():
@@ -1910,7 +1947,7 @@ for number, code in filtered.items():
 assert not wrong, wrong
 refused = [names.get(n, "?") for n in filtered if filtered[n] == EPERM != free[n]]
 assert len(filtered) > 440 and len(refused) > 40, (len(filtered), len(refused))
-print("as it should be:", len(filtered), "calls,", len(refused), "refused that the kernel alone lets pass")
+print("as it should be:", len(filtered), "calls,", len(refused), "refused by the filter alone")
 PYTHON
 }
 
@@ -1942,9 +1979,11 @@ for machine, header in headers.items():
         pairs = re.findall(r"#define __NR(3264)?_(\w+)\s+(\d+)", open(header).read())
     except OSError:
         continue
-    theirs = {int(number): name for _, name, number in pairs if not 243 < int(number) < 260 or machine == "x86_64"}
-    wrong = [(number, name, mine.get(number)) for number, name in theirs.items() if mine.get(number) != name
-             and (number < 403 or number > 423) and name not in ("syscalls", "fstatat", "arch_specific_syscall")]
+    theirs = {int(number): name for _, name, number in pairs
+              if not 243 < int(number) < 260 or machine == "x86_64"}
+    wrong = [(number, name, mine.get(number)) for number, name in theirs.items()
+             if mine.get(number) != name and (number < 403 or number > 423)
+             and name not in ("syscalls", "fstatat", "arch_specific_syscall")]
     assert not wrong and len(theirs) > 300, (machine, wrong, len(theirs))
 PYTHON
 }
@@ -2031,41 +2070,61 @@ test_seccomp_file() { # security: --security-opt seccomp=FILE takes Docker's JSO
   # errnos, conditions
   cat >deny.json <<'JSON'
 {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": [
-  {"names": ["mkdir", "mkdirat", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28, "args": [], "includes": {}, "excludes": {}},
+  {"names": ["mkdir", "mkdirat", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28,
+   "args": [], "includes": {}, "excludes": {}},
   {"name": "sethostname", "action": "SCMP_ACT_ERRNO", "args": null},
-  {"names": ["getpgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 11, "args": [{"index": 0, "value": 7, "op": "SCMP_CMP_GE"}, {"index": 1, "value": 3, "op": "SCMP_CMP_NE"}]},
-  {"names": ["getsid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 12, "args": [{"index": 0, "value": 4294967297, "op": "SCMP_CMP_LT"}, {"index": 1, "value": 5, "op": "SCMP_CMP_GT"}, {"index": 2, "value": 9, "op": "SCMP_CMP_LE"}]},
-  {"names": ["alarm", "getitimer"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13, "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}, {"index": 0, "value": 2, "op": "SCMP_CMP_EQ"}]},
-  {"names": ["umask"], "action": "SCMP_ACT_ERRNO", "errnoRet": 14, "args": [{"index": 0, "value": 240, "valueTwo": 16, "op": "SCMP_CMP_MASKED_EQ"}]},
-  {"names": ["times"], "action": "SCMP_ACT_ERRNO", "errnoRet": 15, "includes": {"caps": ["CAP_SYS_TIME"]}},
-  {"names": ["getpriority"], "action": "SCMP_ACT_ERRNO", "errnoRet": 16, "excludes": {"caps": ["CAP_CHOWN"]}},
-  {"names": ["sysinfo"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17, "includes": {"arches": ["amd64", "arm64"], "minKernel": "4.8"}},
-  {"names": ["getppid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17, "includes": {"arches": ["s390x"]}},
-  {"names": ["getuid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17, "includes": {"minKernel": "99.1"}},
-  {"names": ["getgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17, "excludes": {"minKernel": "4.8"}}]}
+  {"names": ["getpgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 11,
+   "args": [{"index": 0, "value": 7, "op": "SCMP_CMP_GE"},
+            {"index": 1, "value": 3, "op": "SCMP_CMP_NE"}]},
+  {"names": ["getsid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 12,
+   "args": [{"index": 0, "value": 4294967297, "op": "SCMP_CMP_LT"},
+            {"index": 1, "value": 5, "op": "SCMP_CMP_GT"},
+            {"index": 2, "value": 9, "op": "SCMP_CMP_LE"}]},
+  {"names": ["alarm", "getitimer"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13,
+   "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"},
+            {"index": 0, "value": 2, "op": "SCMP_CMP_EQ"}]},
+  {"names": ["umask"], "action": "SCMP_ACT_ERRNO", "errnoRet": 14,
+   "args": [{"index": 0, "value": 240, "valueTwo": 16, "op": "SCMP_CMP_MASKED_EQ"}]},
+  {"names": ["times"], "action": "SCMP_ACT_ERRNO", "errnoRet": 15,
+   "includes": {"caps": ["CAP_SYS_TIME"]}},
+  {"names": ["getpriority"], "action": "SCMP_ACT_ERRNO", "errnoRet": 16,
+   "excludes": {"caps": ["CAP_CHOWN"]}},
+  {"names": ["sysinfo"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17,
+   "includes": {"arches": ["amd64", "arm64"], "minKernel": "4.8"}},
+  {"names": ["getppid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17,
+   "includes": {"arches": ["s390x"]}},
+  {"names": ["getuid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17,
+   "includes": {"minKernel": "99.1"}},
+  {"names": ["getgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17,
+   "excludes": {"minKernel": "4.8"}}]}
 JSON
   call --security-opt seccomp=deny.json -- "('mkdirat', 0, 0, 0)" "('sethostname', 0, 0)" \
-    "('getpgid', 7, 0)" "('getpgid', 7, 3)" "('getpgid', 6, 0)" "('getpgid', 1 << 32, 0)" \
-    "('getsid', 0, 6, 9)" "('getsid', 1 << 32, 6, 9)" "('getsid', 1 + (1 << 32), 6, 9)" \
-    "('getsid', 0, 5, 9)" "('getsid', 0, 6, 10)" "('getsid', 0, 6, 1 << 32)" \
-    "('getitimer', 1, 0)" "('getitimer', 2, 0)" "('getitimer', 3, 0)" "('umask', 0o22)" \
-    "('umask', 0o377)" "('umask', 0o400)" \
-    "('times', 0)" "('getpriority', 0, 0)" "('sysinfo', 0)" "('getppid',)" "('getuid',)" \
-    "('getgid',)" "(9999,)"
-  is "$out" 'ENOSPC EPERM EAGAIN ESRCH ESRCH EAGAIN ENOMEM ENOMEM allowed allowed allowed allowed EACCES EACCES EINVAL EFAULT allowed allowed allowed allowed EEXIST allowed allowed allowed ENOSYS'
+    "('getpgid', 7, 0)" "('getpgid', 7, 3)" "('getpgid', 6, 0)" "('getpgid', 1 << 32, 0)"
+  is "$out" 'ENOSPC EPERM EAGAIN ESRCH ESRCH EAGAIN'
+  call --security-opt seccomp=deny.json -- "('getsid', 0, 6, 9)" "('getsid', 1 << 32, 6, 9)" \
+    "('getsid', 1 + (1 << 32), 6, 9)" "('getsid', 0, 5, 9)" "('getsid', 0, 6, 10)" \
+    "('getsid', 0, 6, 1 << 32)"
+  is "$out" 'ENOMEM ENOMEM allowed allowed allowed allowed'
+  call --security-opt seccomp=deny.json -- "('getitimer', 1, 0)" "('getitimer', 2, 0)" \
+    "('getitimer', 3, 0)" "('umask', 0o22)" "('umask', 0o377)" "('umask', 0o400)"
+  is "$out" 'EACCES EACCES EINVAL EFAULT allowed allowed'
+  call --security-opt seccomp=deny.json -- "('times', 0)" "('getpriority', 0, 0)" \
+    "('sysinfo', 0)" "('getppid',)" "('getuid',)" "('getgid',)" "(9999,)"
+  is "$out" 'allowed allowed EEXIST allowed allowed allowed ENOSYS'
   call --cap-add SYS_TIME --cap-drop CHOWN --security-opt seccomp=deny.json \
     --security-opt no-new-privileges -- "('times', 0)" "('getpriority', 0, 0)"
   is "$out" 'ENOTBLK EBUSY'
-  echo '{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 5, "syscalls": [{"names": ["openat"], "action": "SCMP_ACT_ALLOW"}]}' >strict.json
+  local text openat='"syscalls": [{"names": ["openat"], "action": "SCMP_ACT_ALLOW"}]'
+  echo "{\"defaultAction\": \"SCMP_ACT_ERRNO\", \"defaultErrnoRet\": 5, $openat}" >strict.json
   # it can't even say why
   timeout "$patience" "${mydocker[@]}" run --security-opt seccomp=strict.json /bin/touch made || :
   [[ ! -e made ]]
-  echo '{"defaultAction": "SCMP_ACT_KILL_PROCESS", "syscalls": [{"names": ["openat"], "action": "SCMP_ACT_ALLOW"}]}' >kill.json
+  echo "{\"defaultAction\": \"SCMP_ACT_KILL_PROCESS\", $openat}" >kill.json
   run 159 run --security-opt seccomp=kill.json /bin/true
   fails 125 'nowhere.json: no such file' run --security-opt seccomp=nowhere.json /bin/true
-  local text
   for text in '' '[]' '{"defaultAction": "SCMP_ACT_WHAT", "syscalls": []}' \
-    '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_X"}]}]}'; do
+    '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"],
+      "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_X"}]}]}'; do
     echo "$text" >bad.json
     fails 125 'bad.json: not a seccomp profile' run --security-opt seccomp=bad.json /bin/true
   done
@@ -2076,8 +2135,10 @@ test_seccomp_large_file() { # security: a profile with more rules than a short j
   local file
   "$PYTHON" -I -c '
 import json
-rules = [{"names": ["getpgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 + n % 100, "args": [{"index": 0, "value": n, "op": "SCMP_CMP_EQ"}]} for n in range(100, 500)]
-print(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules + [{"names": ["times"], "action": "SCMP_ACT_ERRNO", "errnoRet": 7}]}))' >large.json
+rules = [{"names": ["getpgid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 + n % 100,
+          "args": [{"index": 0, "value": n, "op": "SCMP_CMP_EQ"}]} for n in range(100, 500)]
+rules.append({"names": ["times"], "action": "SCMP_ACT_ERRNO", "errnoRet": 7})
+print(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}))' >large.json
   call --security-opt seccomp=large.json -- "('getpgid', 100)" "('getpgid', 499)" \
     "('getpgid', 500)" "('times', 0)" "('getppid',)" "('sync_file_range', -1, 0, 0, 0)"
   is "$out" 'EPERM ENETDOWN ESRCH E2BIG allowed EBADF'
@@ -2091,10 +2152,12 @@ test_masked_paths() { # security: what tells of the box in /proc and /sys is cov
   # CVE-2017-16539, CVE-2018-10892
   local path image script='' want=''
   make_image "t$n:1"
-  for path in /proc/{acpi,asound,interrupts,kcore,keys,latency_stats,sched_debug,scsi,timer_list,timer_stats} \
+  for path in /proc/{acpi,asound,interrupts,kcore,keys,latency_stats,sched_debug,scsi} \
+    /proc/{timer_list,timer_stats} \
     /sys/devices/virtual/powercap /sys/firmware /sys/devices/system/cpu/cpu0/thermal_throttle; do
     [[ -e $path ]] || continue
-    script+="echo $path; if [ -d $path ]; then ls -A $path; mkdir $path/x 2>/dev/null && echo made; else cat $path; fi; "
+    script+="echo $path; if [ ! -d $path ]; then cat $path
+      else ls -A $path; mkdir $path/x 2>/dev/null && echo made; fi; "
     want+=$path$'\n'
   done
   for image in '' "t$n:1"; do # on the host's root, and from an image
@@ -2154,7 +2217,9 @@ test_privileged() { # security: --privileged gives devices, a writable /sys and 
   # and no filter
   local device
   run 0 run --privileged /bin/sh -c 'grep -E "^(Seccomp|NoNewPrivs):" /proc/self/status
-    mount -t tmpfs none /mnt && echo mounted; true >>/proc/sys/kernel/core_pattern && echo written; cat /proc/self/mountinfo'
+    mount -t tmpfs none /mnt && echo mounted
+    true >>/proc/sys/kernel/core_pattern && echo written
+    cat /proc/self/mountinfo'
   like "$out" $'^NoNewPrivs:\t0\nSeccomp:\t0\nmounted\nwritten\n'
   like "$out" ' /sys rw,'
   unlike "$out" ' (/proc/keys|/proc/sys|/sys/firmware) '
@@ -2168,19 +2233,21 @@ test_privileged() { # security: --privileged gives devices, a writable /sys and 
   unlike "$out" 'kmsg|mem|vda|loop'
 }
 
-confined='grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status; cat /proc/self/attr/current 2>/dev/null | tr -d "\\0"; :'
+confined='grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status
+  cat /proc/self/attr/current 2>/dev/null | tr -d "\\0"; :'
 
 test_exec_confined() { # security: exec, too, gives no more than the container has;
   # -u nothing but what was added, --privileged all, CVE-2022-29162
   local box options own
   own_state
-  box=$(($(sed -n 's/^CapBnd:\t/0x/p' /proc/self/status) & $(sed -n 's/^CapPrm:\t/0x/p' /proc/self/status)))
+  box=$(own_capabilities)
   run 0 run -d --name c --cap-add NET_ADMIN --cap-drop MKNOD --security-opt no-new-privileges \
     /bin/sh -c "$confined; exec sleep 1000"
   wait_for said c Seccomp
   run 0 logs c
   own=$out
-  like "$own" $'CapInh:\t0+\nCapPrm:\t00000000a00435fb\nCapEff:\t00000000a00435fb\nCapBnd:\t00000000a00435fb\nCapAmb:\t0+\nNoNewPrivs:\t1\nSeccomp:\t2'
+  like "$own" $'CapInh:\t0+\nCapPrm:\t0+a00435fb\nCapEff:\t0+a00435fb\nCapBnd:\t0+a00435fb\n'
+  like "$own" $'\nCapAmb:\t0+\nNoNewPrivs:\t1\nSeccomp:\t2'
   for options in -i -t; do
     run 0 exec "$options" c /bin/sh -c "$confined"
     is "${out//$'\r'/}" "$own"
@@ -2233,7 +2300,8 @@ test_confined_again() { # security: start, restart and a restart policy give a c
 test_fake_proc() { # security: exec sets its label by no /proc but the host's, CVE-2019-16884,
   # CVE-2025-52881
   own_state
-  run 0 run -d --name c --cap-add SYS_ADMIN /bin/sh -c 'mount -t tmpfs none /proc; mkdir -p /proc/self/attr /proc/sys/kernel
+  run 0 run -d --name c --cap-add SYS_ADMIN /bin/sh -c 'mount -t tmpfs none /proc
+    mkdir -p /proc/self/attr /proc/sys/kernel
     echo 0 >/proc/sys/kernel/cap_last_cap; : >/proc/self/attr/exec; echo ready; exec sleep 1000'
   wait_for said c ready
   run 0 exec c /bin/echo ran
@@ -2257,7 +2325,8 @@ seen = set()
 while True:
     for path in glob.glob("/proc/[0-9]*/status"):
         try:
-            facts = dict(line.split(":\t") for line in open(path).read().splitlines() if ":\t" in line)
+            with open(path) as file:
+                facts = dict(line.rstrip("\n").split(":\t") for line in file if ":\t" in line)
         except OSError:
             continue
         fact = facts["CapPrm"], facts["CapBnd"], facts["Seccomp"]
@@ -2273,9 +2342,13 @@ while True:
 test_new_namespaces_refused() { # security: no new namespace from inside, and no release_agent,
   # CVE-2022-0492, CVE-2023-25809
   need unshare
-  run 0 run /bin/sh -c 'for what in -U -m -C -UrmC -n -p; do unshare $what true || echo refused; done
+  run 0 run /bin/sh -c '
+    for what in -U -m -C -UrmC -n -p; do unshare $what true || echo refused; done
     find /sys/fs/cgroup -name release_agent -writable
-    for place in /sys/fs/cgroup /sys/fs/cgroup/*; do mkdir $place/x 2>/dev/null && rmdir $place/x && echo made; done; exit 0'
+    for place in /sys/fs/cgroup /sys/fs/cgroup/*; do
+      mkdir $place/x 2>/dev/null && rmdir $place/x && echo made
+    done
+    exit 0'
   is "$out" "$(printf 'refused\n%.0s' {1..6})"
   is "$(grep -c 'ot permitted' <<<"$err")" 6
 }
@@ -2285,8 +2358,8 @@ test_interpreter() { # security: the interpreter that init runs in can't be over
   local real before
   real=$(readlink -f "$PYTHON") before=$(sha256sum "$real")
   make_image "t$n:1"
-  # by a descriptor, as the exploit does; nothing is written,
-  # and ETXTBSY alone would only last until nobody runs it
+  # by a descriptor, as the exploit does; nothing is written, and ETXTBSY alone would only last
+  # until nobody runs it
   run 0 run /proc/self/exe -I -S -c '
 import os
 fd = os.open("/proc/self/exe", os.O_RDONLY)
@@ -2345,19 +2418,24 @@ test_no_push_back_plain() { # security: nothing can be typed into the caller's t
   unlike "$out" typed
 }
 
-# What a container sees of itself and of the box, a line for each fact,
-# in words that don't depend on numbers.
+# What a container sees of itself and of the box, a line for each fact, in words that don't depend
+# on numbers.
 facts='
 grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status
-for kind in cgroup ipc mnt net pid user uts; do echo "namespace $kind $(readlink /proc/self/ns/$kind)"; done
+for kind in cgroup ipc mnt net pid user uts; do
+  echo "namespace $kind $(readlink /proc/self/ns/$kind)"
+done
 while read -r id parent device root point words rest; do
   set -- ${rest##*- }
   flags=""
-  for flag in ro rw nosuid nodev noexec; do case ",$words," in *,$flag,*) flags="$flags $flag" ;; esac; done
+  for flag in ro rw nosuid nodev noexec; do
+    case ",$words," in *,$flag,*) flags="$flags $flag" ;; esac
+  done
   echo "mount $point $1$flags"
 done </proc/self/mountinfo
 for file in /dev/*; do echo "device $file $(stat -c "%F %t:%T %a" $file)"; done
-find /proc /sys -path "/proc/[0-9]*" -prune -o -type f -writable -print 2>/dev/null | sed "s/^/writable /"'
+find /proc /sys -path "/proc/[0-9]*" -prune -o -type f -writable -print 2>/dev/null |
+  sed "s/^/writable /"'
 
 beside_podman() { # what podman's default container shows,
   # then ours: into ./podman.facts and ./mydocker.facts
@@ -2368,7 +2446,7 @@ beside_podman() { # what podman's default container shows,
   mkdir -p root/proc root/sys root/dev
   podman --root "$PWD/store" --runroot "$PWD/run" --storage-driver vfs --cgroup-manager cgroupfs \
     --events-backend none --runtime runc \
-    run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
+    "${podman_run[@]}" --net none \
     --rootfs "$PWD/root" /bin/sh -c "$facts" >podman.facts
   own_state
   run 0 run --rm --rootfs root /bin/sh -c "$facts"
@@ -2377,8 +2455,10 @@ beside_podman() { # what podman's default container shows,
 
 test_beside_podman() { # security: what a container sees is what podman's default container sees,
   # but for the list in README.md
-  local kind documented='^< mount /(dev|proc/(keys|timer_list)|run/.containerenv|sys/dev/block|sys/fs/cgroup[^ ]*) '
-  documented+='|^> mount /(dev tmpfs|proc/(interrupts|keys|timer_list) tmpfs|etc/resolv.conf [^ ]+) rw( nosuid)?$'
+  local kind documented='^< mount /(dev|proc/(keys|timer_list)|run/.containerenv|sys/dev/block) '
+  documented+='|^< mount /sys/fs/cgroup[^ ]* '
+  documented+='|^> mount /(dev|proc/(interrupts|keys|timer_list)) tmpfs rw( nosuid)?$'
+  documented+='|^> mount /etc/resolv.conf [^ ]+ rw( nosuid)?$'
   documented+='|^> mount /sys/fs/cgroup[^ ]* (tmpfs|cgroup2?) ro nosuid nodev noexec$'
   beside_podman
   for kind in ipc mnt net pid uts; do # neither has the host's
@@ -2467,8 +2547,8 @@ print(round(100 * used / (time.monotonic() - begin)), throttled() - before, roun
     run 0 run "$option" "$PYTHON" -I -c "$busy"
     read -r share throttled used quota <<<"$out"
     ((share <= 60)) || fail "$option: $share % of a processor"
-    # a busy box gives less than is allowed: then what counts is that no period was cut short before
-    # its 50 ms
+    # a busy box gives less than is allowed: then what counts is that no period was cut short
+    # before its 50 ms
     ((share >= 40 || used >= 40 * throttled)) || fail "$option: only $share % of a processor"
     like "$quota" '^50000( 100000)?$'
   done
@@ -2620,11 +2700,12 @@ END
 }
 
 test_limit_sysctl() { # limits: --sysctl sets the container's own network and IPC, not the host's
-  local before
+  local before other
   before=$(cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax)
-  run 0 run --sysctl net.ipv4.ip_forward="$((! $(</proc/sys/net/ipv4/ip_forward)))" --sysctl kernel.msgmax=4242 \
+  other=$((! $(</proc/sys/net/ipv4/ip_forward)))
+  run 0 run --sysctl "net.ipv4.ip_forward=$other" --sysctl kernel.msgmax=4242 \
     /bin/cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax
-  is "$out" "$((! $(</proc/sys/net/ipv4/ip_forward)))"$'\n4242'
+  is "$out" "$other"$'\n4242'
   is "$(cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax)" "$before"
 }
 
@@ -2711,7 +2792,10 @@ test_stats() { # limits: stats shows what a container uses, as a table, as JSON 
   start run --name busy -m 64m /bin/sh -c 'echo ready; while :; do :; done'
   wait_for has out ready
   run 0 stats --no-stream busy
-  like "$out" $'^CONTAINER ID +NAME +CPU % +MEM USAGE / LIMIT +MEM % +NET I/O +BLOCK I/O +PIDS\n[0-9a-f]{12} +busy +[0-9.]+% +[0-9.]+[kM]?B / 67\\.1MB +[0-9.]+% +0B / 0B +[^ ]+ / [^ ]+ +1$'
+  like "$(sed -n 1p <<<"$out")" \
+    '^CONTAINER ID +NAME +CPU % +MEM USAGE / LIMIT +MEM % +NET I/O +BLOCK I/O +PIDS$'
+  like "$(sed -n 2p <<<"$out")" "^[0-9a-f]{12} +busy +[0-9.]+% +[0-9.]+[kM]?B / 67\\.1MB +[0-9.]+% "
+  like "$out" '% +0B / 0B +[^ ]+ / [^ ]+ +1$'
   run 0 stats --no-stream --format '{{.Name}} {{.PIDs}} {{.CPUPerc}}'
   like "$out" '^busy 1 [0-9.]*[1-9][0-9.]*%$'
   run 0 stats --no-stream --format json
@@ -2749,7 +2833,9 @@ test_narration() { # tty: only -it tells the steps, --log-level and MYDOCKER_LOG
   MYDOCKER_LOG=warning run 0 run --log-level info /bin/true
   like "$err" '"msg":"init come on"'
   run 0 run --log-level info /bin/echo $'a"b\\\n\xff'
-  "$PYTHON" -I -c 'import json, sys; [json.loads(line) for line in sys.stdin.buffer.read().decode().splitlines()]' <"$scratch/stderr"
+  "$PYTHON" -I -c 'import json, sys
+for line in sys.stdin.buffer.read().decode().splitlines():
+    json.loads(line)' <"$scratch/stderr"
 }
 
 test_descriptors_are_the_callers() { # tty: without -t the command has the caller's own descriptors,
@@ -2792,8 +2878,8 @@ test_tty_modes() { # tty: -t gives a terminal, with both output streams on it
 test_tty_without_input() { # tty: -t without -i leaves the caller's input unread and its Ctrl-C
   # working
   tty 0 '^ready$' $'hello\r' hello '@do touch typed' -- bash -c "
-    \"\$@\" run -t /bin/sh -c 'echo ready; until [ -e typed ]; do sleep 0.05; done'; read -r x; [[ \$x == hello ]]" \
-    bash "${mydocker[@]}"
+    \"\$@\" run -t /bin/sh -c 'echo ready; until [ -e typed ]; do sleep 0.05; done'
+    read -r x; [[ \$x == hello ]]" bash "${mydocker[@]}"
   tty 3 '^ready$' $'\x03' -- "${mydocker[@]}" run -t /bin/sh -c \
     'trap "echo got; exit 3" INT; echo ready; while :; do sleep 0.05; done'
 }
@@ -2805,7 +2891,8 @@ test_input_is_a_pipe() { # tty: -it relays an input that isn't a terminal, and i
   has out 'hi'
   printf 'whole line\nhalf a line' | timeout -k 5 "$patience" "${mydocker[@]}" run -it /bin/cat \
     >out 2>err
-  like "$(<out)" 'whole line.*half a line.*whole line.*half a line|whole line.*whole line.*half a linehalf a line'
+  local half='half a line'
+  like "$(<out)" "whole line.*$half.*whole line.*$half|whole line.*whole line.*$half$half"
   timeout -k 5 "$patience" "${mydocker[@]}" run -it /bin/cat </dev/null >out 2>err
   is "$(<out)" ''
   seq 60000 | timeout -k 5 "$patience" "${mydocker[@]}" run -it /usr/bin/wc -l >out 2>err
@@ -2813,7 +2900,8 @@ test_input_is_a_pipe() { # tty: -it relays an input that isn't a terminal, and i
 }
 
 test_size() { # tty: the size is right before the command starts, and follows
-  tty 0 '^24 80$' '@size 31 97' '^31 97$' '@size 5 7' '^5 7$' $'\r' -- "${mydocker[@]}" run -it "$PYTHON" -I -c '
+  tty 0 '^24 80$' '@size 31 97' '^31 97$' '@size 5 7' '^5 7$' $'\r' -- \
+    "${mydocker[@]}" run -it "$PYTHON" -I -c '
 import os, signal
 def show():
     os.write(1, b"%d %d\n" % tuple(reversed(os.get_terminal_size(0))))
@@ -2824,8 +2912,10 @@ for _ in range(2):
     signal.sigwait(resized)
     show()
 input()'
-  tty 0 'now' '@size 50 132' -- bash -c "echo now; until [[ \$(stty size) == '50 132' ]]; do :; done; \"\$@\" run -it /bin/stty size;
-    \"\$@\" run -t /bin/stty size; \"\$@\" run -it /bin/stty size <&1 | cat; \"\$@\" run -it /bin/stty size </dev/null" bash "${mydocker[@]}"
+  tty 0 'now' '@size 50 132' -- bash -c 'echo now; until [[ $(stty size) == "50 132" ]]; do :; done
+    "$@" run -it /bin/stty size; "$@" run -t /bin/stty size
+    "$@" run -it /bin/stty size <&1 | cat
+    "$@" run -it /bin/stty size </dev/null' bash "${mydocker[@]}"
   is "$(grep -c '^50 132$' <<<"$out")" 4
 }
 
@@ -2850,8 +2940,9 @@ test_keys_to_pid_1() { # tty: Ctrl-C reaches the command itself, Ctrl-D ends its
 test_modes_restored() { # tty: the terminal's modes are restored on every way out
   tty 127 -- "${mydocker[@]}" run -it /no/such/program
   # `tty` compares them itself; raw mode is on when the command says ready
-  tty 9 '^ready$' '@do touch go' -- bash -c "\"\$@\" run -it /bin/sh -c 'trap \"exit 9\" TERM; echo ready; while :; do sleep 0.05; done' &
-    until [[ -e go ]]; do sleep 0.05; done; kill \$!; wait \$!" bash "${mydocker[@]}"
+  tty 9 '^ready$' '@do touch go' -- bash -c '
+    "$@" run -it /bin/sh -c "trap \"exit 9\" TERM; echo ready; while :; do sleep 0.05; done" &
+    until [[ -e go ]]; do sleep 0.05; done; kill $!; wait $!' bash "${mydocker[@]}"
   tty 137 '^ready$' '@do touch gone' -- "${mydocker[@]}" run -it --init /bin/sh -c \
     "echo ready; until [ -e gone ]; do sleep 0.05; done; kill -KILL \$\$"
   tty 0 '^ready$' 'xyz' -- "${mydocker[@]}" run -it /bin/sh -c 'stty raw -echo; echo ready;
@@ -3402,8 +3493,15 @@ test_exec_hidden() { # exec: CVE-2016-9962, CVE-2024-21626: who joins can't be l
   # brings no descriptor
   local seen
   own_state
-  background --name e /bin/sh -c 'while :; do for p in /proc/[0-9]*; do case $p in /proc/1 | /proc/$$) ;; *)
-      [ -r $p/comm ] && read name <$p/comm && case $name in python*) ls -l $p/fd $p/exe $p/cwd $p/root 2>&1; stat -c "%u %n" $p/fd; esac ;; esac; done; done 2>&1'
+  background --name e /bin/sh -c 'while :; do
+      for p in /proc/[0-9]*; do
+        case $p in /proc/1 | /proc/$$) continue ;; esac
+        [ -r $p/comm ] && read name <$p/comm || continue
+        case $name in python*)
+          ls -l $p/fd $p/exe $p/cwd $p/root 2>&1; stat -c "%u %n" $p/fd ;;
+        esac
+      done
+    done 2>&1'
   for seen in {1..15}; do run 0 exec e /bin/true; done
   run 0 logs e
   unlike "$out" 'memfd|/state|pidfd|mnt:|socket:'
@@ -3573,7 +3671,9 @@ test_ps() { # ps: docker's columns, filters and formats, and the tutorial's PID 
   background --name a --label x=y "t$n:1" /bin/sleep 1000
   run 3 run --name b "t$n:1" /bin/sh -c 'echo 12345 >/file; exit 3'
   run 0 ps
-  like "$out" '^CONTAINER ID +IMAGE +COMMAND +CREATED +STATUS +PORTS +NAMES'$'\n'"[0-9a-f]{12} +t$n:1 +\"/bin/sleep 1000\" +[0-9]+ seconds ago +Up [0-9]+ seconds +a\$"
+  like "$out" '^CONTAINER ID +IMAGE +COMMAND +CREATED +STATUS +PORTS +NAMES'$'\n[^\n]*$'
+  like "$(tail -n 1 <<<"$out")" \
+    "^[0-9a-f]{12} +t$n:1 +\"/bin/sleep 1000\" +[0-9]+ seconds ago +Up [0-9]+ seconds +a$"
   run 0 ps -a --format '{{.Names}}|{{.State}}|{{.Image}}'
   is "$out" "b|exited|t$n:1"$'\n'"a|running|t$n:1"
   run 0 ps -l --format '{{.Names}} {{.Status}}'
@@ -3873,8 +3973,10 @@ test_cp_links() { # cp: a link in the container leads to nothing of the host's,
   make_canary
   make_image "t$n:1"
   for state in running stopped; do
-    start run --name "c$n" "t$n:1" /bin/sh -c 'ln -s "$2" /tmp/abs; ln -s "../../../../../../../../../../../$2" /tmp/up
-      ln -s "$2/file" /tmp/to; ln -s / /tmp/root; ln -s /proc/1/root /tmp/magic; echo ready; [ "$1" = stopped ] || exec sleep 1000' \
+    start run --name "c$n" "t$n:1" /bin/sh -c 'ln -s "$2" /tmp/abs
+      ln -s "../../../../../../../../../../../$2" /tmp/up
+      ln -s "$2/file" /tmp/to; ln -s / /tmp/root; ln -s /proc/1/root /tmp/magic; echo ready
+      [ "$1" = stopped ] || exec sleep 1000' \
       sh "$state" "$PWD/canary"
     wait_for has out ready
     [[ $state == running ]] || ended 0
@@ -3928,7 +4030,8 @@ test_cp_runs_nothing() { # cp: no program, library or module of the container's 
   local place
   small_root root
   make_image "t$n:1"
-  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'for d in /lib /usr/lib /etc; do mkdir -p $d; echo bad >$d/libnss_files.so.2; done
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c '
+    for d in /lib /usr/lib /etc; do mkdir -p $d; echo bad >$d/libnss_files.so.2; done
     echo passwd: bad >/etc/nsswitch.conf; echo text >/tmp/file'
   strace -f -qq -o trace -e trace=execve,open,openat,openat2 "${mydocker[@]}" cp "c$n:/tmp/file" \
     "$PWD"
@@ -3950,7 +4053,8 @@ test_import_compressions() { # images: tar, tar.gz and tar.xz, from a file or st
   rich_root root
   tar --format=pax --xattrs --xattrs-include='*' -C root -cf a.tar .
   gzip -k a.tar
-  "$PYTHON" -I -c 'import lzma; open("a.tar.xz", "wb").write(lzma.compress(open("a.tar", "rb").read()))'
+  "$PYTHON" -I -c 'import lzma, sys
+sys.stdout.buffer.write(lzma.compress(sys.stdin.buffer.read()))' <a.tar >a.tar.xz
   digest=$(sha256sum <a.tar)
   tree_of root >want
   for file in a.tar a.tar.gz a.tar.xz; do
@@ -4096,10 +4200,11 @@ layers = [layer((tarfile.SYMTYPE, "up", canary), (tarfile.SYMTYPE, "f", canary +
                 (tarfile.REGTYPE, "up/.wh.dir", b""))]
 config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {
     "type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(x).hexdigest() for x in layers]}}
-manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": store(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json"),
-            "layers": [store(x, "application/vnd.oci.image.layer.v1.tar") for x in layers]}
-index = store(json.dumps(manifest).encode(), "application/vnd.oci.image.manifest.v1+json")
+oci = "application/vnd.oci.image."
+manifest = {"schemaVersion": 2, "mediaType": oci + "manifest.v1+json",
+            "config": store(json.dumps(config).encode(), oci + "config.v1+json"),
+            "layers": [store(x, oci + "layer.v1.tar") for x in layers]}
+index = store(json.dumps(manifest).encode(), oci + "manifest.v1+json")
 index["annotations"] = {"org.opencontainers.image.ref.name": "hostile:1"}
 json.dump({"schemaVersion": 2, "manifests": [index]}, open("l/index.json", "w"))
 open("l/oci-layout", "w").write('{"imageLayoutVersion":"1.0.0"}')
@@ -4116,11 +4221,13 @@ test_hostile_headers() { # images: pax headers, sparse maps and lengths that lie
 import io, tarfile
 for number, (name, kind, headers) in enumerate((
         ("f", b"0", {"path": "../canary/file"}), ("f", b"1", {"linkpath": "../canary/file"}),
-        ("f", b"0", {"path": "a\0b"}), ("f", b"0", {"size": "-5"}), ("f", b"0", {"size": "99999999999"}),
-        ("f", b"0", {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "../canary/file",
-                     "GNU.sparse.realsize": "3"}),
+        ("f", b"0", {"path": "a\0b"}),
+        ("f", b"0", {"size": "-5"}), ("f", b"0", {"size": "99999999999"}),
+        ("f", b"0", {"GNU.sparse.major": "1", "GNU.sparse.minor": "0",
+                     "GNU.sparse.name": "../canary/file", "GNU.sparse.realsize": "3"}),
         ("f", b"0", {"GNU.sparse.map": "0,-1", "GNU.sparse.size": "3"}),
-        ("a" * 300, b"0", {}), ("../\x1b[2Jx", b"0", {}), ("/".join(["d" * 200] * 30) + "/../../../x", b"0", {}))):
+        ("a" * 300, b"0", {}), ("../\x1b[2Jx", b"0", {}),
+        ("/".join(["d" * 200] * 30) + "/../../../x", b"0", {}))):
     with tarfile.open("h%02d.tar" % number, "w", format=tarfile.PAX_FORMAT) as tar:
         info = tarfile.TarInfo(name)
         info.type, info.size, info.linkname = kind, 3 * (kind == b"0"), "x" * (kind == b"1")
@@ -4144,7 +4251,8 @@ test_whiteouts() { # images: whiteouts become overlayfs' own, and hide what they
   run 0 import w.tar "t$n:w"
   layer_of "t$n:w"
   is "$(stat -c '%F %t:%T' "$layer/a/gone")" 'character special file 0:0'
-  is "$("$PYTHON" -I -c 'import os, sys; print(os.getxattr(sys.argv[1], "trusted.overlay.opaque").decode())' "$layer/b")" y
+  is "$("$PYTHON" -I -c 'import os, sys
+print(os.getxattr(sys.argv[1], "trusted.overlay.opaque").decode())' "$layer/b")" y
 }
 
 test_sparse_layers() { # images: a file of 10 GB without data takes no space, in all of tar's forms
@@ -4193,7 +4301,11 @@ test_load_wrong_digest() { # images: a blob that isn't what its digest says is r
   for blob in layout/blobs/sha256/*; do
     cp "$blob" blob
     "$PYTHON" -I -c 'import sys
-with open(sys.argv[1], "r+b") as f: f.seek(-9, 2); c = f.read(1); f.seek(-9, 2); f.write(bytes([c[0] ^ 1]))' "$blob"
+with open(sys.argv[1], "r+b") as f:
+    data = bytearray(f.read())
+    data[-9] ^= 1
+    f.seek(0)
+    f.write(data)' "$blob"
     fails 125 '[0-9a-f]{12}' load -i layout
     nothing_kept
     cp blob "$blob"
@@ -4418,8 +4530,8 @@ test_import_change() { # images: import --change sets Cmd, Entrypoint, Env, Work
   # User and more
   local want
   make_image "t$n" --change 'CMD ["a","b c"]' --change 'ENV X=1 Y="2 3"' \
-    --change 'ENTRYPOINT echo hi' \
-    --change 'WORKDIR /tmp' -c 'USER 5:6' -c 'VOLUME /data' -c 'LABEL k=v' -c 'EXPOSE 80' -c 'STOPSIGNAL SIGINT'
+    --change 'ENTRYPOINT echo hi' --change 'WORKDIR /tmp' -c 'USER 5:6' -c 'VOLUME /data' \
+    -c 'LABEL k=v' -c 'EXPOSE 80' -c 'STOPSIGNAL SIGINT'
   run 0 inspect "t$n"
   for want in '"b c"' '"X=1"' '"Y=2 3"' '"echo hi"' '"WorkingDir": "/tmp"' '"User": "5:6"' \
     '"/data": ' '"k": "v"' \
@@ -4490,13 +4602,15 @@ os.chdir(sys.argv[1])
 index = json.load(open("index.json"))
 mine = index["manifests"][0]
 arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-other = dict(mine, digest="sha256:" + "0" * 64, platform={"os": "linux", "architecture": "s390x-no"})
-inner = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [
+other = dict(mine, digest="sha256:" + "0" * 64,
+             platform={"os": "linux", "architecture": "s390x-no"})
+kind = "application/vnd.oci.image.index.v1+json"
+inner = json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": [
     other, dict(mine, platform={"os": "linux", "architecture": arch})]}).encode()
 digest = hashlib.sha256(inner).hexdigest()
 open("blobs/sha256/" + digest, "wb").write(inner)
-index["manifests"] = [{"mediaType": "application/vnd.oci.image.index.v1+json", "digest": "sha256:" + digest,
-                       "size": len(inner), "annotations": mine["annotations"]}]
+index["manifests"] = [{"mediaType": kind, "digest": "sha256:" + digest, "size": len(inner),
+                       "annotations": mine["annotations"]}]
 json.dump(index, open("index.json", "w"))
 if os.path.exists("manifest.json"):
     os.unlink("manifest.json")
@@ -4575,7 +4689,11 @@ test_commit_running() { # images: a running container is committed as of one mom
   need overlay
   make_image "t$n:1"
   start run --name "c$n" "t$n:1" /bin/sh -c '
-    i=0; while [ ! -e /tmp/stop ]; do i=$((i + 1)); echo $i >>/a; echo $i >>/b; [ $i != 9 ] || echo ready; done; echo done'
+    i=0
+    while [ ! -e /tmp/stop ]; do
+      i=$((i + 1)); echo $i >>/a; echo $i >>/b; [ $i != 9 ] || echo ready
+    done
+    echo done'
   wait_for has out ready
   run 0 commit "c$n" "t$n:2"
   layer_of "t$n:2"
@@ -4619,7 +4737,10 @@ test_export() { # images: export gives the tree that the container sees; importe
 door='' gate='' slow='' dying='' proxy='' holes='' store='' thief='' # fronts, see below
 
 free_port() {
-  "$PYTHON" -I -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+  "$PYTHON" -I -c 'import socket
+s = socket.socket()
+s.bind(("127.0.0.1", 0))
+print(s.getsockname()[1])'
 }
 
 answers() { # answers HOST:PORT: somebody listens there
@@ -4642,14 +4763,12 @@ YAML
   wait_for answers "$reg"
 }
 
-# front NAME HOST:PORT [KEY=VALUE...]: a reverse proxy before a registry, at $NAME;
-# what it is asked goes to NAME.log, as
-# "METHOD PATH STATUS range=... auth=...".  tokens=N: it wants Bearer tokens,
-# each is good for N requests; user=U:P: only
-# to him.  redirect=HOST:PORT: for blobs.  rate=N: bytes a second.  cut=N:
-# blobs break off after N bytes.  busy=N: 429 to
-# so many requests.  chaos=SEED: all that can go wrong, at random.  dir=DIR: files there come first,
-# FILE.type with them.
+# front NAME HOST:PORT [KEY=VALUE...]: a reverse proxy before a registry, at $NAME; what it is
+# asked goes to NAME.log, as "METHOD PATH STATUS range=... auth=...".  tokens=N: it wants Bearer
+# tokens, each is good for N requests; user=U:P: only to him.  redirect=HOST:PORT: for blobs.
+# rate=N: bytes a second.  cut=N: blobs break off after N bytes.  busy=N: 429 to so many requests.
+# chaos=SEED: all that can go wrong, at random.  dir=DIR: files there come first, FILE.type with
+# them.
 front() {
   local -n address=$1
   local name=$1 port
@@ -4659,17 +4778,20 @@ front() {
 import base64, hashlib, http.client, http.server, os, random, sys, threading, time, urllib.parse
 log, port, upstream, *words = sys.argv[1:]
 opt = dict(word.split("=", 1) for word in words)
-lock, tokens, busy, dice = threading.Lock(), {}, [int(opt.get("busy", 0))], random.Random(opt.get("chaos"))
+lock, tokens, busy = threading.Lock(), {}, [int(opt.get("busy", 0))]
+dice = random.Random(opt.get("chaos"))
 
 class Front(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        auth, body = self.headers.get("Authorization", ""), self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        auth = self.headers.get("Authorization", "")
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.path = self.path.replace("http://box.test", "", 1)  # asked as an HTTP proxy
         status, headers, data = self.answer(auth, body)
         if opt.get("chaos") and self.path.startswith("/v2/"):
             status, headers, data = self.spoil(status, headers, data)
         with lock, open(log, "a") as file:
-            print(self.command, self.path, status, "range=" + self.headers.get("Range", ""), "auth=" + auth, file=file)
+            print(self.command, self.path, status, "range=" + self.headers.get("Range", ""),
+                  "auth=" + auth, file=file)
         self.send_response(status)
         for key, value in headers:
             self.send_header(key, value)
@@ -4694,9 +4816,12 @@ class Front(http.server.BaseHTTPRequestHandler):
         if path == "/token":
             return self.token(auth, urllib.parse.parse_qs(query))
         if "tokens" in opt and not self.good(auth):
-            scope = "repository:%s:%s" % (path[4:].split("/blobs/")[0].split("/manifests/")[0],
-                                          "pull" if self.command in ("GET", "HEAD") else "pull,push")
-            return 401, [("WWW-Authenticate", 'Bearer realm="http://127.0.0.1:%s/token",service="s",scope="%s"' % (port, scope))], b""
+            rights = "pull" if self.command in ("GET", "HEAD") else "pull,push"
+            name = path[4:].split("/blobs/")[0].split("/manifests/")[0]
+            scope = "repository:%s:%s" % (name, rights)
+            realm = "http://127.0.0.1:%s/token" % port
+            bearer = 'Bearer realm="%s",service="s",scope="%s"' % (realm, scope)
+            return 401, [("WWW-Authenticate", bearer)], b""
         if "redirect" in opt and "/blobs/sha256" in path:
             return 307, [("Location", "http://" + opt["redirect"] + path)], b""
         if os.path.isfile(file):
@@ -4704,15 +4829,17 @@ class Front(http.server.BaseHTTPRequestHandler):
             if os.path.exists(file + ".type"):
                 kind = open(file + ".type").read().strip()
             digest = "sha256:" + hashlib.sha256(data).hexdigest()
-            return 200, [("Content-Type", kind), ("Content-Length", str(len(data))), ("Docker-Content-Digest", digest)], data
+            return 200, [("Content-Type", kind), ("Content-Length", str(len(data))),
+                         ("Docker-Content-Digest", digest)], data
         server = http.client.HTTPConnection(upstream)
-        headers = {key: self.headers[key] for key in ("Accept", "Range", "Content-Type", "Content-Length", "Content-Range")
-                   if self.headers[key]}
+        passed = "Accept", "Range", "Content-Type", "Content-Length", "Content-Range"
+        headers = {key: self.headers[key] for key in passed if self.headers[key]}
         if "tokens" not in opt and auth:
             headers["Authorization"] = auth
         server.request(self.command, self.path, body, {**headers, "Host": "127.0.0.1:%s" % port})
         reply = server.getresponse()
-        return reply.status, [pair for pair in reply.getheaders() if pair[0].lower() != "transfer-encoding"], reply.read()
+        headers = [pair for pair in reply.getheaders() if pair[0].lower() != "transfer-encoding"]
+        return reply.status, headers, reply.read()
 
     def good(self, auth):
         with lock:
@@ -4731,7 +4858,8 @@ class Front(http.server.BaseHTTPRequestHandler):
 
     def spoil(self, status, headers, data):
         with lock:
-            what, at = dice.choice(("well",) * 6 + ("cut", "429", "500", "swap", "cut")), dice.randrange(len(data) + 1)
+            what = dice.choice(("well",) * 6 + ("cut", "429", "500", "swap", "cut"))
+            at = dice.randrange(len(data) + 1)
         if what == "cut":
             data = data[:at]
         elif what in ("429", "500"):
@@ -4759,7 +4887,8 @@ publish() {
     small_root "$scratch/made/root"
     head -c 300000 /dev/urandom >"$scratch/made/root/random"
     echo more >"$scratch/made/more"
-    printf 'FROM scratch\nCOPY root /\nCOPY more /more\nENV MADE=here\nCMD ["/bin/sh", "-c", "echo $MADE; cat /more"]\n' >"$scratch/made/Containerfile"
+    printf '%s\n' 'FROM scratch' 'COPY root /' 'COPY more /more' 'ENV MADE=here' \
+      'CMD ["/bin/sh", "-c", "echo $MADE; cat /more"]' >"$scratch/made/Containerfile"
     "${podman[@]}" build -q --isolation chroot --timestamp 1700000000 -t localhost/made:1 \
       "$scratch/made" >"$scratch/made/id"
     "${podman[@]}" save -q --format oci-archive -o "$scratch/made.tar" localhost/made:1
@@ -4813,6 +4942,7 @@ make_index() { # make_index LAYOUT: its image for amd64, arm64 and arm/v7,
   "$PYTHON" -I - "$1" <<'PYTHON'
 import hashlib, json, os, sys
 os.chdir(sys.argv[1])
+oci = "application/vnd.oci.image.%s.v1+json"
 
 def load(of):
     return json.load(open("blobs/sha256/" + of["digest"][7:]))
@@ -4821,17 +4951,19 @@ def store(value, kind):
     data = json.dumps(value).encode()
     digest = hashlib.sha256(data).hexdigest()
     open("blobs/sha256/" + digest, "wb").write(data)
-    return {"digest": "sha256:" + digest, "size": len(data), "mediaType": "application/vnd.oci.image." + kind + ".v1+json"}
+    return {"digest": "sha256:" + digest, "size": len(data), "mediaType": oci % kind}
 
 top, rows = json.load(open("index.json")), []
 manifest = load(top["manifests"][0])
 config = load(manifest["config"])
 for name in "arm64/v8", "amd64", "arm/v7":
     platform = dict(zip(("architecture", "variant"), name.split("/")))
-    config.update(platform, config={"Env": ["MADE=" + name], "Cmd": ["/bin/sh", "-c", "echo $MADE"]})
+    config.update(platform)
+    config["config"] = {"Env": ["MADE=" + name], "Cmd": ["/bin/sh", "-c", "echo $MADE"]}
     manifest["config"] = store(config, "config")
     rows.append({**store(manifest, "manifest"), "platform": {"os": "linux", **platform}})
-top["manifests"] = [{**store({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": rows}, "index"),
+index = {"schemaVersion": 2, "mediaType": oci % "index", "manifests": rows}
+top["manifests"] = [{**store(index, "index"),
                      "annotations": {"org.opencontainers.image.ref.name": "all"}}]
 json.dump(top, open("index.json", "w"))
 PYTHON
@@ -5191,7 +5323,10 @@ test_registry_hostile() { # registry: what lies about its kind, its size or its 
     cp "$v2/manifests/1.type" "$v2/manifests/$digest.type"
   }
   lie() { # lie STATUS-REGEX JSON-EDIT [TYPE]: the manifest so changed is refused
-    "$PYTHON" -I -c 'import json, sys; m = json.load(open("manifest")); exec(sys.argv[1]); print(json.dumps(m))' "$2" >"$v2/manifests/1"
+    "$PYTHON" -I -c 'import json, sys
+m = json.load(open("manifest"))
+exec(sys.argv[1])
+print(json.dumps(m))' "$2" >"$v2/manifests/1"
     echo "${3-$type}" >"$v2/manifests/1.type"
     serve_digest
     broken "$1" pull "$door/box/made:1"
@@ -5215,7 +5350,8 @@ test_registry_hostile() { # registry: what lies about its kind, its size or its 
   rm "$MYDOCKER_ROOT"/images/pulls/* # it has the whole layer by now
   head -c 1400000 /dev/urandom >"$v2/blobs/$digest"
   broken '(blob|archive|layer).*' pull "$door/box/made:1"
-  truncate -s "$("$PYTHON" -I -c 'import json; print(json.load(open("manifest"))["layers"][0]["size"])')" "$v2/blobs/$digest"
+  truncate -s "$("$PYTHON" -I -c 'import json
+print(json.load(open("manifest"))["layers"][0]["size"])')" "$v2/blobs/$digest"
   broken '(layer|blob|archive)' pull "$door/box/made:1"
   rm "$v2/blobs/$digest"
   skopeo inspect --config --raw --tls-verify=false "docker://$reg/box/made:1" |
@@ -5413,7 +5549,8 @@ def serve_dns(server):  # every name is 192.0.2.80
         query, address = server.recvfrom(4096)
         end = query.index(b"\0", 12) + 5
         is_a = query[end - 4:end - 2] == b"\0\1"
-        answer = query[:2] + b"\x81\x80\0\1" + (b"\0\1" if is_a else b"\0\0") + bytes(4) + query[12:end]
+        count = b"\0\1" if is_a else b"\0\0"
+        answer = query[:2] + b"\x81\x80\0\1" + count + bytes(4) + query[12:end]
         if is_a:
             answer += b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4\xc0\0\2\x50"
         server.sendto(answer, address)
@@ -5502,7 +5639,9 @@ test_network_commands() { # net: networks are made, listed as in the tutorial, s
   run 0 network create --internal --mtu 1400 n2
   is "$err" ''
   run 0 network list
-  is "$out" $'NAME   IpRange         Driver\nn1     10.9.1.1/24     bridge\nn2     172.17.0.1/16   bridge'
+  is "$out" 'NAME   IpRange         Driver
+n1     10.9.1.1/24     bridge
+n2     172.17.0.1/16   bridge'
   is "$(links)" 'n1 n2 '
   like "$("${box[@]}" ip -o addr show n1)" 'inet 10.9.1.1/24 '
   like "$("${box[@]}" ip -o link show n2)" 'mtu 1400 '
@@ -5639,7 +5778,11 @@ test_network_port_options() { # net: one host address, ranges, free ports, what 
   run 0 port web 80
   is "$out" $'127.0.0.1:81\n10.77.0.1:82\n0.0.0.0:9000'
   run 0 port web
-  like "$out" $'81/tcp -> 10.77.0.9:82\n80/tcp -> 0.0.0.0:9000\n81/tcp -> 0.0.0.0:9001\n81/tcp -> 0.0.0.0:9002\n81/tcp -> 0.0.0.0:[0-9]+$'
+  like "$out" '81/tcp -> 10.77.0.9:82
+80/tcp -> 0.0.0.0:9000
+81/tcp -> 0.0.0.0:9001
+81/tcp -> 0.0.0.0:9002
+81/tcp -> 0.0.0.0:[0-9]+$'
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 "${out##*:}"
   fails 125 '8080/tcp is not published' port web 8080
   run 0 ps --format '{{.Ports}}|{{.IP}}|{{.Networks}}'
@@ -5692,10 +5835,14 @@ test_network_localnet() { # net: the LAN and containers can't reach 127.0.0.1: C
   says 'tcp 127.0.0.1 hello' "${box[@]}" -- tcp 127.0.0.1 7
   for name in evil lan; do # a neighbour of the containers, and of the host
     at=(nsenter "--net=$(eval "echo \$${name}_fd")")
-    via=$([[ $name == evil ]] && echo 10.9.1.1 || echo 10.77.0.1)
-    "${at[@]}" bash -c "echo 1 >/proc/sys/net/ipv4/conf/eth0/route_localnet; ip route add 10.9.1.0/24 via 10.77.0.1 2>/dev/null
-      ip rule add prio 1 to 127.0.0.2/31 table local; ip rule del prio 0; ip rule add prio 2 table 100
-      ip rule add prio 3 to 10.0.0.0/8 table local; ip rule add prio 3 iif eth0 table local; ip route add 127.0.0.1 via $via dev eth0 src ${via%.*}.$([[ $name == evil ]] && echo 66 || echo 2) table 100"
+    via='10.77.0.1 dev eth0 src 10.77.0.2'
+    [[ $name != evil ]] || via='10.9.1.1 dev eth0 src 10.9.1.66'
+    "${at[@]}" bash -c "echo 1 >/proc/sys/net/ipv4/conf/eth0/route_localnet
+      ip route add 10.9.1.0/24 via 10.77.0.1 2>/dev/null
+      ip rule add prio 1 to 127.0.0.2/31 table local; ip rule del prio 0
+      ip rule add prio 2 table 100
+      ip rule add prio 3 to 10.0.0.0/8 table local; ip rule add prio 3 iif eth0 table local
+      ip route add 127.0.0.1 via $via table 100"
     for kind in tcp udp; do
       says nothing "${at[@]}" -- $kind 127.0.0.1 7
     done
@@ -5926,10 +6073,16 @@ machine = __import__("os").uname().machine
 number = {"x86_64": 41, "aarch64": 198}[machine]
 filter = [(0x20, 0, 0, 0), (0x15, 0, 5, number), (0x20, 0, 0, 16), (0x15, 0, 3, 16),
           (0x20, 0, 0, 32), (0x15, 0, 1, 12), (0x06, 0, 0, 0x50000 | 93), (0x06, 0, 0, 0x7fff0000)]
-print("import ctypes, os, sys\nlibc = ctypes.CDLL(None)\ncode = bytes.fromhex(%r)\nbuffer = ctypes.create_string_buffer(code)\n"
-      "class prog(ctypes.Structure):\n    _fields_ = [('len', ctypes.c_ushort), ('filter', ctypes.c_void_p)]\n"
-      "p = prog(len(code) // 8, ctypes.addressof(buffer))\nassert libc.prctl(22, 2, ctypes.byref(p), 0, 0) == 0\n"
-      "os.execvp(sys.argv[1], sys.argv[1:])" % b"".join(struct.pack("HBBI", *row) for row in filter).hex())
+print("""import ctypes, os, sys
+libc = ctypes.CDLL(None)
+code = bytes.fromhex(%r)
+buffer = ctypes.create_string_buffer(code)
+class prog(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+p = prog(len(code) // 8, ctypes.addressof(buffer))
+assert libc.prctl(22, 2, ctypes.byref(p), 0, 0) == 0
+os.execvp(sys.argv[1], sys.argv[1:])
+""" % b"".join(struct.pack("HBBI", *row) for row in filter).hex())
 PYTHON
   mydocker=("$PYTHON" -I "$PWD/blocked" "${mydocker[@]}")
   run 1 info nf_tables
@@ -5949,7 +6102,8 @@ test_network_docker() { # net: where Docker's rules drop what is forwarded,
   # its chain for others' rules lets containers through
   need iptables-nft
   own_networks
-  "${box[@]}" bash -ec 'iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -A DOCKER-USER -j RETURN
+  "${box[@]}" bash -ec 'iptables-nft -P FORWARD DROP
+    iptables-nft -N DOCKER-USER; iptables-nft -A DOCKER-USER -j RETURN
     iptables-nft -I FORWARD -j DOCKER-USER'
   "${lan[@]}" ip route add 172.17.0.0/16 via 10.77.0.1
   serve away "${lan[@]}" -- tcp:80
@@ -5967,7 +6121,8 @@ import socket
 server = socket.create_server(("127.0.0.1", 0))
 client = socket.create_connection(server.getsockname(), 5)
 server.accept()[0].sendall(b"hello")
-print(client.recv(9).decode(), [name for _, name in socket.if_nameindex() if name.startswith(("e", "w", "v", "docker"))])'
+names = [name for _, name in socket.if_nameindex()]
+print(client.recv(9).decode(), [n for n in names if n.startswith(("e", "w", "v", "docker"))])'
   is "$out" 'hello []'
 }
 
@@ -5987,6 +6142,12 @@ import json, sys
 c = json.load(open("config.json"))
 c["root"]["path"] = "root"
 p, l = c["process"], c["linux"]
+
+
+def sh(script, **more):  # a hook
+    return {"path": "/bin/sh", "args": ["sh", "-c", script], **more}
+
+
 exec(sys.argv[1])
 if sys.argv[2:]:
     p["args"] = sys.argv[2:]
@@ -6046,7 +6207,8 @@ test_oci_life() { # oci: create, start, state, ps, kill and delete,
   run 0 --log log --log-format json create --bundle . t
   timeout 60 "${mydocker[@]}" --log log --log-format=json create --bundle . t 2>err &&
     fail 'made it twice'
-  like "$(<log)" '^\{"level": "error", "msg": "create, on t: container with given ID already exists: .*", "time": "20[^"]*Z"\}$'
+  like "$(<log)" '^\{"level": "error", "msg": "create, on t: container with given ID already exists'
+  like "$(<log)" '", "time": "20[^"]*Z"\}$'
   run 0 delete --force t
   is "$(find state/oci -mindepth 1)" ''
   is "$(find /sys/fs/cgroup -path '*/mydocker/t')" ''
@@ -6067,9 +6229,10 @@ test_oci_create_fails() { # oci: what can't start fails create with the engines'
   fails 125 'passwd' create t
   configure 'p["cwd"] = "/"; l["resources"] = {"hugepageLimits": [{"pageSize": "3MB", "limit": 1}]}'
   fails 125 'hugepageLimits' create t
-  configure 'l["resources"] = {}; c["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "echo oops >&2; exit 3"]}]}'
+  configure 'l["resources"] = {}
+c["hooks"] = {"createRuntime": [sh("echo oops >&2; exit 3")]}'
   fails 125 '^mydocker: hook, on /bin/sh: exit status 3: oops$' create t
-  configure 'c["hooks"] = {"createContainer": [{"path": "/bin/sleep", "args": ["sleep", "1000"], "timeout": 1}]}'
+  configure 'c["hooks"] = {"createContainer": [sh("exec sleep 1000", timeout=1)]}'
   fails 125 'took more than 1 seconds' create t
   is "$(find state/oci -mindepth 1)$(find /sys/fs/cgroup -path '*/mydocker/t')" ''
   is "$(wc -l </proc/self/mountinfo)" "$before"
@@ -6130,7 +6293,8 @@ END
 test_oci_process() { # oci: user, groups, umask, cwd, environment, limits and names are the config's
   bundle_says $'uid=5 gid=6 groups=6,7\n0077 /tmp A=b\n77\ndom.x hostess' '
 p["user"] = {"uid": 5, "gid": 6, "additionalGids": [7], "umask": 63}
-p.update(cwd="/tmp", env=p["env"] + ["A=b"], rlimits=[{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}])
+p.update(cwd="/tmp", env=p["env"] + ["A=b"])
+p["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]
 c.update(hostname="hostess", domainname="dom.x")' \
     /bin/sh -c 'id | sed "s/groups=7/groups=6,7/"; echo $(umask) $PWD A=$A; ulimit -n;
       echo $(cat /proc/sys/kernel/domainname /proc/sys/kernel/hostname)' ||
@@ -6144,7 +6308,7 @@ test_oci_namespaces() { # oci: namespaces are new, the host's, or somebody's by 
   unshare --net --ipc --uts sleep 1000 &
   other=$!
   wait_for other_namespace "$other"
-  bundle_says "$(readlink "/proc/$other/ns/net" "/proc/$other/ns/ipc" "/proc/$other/ns/uts" /proc/self/ns/pid)" "
+  bundle_says "$(readlink /proc/"$other"/ns/{net,ipc,uts} /proc/self/ns/pid)" "
 for row in l['namespaces']:
     kind = {'network': 'net', 'ipc': 'ipc', 'uts': 'uts'}.get(row['type'])
     if kind:
@@ -6155,7 +6319,9 @@ c.pop('hostname')" /bin/sh -c 'for kind in net ipc uts pid; do readlink /proc/se
   wait "$other" || :
   fails 125 'namespace, on /proc/.*/ns/' run --bundle . t
   oci_bundle
-  configure 'l["cgroupsPath"] = "mydocker'$$'-test.slice:pre:t"; l["namespaces"] = [row for row in l["namespaces"] if row["type"] != "cgroup"]' /bin/cat /proc/self/cgroup
+  configure 'l["cgroupsPath"] = "mydocker'$$'-test.slice:pre:t"
+l["namespaces"] = [row for row in l["namespaces"] if row["type"] != "cgroup"]' \
+    /bin/cat /proc/self/cgroup
   run 0 run --bundle . t
   like "$out" ":/mydocker$$.slice/mydocker$$-test.slice/pre-t.scope"
   find /sys/fs/cgroup -depth -type d -path "*/mydocker$$*" -exec rmdir {} +
@@ -6201,7 +6367,8 @@ test_oci_mounts() { # oci: mount options apply to one mount or, with r in front,
   mkdir source/below/there
   bundle_says $'ro,nosuid,noatime\nro,nosuid,noatime\nro\nrw' "
 for place, options in (('/m', 'rbind rro rnosuid rnoatime rslave'), ('/n', 'rbind ro')):
-    c['mounts'].append({'destination': place, 'type': 'none', 'source': '$PWD/source', 'options': options.split()})
+    c['mounts'].append({'destination': place, 'type': 'none', 'source': '$PWD/source',
+                        'options': options.split()})
 l['rootfsPropagation'] = 'private'" /bin/sh -c '
 while read -r _ _ _ _ place words _; do
   case $place in
@@ -6212,16 +6379,18 @@ done </proc/self/mountinfo'
   umount source/below
   mkdir root/full
   echo kept >root/full/file
-  bundle_says $'kept\nmydocker' "c['mounts'].append({'destination': '/full', 'type': 'tmpfs', 'options': ['tmpcopyup', 'size=1m']})" \
+  bundle_says $'kept\nmydocker' "c['mounts'].append({'destination': '/full', 'type': 'tmpfs',
+                    'options': ['tmpcopyup', 'size=1m']})" \
     /bin/sh -c 'cat /full/file; cat /proc/sys/kernel/hostname'
 }
 
 test_oci_hooks() { # oci: every hook runs at its moment, with the state on its input
   oci_bundle
   configure "
-c['hooks'] = {moment: [{'path': '/bin/sh', 'args': ['sh', '-c', 'read -r s; echo \"' + moment + ' \$s\" >>$PWD/hooks']}]
-              for moment in ('prestart', 'createRuntime', 'createContainer', 'poststart', 'poststop')}
-c['hooks']['startContainer'] = [{'path': '/bin/sh', 'args': ['sh', '-c', 'read -r s; echo \"\$s\" >/tmp/state'], 'env': ['X=y']}]
+moments = 'prestart', 'createRuntime', 'createContainer', 'poststart', 'poststop'
+c['hooks'] = {moment: [sh('read -r s; echo \"' + moment + ' \$s\" >>$PWD/hooks')]
+              for moment in moments}
+c['hooks']['startContainer'] = [sh('read -r s; echo \"\$s\" >/tmp/state', env=['X=y'])]
 c['hooks']['poststop'].insert(0, {'path': '/nonexistent'})
 c['root']['readonly'] = False" /bin/cat /tmp/state
   run 0 create t >said
@@ -6246,7 +6415,7 @@ test_oci_hook_imports() { # oci: for a hook inside nothing of the container's is
   mkdir -p "root${module%/*}"
   echo 'open("/tmp/imported", "w").close()' >"root$module"
   bundle_says hooked "
-c['hooks'] = {'startContainer': [{'path': '/bin/sh', 'args': ['sh', '-c', 'echo hooked >/tmp/hooked']}]}
+c['hooks'] = {'startContainer': [sh('echo hooked >/tmp/hooked')]}
 c['root']['readonly'] = False" /bin/cat /tmp/hooked
   [[ ! -e root/tmp/imported ]]
 }
@@ -6258,16 +6427,17 @@ test_oci_exec() { # oci: exec takes a process in a file, and the engine gets its
   configure 'p["capabilities"]["bounding"].remove("CAP_KILL")' /bin/sleep 1000
   run 0 create --pid-file pid t
   run 0 start t
-  echo '{"args": ["/bin/sh", "-c", "echo $A; id -u; pwd; grep CapBnd /proc/self/status; exit 9"], "cwd": "/tmp", "env": ["A=b"], "user": {"uid": 3, "gid": 4}}' >process
-  sed -i 's/grep CapBnd .proc.self.status/read -r _ b <\/proc\/self\/loginuid; echo x/' process
+  echo '{"args": ["/bin/sh", "-c",
+    "echo $A; id -u; pwd; read -r _ b </proc/self/loginuid; echo x; exit 9"],
+    "cwd": "/tmp", "env": ["A=b"], "user": {"uid": 3, "gid": 4}}' >process
   run 9 exec --process process t
   is "$out" $'b\n3\n/tmp\nx'
   run 5 exec t /bin/sh -c 'exit 5'
   echo '{"args": ["/bin/sleep", "1000"], "cwd": "/"}' >process
   run 0 exec --detach --pid-file pid2 --process process t
-  is "$(readlink "/proc/$(<pid2)/ns/pid" "/proc/$(<pid2)/ns/mnt")" "$(readlink "/proc/$(<pid)/ns/pid" "/proc/$(<pid)/ns/mnt")"
-  is "$(grep -E '^(Cap(Bnd|Eff)|Seccomp:)' \
-    "/proc/$(<pid2)/status")" "$(grep -E '^(Cap(Bnd|Eff)|Seccomp:)' "/proc/$(<pid)/status")"
+  is "$(readlink /proc/"$(<pid2)"/ns/{pid,mnt})" "$(readlink /proc/"$(<pid)"/ns/{pid,mnt})"
+  is "$(grep -E '^(Cap(Bnd|Eff)|Seccomp:)' "/proc/$(<pid2)/status")" \
+    "$(grep -E '^(Cap(Bnd|Eff)|Seccomp:)' "/proc/$(<pid)/status")"
   run 0 ps --format json t
   is "$out" "[$(<pid), $(<pid2)]"
   echo '{"args": "x"}' >process
@@ -6317,7 +6487,7 @@ test_oci_descriptors() { # oci: descriptors from 3 on are the command's only as 
   echo given >given
   run 0 run --bundle . --preserve-fds 2 t 3</dev/null 4<given 5</etc
   # 5 is what the shell reads the list from
-  is "$out" $'/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3 /proc/self/fd/4 /proc/self/fd/5\ngiven'
+  is "$out" "$(echo /proc/self/fd/{0..5})"$'\ngiven'
   fails 125 'preserve-fds, on 9: descriptor' run --bundle . --preserve-fds 9 t
 }
 
@@ -6325,11 +6495,13 @@ test_oci_update() { # oci: update takes resources in the OCI's form, and zero le
   need_limits pids memory
   local dir
   oci_bundle
-  configure 'l["resources"] = {"pids": {"limit": 20}, "memory": {"limit": 0}, "cpu": {"shares": 0}}' /bin/sleep 1000
+  configure 'l["resources"] = {"pids": {"limit": 20}, "memory": {"limit": 0},
+                  "cpu": {"shares": 0}}' /bin/sleep 1000
   run 0 create t
   dir=$(find /sys/fs/cgroup -path '*/mydocker/t/pids.max')
   is "$(<"$dir")" 20
-  echo '{"pids": {"limit": 30}, "memory": {"limit": 67108864, "swap": 0}, "blockIO": {"weight": 0}}' >resources
+  echo '{"pids": {"limit": 30}, "memory": {"limit": 67108864, "swap": 0},
+    "blockIO": {"weight": 0}}' >resources
   run 0 update --resources=resources t
   is "$(<"$dir")" 30
   run 0 update --resources - t <<<'{"pids": {"limit": 40}}'
@@ -6360,13 +6532,17 @@ engine_root() { # the runtime in ./runtime, and a root of busybox in ./root and 
 }
 
 # What a container started with $many shows of itself, in one go.
-many=(-e A=b -u 1234:5678 -w /tmp --hostname hostess --read-only --tmpfs /t:size=1m --cap-add SYS_TIME --cap-drop CHOWN
-  --sysctl kernel.msgmax=4242 --device /dev/null:/dev/probe --pids-limit 20 --cpus 0.5 --memory 64m --oom-score-adj 500)
-many_facts='echo $A $(id -u) $(id -g) $(pwd) $(hostname) $(cat /proc/sys/kernel/msgmax /proc/self/oom_score_adj)
-touch /x 2>&1; touch /t/x && echo tmpfs; cat /v/file; touch /v/x 2>&1; [ -c /dev/probe ] && echo device
+many=(-e A=b -u 1234:5678 -w /tmp --hostname hostess --read-only --tmpfs /t:size=1m
+  --cap-add SYS_TIME --cap-drop CHOWN --sysctl kernel.msgmax=4242 --device /dev/null:/dev/probe
+  --pids-limit 20 --cpus 0.5 --memory 64m --oom-score-adj 500)
+many_facts='echo $A $(id -u) $(id -g) $(pwd) $(hostname)
+cat /proc/sys/kernel/msgmax /proc/self/oom_score_adj
+touch /x 2>&1; touch /t/x && echo tmpfs; cat /v/file; touch /v/x 2>&1
+[ -c /dev/probe ] && echo device
 grep -E "^(Cap|Seccomp:|NoNew)" /proc/self/status
-cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/memory/memory.limit_in_bytes 2>&1 ||
-  cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.max
+cd /sys/fs/cgroup
+cat pids/pids.max cpu/cpu.cfs_quota_us memory/memory.limit_in_bytes 2>&1 ||
+  cat pids.max cpu.max memory.max
 cat /proc/keys; ls /proc/kcore /sys/firmware; true'
 
 same_as_runc() { # same_as_runc COMMAND...: it says and ends the same on both runtimes;
@@ -6484,7 +6660,8 @@ test_engine_podman() { # engines: podman runs, execs, stops, pauses,
   need podman conmon runc
   local podman image=localhost/bb:1 run=(--log-driver k8s-file) n
   engine_root
-  printf '[containers]\nnetns = "none"\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n' >conf
+  printf '%s\n' '[containers]' 'netns = "none"' \
+    'default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]' >conf
   export CONTAINERS_CONF=$PWD/conf
   podman=(podman --root "$PWD/podman" --runroot "$PWD/run" --tmpdir "$PWD/podman-tmp"
     --storage-driver vfs --cgroup-manager cgroupfs --events-backend file)
@@ -6755,8 +6932,8 @@ test_podman_runs_saved() { # peers: podman runs an image that was made here
   make_image "t$n:1" -c 'CMD ["/bin/sh","-c","echo hello from $A"]' -c 'ENV A=here'
   run 0 save -o a.tar "t$n:1"
   "${podman[@]}" load -q -i a.tar
-  is "$("${podman[@]}" --runtime runc run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
-    "t$n:1" 2>err || cat err)" 'hello from here'
+  is "$("${podman[@]}" --runtime runc "${podman_run[@]}" --net none "t$n:1" 2>err || cat err)" \
+    'hello from here'
 }
 
 test_umoci() { # peers: umoci unpacks what save writes to the same tree, and what it makes runs here
@@ -6794,8 +6971,10 @@ test_debootstrap() { # peers: a Debian of debootstrap's is a system: packages, s
   echo 'echo installed' >p/usr/bin/t
   chmod 755 p/usr/bin/t
   dpkg-deb -b p t.deb
-  run 0 run --rm -v "$PWD/t.deb:/t.deb" debian /bin/bash -ec 'apt-get install -y /t.deb >/dev/null; t
-    useradd -m someone; su someone -c "id -un; cd; pwd"; perl -e "print qq(perl\n)"; dpkg -l | grep -c ^ii >/dev/null'
+  run 0 run --rm -v "$PWD/t.deb:/t.deb" debian /bin/bash -ec '
+    apt-get install -y /t.deb >/dev/null; t
+    useradd -m someone; su someone -c "id -un; cd; pwd"
+    perl -e "print qq(perl\n)"; dpkg -l | grep -c ^ii >/dev/null'
   is "$out" $'installed\nsomeone\n/home/someone\nperl'
 }
 
@@ -6953,7 +7132,8 @@ bench_pull_podman() { # pull: podman pull (overlay) of it, then podman rmi
 
 bench_pull_umoci() { # pull: skopeo copy of it to a layout and umoci unpack, then rm -r
   need skopeo umoci
-  row=(unpack_and_remove rm -rf out -- sh -c 'skopeo copy -q --src-tls-verify=false "docker://$1/big:1" oci:out/l:1 &&
+  row=(unpack_and_remove rm -rf out -- sh -c '
+    skopeo copy -q --src-tls-verify=false "docker://$1/big:1" oci:out/l:1 &&
     umoci unpack --image out/l:1 out/bundle' sh "$reg")
 }
 
@@ -6994,8 +7174,8 @@ bench_image_100() { # images: run --rm of an image of 100 layers
 }
 
 podman_on_runc() { # podman with a storage of its own, over runc; arguments into $podman
-  podman=(podman --root "$PWD/podman" --runroot "$PWD/podman-run" --storage-driver vfs --cgroup-manager cgroupfs
-    --events-backend none --runtime runc)
+  podman=(podman --root "$PWD/podman" --runroot "$PWD/podman-run" --storage-driver vfs
+    --cgroup-manager cgroupfs --events-backend none --runtime runc)
 }
 
 bundle() { # a root file system of busybox in ./root, and an OCI bundle around it
@@ -7083,8 +7263,7 @@ bench_crun() { # start: crun run, busybox bundle
 bench_podman() { # start: podman run --rootfs, busybox
   need podman busybox runc
   podman_on_runc
-  row=("${podman[@]}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
-    --rootfs "$PWD/root" /bin/true)
+  row=("${podman[@]}" "${podman_run[@]}" --net none --rootfs "$PWD/root" /bin/true)
 }
 
 prepare_network() { # a box of our own, with a state and networks of its own
@@ -7114,14 +7293,13 @@ bench_net_port() { # network: the same with --net bridge -p 8080:80
 bench_net_podman_none() { # network: podman run --net none --rootfs, busybox
   need podman busybox runc
   podman_on_runc
-  row=("${box[@]}" "${podman[@]}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
-    --rootfs "$PWD/root" /bin/true)
+  row=("${box[@]}" "${podman[@]}" "${podman_run[@]}" --net none --rootfs "$PWD/root" /bin/true)
 }
 
 bench_net_podman_bridge() { # network: the same with --net bridge
   need podman busybox runc
   podman_on_runc
-  row=("${box[@]}" "${podman[@]}" run --rm --net bridge --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
+  row=("${box[@]}" "${podman[@]}" "${podman_run[@]}" --net bridge
     --rootfs "$PWD/root" /bin/true)
 }
 
@@ -7152,8 +7330,10 @@ bench_log_run() { # lines logged: mydocker.py run -d, wait, rm; 20 million lines
 bench_log_podman() { # lines logged: podman run -d with k8s-file, wait, rm; the same
   need podman busybox runc
   podman_on_runc
-  row=(bash -c '"${@:2}" run -d --name y --net none --log-driver k8s-file --log-opt max-size=10mb --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
-    --rootfs "$1" /bin/sh -c "/bin/busybox yes | /bin/busybox head -n 20000000"; "${@:2}" wait y; "${@:2}" rm y' bash "$PWD/root" "${podman[@]}")
+  row=(bash -c '"${@:3}" run -d --name y --net none --log-driver k8s-file \
+      --log-opt max-size=10mb $2 --rootfs "$1" \
+      /bin/sh -c "/bin/busybox yes | /bin/busybox head -n 20000000"
+    "${@:3}" wait y; "${@:3}" rm y' bash "$PWD/root" "${podman_limits[*]}" "${podman[@]}")
 }
 
 prepare_record() { # state roots with 1, 100 and 1000 containers on record
@@ -7249,8 +7429,7 @@ bench_calls_filtered() { # a million calls: mydocker.py run, with its default fi
 bench_calls_podman() { # a million calls: podman run (runc, libseccomp), with its default filter
   need gcc podman runc busybox
   podman_on_runc
-  row=("${podman[@]}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
-    --rootfs "$PWD/root" /bin/calls)
+  row=("${podman[@]}" "${podman_run[@]}" --net none --rootfs "$PWD/root" /bin/calls)
 }
 
 prepare_oci() { # a bundle and the launcher, and daemons with an image of it
@@ -7279,7 +7458,9 @@ prepare_oci() { # a bundle and the launcher, and daemons with an image of it
 oci_cycle() { # oci_cycle RUNTIME...: a row that creates, starts and deletes
   need busybox
   oci_config "$PWD/top/bin/mydocker"
-  row=(bash -c 'cd "$1"; "${@:2}" create bench </dev/null >/dev/null && "${@:2}" start bench && "${@:2}" delete --force bench' bash "$PWD" "$@")
+  row=(bash -c 'cd "$1"; shift
+    "$@" create bench </dev/null >/dev/null && "$@" start bench && "$@" delete --force bench' \
+    bash "$PWD" "$@")
 }
 
 bench_oci_mydocker() { # oci: create, start, delete of a busybox bundle: installed mydocker
@@ -7299,15 +7480,14 @@ bench_oci_crun() { # oci: the same: crun
 bench_oci_podman() { # oci: podman run --rm on installed mydocker
   need podman runc
   podman_on_runc
-  row=("${podman[@]/#runc/$PWD/top/bin/mydocker}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
+  row=("${podman[@]/#runc/$PWD/top/bin/mydocker}" "${podman_run[@]}" --net none
     --rootfs "$PWD/root" /bin/true)
 }
 
 bench_oci_podman_runc() { # oci: podman run --rm on runc
   need podman runc
   podman_on_runc
-  row=("${podman[@]}" run --rm --net none --log-driver none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
-    --rootfs "$PWD/root" /bin/true)
+  row=("${podman[@]}" "${podman_run[@]}" --net none --rootfs "$PWD/root" /bin/true)
 }
 
 engine_row() { # engine_row ENGINE RUNTIME: run --rm of it by ctr or docker
@@ -7343,7 +7523,8 @@ measure_create() { # what `create` takes at most, its children included, in MB
     # shellcheck disable=SC2086 # words
     "$PYTHON" -I -c 'import resource, subprocess, sys
 subprocess.run([*sys.argv[1:], "create", "peak"], check=True, stdin=0, stdout=2)
-print("%-52s %6.1f MB" % ("peak of create, " + sys.argv[1].rpartition("/")[2], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024))
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+print("%-52s %6.1f MB" % ("peak of create, " + sys.argv[1].rpartition("/")[2], peak))
 subprocess.run([*sys.argv[1:], "delete", "--force", "peak"])' $words </dev/null >&4 || :
   done
 }
@@ -7383,7 +7564,7 @@ measure_memory() { # what the waiting outside process holds, in MB
   if command -v podman runc conmon && [[ -e root/bin/sleep ]]; then
     podman_on_runc
     "${podman[@]}" run -d --conmon-pidfile conmon --name m --net none --log-driver k8s-file \
-      --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --rootfs "$PWD/root" /bin/sleep 1000
+      "${podman_limits[@]}" --rootfs "$PWD/root" /bin/sleep 1000
     memory "podman's conmon" "$(<conmon)"
     "${podman[@]}" rm -f -t 0 m
   fi
@@ -7394,14 +7575,18 @@ measure_memory() { # what the waiting outside process holds, in MB
 }
 
 memory() { # memory TITLE PID: one line; PSS counts what processes share in equal parts
-  awk -v which="$1" '/^Pss:/ {pss = $2 / 1024} /^(Private_Clean|Private_Dirty):/ {own += $2 / 1024} /^Rss:/ {rss = $2 / 1024}
-    END {printf "%-52s %6.1f MB proportional (PSS), %.1f MB resident, %.1f MB its own\n", which, pss, rss, own}' "/proc/$2/smaps_rollup" >&4
+  awk -v which="$1" '/^Pss:/ {pss = $2 / 1024}
+    /^(Private_Clean|Private_Dirty):/ {own += $2 / 1024}
+    /^Rss:/ {rss = $2 / 1024}
+    END {printf "%-52s %6.1f MB proportional (PSS), %.1f MB resident, %.1f MB its own\n",
+      which, pss, rss, own}' "/proc/$2/smaps_rollup" >&4
 }
 
 measure_shim() { # of a containerd of our own
   local address=$PWD/containerd.sock containerd pid
-  printf 'version = 2\nroot = "%s"\nstate = "%s"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s"\n' \
-    "$PWD/shim" "$PWD/shim-run" "$address" >containerd.toml
+  printf '%s\n' 'version = 2' "root = \"$PWD/shim\"" "state = \"$PWD/shim-run\"" \
+    'disabled_plugins = ["io.containerd.grpc.v1.cri"]' '[grpc]' "address = \"$address\"" \
+    >containerd.toml
   containerd -c containerd.toml >containerd.log 2>&1 &
   containerd=$!
   wait_for ctr -a "$address" version
@@ -7587,8 +7772,10 @@ sweep() { # the end: what killed monitors left, their cgroups above all, goes wi
   rm -rf "$scratch"
 }
 
-unset MYDOCKER_LOG MYDOCKER_EXPLAIN MYDOCKER_MIRRORS DOCKER_CONFIG SSL_CERT_FILE http_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY no_proxy
-export https_proxy=http://127.0.0.1:1 # nobody listens there: whatever a test names, it reaches nothing but this box
+unset MYDOCKER_LOG MYDOCKER_EXPLAIN MYDOCKER_MIRRORS DOCKER_CONFIG SSL_CERT_FILE
+unset http_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY no_proxy
+# nobody listens there: whatever a test names, it reaches nothing but this box
+export https_proxy=http://127.0.0.1:1
 export MYDOCKER_NETWORK=none # only the tests of networks make any, on a box of their own
 umask 022
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/mydocker-test.XXXXXX") || exit
