@@ -28,7 +28,6 @@ set -u
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 self=$here/${BASH_SOURCE[0]##*/}
-self=$here/${BASH_SOURCE[0]##*/}
 [[ ${PYTHON-} || ! -x /usr/bin/python3 ]] || PYTHON=/usr/bin/python3
 : "${PYTHON:=$(command -v python3)}"
 mydocker=("$PYTHON" "$here/mydocker.py")
@@ -273,6 +272,16 @@ own_state() { # the images, volumes and containers of this test alone
   export MYDOCKER_ROOT=$PWD/state
 }
 
+nothing_on_record() { # no container of this test is on record, runs or has a name
+  is "$(find state/containers state/running state/names -mindepth 1)" ''
+}
+
+# own_mounts SCRIPT ARG...: bash, with SCRIPT and "$@" = mydocker ARG..., where mounts are its own.
+own_mounts() {
+  need unshare mount
+  unshare -m bash -ec "$1" bash "${mydocker[@]}" "${@:2}"
+}
+
 small_root() { # small_root DIR: a root file system of the box's own programs
   local - tool file busybox='' tools=(sh cat chmod id ln ls mkdir mv readlink rm rmdir sleep touch)
   set +x
@@ -370,6 +379,12 @@ json.dump(index, open("index.json", "w"))
 if os.path.exists("manifest.json"):
     os.unlink("manifest.json")
 PYTHON
+}
+
+unpack_saved() { # unpack_saved NAME: what save writes of it as ./a.tar, and its layout in ./layout
+  run 0 save --format oci -o a.tar "$1"
+  mkdir layout
+  tar -C layout -xf a.tar
 }
 
 layer_of() { # layer_of NAME: the directory of an image's top layer, into $layer
@@ -801,11 +816,11 @@ test_state_root_full() { # fail: a full disk under the state root means that the
   need unshare mount
   local got
   mkdir full
-  unshare -m bash -ec "mount -t tmpfs -o size=64k,nr_inodes=10 tmpfs full; shift 0
-    head -c 1000000 /dev/zero >full/fill || :; for i in {1..20}; do mkdir full/\$i || break; done
-    MYDOCKER_ROOT=\$PWD/full/state \"\$@\" >\"$scratch/stdout\" 2>\"$scratch/stderr\"" \
-    bash "${mydocker[@]}" run /bin/touch started || got=$?
-  read_output
+  MYDOCKER_ROOT=$PWD/full/state own_mounts 'mount -t tmpfs -o size=64k,nr_inodes=10 tmpfs full
+    head -c 1000000 /dev/zero >full/fill || :
+    for i in {1..20}; do mkdir full/$i || break; done
+    exec "$@" >out 2>err' run /bin/touch started || got=$?
+  out=$(<out) err=$(<err)
   is "$got" 125
   one_line 'full/state.*: no space left'
   [[ ! -e started ]]
@@ -1006,7 +1021,6 @@ test_settled() { # monitor: after its first seconds, too, it carries status, sig
   wait_for has out ready
   kill -TERM "$pid"
   ended 9
-  # shellcheck disable=SC2016 # not yet
   tty 5 '^ready$' '@size 33 44' '' $'until [ "$(stty size)" = "33 44" ]; do :; done; exit 5\r' -- \
     "${mydocker[@]}" run -it /bin/sh -c 'sleep 1.5; echo ready; exec /bin/sh'
   { echo one; sleep 1.5; printf two; } | timeout -k 5 "$patience" "${mydocker[@]}" run \
@@ -1179,7 +1193,6 @@ test_init_signals() { # init: --init passes signals on to the command
     has out got
   done
   start run --init /bin/sleep 1000 # which as PID 1 would ignore it
-  # shellcheck disable=SC2016 # not yet
   wait_for eval '[[ $(cat "/proc/$(children "$(children "$pid")")/comm") == sleep ]]'
   kill -TERM "$pid"
   ended 143
@@ -1243,13 +1256,13 @@ test_ephemeral() { # root: --ephemeral lets anything be written, and the host ke
 }
 
 test_ephemeral_mounts() { # root: --ephemeral protects the other mounted file systems too
-  need overlay unshare mount
+  need overlay
   mkdir sub
-  unshare -m --propagation private bash -exc "mount -t tmpfs -o mode=755 tmpfs sub
+  own_mounts 'mount -t tmpfs -o mode=755 tmpfs sub
     echo precious >sub/file; mkdir sub/dir
-    \"\$@\" run --ephemeral /bin/sh -c 'rm -rf sub/file sub/dir; echo >sub/new;
-        rm -rf /run/* /home/* /boot/*; :'
-    [[ \$(cat sub/file) == precious && -d sub/dir && ! -e sub/new ]]" bash "${mydocker[@]}"
+    "$@" run --ephemeral /bin/sh -c "rm -rf sub/file sub/dir; echo >sub/new
+      rm -rf /run/* /home/* /boot/*; :"
+    [[ $(cat sub/file) == precious && -d sub/dir && ! -e sub/new ]]'
 }
 
 test_ephemeral_devices() { # root: --ephemeral has devices, a /proc and a /sys of its own
@@ -1626,17 +1639,15 @@ test_root_copied() { # root: where overlayfs doesn't work the layers are copied,
   # a state root on an overlay: the kernel refuses an upper directory there
   mkdir lower upper work merged
   mv state lower/state
-  # shellcheck disable=SC2016 # the inner shell
-  unshare -m bash -ec 'mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
-    export MYDOCKER_ROOT=$PWD/merged/state; "$@"' bash "${mydocker[@]}" run --name "d$n" "t$n:2" \
+  local merge='mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
+    export MYDOCKER_ROOT=$PWD/merged/state'
+  own_mounts "$merge"'; "$@"' run --name "d$n" "t$n:2" \
     /bin/sh -c 'ls /etc; cat /new; echo more >/more' >out 2>err || cat err >&2
   is "$(<out)" $'hostname\nhosts\npasswd\nresolv.conf\nnew'
   is "$(grep -c '^mydocker: ' err)" 1
-  # shellcheck disable=SC2016 # the inner shell
-  unshare -m bash -ec 'mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
-    export MYDOCKER_ROOT=$PWD/merged/state
-    "${@:2}" export -o $PWD/e.tar "$1"
-    "${@:2}" rm "$1"' bash "d$n" "${mydocker[@]}"
+  NAME=d$n own_mounts "$merge"'
+    "$@" export -o "$PWD/e.tar" "$NAME"
+    "$@" rm "$NAME"'
   tar -tf e.tar | sort >names
   has names '^(\./)?more$'
 }
@@ -1645,7 +1656,6 @@ test_root_copied() { # root: where overlayfs doesn't work the layers are copied,
 
 test_image_config() { # images: the image's Entrypoint, Cmd, Env, WorkingDir and User are honoured
   make_image "t$n:1"
-  # shellcheck disable=SC2016 # the container's shell
   set_config "t$n:1" '{
     "Entrypoint": ["/bin/sh", "-c", "echo $A $B $HOME; pwd; id -u; id -g; echo \"$@\"", "sh"],
     "Cmd": ["one", "two words"], "Env": ["A=1", "B=2 3", "HOME=/set"],
@@ -1680,7 +1690,6 @@ test_image_status() { # images: exit statuses and the environment are those of a
   fails 127 'none' run --rm "t$n:1" none
   fails 126 '/etc' run --rm "t$n:1" /etc
   fails 125 'no such image' run --pull never "none$n"
-  # shellcheck disable=SC2016 # the container's shell
   run 0 run --rm "t$n:1" sh -c 'echo $PATH $HOME; id -u'
   is "$out" $'/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /root\n0'
   run 0 ps -a -q
@@ -1742,11 +1751,11 @@ test_supplementary_groups() { # user: a named user's supplementary groups are th
     short:x:1 >passwd
   printf '%s\n' root:x:0: jane:x:4002: red:x:4003:joe,jane blue:x:4004:jane green:x:4005:janet '' \
     bad:x:many:jane big:x:99999999999:jane odd:x:²:jane >group
-  unshare -m --propagation private bash -ec "mount --bind passwd /etc/passwd
+  own_mounts 'mount --bind passwd /etc/passwd
     mount --bind group /etc/group
     for user in jane 4001 jane:green 4001:4009; do
-      \"\$@\" run -u \$user /bin/sh -c 'echo \$(id -u) \$(id -g) \$(id -G) \$HOME'
-    done" bash "${mydocker[@]}" >out
+      "$@" run -u $user /bin/sh -c "echo \$(id -u) \$(id -g) \$(id -G) \$HOME"
+    done' >out
   is "$(<out)" '4001 4002 4002 4003 4004 /home/jane
 4001 4002 4002 4003 4004 /home/jane
 4001 4005 4005 /home/jane
@@ -3078,7 +3087,6 @@ test_top() { # tty: top works in a real terminal, and follows its size
   wait_for shows ' PID '
   keys q
   in_tmux resize-window -t 0 -x 120 -y 40
-  # shellcheck disable=SC2016 # not yet
   keys 'clear; until [ "$(stty size)" = "40 120" ]; do :; done; echo r""ight' Enter
   wait_for shows 'right'
   leave
@@ -3174,12 +3182,11 @@ test_logs_never_block() { # logs: neither a full disk nor a reader who sleeps st
   # what is lost is said
   need unshare mount
   mkdir full
-  # shellcheck disable=SC2016 # for the shell in the namespace
-  MYDOCKER_ROOT=$PWD/full/state unshare -m bash -exc 'mount -t tmpfs -o size=700k tmpfs full
+  MYDOCKER_ROOT=$PWD/full/state own_mounts 'mount -t tmpfs -o size=700k tmpfs full
     "$@" run -d --name l -v "$PWD:/mnt" /bin/sh -c "head -c 900000 /dev/zero | tr \"\0\" x
       until [ -e /mnt/go ]; do sleep 0.1; echo; echo full; done"
     until "$@" logs l 2>errors | tail -n 1 | grep -qx full; do sleep 0.1; done
-    touch go; "$@" wait l >status; "$@" logs l >got 2>errors' bash "${mydocker[@]}"
+    touch go; "$@" wait l >status; "$@" logs l >got 2>errors'
   is "$(<status)" 0
   is "$(tail -n 1 got)" full
   is "$(sed 's/^mydocker: [0-9]* bytes of output could not be logged$//' errors | tr -d '\n')" ''
@@ -3311,7 +3318,7 @@ test_concurrent() { # life: many at once on one state root, with run -d, exec, s
     for ((i = 0; i < many; i++)); do
       is "$(<"said$i") $(tr '\n' ' ' <"gone$i")" "said $i c$i c$i "
     done
-    is "$(find state/containers state/running state/names -mindepth 1)" ''
+    nothing_on_record
   done
   for ((i = 0; i < many; i++)); do
     "${mydocker[@]}" run -d --name same /bin/sleep 1000 >"id$i" 2>"err$i" &
@@ -3356,7 +3363,7 @@ test_killed_anywhere() { # life: kill -9 of every process at any point leaves no
     run 0 ps -a
     mapfile -t left < <("${mydocker[@]}" ps -aq)
     ((${#left[@]} == 0)) || run 0 rm -f "${left[@]}"
-    is "$(find state/containers state/running state/names -mindepth 1)" ''
+    nothing_on_record
     for id in $ids; do is "$(find /sys/fs/cgroup -name "$id")" ''; done
   done
   is "$(wc -l </proc/self/mountinfo)" "$before"
@@ -3380,7 +3387,7 @@ test_faults() { # life: a system call that fails, or a kill at it,
         ids=$(ls state/running 2>/dev/null || :)
         run 0 ps -a
         [[ ! $(ls state/containers) ]] || run 0 rm -f f
-        is "$(find state/containers state/running state/names -mindepth 1)" ''
+        nothing_on_record
         for id in $ids; do is "$(find /sys/fs/cgroup -name "$id")" ''; done
       done
     done
@@ -3414,7 +3421,7 @@ test_detach() { # life: run -d prints the id when the command runs,
   is "$(wc -l <<<"$out")" 3
   run 0 rm -f d t i
   is "$out" $'d\nt\ni'
-  is "$(find state/containers state/running state/names -mindepth 1)" ''
+  nothing_on_record
 }
 
 test_detach_fails() { # life: a command that can't start fails run -d as it fails run,
@@ -3424,7 +3431,7 @@ test_detach_fails() { # life: a command that can't start fails run -d as it fail
   fails 127 'exec, on nothing: executable file not found' run -d --rootfs / nothing
   fails 126 'exec, on /etc/passwd: permission denied' run -d /etc/passwd
   fails 125 'workdir|enter' run -d -w /etc/passwd /bin/true
-  is "$(find state/containers state/running state/names -mindepth 1)" ''
+  nothing_on_record
   background --name x --rm /bin/true # the name is free
   wait_for eval '[[ ! $(ls state/containers) ]]'
 }
@@ -3592,7 +3599,7 @@ test_restart_policy() { # life: --restart starts a container again,
   background --name d --restart unless-stopped /bin/false
   wait_for eval '[[ $(state_of d) == restarting ]]'
   run 0 rm -f a b c d
-  is "$(find state/containers state/running state/names -mindepth 1)" ''
+  nothing_on_record
 }
 
 test_kill() { # life: kill sends PID 1 any signal, and says when there's nobody to get it
@@ -3755,10 +3762,9 @@ test_bind_over_wrong_kind() { # volumes: a file over a directory, or the other w
 test_read_only_volume() { # volumes: ro really is, for what is mounted below as well
   mkdir dir
   make_image "t$n:1"
-  # shellcheck disable=SC2016 # the inner shell
-  unshare -m bash -ec 'mkdir dir/inner; mount -t tmpfs inner dir/inner; "$@"' bash \
-    "${mydocker[@]}" run --rm -v "$PWD/dir:/v:ro" -v "n$n:/w:ro" \
-    "t$n:1" /bin/sh -c 'for d in /v /v/inner /w; do touch $d/x && echo $d; done;
+  own_mounts 'mkdir dir/inner; mount -t tmpfs inner dir/inner; "$@"' \
+    run --rm -v "$PWD/dir:/v:ro" -v "n$n:/w:ro" "t$n:1" /bin/sh -c '
+      for d in /v /v/inner /w; do touch $d/x && echo $d; done
       [ -d /v/inner ] && echo seen' >out 2>err
   is "$(<out)" seen
   is "$(grep -c 'ead-only' err)" 3
@@ -4294,10 +4300,8 @@ test_load_wrong_digest() { # images: a blob that isn't what its digest says is r
   # and nothing is kept
   local blob
   make_image "t$n:1"
-  run 0 save --format oci -o a.tar "t$n:1"
+  unpack_saved "t$n:1"
   run 0 rmi "t$n:1"
-  mkdir layout
-  tar -C layout -xf a.tar
   for blob in layout/blobs/sha256/*; do
     cp "$blob" blob
     "$PYTHON" -I -c 'import sys
@@ -4488,10 +4492,8 @@ END
 test_many_layers() { # images: 120 layers are no problem, the top one wins
   need overlay
   make_image "t$n:1"
-  run 0 save --format oci -o a.tar "t$n:1"
+  unpack_saved "t$n:1"
   run 0 rmi "t$n:1"
-  mkdir layout
-  tar -C layout -xf a.tar
   add_layers layout 120
   run 0 load -i layout
   run 0 run --name "c$n" "t$n:1" /bin/sh -c 'cat /top /layer0 /layer77; echo x >/top'
@@ -4578,9 +4580,7 @@ test_save_several() { # images: several images go into one archive, with all the
 
 test_load_layout() { # images: load reads an OCI layout, and an archive compressed or from stdin
   make_image "t$n:1"
-  run 0 save --format oci -o a.tar "t$n:1"
-  mkdir layout
-  tar -C layout -xf a.tar
+  unpack_saved "t$n:1"
   gzip -k a.tar
   run 0 rmi "t$n:1"
   run 0 load -i layout
@@ -4592,9 +4592,7 @@ test_load_layout() { # images: load reads an OCI layout, and an archive compress
 
 test_load_platform() { # images: an index with images for several machines gives this machine's
   make_image "t$n:1"
-  run 0 save --format oci -o a.tar "t$n:1"
-  mkdir layout
-  tar -C layout -xf a.tar
+  unpack_saved "t$n:1"
   run 0 rmi "t$n:1"
   "$PYTHON" -I - layout <<'PYTHON'
 import hashlib, json, os, platform, sys
@@ -4975,9 +4973,7 @@ test_registry_platforms() { # registry: of an index the image for this machine c
   local name index
   registry
   make_image "t$n:1"
-  run 0 save --format oci -o a.tar "t$n:1"
-  mkdir layout
-  tar -C layout -xf a.tar
+  unpack_saved "t$n:1"
   make_index layout
   skopeo copy -q --all --dest-tls-verify=false oci:layout:all "docker://$reg/box/many:1"
   run 0 pull "$reg/box/many:1"
@@ -5014,9 +5010,7 @@ test_registry_layers() { # registry: 60 layers come, each once, and zstd where t
   registry
   front door "$reg"
   make_image "t$n:1"
-  run 0 save --format oci -o a.tar "t$n:1"
-  mkdir layout
-  tar -C layout -xf a.tar
+  unpack_saved "t$n:1"
   add_layers layout 59
   skopeo copy -q --dest-tls-verify=false "oci:layout:docker.io/library/t$n:1" \
     "docker://$reg/box/tall:1"
@@ -5274,9 +5268,7 @@ test_registry_chaos() { # registry: whatever breaks, a pull is right or refused,
   [[ ! ${FULL-} ]] || rounds=100
   registry
   make_image "t$n:1"
-  run 0 save --format oci -o a.tar "t$n:1"
-  mkdir layout
-  tar -C layout -xf a.tar
+  unpack_saved "t$n:1"
   add_layers layout 4
   skopeo copy -q --dest-tls-verify=false "oci:layout:docker.io/library/t$n:1" \
     "docker://$reg/box/made:1"
@@ -6942,9 +6934,7 @@ test_umoci() { # peers: umoci unpacks what save writes to the same tree, and wha
   small_root root
   rich_root root/rich
   make_image "t$n:1"
-  run 0 save --format oci -o a.tar "t$n:1"
-  mkdir layout
-  tar -C layout -xf a.tar
+  unpack_saved "t$n:1"
   umoci unpack --image "layout:$(umoci ls --layout layout)" bundle
   tree_of root >want
   tree_of bundle/rootfs | diff want -
