@@ -535,6 +535,10 @@ monitor_of() { # monitor_of NAME: the process outside that waits for it
   "${mydocker[@]}" inspect -f '{{.Record.monitor}}' "$1"
 }
 
+made_room() { # made_room PID: the monitor has executed itself again by now, to be smaller
+  tr '\0' ' ' <"/proc/$1/cmdline" | grep -qE ' monitor [0-9]+ '
+}
+
 said() { # said NAME REGEX: it has said so by now
   "${mydocker[@]}" logs "$1" 2>&1 | grep -qE -e "$2"
 }
@@ -1013,21 +1017,37 @@ test_killed_while_starting() { # monitor: killed at any moment of the start, it 
   done
 }
 
-test_settled() { # monitor: after its first seconds, too, it carries status, signals, input and size
-  local inside
-  run 7 run /bin/sh -c 'sleep 1.5; echo out; exit 7'
-  is "$out$err" out
-  start run /bin/sh -c "trap 'exit 9' TERM; sleep 1.5; echo ready; while :; do sleep 0.05; done"
+test_settled() { # monitor: after it has executed itself again, too, it carries status, signals,
+  # input and size
+  local inside word='tr "\\0" " " <"/proc/$(cat id)/cmdline" | grep -qE " monitor [0-9]+ "'
+  start run /bin/sh -c 'echo ready; until [ -e go ]; do sleep 0.05; done; echo out; exit 7'
+  wait_for made_room "$pid"
+  touch go
+  ended 7
+  is "$(<out)$(<err)" $'ready\nout'
+  start run /bin/sh -c "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done"
   wait_for has out ready
+  wait_for made_room "$pid"
   kill -TERM "$pid"
   ended 9
-  tty 5 '^ready$' '@size 33 44' '' $'until [ "$(stty size)" = "33 44" ]; do :; done; exit 5\r' -- \
-    "${mydocker[@]}" run -it /bin/sh -c 'sleep 1.5; echo ready; exec /bin/sh'
-  { echo one; sleep 1.5; printf two; } | timeout -k 5 "$patience" "${mydocker[@]}" run \
-    -it /bin/cat >out 2>err
+  tty 5 '^here$' "@do until $word; do sleep 0.02; done; touch there" '^ready$' '@size 33 44' \
+    '' $'until [ "$(stty size)" = "33 44" ]; do :; done; exit 5\r' -- \
+    bash -c 'echo $$ >id; exec "$@"' bash "${mydocker[@]}" run -it /bin/sh -c \
+    'echo here; until [ -e there ]; do sleep 0.05; done; echo ready; exec /bin/sh'
+  mkfifo keys
+  exec 8<>keys
+  "${mydocker[@]}" run -it /bin/cat <keys >out 2>err 8>&- &
+  pid=$!
+  echo one >&8
+  wait_for has out one
+  wait_for made_room "$pid"
+  printf two >&8
+  exec 8>&-
+  ended 0
   like "$(<out)" 'one.*two'
-  start run --init /bin/sh -c 'sleep 1.5; echo ready; exec sleep 1000'
+  start run --init /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
+  wait_for made_room "$pid"
   inside=$(children "$pid")
   kill -KILL "$pid"
   ended 137
@@ -3626,11 +3646,13 @@ test_pause() { # life: pause freezes all processes, unpause lets them go on;
   is "$(state_of p)" paused
   run 0 ps
   like "$out" 'Up .* \(Paused\)'
-  local before after
+  local before state
+  state=$(limit_file p cgroup.events freezer.state)
+  like "$(<"$state")" 'FROZEN|frozen 1'
+  run 0 exec --help # by now what it wrote before is in its log, and after
   before=$("${mydocker[@]}" logs p | wc -l)
-  sleep 0.3
-  after=$("${mydocker[@]}" logs p | wc -l)
-  is "$after" "$before"
+  run 0 ps
+  is "$("${mydocker[@]}" logs p | wc -l)" "$before"
   fails 125 'on p: it is already paused' pause p
   fails 125 'exec, on p: it is paused' exec p /bin/true
   run 0 unpause p
@@ -5795,7 +5817,7 @@ test_network_port_conflict() { # net: a port in use is an error before the comma
     /bin/touch started
   fails 125 'cannot assign|can.t assign' run --net bridge -p 10.66.0.1:91:80 /bin/touch started
   run 0 run -d --name web --net bridge -p 80:80 -p 80:80/udp /bin/sleep 1000
-  sleep 1.5 # the monitor has made room meanwhile, and keeps them
+  wait_for made_room "$(monitor_of web)" # and keeps them
   for port in 80:80 127.0.0.1:80:1 70-80:70-80 80:80/udp; do
     fails 125 ':80/.*: address already in use' run --net bridge -p $port /bin/touch started
   done
@@ -7541,14 +7563,13 @@ measure_memory() { # what the waiting outside process holds, in MB
   export MYDOCKER_ROOT=$PWD/memory
   start run /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
-  sleep 2 # after a second it makes room
+  wait_for made_room "$pid"
   memory "outside process of run, waiting" "$pid"
   start run -it /bin/sh -c 'exec sleep 1000' </dev/null
-  wait_for has err command:/bin/sh
-  sleep 2
+  wait_for made_room "$pid"
   memory "outside process of run -it, waiting" "$pid"
   "${mydocker[@]}" run -d --name m /bin/sleep 1000
-  sleep 2
+  wait_for made_room "$(monitor_of m)"
   memory "monitor of run -d" "$(monitor_of m)"
   "${mydocker[@]}" rm -f m
   if command -v podman runc conmon && [[ -e root/bin/sleep ]]; then
@@ -7749,10 +7770,13 @@ main() {
 }
 
 sweep() { # the end: what killed monitors left, their cgroups above all, goes with the next command
-  local mark
-  # shellcheck disable=SC2046 # a list
-  # what the bench started, and left mounted
-  { kill $(jobs -p) && sleep 3; kill -KILL $(jobs -p) && wait; } 2>/dev/null || :
+  local mark patience=3 jobs
+  mapfile -t jobs < <(jobs -p) # what the bench started, and left mounted
+  if ((${#jobs[@]})); then
+    kill "${jobs[@]}"
+    ( wait_for gone "${jobs[@]}" ) || kill -KILL "${jobs[@]}"
+    wait
+  fi 2>"$scratch/log"
   sed -n "s|^\([^ ]* \)\{4\}\($scratch/[^ ]*\) .*|\2|p" /proc/self/mountinfo | sort -r |
     while IFS= read -r mark; do umount -l "$mark"; done
   for mark in "$scratch"{,/bench,/[0-9]*}/{state,memory}/running/*; do
