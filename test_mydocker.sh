@@ -539,6 +539,10 @@ made_room() { # made_room PID: the monitor has executed itself again by now, to 
   tr '\0' ' ' <"/proc/$1/cmdline" | grep -qE ' monitor [0-9]+ '
 }
 
+pss() { # pss PID: its memory in kB, of which it shares with others in equal parts
+  sed -n 's/^Pss: *\([0-9]*\) kB$/\1/p' "/proc/$1/smaps_rollup"
+}
+
 said() { # said NAME REGEX: it has said so by now
   "${mydocker[@]}" logs "$1" 2>&1 | grep -qE -e "$2"
 }
@@ -1005,16 +1009,28 @@ log-level error'
 # ── 6. Outside ─────────────────────────────────────────────────────────────
 
 test_killed_while_starting() { # monitor: killed at any moment of the start, it leaves no process
-  local i inside
-  for i in 000 002 004 006 008 010 012 014 016 018 020 025 030 035 040 050; do
-    start run /bin/sleep 1000
-    sleep "0.$i"
-    inside=$(children "$pid")
-    kill -KILL "$pid"
-    ended 137
-    # shellcheck disable=SC2086 # no word, or one
-    wait_for gone $inside
+  need strace
+  local point outside inside
+  own_state
+  # At each of these calls one process stops itself, inside or (at rename, poll) outside.
+  for point in prctl:1 mount:1 rename:2 mount:4 poll:1 sethostname:1 capset:1 setsid:1; do
+    rm -f trace
+    strace -f -q -o trace -e "trace=execve,${point%:*}" \
+      -e "inject=${point%:*}:signal=STOP:when=${point#*:}" \
+      "${mydocker[@]}" run --hostname box /bin/sleep 1000 >out 2>err &
+    wait_for has trace 'stopped by SIGSTOP'
+    outside=$(children $!)
+    inside=$(children "$outside")
+    [[ $inside ]] || fail "$point comes before there is a process inside"
+    kill -KILL "$outside"
+    wait_for gone "$inside"
+    wait $! || :
+    unlike "$(<trace)" 'execve\("/bin/sleep"' # it was in the middle of the start
   done
+  run 0 ps -a --format '{{.Status}}'
+  unlike "$out" $'(^|\n)(Up|Created)'
+  run 0 prune
+  nothing_on_record
 }
 
 test_settled() { # monitor: after it has executed itself again, too, it carries status, signals,
@@ -1052,6 +1068,28 @@ test_settled() { # monitor: after it has executed itself again, too, it carries 
   kill -KILL "$pid"
   ended 137
   wait_for gone "$inside"
+}
+
+test_small_monitor() { # monitor: while it waits it takes a fraction of the program's memory
+  [[ -e /proc/self/smaps_rollup ]] || skip 'needs smaps_rollup'
+  local large part=3
+  [[ ! ${COMPILED-} ]] || part=1 # where nothing was compiled there is less to give back
+  own_state
+  background --name m /bin/sleep 1000
+  wait_for made_room "$(monitor_of m)"
+  start exec m /bin/sh -c 'echo ready; exec sleep 1000' # this one stays what it is
+  wait_for has out ready
+  large=$(pss "$pid")
+  is "$(made_room "$pid" && echo small)" ''
+  (($(pss "$(monitor_of m)") * part < large))
+  kill -KILL "$pid"
+  ended 137
+  start run /bin/sleep 1000
+  wait_for made_room "$pid"
+  (($(pss "$pid") * part < large))
+  kill -KILL "$pid"
+  ended 137
+  run 0 rm -f m
 }
 
 test_many_at_once() { # monitor: containers started at once don't disturb each other
@@ -6184,11 +6222,11 @@ test_oci_life() { # oci: create, start, state, ps, kill and delete,
   # with the words that engines look for
   oci_bundle
   configure '' /bin/sh -c 'echo started; trap "exit 7" TERM; while :; do sleep 0.05; done'
-  run 0 create --pid-file pid t
-  is "$out$err" ''
+  "${mydocker[@]}" create --pid-file pid t >said 2>&1 </dev/null
   run 0 state t
   is "$(field status) $(field pid) $(field bundle)" "created $(<pid) $PWD"
-  [[ ! -s said ]]
+  like "$(<"/proc/$(<pid)/comm")" python # not the command yet
+  is "$(<said)" ''
   fails 125 'container with given ID already exists' create t
   run 0 ps --format json t
   is "$out" "[$(<pid)]"
@@ -6199,6 +6237,7 @@ test_oci_life() { # oci: create, start, state, ps, kill and delete,
   run 0 start t
   run 0 state t
   is "$(field status)" running
+  wait_for has said started
   fails 125 'cannot start a container that is running' start t
   fails 125 'not stopped: running' delete t
   run 0 pause t
