@@ -31,6 +31,25 @@ each costs every container milliseconds, so the others are imported where they a
 # enums and data types that nothing here needs, for 10 ms at the two starts that each container
 # takes (README, "Where the time goes").  Whatever init needs must be imported before it changes its
 # root: afterwards an `import` would find the container's files, and run them.
+#
+# Nothing but the standard library is ever imported: a file called struct.py beside this one, in the
+# current directory or in PYTHONPATH must not run as root.  So sys.path is cut down before the first
+# import that looks at it; sys itself is part of the interpreter.
+
+import sys
+
+def standard_paths():
+    """What of sys.path is the standard library's: its zip, its directory and that of its C parts."""
+    major, minor = sys.version_info[:2]
+    library, paths = f"python{major}.{minor}", set()
+    for prefix in (sys.base_prefix, sys.base_exec_prefix):
+        for lib in ("lib", "lib64"):
+            top = f"{prefix}/{lib}"
+            paths |= {f"{top}/python{major}{minor}.zip", f"{top}/{library}",
+                      f"{top}/{library}/lib-dynload"}
+    return [path for path in sys.path if path in paths]
+
+sys.path[:] = standard_paths()
 
 import errno
 import fcntl
@@ -39,7 +58,6 @@ import os
 import select
 import stat
 import struct
-import sys
 import time
 
 import _ctypes

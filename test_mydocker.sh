@@ -6560,6 +6560,44 @@ still_empty() { # those of "${empty[@]}" that are there and without one now
   done
 }
 
+planted() { # planted DIR NAME...: modules there that tell of it, in $top, when they are imported
+  local name
+  mkdir -p "$1"
+  for name in "${@:2}"; do echo "open('$top/imported', 'a').write('$name from $1\n')" >"$1/$name.py"; done
+}
+
+imports_nothing() { # imports_nothing [ENV...] PYTHON WORD...: so started it runs, and no planted file does
+  local words
+  own_state
+  for words in --version images 'volume ls' 'ps --format json' 'run /bin/true' 'run --rm --explain /bin/true'; do
+    read -ra words <<<"$words"
+    env "$@" "${words[@]}" </dev/null >out 2>err || fail "$* ${words[*]}: $(<err)"
+    [[ ! -e $top/imported ]] || fail "$* ${words[*]}: $(<"$top/imported")"
+  done
+}
+
+test_planted_imports() { # main: files beside it, in the current directory or in PYTHONPATH are never imported
+  local top=$PWD modules=(errno fcntl select struct _struct _ctypes ctypes _socket socket json _json hashlib _hashlib
+    termios datetime zlib tarfile shlex subprocess math signal base64 secrets)
+  planted "$PWD/beside" "${modules[@]}"
+  planted "$PWD/path" "${modules[@]}"
+  while PYTHONPATH=$PWD/path "$PYTHON" -c '' && [[ -e imported ]]; do # what Python imports by itself is not ours
+    sed 's,^,path/,; s, .*,.py,' imported | xargs rm -f imported
+  done
+  cp "$here/mydocker.py" beside/
+  ln -s beside/mydocker.py link.py
+  imports_nothing "$PYTHON" beside/mydocker.py
+  imports_nothing PYTHONSAFEPATH=1 "PYTHONPATH=$PWD/path" "$PYTHON" "$PWD/beside/mydocker.py"
+  cd beside
+  imports_nothing "$PYTHON" mydocker.py
+  imports_nothing "$PYTHON" -m mydocker
+  imports_nothing PYTHONPATH= "$PYTHON" -c 'exec(compile(open("mydocker.py").read(), "mydocker.py", "exec"))'
+  cd ..
+  cp path/*.py .
+  imports_nothing PYTHONPATH=. "$PYTHON" link.py
+  run 0 --version
+}
+
 test_nothing_left() { # main: nothing is left behind on this box
   run 0 run /bin/true # which sweeps up after the killed ones
   diff "$scratch/mountinfo" /proc/self/mountinfo
