@@ -69,6 +69,7 @@ STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LEVELS = ("debug", "info", "warning", "error")
 SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and may be hostile
+SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itself: musl's are three
 
 # ── 2. Kernel numbers ──────────────────────────────────────────────────────
 # Names and values as in the kernel's headers, so that a search there finds them; only those in
@@ -4179,10 +4180,9 @@ def become_reaper(channel, slave, outputs):
         return
     channel.close()  # its end of file must mean that the child has executed
     take_descriptors(slave, outputs)  # nor does PID 1 keep the caller's
-    everything = set(range(1, _signal.NSIG)) - {32, 33}  # the C library's own
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, everything)
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, SIGNALS)
     while True:
-        number = _signal.sigwait(everything)
+        number = _signal.sigwait(SIGNALS)
         if number != _signal.SIGCHLD:
             os.kill(child, number)
             continue
@@ -4192,9 +4192,8 @@ def become_reaper(channel, slave, outputs):
 
 def forget_signals():
     """Give the command the signals of a fresh process: Python ignores two, `run` blocks most."""
-    for number in range(1, _signal.NSIG):
-        if number not in (_signal.SIGKILL, _signal.SIGSTOP, 32, 33):
-            _signal.signal(number, _signal.SIG_DFL)
+    for number in SIGNALS - {_signal.SIGKILL, _signal.SIGSTOP}:
+        _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 def find_program(name, path):
@@ -4245,7 +4244,7 @@ NAMESPACES = {"user": CLONE_NEWUSER, "pid": CLONE_NEWPID, "time": CLONE_NEWTIME,
 OWN_NAMESPACES = "pid", "mount", "uts", "ipc", "network", "cgroup"  # Docker's
 OWN_PIDS = [("/proc/self/ns/pid", CLONE_NEWPID)]
 FOR_CHILDREN = CLONE_NEWPID | CLONE_NEWTIME  # a process makes these for its next child
-FORWARDED = set(range(1, _signal.NSIG)) - {32, 33} - {getattr(_signal, "SIG" + name) for name in (
+FORWARDED = SIGNALS - {getattr(_signal, "SIG" + name) for name in (
     "CHLD PIPE URG TSTP TTIN TTOU CONT KILL STOP SYS SEGV BUS ILL FPE TRAP ABRT").split()}
 DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
 GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's

@@ -6560,6 +6560,31 @@ still_empty() { # those of "${empty[@]}" that are there and without one now
   done
 }
 
+test_reserved_signals() { # run: the C library's own signals are left alone, musl's too, which are three
+  { # this program as it is on musl, where 34 is one of them
+    cat <<'PYTHON'
+import _signal
+plain = _signal.valid_signals() - {34}, _signal.signal, _signal.pthread_sigmask
+_signal.valid_signals = lambda: plain[0]
+def signal(number, action):
+    if number == 34:
+        raise OSError(22, "Invalid argument")
+    return plain[1](number, action)
+def pthread_sigmask(how, numbers):
+    if 34 in numbers:
+        raise ValueError("signal number 34 out of range")
+    return plain[2](how, numbers)
+_signal.signal, _signal.pthread_sigmask = signal, pthread_sigmask
+PYTHON
+    cat "$here/mydocker.py"
+  } >musl.py
+  local mydocker=("$PYTHON" musl.py)
+  run 0 run /bin/echo plain
+  is "$out$err" plain
+  run 143 run --init /bin/sh -c 'kill -TERM $$'
+  is "$err" ''
+}
+
 planted() { # planted DIR NAME...: modules there that tell of it, in $top, when they are imported
   local name
   mkdir -p "$1"
