@@ -624,10 +624,17 @@ def container_path(record, *names):
 
 def make_dirs(path):
     """Make a directory of the state root's, with what is above it, closed to others."""
-    umask = os.umask(0o077)  # CVE-2021-41091: nobody but root walks into images' files
-    os.makedirs(path, exist_ok=True)
-    os.umask(umask)
+    if not os.path.isdir(path):
+        make_dirs(os.path.dirname(path) or ".")
+        with tolerate(errno.EEXIST):  # somebody was faster; if it isn't a directory, that's found
+            os.mkdir(path, 0o700)  # CVE-2021-41091: nobody but root walks into images' files
     return path
+
+def make_volume(path):
+    """Make a volume's directory: open to a container's users, but for what is above it."""
+    make_dirs(os.path.dirname(path))
+    with tolerate(errno.EEXIST):
+        os.mkdir(path, 0o755)
 
 def make_container_dir(record):
     """Make a container's directory, marked and locked, and name it; returns the lock."""
@@ -3320,6 +3327,7 @@ def confine(process, user, program):
     """Become USER and give up, for good, what the spec's PROCESS doesn't have. PROGRAM, the filter,
     is last; but first without no_new_privs, as loading it takes that or CAP_SYS_ADMIN: runc's."""
     (uid, gid, groups, _), sets, locked = user, process["capabilities"], process["noNewPrivileges"]
+    os.umask(process["user"].get("umask", 0o022))  # all that we make has been made
     if locked:
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no set-user-id program helps any more
     elif program:
@@ -4023,7 +4031,6 @@ def container_main(channel, trees):
     for call, name in ((sethostname, "hostname"), (setdomainname, "domainname")):
         if spec.get(name):
             call(spec[name], len(encode(spec[name])))  # the UTS namespace's, not the host's
-    os.umask(process["user"].get("umask", 0o022))
     user = find_user(process["user"])  # by the container's files
     for row in spec["mounts"]:
         if row.get("chown"):
@@ -4088,7 +4095,6 @@ def joined_main(channel, _):
     join_namespaces(namespaces, flags)
     for fd in namespaces:
         os.close(fd)  # nothing of the host's is to be seen inside but the channel
-    os.umask(process["user"].get("umask", 0o022))
     user = find_user(process["user"])
     enter_workdir(process["cwd"], False)
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
@@ -5522,7 +5528,7 @@ def prepare_container(spec, record):
     for row in spec["mounts"]:
         source = row["source"]
         if "volume" in row:
-            make_dirs(source)
+            make_volume(source)
         elif row["type"] == "bind" and not source.startswith(path) and not os.path.exists(source):
             os.makedirs(source, exist_ok=True)
     for name in ("rootfs", "scratch"):
@@ -6080,7 +6086,8 @@ def cmd_save(options, words):
 def open_output(path):
     """A file to write an archive to; standard output only if it's no terminal."""
     if path:
-        return open(path, "wb")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        return open(os.open(path, flags, 0o600), "wb")  # closed to others, as docker has it
     if os.isatty(1):
         raise Failure("--output: not given, and standard output is a terminal", hint="-o FILE")
     return open(1, "wb", closefd=False)
@@ -6251,7 +6258,7 @@ def cmd_volume_ls(options, _):
 @command("[NAME]", "make an empty volume; one that is there is left as it is")
 def cmd_volume_create(_, words):
     name = words[0] if words else os.urandom(32).hex()
-    make_dirs(volume_path(name))
+    make_volume(volume_path(name))
     show(name)
 
 @command("NAME...", "remove volumes that no container uses, with what is in them", many=True)
@@ -6689,6 +6696,7 @@ def dispatch(words):
 
 def main():
     """Run the program and exit; the status is Docker's: 125 if the trouble is mydocker's own."""
+    os.umask(0o022)  # at every start: with a caller's 077 no user inside would find a thing
     while (fd := os.open(os.devnull, os.O_RDWR)) < 3:  # a closed standard one must not be taken
         pass
     os.close(fd)

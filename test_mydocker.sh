@@ -6623,6 +6623,29 @@ test_planted_imports() { # main: files beside it, in the current directory or in
   run 0 --version
 }
 
+test_umask() { # main: a caller's umask changes nothing for the users in containers, nor what commit makes
+  local mask c='stat -c "%a %n" / /etc /etc/hosts /work /vol /made /empty; read -r x </etc/hostname; ls /vol; umask'
+  small_root root
+  with_libraries "$(type -P stat)" root stat
+  make_image "t$n:1"
+  for mask in 022 077 027; do
+    umask "$mask"
+    run 0 run -u 1000 -w /work -v "v$mask:/vol" -v "$PWD/made$mask:/made" -v "e$mask:/empty:nocopy" "t$n:1" /bin/sh -c "$c"
+    is "$out" $'755 /\n755 /etc\n644 /etc/hosts\n755 /work\n755 /vol\n755 /made\n755 /empty\n0022'
+    run 0 run --name "c$mask" "t$n:1" /bin/sh -c 'mkdir /new; echo x >/new/file'
+    run 0 commit "c$mask" "made$mask"
+    run 0 run --rm -u 1000 "made$mask" /bin/sh -c 'stat -c "%a %n" / /new /new/file'
+    is "$out" $'755 /\n755 /new\n644 /new/file'
+    is "$(stat -c %a state state/containers state/volumes)" $'700\n700\n700'
+    find /sys/fs/cgroup -maxdepth 3 -name mydocker ! -perm 755 >closed
+    is "$(<closed)" ''
+  done
+  oci_bundle
+  configure 'p["user"] = {"uid": 5, "gid": 6, "umask": 63}; c["root"]["readonly"] = False; p["cwd"] = "/made/by us"' /bin/sh -c 'umask; stat -c %a . /made'
+  run 0 run --bundle . t
+  is "$out" $'0077\n755\n755'
+}
+
 test_nothing_left() { # main: nothing is left behind on this box
   run 0 run /bin/true # which sweeps up after the killed ones
   diff "$scratch/mountinfo" /proc/self/mountinfo
