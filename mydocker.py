@@ -379,6 +379,12 @@ def read_text(path):
             raise Failure(f"read, on {path}: not a regular file")
         return file.read(SMALL_FILE).decode("utf-8", "surrogateescape")
 
+def to_number(text, end=1 << 63):
+    """The number that TEXT is, if it's nothing but ASCII's digits, and below END; else None."""
+    if text.isascii() and text.isdigit() and len(text) < 4300 and int(text) < end:  # int()'s limit
+        return int(text)
+    return None
+
 def parse_size(text, option):
     """A size as docker reads it, 64m, 1.5g, 1024, in bytes."""
     number, unit = text.rstrip("bkmgtBKMGTiI"), text.lower().lstrip("0123456789.")
@@ -386,7 +392,10 @@ def parse_size(text, option):
         "", "b", *(letter + end for letter in "kmgt" for end in ("", "b", "ib"))) else "?")
     if power is None or not number.isascii() or not number.replace(".", "", 1).isdigit():
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a size, such as 64m or 1g")
-    return int(float(number) * 1024 ** power)
+    size = float(number) * 1024 ** power
+    if size >= 1 << 63:
+        raise Failure(f"{option}, on {text}: more than the kernel can count")
+    return int(size)
 
 def humane_size(size):
     for unit in ("B", "kB", "MB", "GB"):
@@ -428,9 +437,11 @@ def parse_signal(text, option):
     return int(number)
 
 def parse_number(text, option, least=0):
-    if not (text.lstrip("-").isdigit() and text.isascii() and least <= int(text) < 1 << 63):
+    number = to_number(text[1:] if text[:1] == "-" else text)
+    number = -number if number and text[:1] == "-" else number
+    if number is None or number < least:
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a number from {least} up")
-    return int(text)
+    return number
 
 
 # ── 6. Files and locks ─────────────────────────────────────────────────────
@@ -515,24 +526,52 @@ def write_file(path, data, durable=False):
         unlink_if_there(temporary)
         raise
 
-def read_json(path):
-    """The value in a JSON file.  By json's C half: json itself would cost each start 5 ms."""
+def from_json(text):
+    """The value of a text, or of bytes, in JSON; raises ValueError, RecursionError.  All JSON is
+    read here, by json's C half: json itself would cost each start 5 ms."""
     from _json import make_scanner
 
     def context():  # what make_scanner looks up in a JSONDecoder
         pass
 
-    text = read_all(path).strip()
-    vars(context).update(strict=True, object_hook=None, object_pairs_hook=None, parse_float=float,
-                         parse_int=int, parse_constant=float)
+    text = (text if isinstance(text, str) else text.decode("utf-8-sig")).strip(" \t\r\n")
+    vars(context).update(strict=True, object_hook=None, object_pairs_hook=None, parse_int=int,
+                         parse_float=finite, parse_constant=finite)
     try:
         value, end = make_scanner(context)(text, 0)
     except (StopIteration, SystemError, ValueError):  # the error would be of json's
         value, end = None, -1
     if end != len(text):
         import json
-        return json.loads(text)  # says what is wrong
+        return json.loads(text, parse_float=finite, parse_constant=finite)  # says what is wrong
     return value
+
+def finite(text):
+    """A number of JSON with a fraction or an exponent; Python would take NaN and infinities, too,
+    which nobody could read again when they were written."""
+    number = float(text)
+    if number - number != 0:
+        raise ValueError(f"{text:.20} is no number")
+    return number
+
+def plain_texts(value):
+    """Return a value of JSON if all texts in it can be given to the kernel, and written again."""
+    if isinstance(value, dict):
+        plain_texts([*value, *value.values()])
+    elif isinstance(value, list):
+        for each in value:
+            plain_texts(each)
+    elif isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("a NUL in a text")  # for the kernel the text would end there
+        try:
+            encode(value)
+        except UnicodeEncodeError:
+            raise ValueError("half a character in a text (a lone surrogate)") from None
+    return value
+
+def read_json(path):
+    return from_json(read_all(path))
 
 def to_json(value):
     """A value as JSON; strings that are not UTF-8 survive as \\udcXX escapes."""
@@ -886,9 +925,11 @@ def blob_path(digest):
 def layer_path(diff_id):
     return state_path("layers", check_digest(diff_id, "layer")[7:])
 
-# Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE] or {key: SHAPE};
-# an int must be there, (int,) needn't.
+# Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE], {key: SHAPE},
+# {str: SHAPE} for whatever keys there are, or the range in which a number must lie: C's types would
+# make another of it.  An int or a range must be there, (int,) needn't.
 
+ID = range(1 << 31)  # of a user or group, as runc has it: -1, and what C makes -1 of, is no id
 DIGEST = "sha256:"  # the shape of what check_digest accepts
 DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str,
               "annotations": {REF_NAME: str, DOCKER_NAME: str},
@@ -896,16 +937,15 @@ DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str,
 MANIFEST = {"manifests": [DESCRIPTOR],  # an index
             "layers": [DESCRIPTOR], "config": DESCRIPTOR, "mediaType": str}
 RUN_CONFIG = {"Entrypoint": [str], "Cmd": [str], "Env": [str], "WorkingDir": str, "User": str,
-              "StopSignal": str, "Volumes": dict, "Labels": dict, "ExposedPorts": dict}
+              "StopSignal": str, "Volumes": dict, "Labels": {str: str}, "ExposedPorts": dict}
 CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [dict], "created": str,
           **DESCRIPTOR["platform"]}
 DOCKER_ARCHIVE = [{"Config": str, "Layers": [str], "RepoTags": [str]}]
 
 def parse_json(data, what, shape):
     """The value in DATA if it has that SHAPE; whoever wrote it is not trusted."""
-    import json
     try:
-        return check(json.loads(data), shape, f"image, on {what}")
+        return check(from_json(data), shape, f"image, on {what}")
     except (ValueError, RecursionError) as why:
         raise Failure(f"image, on {what}: bad JSON: {why}") from None
 
@@ -915,16 +955,28 @@ def check(value, shape, what):
     kind = shape if isinstance(shape, type) else type(shape)
     if shape == DIGEST:
         return check_digest(value, what)
+    if kind is range:
+        if type(value) is not int or value not in shape:
+            raise Failure(f"{what}: a number from {shape[0]} to {shape[-1]} wanted, "
+                          f"found {value!r:.60}")
+        return value
     if not isinstance(value, kind) or kind is int and (isinstance(value, bool) or value < 0):
         raise Failure(f"{what}: {kind.__name__} wanted, found {value!r:.60}")
     if isinstance(shape, list):
         for item in value:
             check(item, shape[0], what)
     elif isinstance(shape, dict):
-        for key, inner in shape.items():
-            if value.get(key) is not None or inner in (int, DIGEST):
+        rows = shape.items() if str not in shape else [(key, shape[str]) for key in value]
+        for key, inner in rows:
+            if value.get(key) is not None or inner in (int, DIGEST) or isinstance(inner, range):
                 check(value.get(key), inner, f"{what}: {key}")
     return value
+
+def check_environment(items, what):
+    """Refuse a variable without a name: execve(2) would take it, nobody could read or unset it."""
+    for item in items or ():
+        if item[:1] in ("", "="):
+            raise Failure(f"{what}, on {item or chr(39) * 2}: a variable must have a name")
 
 def read_member(layout, path):
     """The bytes of a file in an OCI layout or the like, in chunks; no link leads out of it."""
@@ -986,6 +1038,11 @@ def read_image(source, descriptor, wanted=None):
 def parse_config(data, what, count):
     """An image's config and the digests of its COUNT unpacked layers, bottom first."""
     config = parse_json(data, what, CONFIG)
+    try:
+        plain_texts(config)
+    except ValueError as why:
+        raise Failure(f"image, on {what}: {why}") from None
+    check_environment((config.get("config") or {}).get("Env"), f"image, on {what}: Env")
     diff_ids = (config.get("rootfs") or {}).get("diff_ids") or []
     if len(diff_ids) != count:
         raise Failure(f"image, on {what}: {count} layers, but {len(diff_ids)} diff ids")
@@ -1792,12 +1849,12 @@ CHANGES = {  # a Dockerfile's word → the config's
 
 def apply_change(config, text):
     """Apply one instruction in a Dockerfile's words to an image's config."""
-    import json, shlex
+    import shlex
     word, _, rest = text.strip().partition(" ")
     key, rest = CHANGES.get(word.upper()), rest.strip()
     try:
-        listed = check(json.loads(rest), [str], text) if rest.startswith("[") else None
-        words = listed or shlex.split(rest)
+        listed = check(from_json(rest), [str], text) if rest.startswith("[") else None
+        words = plain_texts(listed or shlex.split(rest))
     except ValueError as why:
         raise Failure(f"change, on {text!r}: {why}") from None
     if not key or not words:
@@ -1810,6 +1867,7 @@ def apply_change(config, text):
         old = dict(pair.partition("=")[::2] for pair in old) if key == "Env" else old
         new = {**old, **dict(pair.partition("=")[::2] for pair in pairs)}
         config[key] = [*map("=".join, new.items())] if key == "Env" else new
+        check_environment(config.get("Env"), f"change, on {text}")
     elif key in ("ExposedPorts", "Volumes"):
         end = "/tcp" if key == "ExposedPorts" else ""
         config[key] = {**old, **{word if "/" in word else word + end: {} for word in words}}
@@ -2069,11 +2127,11 @@ def credentials_of(host):
     helper = (config.get("credHelpers") or {}).get(host) or config.get("credsStore")
     if known or not helper:
         return known
-    import base64, json, subprocess
+    import base64, subprocess
     with blame(f"docker-credential-{helper}"):
         done = subprocess.run([f"docker-credential-{helper}", "get"], stdout=subprocess.PIPE,
                               input=key.encode(), check=False)
-    found = json.loads(done.stdout) if done.returncode == 0 else {}
+    found = from_json(done.stdout) if done.returncode == 0 else {}
     pair = f"{found['Username']}:{found['Secret']}" if found else ""
     return base64.b64encode(pair.encode()).decode()
 
@@ -2536,7 +2594,8 @@ def make_device(row, above, name):
     number = os.makedev(row.get("major", 0), row.get("minor", 0))
     remove_tree(name, above)  # one of the six may be asked for, too
     try:
-        os.mknod(name, kind | (row.get("fileMode") or 0o666), number, dir_fd=above)  # a device
+        mode = stat.S_IMODE(row.get("fileMode") or 0o666)  # docker's holds the kind, too
+        os.mknod(name, kind | mode, number, dir_fd=above)  # a device
         os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
     except PermissionError:
         os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=above))
@@ -2759,10 +2818,13 @@ def limit_value(text, unit, option):
     digits = text.replace(".", "", 1)
     if unit == "LIST" and (not text or set(text) - set("0123456789-,")):
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a list, such as 0-2,5")
-    if unit in OF_PERIOD and not (digits.isascii() and digits.isdigit()):
+    if unit == "LIST":
+        return text
+    if unit not in OF_PERIOD:
+        return parse_number(text, option, -1)
+    if to_number(digits) is None:
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a number, such as 1.5")
-    return (text if unit == "LIST" else int(float(text) * OF_PERIOD[unit]) if unit in OF_PERIOD
-            else parse_number(text, option, -1))
+    return min(int(float(text) * OF_PERIOD[unit]), (1 << 63) - 1)
 
 def resources_of(options):
     """What the options say about limits, as the OCI's linux.resources; 0 says nothing."""
@@ -2779,7 +2841,7 @@ def resources_of(options):
     if 0 <= memory.get("limit", -1) < 6 << 20:
         raise Failure(f"--memory, on {options['memory']}: less than 6m, no program starts in that")
     if "limit" in memory:
-        memory.setdefault("swap", max(-1, 2 * memory["limit"]))
+        memory.setdefault("swap", max(-1, min(2 * memory["limit"], (1 << 63) - 1)))
     return resources
 
 def limit_text(file, value, cpu, memory):
@@ -2865,7 +2927,7 @@ def ulimit(text):
     name, _, values = text.partition("=")
     soft, _, hard = values.replace("unlimited", "-1").partition(":")
     for value in (soft, hard or soft):
-        if name not in ULIMITS or value != "-1" and not (value.isascii() and value.isdigit()):
+        if name not in ULIMITS or value != "-1" and to_number(value, 1 << 64) is None:
             raise Failure(f"--ulimit, on {text}: it is NAME=SOFT[:HARD], with {' '.join(ULIMITS)}")
     return {"type": "RLIMIT_" + name.upper(), "soft": int(soft) % (1 << 64),
             "hard": int(hard or soft) % (1 << 64)}
@@ -3067,6 +3129,11 @@ SECCOMP_ARCHES = {  # by uname(2)'s machine: Docker's name, linux/audit.h's numb
 SECCOMP_ACTIONS = {  # linux/seccomp.h; to two of them an errno is added
     "ALLOW": 0x7fff0000, "LOG": 0x7ffc0000, "TRACE": 0x7ff00000, "ERRNO": 0x50000, "TRAP": 0x30000,
     "KILL": 0, "KILL_THREAD": 0, "KILL_PROCESS": 1 << 31}  # with SCMP_ACT_ in front
+OCI_SECCOMP = {  # the shape of a filter's rules: an errno has 16 bits, or it would be another verdict
+    "defaultAction": str, "defaultErrnoRet": (range(1 << 16),), "syscalls": [{
+        "names": [str], "action": str, "errnoRet": (range(1 << 16),), "args": [{
+            "index": range(6), "value": range(1 << 64), "valueTwo": (range(1 << 64),),
+            "op": str}]}]}
 BPF_LD, BPF_AND, BPF_RET, BPF_JA = 0x20, 0x54, 0x06, 0x05  # linux/bpf_common.h, put together
 BPF_JEQ, BPF_JGT, BPF_JGE = 0x15, 0x25, 0x35
 
@@ -3076,7 +3143,7 @@ def account_lines(path):
     return []
 
 def is_id(text):
-    return text.isascii() and text.isdigit() and int(text) < 1 << 31
+    return to_number(text, ID.stop) is not None
 
 def parse_id(text, what):
     """A user or group id, or an error, never 0.  See CVE-2024-40635, CVE-2026-30892."""
@@ -3092,16 +3159,22 @@ def find_user(user):
     homes = [row[5] for row in account_lines("/etc/passwd") if len(row) > 5 and row[2] == str(uid)]
     return uid, gid, more or [], (homes + ["/"])[0] or "/"
 
+def find_account(rows, name):
+    """The row of passwd(5) or group(5) for a name; digits are the number, never somebody's name."""
+    if name.isascii() and name.isdigit():
+        name, place = name.lstrip("0") or "0", 2
+    else:
+        place = 0
+    return next((row for row in rows if row[place] == name), None)
+
 def resolve_user(wanted):
     """NAME|UID[:GROUP|GID], as in Docker's USER: (uid, gid, supplementary gids, home)."""
     name, colon, group = wanted.partition(":")
-    accounts = [row for row in account_lines("/etc/passwd") if len(row) >= 6]
-    account = next((row for row in accounts if row[0] == name), None) or next(
-        (row for row in accounts if row[2] == name), None)
+    account = find_account([row for row in account_lines("/etc/passwd") if len(row) > 5], name)
     uid = parse_id(account[2] if account else name, "user")
     groups = account_lines("/etc/group")
     if colon:
-        row = next((row for row in groups if row[0] == group), None)
+        row = find_account(groups, group)
         return uid, parse_id(row[2] if row else group, "group"), [], account[5] if account else "/"
     if not account:
         return uid, 0, [], "/"
@@ -3202,7 +3275,7 @@ def default_seccomp(held):
 def read_seccomp(path, held):
     """A profile in Docker's form as the spec's: the rules whose conditions hold on this box."""
     try:
-        profile = read_json(path)
+        profile = check(read_json(path), OCI_SECCOMP, f"--security-opt, on {path}")
         profile["syscalls"] = [dict(row, names=row.get("names") or [row["name"]])
                                for row in profile["syscalls"]
                                if all(conditions(row.get("includes") or {}, held))
@@ -4728,26 +4801,60 @@ def wait_ready(signals, streams, deadline):
 # writes a byte into that.  The engine inherits init, waits for it, and has its descriptors.  What
 # `create` was told, and what must be tidied up, is in oci/<id>/, and no lock says whether it runs:
 # its pid does, with its start time.  See runtime.md and config.md of the OCI's runtime-spec.
+#
+# What is wrong with a config.json is said by its field's name.  A new field gets its shape below,
+# and a number its ends, before it can get into one of C's types: see check().
 
 UNSUPPORTED = ("process.scheduler process.ioPriority process.execCPUAffinity linux.intelRdt vm "
                "linux.personality linux.timeOffsets linux.netDevices linux.memoryPolicy windows "
                "linux.mountLabel linux.seccomp.listenerPath solaris zos freebsd").split()
 OCI_MOUNT = {"destination": str, "type": str, "source": str, "options": [str]}
-OCI_HOOK = {"path": str, "args": [str], "env": [str], "timeout": (int,)}
+U16, U32, U63, U64 = (range(1 << bits) for bits in (16, 32, 63, 64))
+AMOUNT = range(-1, 1 << 63)  # -1: no limit
+HOST_ID = range((1 << 32) - 1)
+MAJOR, MINOR = range(1 << 12), range(1 << 20)  # linux/kdev_t.h, new_decode_dev
+SECONDS = range((1 << 31) // 1000)  # poll(2) counts milliseconds in an int
+OCI_HOOK = {"path": str, "args": [str], "env": [str], "timeout": (SECONDS,)}
 OCI_PROCESS = {
     "terminal": bool, "args": [str], "env": [str], "cwd": str, "user": {
-        "uid": (int,), "gid": (int,), "additionalGids": [int], "umask": (int,)}, "capabilities": {
+        "uid": (ID,), "gid": (ID,), "additionalGids": [ID], "umask": (range(0o10000),)},
+    "capabilities": {
         kind: [str] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
-    "rlimits": [{"type": str, "soft": int, "hard": int}], "noNewPrivileges": bool,
-    "consoleSize": {"height": (int,), "width": (int,)}}
+    "rlimits": [{"type": str, "soft": U64, "hard": U64}], "noNewPrivileges": bool,
+    "consoleSize": {"height": (U16,), "width": (U16,)}, "oomScoreAdj": (range(-1000, 1001),),
+    "apparmorProfile": str, "selinuxLabel": str}
+OCI_DEVICE_RULE = {"type": str, "major": (range(-1, MAJOR.stop),),
+                   "minor": (range(-1, MINOR.stop),), "access": str, "allow": bool}
+OCI_RATE = {"major": MAJOR, "minor": MINOR, "rate": U64}
+OCI_WEIGHT = {"major": MAJOR, "minor": MINOR, "weight": (U16,), "leafWeight": (U16,)}
+OCI_RESOURCES = {
+    "devices": [OCI_DEVICE_RULE], "memory": {
+        "limit": (AMOUNT,), "reservation": (AMOUNT,), "swap": (AMOUNT,), "kernel": (AMOUNT,),
+        "kernelTCP": (AMOUNT,), "swappiness": (range(201),), "disableOOMKiller": bool,
+        "useHierarchy": bool, "checkBeforeUpdate": bool},
+    "cpu": {"shares": (U63,), "quota": (AMOUNT,), "burst": (U63,), "period": (U63,),
+            "realtimeRuntime": (AMOUNT,), "realtimePeriod": (U63,), "cpus": str, "mems": str,
+            "idle": (range(2),)},
+    "pids": {"limit": (AMOUNT,)}, "hugepageLimits": [{"pageSize": str, "limit": U64}],
+    "blockIO": {
+        "weight": (U16,), "leafWeight": (U16,), "weightDevice": [OCI_WEIGHT],
+        "throttleReadBpsDevice": [OCI_RATE], "throttleWriteBpsDevice": [OCI_RATE],
+        "throttleReadIOPSDevice": [OCI_RATE], "throttleWriteIOPSDevice": [OCI_RATE]},
+    "network": {"classID": (U32,), "priorities": [{"name": str, "priority": U32}]},
+    "rdma": {str: {"hcaHandles": (U32,), "hcaObjects": (U32,)}}, "unified": {str: str}}
+OCI_MAPPING = {"containerID": HOST_ID, "hostID": HOST_ID, "size": range(1, 1 << 32)}
 OCI_SPEC = {
     "ociVersion": str, "root": {"path": str, "readonly": bool}, "mounts": [OCI_MOUNT],
-    "process": OCI_PROCESS, "hostname": str, "domainname": str, "annotations": dict,
+    "process": OCI_PROCESS, "hostname": str, "domainname": str, "annotations": {str: str},
     "hooks": {moment: [OCI_HOOK] for moment in (
         "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")},
-    "linux": {"namespaces": [{"type": str, "path": str}], "cgroupsPath": str, "resources": dict,
-              "devices": [{"path": str, "type": str}], "rootfsPropagation": str, "sysctl": dict,
-              "maskedPaths": [str], "readonlyPaths": [str], "seccomp": {"defaultAction": str}}}
+    "linux": {"namespaces": [{"type": str, "path": str}], "cgroupsPath": str,
+              "resources": OCI_RESOURCES, "uidMappings": [OCI_MAPPING],
+              "gidMappings": [OCI_MAPPING], "devices": [{
+                  "path": str, "type": str, "major": (MAJOR,), "minor": (MINOR,),
+                  "fileMode": (U16,), "uid": (ID,), "gid": (ID,)}],
+              "rootfsPropagation": str, "sysctl": {str: str},
+              "maskedPaths": [str], "readonlyPaths": [str], "seccomp": OCI_SECCOMP}}
 
 def load_bundle(bundle, container_id):
     """The spec in a bundle's config.json, with what it leaves out; it is what init gets."""
@@ -4777,7 +4884,7 @@ def load_bundle(bundle, container_id):
 def read_shaped(path, shape):
     """The value in somebody else's JSON file, if it has that SHAPE, without what is null."""
     try:
-        return without_nulls(check(read_json(path), shape, path))
+        return without_nulls(plain_texts(check(read_json(path), shape, path)))
     except (ValueError, RecursionError) as why:
         raise Failure(f"{path}: bad JSON: {why}") from None
 
@@ -4785,8 +4892,6 @@ def without_nulls(value):
     """A JSON value without what is null, as if it weren't there."""
     if isinstance(value, dict):
         return {key: without_nulls(each) for key, each in value.items() if each is not None}
-    if isinstance(value, str) and "\0" in value:
-        raise ValueError("a NUL in a text")  # for the kernel the text would end there
     return [*map(without_nulls, value)] if isinstance(value, list) else value
 
 def refuse_unsupported(spec, what):
@@ -4812,16 +4917,21 @@ def refuse_malformed(spec, what):
     """Refuse by name what the specification wants and isn't there, or isn't what it knows."""
     linux, hooks = spec["linux"], sum((spec.get("hooks") or {}).values(), [])
     for name, rows, key in (
+            ("root", [spec["root"]], "path"),
             ("mounts", spec["mounts"], "destination"), ("hooks", hooks, "path"),
             ("linux.namespaces", linux["namespaces"], "type"),
             *(("linux.devices", linux["devices"], key) for key in ("path", "type"))):
         if not all(key in row for row in rows):
             raise Failure(f"{what}: {name}: {key}: it is missing")
+    for hook in hooks:
+        check_environment(hook.get("env"), f"{what}: hooks: env")
     word = linux.get("rootfsPropagation")
     if word and word not in PROPAGATION:
         raise Failure(f"{what}: linux.rootfsPropagation: {word}: unknown")
-    if not all(isinstance(text, str) for text in linux["sysctl"].values()):
-        raise Failure(f"{what}: linux.sysctl: a value is no text")
+    for kind in ("uidMappings", "gidMappings"):
+        for row in linux.get(kind) or ():
+            if max(row["containerID"], row["hostID"]) + row["size"] > HOST_ID.stop:
+                raise Failure(f"{what}: linux.{kind}: ids above {HOST_ID[-1]}")
 
 def full_process(process, default, what):
     """A process as confine() wants it: what isn't said is as in DEFAULT, or nothing; a capability
@@ -4833,6 +4943,9 @@ def full_process(process, default, what):
         raise Failure(f"{what}: process.args: it is missing")
     if not process["cwd"].startswith("/"):
         raise Failure(f"{what}: process.cwd: it must be absolute")
+    check_environment(process["env"], f"{what}: process.env")
+    process["user"] = {key: value for key, value in process["user"].items()
+                       if key in OCI_PROCESS["user"]}  # no name, which would be taken for our own
     for row in process.get("rlimits", []):
         if row.get("type", "")[7:].lower() not in ULIMITS:
             raise Failure(f"{what}: process.rlimits: {row.get('type')}: unknown")
@@ -4849,7 +4962,7 @@ def full_process(process, default, what):
     process["apparmorProfile"] = process["apparmorProfile"] or "unconfined"
     if process.get("consoleSize"):
         size = process["consoleSize"]
-        process["consoleSize"] = [size.get(key, 0) & 0xffff for key in ("height", "width")]
+        process["consoleSize"] = [size.get(key, 0) for key in ("height", "width")]
     return process
 
 def find_oci(name):
@@ -5973,8 +6086,8 @@ def cmd_update(options, name):
     spec, wanted = read_json(path), resources_of(options)
     if file:
         with blame(f"--resources, on {file}"):
-            wanted = parse_json(b"".join(read_path(0 if file == "-" else file)), file, {
-                group: dict for group in ("memory", "cpu", "pids", "unified", "blockIO")})
+            wanted = parse_json(b"".join(read_path(0 if file == "-" else file)), file,
+                                OCI_RESOURCES)
     for group, values in wanted.items():
         if isinstance(values, dict):
             spec["linux"]["resources"].setdefault(group, {}).update(
