@@ -39,7 +39,7 @@ each costs every container milliseconds, so the others are imported where they a
 import sys
 
 def standard_paths():
-    """What of sys.path is the standard library's: its zip, its directory and that of its C parts."""
+    """What of sys.path is the standard library's: its zip, its directory, that of its C parts."""
     major, minor = sys.version_info[:2]
     library, paths = f"python{major}.{minor}", set()
     for prefix in (sys.base_prefix, sys.base_exec_prefix):
@@ -2624,6 +2624,8 @@ def cgroup_dirs(path):
     dirs, systemd, parts = [], os.path.isdir("/run/systemd/system"), path.split(":")
     if ".." in path.split("/"):
         raise Failure(f"--cgroup-parent or cgroupsPath, on {path}: it must not contain ..")
+    if not {*path.split("/")} - {"", "."}:  # the root of the trees, with all that runs here
+        raise Failure(f"cgroupsPath, on {path or chr(39) * 2}: it names no cgroup of its own")
     if len(parts) == 3:  # a-b.slice lies in a.slice: systemd.slice(5)
         words = (parts[0] or "system.slice")[:-len(".slice")].split("-")
         slices = ["-".join(words[:end]) + ".slice" for end in range(1, len(words) + 1)]
@@ -2632,8 +2634,27 @@ def cgroup_dirs(path):
         own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
         if path[0] == "/" or systemd and "trusted.delegate" not in os.listxattr(own):
             own = point
-        dirs.append(f"{own}/./{path.strip('/')}")
+        dirs.append(f"{own}/./{os.path.normpath(path).strip('/')}")
     return dirs
+
+def found_cgroups(dirs):
+    """Those of DIRS that are there already: they are used as they are, but never killed or removed.
+    One that is in use is a Failure: what runs there would get the container's limits, and its end."""
+    found = [path for path in dirs if os.path.isdir(path)]
+    for path in found:
+        what = f"cgroupsPath, on {path}: it is there already, and"
+        for place, _, _ in os.walk(path):
+            with tolerate(*LEAVING):
+                if read_all(place + "/cgroup.procs"):
+                    raise Failure(f"{what} has processes in it")
+        if is_paused([path]):
+            raise Failure(f"{what} is frozen")
+    return found
+
+def own_cgroups(record):
+    """The cgroups that are a container's alone."""
+    found = record.get("found_cgroups", [])
+    return [path for path in record.get("cgroups", []) if path not in found]
 
 def make_cgroups(dirs, resources, pid):
     """Make those of DIRS that can be made, with limits, the OCI's RESOURCES, and put a process into
@@ -2768,8 +2789,8 @@ def kill_cgroups(dirs):
 def remove_cgroups(record):
     """Kill what is left in a container's cgroups, and remove them with those that it made in them;
     first it is noted if the kernel killed something because of their memory limit."""
-    dirs, end = record.get("cgroups", []), time.monotonic() + GRACE
-    record["oom"] = count(dirs, "oom_kill", "memory.events", "memory.oom_control") > 0
+    dirs, end = own_cgroups(record), time.monotonic() + GRACE
+    record["oom"] = count(record.get("cgroups", []), "oom_kill", "memory.events", "memory.oom_control") > 0
     for path in dirs:
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
@@ -2979,7 +3000,7 @@ def limit_devices(dirs, rules):
     path, group = cgroup_file(dirs, "devices.allow"), cgroup_file(dirs, "cgroup.events")
     for rule in rules if path else ():
         pair = ":".join(str(rule.get(key, -1)).replace("-1", "*") for key in ("major", "minor"))
-        write_value(path if rule["allow"] else path.replace("allow", "deny"),
+        write_value(os.path.dirname(path) + ("/devices.allow" if rule["allow"] else "/devices.deny"),
                     f"{rule.get('type', 'a')} {pair} {rule['access']}")
     if path or not group or not rules:
         return
@@ -3129,7 +3150,7 @@ SECCOMP_ARCHES = {  # by uname(2)'s machine: Docker's name, linux/audit.h's numb
 SECCOMP_ACTIONS = {  # linux/seccomp.h; to two of them an errno is added
     "ALLOW": 0x7fff0000, "LOG": 0x7ffc0000, "TRACE": 0x7ff00000, "ERRNO": 0x50000, "TRAP": 0x30000,
     "KILL": 0, "KILL_THREAD": 0, "KILL_PROCESS": 1 << 31}  # with SCMP_ACT_ in front
-OCI_SECCOMP = {  # the shape of a filter's rules: an errno has 16 bits, or it would be another verdict
+OCI_SECCOMP = {  # the shape of a filter's rules: with more bits an errno would be another verdict
     "defaultAction": str, "defaultErrnoRet": (range(1 << 16),), "syscalls": [{
         "names": [str], "action": str, "errnoRet": (range(1 << 16),), "args": [{
             "index": range(6), "value": range(1 << 64), "valueTwo": (range(1 << 64),),
@@ -5018,6 +5039,7 @@ def create_container(container_id, bundle, console=None, preserved=0):
     record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
               "annotations": theirs, "cgroups": cgroup_dirs(spec["linux"]["cgroupsPath"])}
+    record["found_cgroups"] = found_cgroups(record["cgroups"])
     make_dirs(os.path.dirname(path))
     with blame(f"create, on {container_id}: container with given ID already exists"):
         os.mkdir(path, 0o700)
@@ -5104,10 +5126,10 @@ def signal_oci(record, number, everyone):
     if not is_alive(record) and not everyone:
         raise Failure(f"kill, on {record['id']}: container not running")
     if everyone:
-        for pid in cgroup_pids(record["cgroups"]):
+        for pid in cgroup_pids(own_cgroups(record)):
             with tolerate(errno.ESRCH):
                 os.kill(pid, number)
-    else:
+    if not everyone or record.get("found_cgroups"):
         send_signal(record["pid"], record["pid_start"], number)
     if number == _signal.SIGKILL:
         thaw(record["cgroups"])

@@ -6841,6 +6841,68 @@ END
   printf '\376\n' | cmp - "$scratch/stdout"
 }
 
+cgroup_trees() { # the places of the cgroup trees
+  awk '/ - cgroup2? / {print $5}' /proc/self/mountinfo
+}
+
+test_cgroups_path_root() { # oci: a cgroupsPath that is the root of the trees is refused, before anything is made or killed
+  need unshare awk mount
+  local path mydocker=(unshare --mount --propagation private --pid --fork --kill-child --mount-proc bash -ec '
+    awk "/ - cgroup2? / {print \$5}" /proc/self/mountinfo | while read -r place; do mount -o remount,bind,ro "$place"; done
+    "$@"' bash "${mydocker[@]}") # whatever goes wrong, no process or cgroup of others can go with it
+  oci_bundle
+  for path in / . '' /. ./. // /.. a/.. ../mydocker /a/../..; do
+    configure "l['cgroupsPath'] = '$path'" /bin/sh -c :
+    fails 125 '^mydocker: (--cgroup-parent or )?cgroupsPath, on .*: it (names no cgroup of its own|must not contain \.\.)' create t
+    fails 125 cgroupsPath run --bundle . t
+    is "$(find state -mindepth 2)" ''
+  done
+}
+
+test_cgroups_path_found() { # oci: a cgroup that was there is refused if it's in use, and else neither killed nor removed
+  local tree place other name=mydocker-allowed-$$-$n
+  oci_bundle
+  for tree in $(cgroup_trees | grep freezer) $(cgroup_trees); do # v1's cpuset takes no process before it has processors
+    [[ $tree != *cpuset* ]] && mkdir "$tree/$name" 2>/dev/null && break
+  done
+  place=$tree/$name
+  [[ -d $place ]] || skip 'needs a cgroup tree that can be written to'
+  configure "l['cgroupsPath'] = '/$name'" /bin/sh -c 'while :; do sleep 0.05; done'
+  sleep 1000 &
+  other=$!
+  mkdir "$place/below"
+  echo "$other" >"$place/below/cgroup.procs"
+  fails 125 "^mydocker: cgroupsPath, on .*$name: it is there already, and has processes in it$" create t
+  gone "$other" && fail 'it was killed'
+  is "$(find state -mindepth 2)" ''
+  kill "$other" && wait "$other" || :
+  rmdir "$place/below"
+  run 0 create --pid-file pid t </dev/null
+  run 0 start t
+  grep -qx "$(<pid)" "$place/cgroup.procs"
+  sleep 1000 &
+  other=$!
+  echo "$other" >"$place/cgroup.procs"
+  run 0 kill --all t KILL
+  wait_for gone "$(<pid)"
+  run 0 delete --force t
+  gone "$other" && fail 'it was killed'
+  [[ -d $place ]]
+  kill "$other" && wait "$other" || :
+  if [[ -e $place/cgroup.freeze ]]; then echo 1 >"$place/cgroup.freeze"; fi
+  if [[ -e $place/freezer.state ]]; then echo FROZEN >"$place/freezer.state"; fi
+  if [[ -e $place/cgroup.freeze || -e $place/freezer.state ]]; then
+    fails 125 'it is there already, and is frozen' create t
+  fi
+  wait_for rmdir "$place"
+}
+
+test_cgroups_path_allow() { # limits: a cgroup whose path holds the word "allow" has its device rules like any other
+  run 0 run --cgroup-parent "/mydocker-allowed-$n" /bin/sh -c 'echo x >/dev/null && echo written'
+  is "$out" written
+  find /sys/fs/cgroup -depth -type d -path "*/mydocker-allowed-$n*" -exec rmdir {} +
+}
+
 test_nothing_left() { # main: nothing is left behind on this box
   run 0 run /bin/true # which sweeps up after the killed ones
   diff "$scratch/mountinfo" /proc/self/mountinfo
