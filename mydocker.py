@@ -31,6 +31,25 @@ each costs every container milliseconds, so the others are imported where they a
 # enums and data types that nothing here needs, for 10 ms at the two starts that each container
 # takes (README, "Where the time goes").  Whatever init needs must be imported before it changes its
 # root: afterwards an `import` would find the container's files, and run them.
+#
+# Nothing but the standard library is ever imported: a file called struct.py beside this one, in the
+# current directory or in PYTHONPATH must not run as root.  So sys.path is cut down before the first
+# import that looks at it; sys itself is part of the interpreter.
+
+import sys
+
+def standard_paths():
+    """What of sys.path is the standard library's: its zip, its directory, that of its C parts."""
+    major, minor = sys.version_info[:2]
+    library, paths = f"python{major}.{minor}", set()
+    for prefix in (sys.base_prefix, sys.base_exec_prefix):
+        for lib in ("lib", "lib64"):
+            top = f"{prefix}/{lib}"
+            paths |= {f"{top}/python{major}{minor}.zip", f"{top}/{library}",
+                      f"{top}/{library}/lib-dynload"}
+    return [path for path in sys.path if path in paths]
+
+sys.path[:] = standard_paths()
 
 import errno
 import fcntl
@@ -39,7 +58,6 @@ import os
 import select
 import stat
 import struct
-import sys
 import time
 
 import _ctypes
@@ -51,6 +69,7 @@ STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LEVELS = ("debug", "info", "warning", "error")
 SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and may be hostile
+SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itself: musl's are three
 
 # ── 2. Kernel numbers ──────────────────────────────────────────────────────
 # Names and values as in the kernel's headers, so that a search there finds them; only those in
@@ -360,6 +379,12 @@ def read_text(path):
             raise Failure(f"read, on {path}: not a regular file")
         return file.read(SMALL_FILE).decode("utf-8", "surrogateescape")
 
+def to_number(text, end=1 << 63):
+    """The number that TEXT is, if it's nothing but ASCII's digits, and below END; else None."""
+    if text.isascii() and text.isdigit() and len(text) < 4300 and int(text) < end:  # int()'s limit
+        return int(text)
+    return None
+
 def parse_size(text, option):
     """A size as docker reads it, 64m, 1.5g, 1024, in bytes."""
     number, unit = text.rstrip("bkmgtBKMGTiI"), text.lower().lstrip("0123456789.")
@@ -367,7 +392,10 @@ def parse_size(text, option):
         "", "b", *(letter + end for letter in "kmgt" for end in ("", "b", "ib"))) else "?")
     if power is None or not number.isascii() or not number.replace(".", "", 1).isdigit():
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a size, such as 64m or 1g")
-    return int(float(number) * 1024 ** power)
+    size = float(number) * 1024 ** power
+    if size >= 1 << 63:
+        raise Failure(f"{option}, on {text}: more than the kernel can count")
+    return int(size)
 
 def humane_size(size):
     for unit in ("B", "kB", "MB", "GB"):
@@ -409,9 +437,11 @@ def parse_signal(text, option):
     return int(number)
 
 def parse_number(text, option, least=0):
-    if not (text.lstrip("-").isdigit() and text.isascii() and least <= int(text) < 1 << 63):
+    number = to_number(text[1:] if text[:1] == "-" else text)
+    number = -number if number and text[:1] == "-" else number
+    if number is None or number < least:
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a number from {least} up")
-    return int(text)
+    return number
 
 
 # ── 6. Files and locks ─────────────────────────────────────────────────────
@@ -496,24 +526,52 @@ def write_file(path, data, durable=False):
         unlink_if_there(temporary)
         raise
 
-def read_json(path):
-    """The value in a JSON file.  By json's C half: json itself would cost each start 5 ms."""
+def from_json(text):
+    """The value of a text, or of bytes, in JSON; raises ValueError, RecursionError.  All JSON is
+    read here, by json's C half: json itself would cost each start 5 ms."""
     from _json import make_scanner
 
     def context():  # what make_scanner looks up in a JSONDecoder
         pass
 
-    text = read_all(path).strip()
-    vars(context).update(strict=True, object_hook=None, object_pairs_hook=None, parse_float=float,
-                         parse_int=int, parse_constant=float)
+    text = (text if isinstance(text, str) else text.decode("utf-8-sig")).strip(" \t\r\n")
+    vars(context).update(strict=True, object_hook=None, object_pairs_hook=None, parse_int=int,
+                         parse_float=finite, parse_constant=finite)
     try:
         value, end = make_scanner(context)(text, 0)
     except (StopIteration, SystemError, ValueError):  # the error would be of json's
         value, end = None, -1
     if end != len(text):
         import json
-        return json.loads(text)  # says what is wrong
+        return json.loads(text, parse_float=finite, parse_constant=finite)  # says what is wrong
     return value
+
+def finite(text):
+    """A number of JSON with a fraction or an exponent; Python would take NaN and infinities, too,
+    which nobody could read again when they were written."""
+    number = float(text)
+    if number - number != 0:
+        raise ValueError(f"{text:.20} is no number")
+    return number
+
+def plain_texts(value):
+    """Return a value of JSON if all texts in it can be given to the kernel, and written again."""
+    if isinstance(value, dict):
+        plain_texts([*value, *value.values()])
+    elif isinstance(value, list):
+        for each in value:
+            plain_texts(each)
+    elif isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("a NUL in a text")  # for the kernel the text would end there
+        try:
+            encode(value)
+        except UnicodeEncodeError:
+            raise ValueError("half a character in a text (a lone surrogate)") from None
+    return value
+
+def read_json(path):
+    return from_json(read_all(path))
 
 def to_json(value):
     """A value as JSON; strings that are not UTF-8 survive as \\udcXX escapes."""
@@ -605,10 +663,17 @@ def container_path(record, *names):
 
 def make_dirs(path):
     """Make a directory of the state root's, with what is above it, closed to others."""
-    umask = os.umask(0o077)  # CVE-2021-41091: nobody but root walks into images' files
-    os.makedirs(path, exist_ok=True)
-    os.umask(umask)
+    if not os.path.isdir(path):
+        make_dirs(os.path.dirname(path) or ".")
+        with tolerate(errno.EEXIST):  # somebody was faster; if it isn't a directory, that's found
+            os.mkdir(path, 0o700)  # CVE-2021-41091: nobody but root walks into images' files
     return path
+
+def make_volume(path):
+    """Make a volume's directory: open to a container's users, but for what is above it."""
+    make_dirs(os.path.dirname(path))
+    with tolerate(errno.EEXIST):
+        os.mkdir(path, 0o755)
 
 def make_container_dir(record):
     """Make a container's directory, marked and locked, and name it; returns the lock."""
@@ -860,9 +925,11 @@ def blob_path(digest):
 def layer_path(diff_id):
     return state_path("layers", check_digest(diff_id, "layer")[7:])
 
-# Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE] or {key: SHAPE};
-# an int must be there, (int,) needn't.
+# Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE], {key: SHAPE},
+# {str: SHAPE} for whatever keys there are, or the range in which a number must lie: C's types would
+# make another of it.  An int or a range must be there, (int,) needn't.
 
+ID = range(1 << 31)  # of a user or group, as runc has it: -1, and what C makes -1 of, is no id
 DIGEST = "sha256:"  # the shape of what check_digest accepts
 DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str,
               "annotations": {REF_NAME: str, DOCKER_NAME: str},
@@ -870,16 +937,15 @@ DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str,
 MANIFEST = {"manifests": [DESCRIPTOR],  # an index
             "layers": [DESCRIPTOR], "config": DESCRIPTOR, "mediaType": str}
 RUN_CONFIG = {"Entrypoint": [str], "Cmd": [str], "Env": [str], "WorkingDir": str, "User": str,
-              "StopSignal": str, "Volumes": dict, "Labels": dict, "ExposedPorts": dict}
+              "StopSignal": str, "Volumes": dict, "Labels": {str: str}, "ExposedPorts": dict}
 CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [dict], "created": str,
           **DESCRIPTOR["platform"]}
 DOCKER_ARCHIVE = [{"Config": str, "Layers": [str], "RepoTags": [str]}]
 
 def parse_json(data, what, shape):
     """The value in DATA if it has that SHAPE; whoever wrote it is not trusted."""
-    import json
     try:
-        return check(json.loads(data), shape, f"image, on {what}")
+        return check(from_json(data), shape, f"image, on {what}")
     except (ValueError, RecursionError) as why:
         raise Failure(f"image, on {what}: bad JSON: {why}") from None
 
@@ -889,16 +955,28 @@ def check(value, shape, what):
     kind = shape if isinstance(shape, type) else type(shape)
     if shape == DIGEST:
         return check_digest(value, what)
+    if kind is range:
+        if type(value) is not int or value not in shape:
+            raise Failure(f"{what}: a number from {shape[0]} to {shape[-1]} wanted, "
+                          f"found {value!r:.60}")
+        return value
     if not isinstance(value, kind) or kind is int and (isinstance(value, bool) or value < 0):
         raise Failure(f"{what}: {kind.__name__} wanted, found {value!r:.60}")
     if isinstance(shape, list):
         for item in value:
             check(item, shape[0], what)
     elif isinstance(shape, dict):
-        for key, inner in shape.items():
-            if value.get(key) is not None or inner in (int, DIGEST):
+        rows = shape.items() if str not in shape else [(key, shape[str]) for key in value]
+        for key, inner in rows:
+            if value.get(key) is not None or inner in (int, DIGEST) or isinstance(inner, range):
                 check(value.get(key), inner, f"{what}: {key}")
     return value
+
+def check_environment(items, what):
+    """Refuse a variable without a name: execve(2) would take it, nobody could read or unset it."""
+    for item in items or ():
+        if item[:1] in ("", "="):
+            raise Failure(f"{what}, on {item or chr(39) * 2}: a variable must have a name")
 
 def read_member(layout, path):
     """The bytes of a file in an OCI layout or the like, in chunks; no link leads out of it."""
@@ -960,6 +1038,11 @@ def read_image(source, descriptor, wanted=None):
 def parse_config(data, what, count):
     """An image's config and the digests of its COUNT unpacked layers, bottom first."""
     config = parse_json(data, what, CONFIG)
+    try:
+        plain_texts(config)
+    except ValueError as why:
+        raise Failure(f"image, on {what}: {why}") from None
+    check_environment((config.get("config") or {}).get("Env"), f"image, on {what}: Env")
     diff_ids = (config.get("rootfs") or {}).get("diff_ids") or []
     if len(diff_ids) != count:
         raise Failure(f"image, on {what}: {count} layers, but {len(diff_ids)} diff ids")
@@ -1766,12 +1849,12 @@ CHANGES = {  # a Dockerfile's word → the config's
 
 def apply_change(config, text):
     """Apply one instruction in a Dockerfile's words to an image's config."""
-    import json, shlex
+    import shlex
     word, _, rest = text.strip().partition(" ")
     key, rest = CHANGES.get(word.upper()), rest.strip()
     try:
-        listed = check(json.loads(rest), [str], text) if rest.startswith("[") else None
-        words = listed or shlex.split(rest)
+        listed = check(from_json(rest), [str], text) if rest.startswith("[") else None
+        words = plain_texts(listed or shlex.split(rest))
     except ValueError as why:
         raise Failure(f"change, on {text!r}: {why}") from None
     if not key or not words:
@@ -1784,6 +1867,7 @@ def apply_change(config, text):
         old = dict(pair.partition("=")[::2] for pair in old) if key == "Env" else old
         new = {**old, **dict(pair.partition("=")[::2] for pair in pairs)}
         config[key] = [*map("=".join, new.items())] if key == "Env" else new
+        check_environment(config.get("Env"), f"change, on {text}")
     elif key in ("ExposedPorts", "Volumes"):
         end = "/tcp" if key == "ExposedPorts" else ""
         config[key] = {**old, **{word if "/" in word else word + end: {} for word in words}}
@@ -2043,11 +2127,11 @@ def credentials_of(host):
     helper = (config.get("credHelpers") or {}).get(host) or config.get("credsStore")
     if known or not helper:
         return known
-    import base64, json, subprocess
+    import base64, subprocess
     with blame(f"docker-credential-{helper}"):
         done = subprocess.run([f"docker-credential-{helper}", "get"], stdout=subprocess.PIPE,
                               input=key.encode(), check=False)
-    found = json.loads(done.stdout) if done.returncode == 0 else {}
+    found = from_json(done.stdout) if done.returncode == 0 else {}
     pair = f"{found['Username']}:{found['Secret']}" if found else ""
     return base64.b64encode(pair.encode()).decode()
 
@@ -2510,7 +2594,8 @@ def make_device(row, above, name):
     number = os.makedev(row.get("major", 0), row.get("minor", 0))
     remove_tree(name, above)  # one of the six may be asked for, too
     try:
-        os.mknod(name, kind | (row.get("fileMode") or 0o666), number, dir_fd=above)  # a device
+        mode = stat.S_IMODE(row.get("fileMode") or 0o666)  # docker's holds the kind, too
+        os.mknod(name, kind | mode, number, dir_fd=above)  # a device
         os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
     except PermissionError:
         os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=above))
@@ -2539,6 +2624,8 @@ def cgroup_dirs(path):
     dirs, systemd, parts = [], os.path.isdir("/run/systemd/system"), path.split(":")
     if ".." in path.split("/"):
         raise Failure(f"--cgroup-parent or cgroupsPath, on {path}: it must not contain ..")
+    if not {*path.split("/")} - {"", "."}:  # the root of the trees, with all that runs here
+        raise Failure(f"cgroupsPath, on {path or chr(39) * 2}: it names no cgroup of its own")
     if len(parts) == 3:  # a-b.slice lies in a.slice: systemd.slice(5)
         words = (parts[0] or "system.slice")[:-len(".slice")].split("-")
         slices = ["-".join(words[:end]) + ".slice" for end in range(1, len(words) + 1)]
@@ -2547,8 +2634,27 @@ def cgroup_dirs(path):
         own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
         if path[0] == "/" or systemd and "trusted.delegate" not in os.listxattr(own):
             own = point
-        dirs.append(f"{own}/./{path.strip('/')}")
+        dirs.append(f"{own}/./{os.path.normpath(path).strip('/')}")
     return dirs
+
+def found_cgroups(dirs):
+    """Those of DIRS that are there already: they are used as they are, but never killed or removed.
+    One that is in use is a Failure: what runs there would get the container's limits, and its end."""
+    found = [path for path in dirs if os.path.isdir(path)]
+    for path in found:
+        what = f"cgroupsPath, on {path}: it is there already, and"
+        for place, _, _ in os.walk(path):
+            with tolerate(*LEAVING):
+                if read_all(place + "/cgroup.procs"):
+                    raise Failure(f"{what} has processes in it")
+        if is_paused([path]):
+            raise Failure(f"{what} is frozen")
+    return found
+
+def own_cgroups(record):
+    """The cgroups that are a container's alone."""
+    found = record.get("found_cgroups", [])
+    return [path for path in record.get("cgroups", []) if path not in found]
 
 def make_cgroups(dirs, resources, pid):
     """Make those of DIRS that can be made, with limits, the OCI's RESOURCES, and put a process into
@@ -2683,8 +2789,8 @@ def kill_cgroups(dirs):
 def remove_cgroups(record):
     """Kill what is left in a container's cgroups, and remove them with those that it made in them;
     first it is noted if the kernel killed something because of their memory limit."""
-    dirs, end = record.get("cgroups", []), time.monotonic() + GRACE
-    record["oom"] = count(dirs, "oom_kill", "memory.events", "memory.oom_control") > 0
+    dirs, end = own_cgroups(record), time.monotonic() + GRACE
+    record["oom"] = count(record.get("cgroups", []), "oom_kill", "memory.events", "memory.oom_control") > 0
     for path in dirs:
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
@@ -2733,10 +2839,13 @@ def limit_value(text, unit, option):
     digits = text.replace(".", "", 1)
     if unit == "LIST" and (not text or set(text) - set("0123456789-,")):
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a list, such as 0-2,5")
-    if unit in OF_PERIOD and not (digits.isascii() and digits.isdigit()):
+    if unit == "LIST":
+        return text
+    if unit not in OF_PERIOD:
+        return parse_number(text, option, -1)
+    if to_number(digits) is None:
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a number, such as 1.5")
-    return (text if unit == "LIST" else int(float(text) * OF_PERIOD[unit]) if unit in OF_PERIOD
-            else parse_number(text, option, -1))
+    return min(int(float(text) * OF_PERIOD[unit]), (1 << 63) - 1)
 
 def resources_of(options):
     """What the options say about limits, as the OCI's linux.resources; 0 says nothing."""
@@ -2753,7 +2862,7 @@ def resources_of(options):
     if 0 <= memory.get("limit", -1) < 6 << 20:
         raise Failure(f"--memory, on {options['memory']}: less than 6m, no program starts in that")
     if "limit" in memory:
-        memory.setdefault("swap", max(-1, 2 * memory["limit"]))
+        memory.setdefault("swap", max(-1, min(2 * memory["limit"], (1 << 63) - 1)))
     return resources
 
 def limit_text(file, value, cpu, memory):
@@ -2839,7 +2948,7 @@ def ulimit(text):
     name, _, values = text.partition("=")
     soft, _, hard = values.replace("unlimited", "-1").partition(":")
     for value in (soft, hard or soft):
-        if name not in ULIMITS or value != "-1" and not (value.isascii() and value.isdigit()):
+        if name not in ULIMITS or value != "-1" and to_number(value, 1 << 64) is None:
             raise Failure(f"--ulimit, on {text}: it is NAME=SOFT[:HARD], with {' '.join(ULIMITS)}")
     return {"type": "RLIMIT_" + name.upper(), "soft": int(soft) % (1 << 64),
             "hard": int(hard or soft) % (1 << 64)}
@@ -2891,7 +3000,7 @@ def limit_devices(dirs, rules):
     path, group = cgroup_file(dirs, "devices.allow"), cgroup_file(dirs, "cgroup.events")
     for rule in rules if path else ():
         pair = ":".join(str(rule.get(key, -1)).replace("-1", "*") for key in ("major", "minor"))
-        write_value(path if rule["allow"] else path.replace("allow", "deny"),
+        write_value(os.path.dirname(path) + ("/devices.allow" if rule["allow"] else "/devices.deny"),
                     f"{rule.get('type', 'a')} {pair} {rule['access']}")
     if path or not group or not rules:
         return
@@ -3041,6 +3150,11 @@ SECCOMP_ARCHES = {  # by uname(2)'s machine: Docker's name, linux/audit.h's numb
 SECCOMP_ACTIONS = {  # linux/seccomp.h; to two of them an errno is added
     "ALLOW": 0x7fff0000, "LOG": 0x7ffc0000, "TRACE": 0x7ff00000, "ERRNO": 0x50000, "TRAP": 0x30000,
     "KILL": 0, "KILL_THREAD": 0, "KILL_PROCESS": 1 << 31}  # with SCMP_ACT_ in front
+OCI_SECCOMP = {  # the shape of a filter's rules: with more bits an errno would be another verdict
+    "defaultAction": str, "defaultErrnoRet": (range(1 << 16),), "syscalls": [{
+        "names": [str], "action": str, "errnoRet": (range(1 << 16),), "args": [{
+            "index": range(6), "value": range(1 << 64), "valueTwo": (range(1 << 64),),
+            "op": str}]}]}
 BPF_LD, BPF_AND, BPF_RET, BPF_JA = 0x20, 0x54, 0x06, 0x05  # linux/bpf_common.h, put together
 BPF_JEQ, BPF_JGT, BPF_JGE = 0x15, 0x25, 0x35
 
@@ -3050,7 +3164,7 @@ def account_lines(path):
     return []
 
 def is_id(text):
-    return text.isascii() and text.isdigit() and int(text) < 1 << 31
+    return to_number(text, ID.stop) is not None
 
 def parse_id(text, what):
     """A user or group id, or an error, never 0.  See CVE-2024-40635, CVE-2026-30892."""
@@ -3066,16 +3180,22 @@ def find_user(user):
     homes = [row[5] for row in account_lines("/etc/passwd") if len(row) > 5 and row[2] == str(uid)]
     return uid, gid, more or [], (homes + ["/"])[0] or "/"
 
+def find_account(rows, name):
+    """The row of passwd(5) or group(5) for a name; digits are the number, never somebody's name."""
+    if name.isascii() and name.isdigit():
+        name, place = name.lstrip("0") or "0", 2
+    else:
+        place = 0
+    return next((row for row in rows if row[place] == name), None)
+
 def resolve_user(wanted):
     """NAME|UID[:GROUP|GID], as in Docker's USER: (uid, gid, supplementary gids, home)."""
     name, colon, group = wanted.partition(":")
-    accounts = [row for row in account_lines("/etc/passwd") if len(row) >= 6]
-    account = next((row for row in accounts if row[0] == name), None) or next(
-        (row for row in accounts if row[2] == name), None)
+    account = find_account([row for row in account_lines("/etc/passwd") if len(row) > 5], name)
     uid = parse_id(account[2] if account else name, "user")
     groups = account_lines("/etc/group")
     if colon:
-        row = next((row for row in groups if row[0] == group), None)
+        row = find_account(groups, group)
         return uid, parse_id(row[2] if row else group, "group"), [], account[5] if account else "/"
     if not account:
         return uid, 0, [], "/"
@@ -3176,7 +3296,7 @@ def default_seccomp(held):
 def read_seccomp(path, held):
     """A profile in Docker's form as the spec's: the rules whose conditions hold on this box."""
     try:
-        profile = read_json(path)
+        profile = check(read_json(path), OCI_SECCOMP, f"--security-opt, on {path}")
         profile["syscalls"] = [dict(row, names=row.get("names") or [row["name"]])
                                for row in profile["syscalls"]
                                if all(conditions(row.get("includes") or {}, held))
@@ -3301,6 +3421,7 @@ def confine(process, user, program):
     """Become USER and give up, for good, what the spec's PROCESS doesn't have. PROGRAM, the filter,
     is last; but first without no_new_privs, as loading it takes that or CAP_SYS_ADMIN: runc's."""
     (uid, gid, groups, _), sets, locked = user, process["capabilities"], process["noNewPrivileges"]
+    os.umask(process["user"].get("umask", 0o022))  # all that we make has been made
     if locked:
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no set-user-id program helps any more
     elif program:
@@ -4004,7 +4125,6 @@ def container_main(channel, trees):
     for call, name in ((sethostname, "hostname"), (setdomainname, "domainname")):
         if spec.get(name):
             call(spec[name], len(encode(spec[name])))  # the UTS namespace's, not the host's
-    os.umask(process["user"].get("umask", 0o022))
     user = find_user(process["user"])  # by the container's files
     for row in spec["mounts"]:
         if row.get("chown"):
@@ -4069,7 +4189,6 @@ def joined_main(channel, _):
     join_namespaces(namespaces, flags)
     for fd in namespaces:
         os.close(fd)  # nothing of the host's is to be seen inside but the channel
-    os.umask(process["user"].get("umask", 0o022))
     user = find_user(process["user"])
     enter_workdir(process["cwd"], False)
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
@@ -4161,10 +4280,9 @@ def become_reaper(channel, slave, outputs):
         return
     channel.close()  # its end of file must mean that the child has executed
     take_descriptors(slave, outputs)  # nor does PID 1 keep the caller's
-    everything = set(range(1, _signal.NSIG)) - {32, 33}  # the C library's own
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, everything)
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, SIGNALS)
     while True:
-        number = _signal.sigwait(everything)
+        number = _signal.sigwait(SIGNALS)
         if number != _signal.SIGCHLD:
             os.kill(child, number)
             continue
@@ -4174,9 +4292,8 @@ def become_reaper(channel, slave, outputs):
 
 def forget_signals():
     """Give the command the signals of a fresh process: Python ignores two, `run` blocks most."""
-    for number in range(1, _signal.NSIG):
-        if number not in (_signal.SIGKILL, _signal.SIGSTOP, 32, 33):
-            _signal.signal(number, _signal.SIG_DFL)
+    for number in SIGNALS - {_signal.SIGKILL, _signal.SIGSTOP}:
+        _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 def find_program(name, path):
@@ -4227,7 +4344,7 @@ NAMESPACES = {"user": CLONE_NEWUSER, "pid": CLONE_NEWPID, "time": CLONE_NEWTIME,
 OWN_NAMESPACES = "pid", "mount", "uts", "ipc", "network", "cgroup"  # Docker's
 OWN_PIDS = [("/proc/self/ns/pid", CLONE_NEWPID)]
 FOR_CHILDREN = CLONE_NEWPID | CLONE_NEWTIME  # a process makes these for its next child
-FORWARDED = set(range(1, _signal.NSIG)) - {32, 33} - {getattr(_signal, "SIG" + name) for name in (
+FORWARDED = SIGNALS - {getattr(_signal, "SIG" + name) for name in (
     "CHLD PIPE URG TSTP TTIN TTOU CONT KILL STOP SYS SEGV BUS ILL FPE TRAP ABRT").split()}
 DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
 GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
@@ -4705,26 +4822,60 @@ def wait_ready(signals, streams, deadline):
 # writes a byte into that.  The engine inherits init, waits for it, and has its descriptors.  What
 # `create` was told, and what must be tidied up, is in oci/<id>/, and no lock says whether it runs:
 # its pid does, with its start time.  See runtime.md and config.md of the OCI's runtime-spec.
+#
+# What is wrong with a config.json is said by its field's name.  A new field gets its shape below,
+# and a number its ends, before it can get into one of C's types: see check().
 
 UNSUPPORTED = ("process.scheduler process.ioPriority process.execCPUAffinity linux.intelRdt vm "
                "linux.personality linux.timeOffsets linux.netDevices linux.memoryPolicy windows "
                "linux.mountLabel linux.seccomp.listenerPath solaris zos freebsd").split()
 OCI_MOUNT = {"destination": str, "type": str, "source": str, "options": [str]}
-OCI_HOOK = {"path": str, "args": [str], "env": [str], "timeout": (int,)}
+U16, U32, U63, U64 = (range(1 << bits) for bits in (16, 32, 63, 64))
+AMOUNT = range(-1, 1 << 63)  # -1: no limit
+HOST_ID = range((1 << 32) - 1)
+MAJOR, MINOR = range(1 << 12), range(1 << 20)  # linux/kdev_t.h, new_decode_dev
+SECONDS = range((1 << 31) // 1000)  # poll(2) counts milliseconds in an int
+OCI_HOOK = {"path": str, "args": [str], "env": [str], "timeout": (SECONDS,)}
 OCI_PROCESS = {
     "terminal": bool, "args": [str], "env": [str], "cwd": str, "user": {
-        "uid": (int,), "gid": (int,), "additionalGids": [int], "umask": (int,)}, "capabilities": {
+        "uid": (ID,), "gid": (ID,), "additionalGids": [ID], "umask": (range(0o10000),)},
+    "capabilities": {
         kind: [str] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
-    "rlimits": [{"type": str, "soft": int, "hard": int}], "noNewPrivileges": bool,
-    "consoleSize": {"height": (int,), "width": (int,)}}
+    "rlimits": [{"type": str, "soft": U64, "hard": U64}], "noNewPrivileges": bool,
+    "consoleSize": {"height": (U16,), "width": (U16,)}, "oomScoreAdj": (range(-1000, 1001),),
+    "apparmorProfile": str, "selinuxLabel": str}
+OCI_DEVICE_RULE = {"type": str, "major": (range(-1, MAJOR.stop),),
+                   "minor": (range(-1, MINOR.stop),), "access": str, "allow": bool}
+OCI_RATE = {"major": MAJOR, "minor": MINOR, "rate": U64}
+OCI_WEIGHT = {"major": MAJOR, "minor": MINOR, "weight": (U16,), "leafWeight": (U16,)}
+OCI_RESOURCES = {
+    "devices": [OCI_DEVICE_RULE], "memory": {
+        "limit": (AMOUNT,), "reservation": (AMOUNT,), "swap": (AMOUNT,), "kernel": (AMOUNT,),
+        "kernelTCP": (AMOUNT,), "swappiness": (range(201),), "disableOOMKiller": bool,
+        "useHierarchy": bool, "checkBeforeUpdate": bool},
+    "cpu": {"shares": (U63,), "quota": (AMOUNT,), "burst": (U63,), "period": (U63,),
+            "realtimeRuntime": (AMOUNT,), "realtimePeriod": (U63,), "cpus": str, "mems": str,
+            "idle": (range(2),)},
+    "pids": {"limit": (AMOUNT,)}, "hugepageLimits": [{"pageSize": str, "limit": U64}],
+    "blockIO": {
+        "weight": (U16,), "leafWeight": (U16,), "weightDevice": [OCI_WEIGHT],
+        "throttleReadBpsDevice": [OCI_RATE], "throttleWriteBpsDevice": [OCI_RATE],
+        "throttleReadIOPSDevice": [OCI_RATE], "throttleWriteIOPSDevice": [OCI_RATE]},
+    "network": {"classID": (U32,), "priorities": [{"name": str, "priority": U32}]},
+    "rdma": {str: {"hcaHandles": (U32,), "hcaObjects": (U32,)}}, "unified": {str: str}}
+OCI_MAPPING = {"containerID": HOST_ID, "hostID": HOST_ID, "size": range(1, 1 << 32)}
 OCI_SPEC = {
     "ociVersion": str, "root": {"path": str, "readonly": bool}, "mounts": [OCI_MOUNT],
-    "process": OCI_PROCESS, "hostname": str, "domainname": str, "annotations": dict,
+    "process": OCI_PROCESS, "hostname": str, "domainname": str, "annotations": {str: str},
     "hooks": {moment: [OCI_HOOK] for moment in (
         "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")},
-    "linux": {"namespaces": [{"type": str, "path": str}], "cgroupsPath": str, "resources": dict,
-              "devices": [{"path": str, "type": str}], "rootfsPropagation": str, "sysctl": dict,
-              "maskedPaths": [str], "readonlyPaths": [str], "seccomp": {"defaultAction": str}}}
+    "linux": {"namespaces": [{"type": str, "path": str}], "cgroupsPath": str,
+              "resources": OCI_RESOURCES, "uidMappings": [OCI_MAPPING],
+              "gidMappings": [OCI_MAPPING], "devices": [{
+                  "path": str, "type": str, "major": (MAJOR,), "minor": (MINOR,),
+                  "fileMode": (U16,), "uid": (ID,), "gid": (ID,)}],
+              "rootfsPropagation": str, "sysctl": {str: str},
+              "maskedPaths": [str], "readonlyPaths": [str], "seccomp": OCI_SECCOMP}}
 
 def load_bundle(bundle, container_id):
     """The spec in a bundle's config.json, with what it leaves out; it is what init gets."""
@@ -4754,7 +4905,7 @@ def load_bundle(bundle, container_id):
 def read_shaped(path, shape):
     """The value in somebody else's JSON file, if it has that SHAPE, without what is null."""
     try:
-        return without_nulls(check(read_json(path), shape, path))
+        return without_nulls(plain_texts(check(read_json(path), shape, path)))
     except (ValueError, RecursionError) as why:
         raise Failure(f"{path}: bad JSON: {why}") from None
 
@@ -4762,8 +4913,6 @@ def without_nulls(value):
     """A JSON value without what is null, as if it weren't there."""
     if isinstance(value, dict):
         return {key: without_nulls(each) for key, each in value.items() if each is not None}
-    if isinstance(value, str) and "\0" in value:
-        raise ValueError("a NUL in a text")  # for the kernel the text would end there
     return [*map(without_nulls, value)] if isinstance(value, list) else value
 
 def refuse_unsupported(spec, what):
@@ -4789,16 +4938,21 @@ def refuse_malformed(spec, what):
     """Refuse by name what the specification wants and isn't there, or isn't what it knows."""
     linux, hooks = spec["linux"], sum((spec.get("hooks") or {}).values(), [])
     for name, rows, key in (
+            ("root", [spec["root"]], "path"),
             ("mounts", spec["mounts"], "destination"), ("hooks", hooks, "path"),
             ("linux.namespaces", linux["namespaces"], "type"),
             *(("linux.devices", linux["devices"], key) for key in ("path", "type"))):
         if not all(key in row for row in rows):
             raise Failure(f"{what}: {name}: {key}: it is missing")
+    for hook in hooks:
+        check_environment(hook.get("env"), f"{what}: hooks: env")
     word = linux.get("rootfsPropagation")
     if word and word not in PROPAGATION:
         raise Failure(f"{what}: linux.rootfsPropagation: {word}: unknown")
-    if not all(isinstance(text, str) for text in linux["sysctl"].values()):
-        raise Failure(f"{what}: linux.sysctl: a value is no text")
+    for kind in ("uidMappings", "gidMappings"):
+        for row in linux.get(kind) or ():
+            if max(row["containerID"], row["hostID"]) + row["size"] > HOST_ID.stop:
+                raise Failure(f"{what}: linux.{kind}: ids above {HOST_ID[-1]}")
 
 def full_process(process, default, what):
     """A process as confine() wants it: what isn't said is as in DEFAULT, or nothing; a capability
@@ -4810,6 +4964,9 @@ def full_process(process, default, what):
         raise Failure(f"{what}: process.args: it is missing")
     if not process["cwd"].startswith("/"):
         raise Failure(f"{what}: process.cwd: it must be absolute")
+    check_environment(process["env"], f"{what}: process.env")
+    process["user"] = {key: value for key, value in process["user"].items()
+                       if key in OCI_PROCESS["user"]}  # no name, which would be taken for our own
     for row in process.get("rlimits", []):
         if row.get("type", "")[7:].lower() not in ULIMITS:
             raise Failure(f"{what}: process.rlimits: {row.get('type')}: unknown")
@@ -4826,7 +4983,7 @@ def full_process(process, default, what):
     process["apparmorProfile"] = process["apparmorProfile"] or "unconfined"
     if process.get("consoleSize"):
         size = process["consoleSize"]
-        process["consoleSize"] = [size.get(key, 0) & 0xffff for key in ("height", "width")]
+        process["consoleSize"] = [size.get(key, 0) for key in ("height", "width")]
     return process
 
 def find_oci(name):
@@ -4882,6 +5039,7 @@ def create_container(container_id, bundle, console=None, preserved=0):
     record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
               "annotations": theirs, "cgroups": cgroup_dirs(spec["linux"]["cgroupsPath"])}
+    record["found_cgroups"] = found_cgroups(record["cgroups"])
     make_dirs(os.path.dirname(path))
     with blame(f"create, on {container_id}: container with given ID already exists"):
         os.mkdir(path, 0o700)
@@ -4968,10 +5126,10 @@ def signal_oci(record, number, everyone):
     if not is_alive(record) and not everyone:
         raise Failure(f"kill, on {record['id']}: container not running")
     if everyone:
-        for pid in cgroup_pids(record["cgroups"]):
+        for pid in cgroup_pids(own_cgroups(record)):
             with tolerate(errno.ESRCH):
                 os.kill(pid, number)
-    else:
+    if not everyone or record.get("found_cgroups"):
         send_signal(record["pid"], record["pid_start"], number)
     if number == _signal.SIGKILL:
         thaw(record["cgroups"])
@@ -5505,7 +5663,7 @@ def prepare_container(spec, record):
     for row in spec["mounts"]:
         source = row["source"]
         if "volume" in row:
-            make_dirs(source)
+            make_volume(source)
         elif row["type"] == "bind" and not source.startswith(path) and not os.path.exists(source):
             os.makedirs(source, exist_ok=True)
     for name in ("rootfs", "scratch"):
@@ -5950,8 +6108,8 @@ def cmd_update(options, name):
     spec, wanted = read_json(path), resources_of(options)
     if file:
         with blame(f"--resources, on {file}"):
-            wanted = parse_json(b"".join(read_path(0 if file == "-" else file)), file, {
-                group: dict for group in ("memory", "cpu", "pids", "unified", "blockIO")})
+            wanted = parse_json(b"".join(read_path(0 if file == "-" else file)), file,
+                                OCI_RESOURCES)
     for group, values in wanted.items():
         if isinstance(values, dict):
             spec["linux"]["resources"].setdefault(group, {}).update(
@@ -6063,7 +6221,8 @@ def cmd_save(options, words):
 def open_output(path):
     """A file to write an archive to; standard output only if it's no terminal."""
     if path:
-        return open(path, "wb")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        return open(os.open(path, flags, 0o600), "wb")  # closed to others, as docker has it
     if os.isatty(1):
         raise Failure("--output: not given, and standard output is a terminal", hint="-o FILE")
     return open(1, "wb", closefd=False)
@@ -6234,7 +6393,7 @@ def cmd_volume_ls(options, _):
 @command("[NAME]", "make an empty volume; one that is there is left as it is")
 def cmd_volume_create(_, words):
     name = words[0] if words else os.urandom(32).hex()
-    make_dirs(volume_path(name))
+    make_volume(volume_path(name))
     show(name)
 
 @command("NAME...", "remove volumes that no container uses, with what is in them", many=True)
@@ -6672,6 +6831,7 @@ def dispatch(words):
 
 def main():
     """Run the program and exit; the status is Docker's: 125 if the trouble is mydocker's own."""
+    os.umask(0o022)  # at every start: with a caller's 077 no user inside would find a thing
     while (fd := os.open(os.devnull, os.O_RDWR)) < 3:  # a closed standard one must not be taken
         pass
     os.close(fd)

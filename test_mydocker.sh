@@ -6191,7 +6191,7 @@ oci_bundle() { # a root of the box's own programs in ./root, and a config.json a
 configure() { # configure PYTHON [ARG...]: change config.json, c, and with ARGs its command
   "$PYTHON" -I - "$@" <<'PYTHON'
 import json, sys
-c = json.load(open("config.json"))
+c = whole = json.load(open("config.json"))
 c["root"]["path"] = "root"
 p, l = c["process"], c["linux"]
 
@@ -6325,15 +6325,14 @@ rlimits p["rlimits"] = [{"type": "RLIMIT_MOON", "soft": 1, "hard": 1}]
 cwd p["cwd"] = "tmp"
 sysctl l["sysctl"] = {"net.ipv4.ip_forward": 1}
 NUL p["args"] = ["a\u0000b"]
-specification l["resources"] = {"memory": [1]}
+memory l["resources"] = {"memory": [1]}
 specification l["resources"] = {"devices": [{"access": "rwm"}]}
-specification l["resources"] = {"hugepageLimits": [{}]}
+limit l["resources"] = {"hugepageLimits": [{}]}
 specification l["seccomp"] = {"defaultAction": "SCMP_ACT_MOON"}
 specification l["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"]}]}
-specification l["uidMappings"] = [{}]; l["namespaces"].append({"type": "user"})
+containerID l["uidMappings"] = [{}]; l["namespaces"].append({"type": "user"})
+limit l["resources"] = {"memory": {"limit": "much"}}
 END
-  configure 'l["resources"] = {"memory": {"limit": "much"}}'
-  fails 125 '^mydocker: --memory, on much: invalid' create t
   echo '{' >config.json
   fails 125 'config.json: bad JSON' create t
   rm config.json
@@ -7082,6 +7081,350 @@ still_empty() { # those of "${empty[@]}" that are there and without one now
   for dir in "${empty[@]}"; do
     [[ ! -d $dir || $(cat "$dir/cgroup.procs" 2>/dev/null) ]] || echo "$dir"
   done
+}
+
+test_reserved_signals() { # run: the C library's own signals are left alone, musl's too, which are three
+  { # this program as it is on musl, where 34 is one of them
+    cat <<'PYTHON'
+import _signal
+plain = _signal.valid_signals() - {34}, _signal.signal, _signal.pthread_sigmask
+_signal.valid_signals = lambda: plain[0]
+def signal(number, action):
+    if number == 34:
+        raise OSError(22, "Invalid argument")
+    return plain[1](number, action)
+def pthread_sigmask(how, numbers):
+    if 34 in numbers:
+        raise ValueError("signal number 34 out of range")
+    return plain[2](how, numbers)
+_signal.signal, _signal.pthread_sigmask = signal, pthread_sigmask
+PYTHON
+    cat "$here/mydocker.py"
+  } >musl.py
+  local mydocker=("$PYTHON" musl.py)
+  run 0 run /bin/echo plain
+  is "$out$err" plain
+  run 143 run --init /bin/sh -c 'kill -TERM $$'
+  is "$err" ''
+}
+
+planted() { # planted DIR NAME...: modules there that tell of it, in $top, when they are imported
+  local name
+  mkdir -p "$1"
+  for name in "${@:2}"; do echo "open('$top/imported', 'a').write('$name from $1\n')" >"$1/$name.py"; done
+}
+
+imports_nothing() { # imports_nothing [ENV...] PYTHON WORD...: so started it runs, and no planted file does
+  local words
+  own_state
+  for words in --version images 'volume ls' 'ps --format json' 'run /bin/true' 'run --rm --explain /bin/true'; do
+    read -ra words <<<"$words"
+    env "$@" "${words[@]}" </dev/null >out 2>err || fail "$* ${words[*]}: $(<err)"
+    [[ ! -e $top/imported ]] || fail "$* ${words[*]}: $(<"$top/imported")"
+  done
+}
+
+test_planted_imports() { # main: files beside it, in the current directory or in PYTHONPATH are never imported
+  local top=$PWD modules=(errno fcntl select struct _struct _ctypes ctypes _socket socket json _json hashlib _hashlib
+    termios datetime zlib tarfile shlex subprocess math signal base64 secrets)
+  planted "$PWD/beside" "${modules[@]}"
+  planted "$PWD/path" "${modules[@]}"
+  while PYTHONPATH=$PWD/path "$PYTHON" -c '' && [[ -e imported ]]; do # what Python imports by itself is not ours
+    sed 's,^,path/,; s, .*,.py,' imported | xargs rm -f imported
+  done
+  cp "$here/mydocker.py" beside/
+  ln -s beside/mydocker.py link.py
+  imports_nothing "$PYTHON" beside/mydocker.py
+  imports_nothing PYTHONSAFEPATH=1 "PYTHONPATH=$PWD/path" "$PYTHON" "$PWD/beside/mydocker.py"
+  cd beside
+  imports_nothing "$PYTHON" mydocker.py
+  imports_nothing "$PYTHON" -m mydocker
+  imports_nothing PYTHONPATH= "$PYTHON" -c 'exec(compile(open("mydocker.py").read(), "mydocker.py", "exec"))'
+  cd ..
+  cp path/*.py .
+  imports_nothing PYTHONPATH=. "$PYTHON" link.py
+  run 0 --version
+}
+
+test_umask() { # main: a caller's umask changes nothing for the users in containers, nor what commit makes
+  local mask c='stat -c "%a %n" / /etc /etc/hosts /work /vol /made /empty; read -r x </etc/hostname; ls /vol; umask'
+  small_root root
+  with_libraries "$(type -P stat)" root stat
+  make_image "t$n:1"
+  for mask in 022 077 027; do
+    umask "$mask"
+    run 0 run -u 1000 -w /work -v "v$mask:/vol" -v "$PWD/made$mask:/made" -v "e$mask:/empty:nocopy" "t$n:1" /bin/sh -c "$c"
+    is "$out" $'755 /\n755 /etc\n644 /etc/hosts\n755 /work\n755 /vol\n755 /made\n755 /empty\n0022'
+    run 0 run --name "c$mask" "t$n:1" /bin/sh -c 'mkdir /new; echo x >/new/file'
+    run 0 commit "c$mask" "made$mask"
+    run 0 run --rm -u 1000 "made$mask" /bin/sh -c 'stat -c "%a %n" / /new /new/file'
+    is "$out" $'755 /\n755 /new\n644 /new/file'
+    is "$(stat -c %a state state/containers state/volumes)" $'700\n700\n700'
+    find /sys/fs/cgroup -maxdepth 3 -name mydocker ! -perm 755 >closed
+    is "$(<closed)" ''
+  done
+  oci_bundle
+  configure 'p["user"] = {"uid": 5, "gid": 6, "umask": 63}; c["root"]["readonly"] = False; p["cwd"] = "/made/by us"' /bin/sh -c 'umask; stat -c %a . /made'
+  run 0 run --bundle . t
+  is "$out" $'0077\n755\n755'
+}
+
+test_number_ends() { # oci: a number that C would make another of is refused by its field's name, and ids are runc's
+  local want path values value
+  oci_bundle
+  configure 'l["resources"] = {}; l["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}'
+  cp config.json good
+  while read -r want path values; do
+    for value in $values; do
+      configure "
+*keys, last = '$path'.split('.')
+for key in keys:
+    c = c.setdefault(key, {})
+c[last] = $value
+c = whole"
+      fails 125 "config.json: .*$want: a number from " create t
+      cp good config.json
+    done
+  done <<'END'
+uid process.user.uid 4294967295 2147483648 -1 1.0 True
+gid process.user.gid 4294967295 2147483648
+additionalGids process.user.additionalGids [4294967295] [0,-1]
+umask process.user.umask -1 4294967296
+oomScoreAdj process.oomScoreAdj 1001 -4294967295
+height process.consoleSize {"height":65537}
+soft process.rlimits [{"type":"RLIMIT_NOFILE","soft":18446744073709551616,"hard":1}]
+hard process.rlimits [{"type":"RLIMIT_NOFILE","soft":1,"hard":-1}]
+timeout hooks.prestart [{"path":"/bin/true","timeout":2147484000}]
+hostID linux.uidMappings [{"containerID":0,"hostID":4294967296,"size":1}]
+containerID linux.gidMappings [{"containerID":4294967295,"hostID":0,"size":1}]
+size linux.gidMappings [{"containerID":0,"hostID":0,"size":0}]
+major linux.devices [{"path":"/dev/x","type":"c","major":4294967297,"minor":3}]
+minor linux.devices [{"path":"/dev/x","type":"c","major":1,"minor":1048576}]
+fileMode linux.devices [{"path":"/dev/x","type":"c","major":1,"minor":3,"fileMode":65536}]
+uid linux.devices [{"path":"/dev/x","type":"c","major":1,"minor":3,"uid":4294967295}]
+gid linux.devices [{"path":"/dev/x","type":"c","major":1,"minor":3,"gid":-1}]
+minor linux.resources.devices [{"allow":True,"type":"c","major":1,"minor":4294967299}]
+limit linux.resources.memory.limit 18446744073709551616 -2
+swap linux.resources.memory.swap 9223372036854775808
+quota linux.resources.cpu.quota 18446744073709551616
+shares linux.resources.cpu.shares -1
+limit linux.resources.pids.limit 9223372036854775808
+rate linux.resources.blockIO.throttleReadBpsDevice [{"major":8,"minor":0,"rate":-1}]
+classID linux.resources.network.classID 4294967296
+hcaHandles linux.resources.rdma.mlx {"hcaHandles":-1}
+errnoRet linux.seccomp.syscalls [{"names":["mkdir"],"action":"SCMP_ACT_ERRNO","errnoRet":2147090432}]
+defaultErrnoRet linux.seccomp.defaultErrnoRet 65536
+index linux.seccomp.syscalls [{"names":["mkdir"],"action":"SCMP_ACT_ERRNO","args":[{"index":6,"value":1}]}]
+END
+  configure 'l["uidMappings"] = [{"containerID": 0, "hostID": 4294967294, "size": 2}]'
+  fails 125 'uidMappings: ids above 4294967294' create t
+  cp good config.json
+  # of a user only what is the OCI's: a name or capabilities would be taken for our own
+  configure 'p["user"] = {"uid": 2147483647, "gid": 2147483647, "username": "root", "added": ["CAP_KILL"]}' \
+    /bin/sh -c 'id -u; id -g; while read -r name caps; do [ "$name" != CapEff: ] || echo "$caps"; done </proc/self/status'
+  run 0 run --bundle . t
+  is "$out" $'2147483647\n2147483647\n0000000000000000'
+  is "$(find state -mindepth 2)" ''
+}
+
+test_number_ends_exec() { # oci: so it is in the file of exec --process, in update's resources and in a seccomp profile
+  oci_bundle
+  configure '' /bin/sleep 1000
+  run 0 create --pid-file pid t </dev/null
+  run 0 start t
+  echo '{"args": ["/bin/id"], "cwd": "/", "user": {"uid": 4294967295, "gid": 0}}' >process.json
+  fails 125 'process.json: user: uid: a number from 0 to 2147483647 wanted, found 4294967295' exec --process process.json t
+  echo '{"args": ["/bin/id", "-u"], "cwd": "/", "user": {"uid": 5, "gid": 0, "username": "root"}}' >process.json
+  run 0 exec --process process.json t
+  is "$out" 5
+  echo '{"memory": {"limit": 18446744073709551616}}' >resources
+  fails 125 'memory: limit: a number from' update --resources resources t
+  run 0 delete --force t
+  echo '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO",
+    "errnoRet": 2147090432}]}' >profile
+  fails 125 'profile: .*errnoRet: a number from' run --security-opt seccomp=profile /bin/true
+}
+
+test_number_ends_options() { # limits: sizes and numbers on the command line have an upper end, too
+  local many words
+  many=$(printf '9%.0s' {1..5000})
+  for words in '-m 17179869184g' "-m $many" "-m $many.${many}k" '--shm-size 9223372036854775808' \
+    '--log-opt max-size=8388608t' "--pids-limit $many" '--pids-limit 9223372036854775808' '--pids-limit --3' \
+    "--cpu-shares $many" "--cpus $many" '--ulimit nofile=18446744073709551616' "--ulimit nofile=1:$many" \
+    '-u 2147483648' "-u $many" "-u 0:$many" "--stop-timeout $many" "--oom-score-adj -$many"; do
+    # shellcheck disable=SC2086 # they are two words
+    fails 125 '^mydocker: --(memory|shm-size|log-opt max-size|pids-limit|cpu-shares|cpus|ulimit|user|stop-timeout|oom-score-adj), on ' \
+      run $words /bin/true
+    unlike "$err" 'bug in mydocker'
+  done
+}
+
+test_user_digits() { # user: a name of digits is the number, whoever has it for a name
+  local many user
+  small_root root
+  many=$(printf '9%.0s' {1..5000})
+  printf '%s\n' 1000:x:0:0::/root:/bin/sh root:x:0:0::/root:/bin/sh "far:x:$many:0::/:/bin/sh" \
+    joe:x:1000:7::/home/joe:/bin/sh >root/etc/passwd
+  printf '%s\n' 50:x:0: root:x:0: staff:x:50: "far:x:$many:joe" >root/etc/group
+  make_image "t$n:1"
+  for user in 1000 01000 joe; do
+    run 0 run -u "$user" "t$n:1" /bin/sh -c 'echo $(id -u) $(id -g) $HOME'
+    is "$out" '1000 7 /home/joe'
+  done
+  run 0 run -u joe:50 "t$n:1" /bin/sh -c 'echo $(id -u) $(id -g) $(id -G)'
+  is "$out" '1000 50 50'
+  run 0 run -u 2000:0050 "t$n:1" /bin/sh -c 'echo $(id -u) $(id -g)'
+  is "$out" '2000 50'
+  fails 125 'no such user' run -u far "t$n:1" /bin/true
+  fails 125 'no such group' run -u 0:far "t$n:1" /bin/true
+  background -u 0 "t$n:1" /bin/sleep 1000
+  run 0 exec -u 1000 "$id" /bin/id -u
+  is "$out" 1000
+  run 0 exec -u 0:50 "$id" /bin/id -g
+  is "$out" 50
+  run 0 rm -f "$id"
+  set_config "t$n:1" '{"User": "1000", "Cmd": ["/bin/sh", "-c", "echo $(id -u) $(id -g)"]}'
+  run 0 run "t$n:1"
+  is "$out" '1000 7'
+}
+
+test_json_numbers() { # images: NaN and infinities are no JSON, in an image, a bundle or any other document
+  local number
+  make_image "t$n:1"
+  set_config "t$n:1" '{}'
+  cp -r layout pristine
+  oci_bundle
+  cp config.json good
+  for number in NaN Infinity -Infinity 1e999 -1e999; do
+    rm -rf layout && cp -r pristine layout
+    set_config "t$n:1" "{\"Labels\": {\"x\": $number}}" 125
+    one_line 'bad JSON: .*is no number'
+    rm -rf layout && cp -r pristine layout
+    set_config "t$n:1" "{\"Healthcheck\": {\"Interval\": [$number]}}" 125
+    one_line 'bad JSON: .*is no number'
+    sed "s/\"linux\"/\"annotations\": {\"x\": $number}, &/" good >config.json
+    fails 125 'config.json: bad JSON: .*is no number' create t
+    echo "{\"defaultAction\": \"SCMP_ACT_ALLOW\", \"syscalls\": [], \"more\": $number}" >profile
+    fails 125 'profile: .*is no number' run --security-opt seccomp=profile /bin/true
+  done
+  cp good config.json
+  configure 'c["annotations"] = {"x": "1e999", "y": "NaN"}; c["more"] = 1.5e3' /bin/sh -c :
+  run 0 run --bundle . t
+  run 0 run --rm "t$n:1" /bin/sh -c :
+  run 0 ps -a
+  is "$(find state/oci state/containers -mindepth 1)" ''
+}
+
+test_json_texts() { # images: a text that can't be handed on or written back is refused where it is read
+  local text key
+  make_image "t$n:1"
+  set_config "t$n:1" '{}'
+  cp -r layout pristine
+  for text in 'a\u0000b' '\ud800'; do
+    for key in '"Cmd": ["/bin/true", "@"]' '"User": "@"' '"Env": ["A=@"]' '"Env": ["@=b"]' '"Labels": {"x": "@"}' \
+      '"Labels": {"@": "x"}' '"WorkingDir": "/@"' '"Entrypoint": ["@"]' '"Volumes": {"/@": {}}' '"StopSignal": "@"'; do
+      rm -rf layout && cp -r pristine layout
+      set_config "t$n:1" "{${key//@/$text}}" 125
+      one_line '(a NUL in a text|a lone surrogate)'
+    done
+    fails 125 '(a NUL in a text|a lone surrogate)' import --change "CMD [\"$text\"]" root "t$n:2"
+  done
+  for key in '["=x"]' '[""]'; do
+    rm -rf layout && cp -r pristine layout
+    set_config "t$n:1" "{\"Env\": $key}" 125
+    one_line 'Env, on .*: a variable must have a name'
+  done
+  fails 125 'a variable must have a name' import --change "ENV =x" root "t$n:2"
+  rm -rf layout && cp -r pristine layout
+  set_config "t$n:1" '{"Labels": {"x": 1}}' 125
+  one_line 'Labels: x: str wanted, found 1'
+  oci_bundle
+  cp config.json good
+  while read -r want change; do
+    configure "$change"
+    fails 125 "config.json: .*$want" create t
+    cp good config.json
+  done <<'END'
+surrogate p["args"] = ["/bin/echo", "\ud800"]
+surrogate p["env"] = ["A=\udfff"]
+surrogate c["annotations"] = {"\ud800": "x"}
+NUL c["hostname"] = "a\0b"
+NUL c["annotations"] = {"a\0": "x"}
+name p["env"] = ["=x"]
+name c["hooks"] = {"poststop": [{"path": "/bin/true", "env": ["=x"]}]}
+annotations c["annotations"] = {"x": 1}
+unified l["resources"] = {"unified": {"memory.max": 1}}
+path c["root"] = {}
+path c["root"] = {"path": 7}
+bounding p["capabilities"]["bounding"] = "CAP_KILL"
+END
+  # what isn't UTF-8 stays what it is, also by way of an image
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c :
+  run 0 commit --change $'ENV B=\xfe' "c$n" "t$n:3"
+  run 0 run --rm "t$n:3" /bin/sh -c 'echo "$B"'
+  printf '\376\n' | cmp - "$scratch/stdout"
+}
+
+cgroup_trees() { # the places of the cgroup trees
+  awk '/ - cgroup2? / {print $5}' /proc/self/mountinfo
+}
+
+test_cgroups_path_root() { # oci: a cgroupsPath that is the root of the trees is refused, before anything is made or killed
+  need unshare awk mount
+  local path mydocker=(unshare --mount --propagation private --pid --fork --kill-child --mount-proc bash -ec '
+    awk "/ - cgroup2? / {print \$5}" /proc/self/mountinfo | while read -r place; do mount -o remount,bind,ro "$place"; done
+    "$@"' bash "${mydocker[@]}") # whatever goes wrong, no process or cgroup of others can go with it
+  oci_bundle
+  for path in / . '' /. ./. // /.. a/.. ../mydocker /a/../..; do
+    configure "l['cgroupsPath'] = '$path'" /bin/sh -c :
+    fails 125 '^mydocker: (--cgroup-parent or )?cgroupsPath, on .*: it (names no cgroup of its own|must not contain \.\.)' create t
+    fails 125 cgroupsPath run --bundle . t
+    is "$(find state -mindepth 2)" ''
+  done
+}
+
+test_cgroups_path_found() { # oci: a cgroup that was there is refused if it's in use, and else neither killed nor removed
+  local tree place other name=mydocker-allowed-$$-$n
+  oci_bundle
+  for tree in $(cgroup_trees | grep freezer) $(cgroup_trees); do # v1's cpuset takes no process before it has processors
+    [[ $tree != *cpuset* ]] && mkdir "$tree/$name" 2>/dev/null && break
+  done
+  place=$tree/$name
+  [[ -d $place ]] || skip 'needs a cgroup tree that can be written to'
+  configure "l['cgroupsPath'] = '/$name'" /bin/sh -c 'while :; do sleep 0.05; done'
+  sleep 1000 &
+  other=$!
+  mkdir "$place/below"
+  echo "$other" >"$place/below/cgroup.procs"
+  fails 125 "^mydocker: cgroupsPath, on .*$name: it is there already, and has processes in it$" create t
+  gone "$other" && fail 'it was killed'
+  is "$(find state -mindepth 2)" ''
+  kill "$other" && wait "$other" || :
+  rmdir "$place/below"
+  run 0 create --pid-file pid t </dev/null
+  run 0 start t
+  grep -qx "$(<pid)" "$place/cgroup.procs"
+  sleep 1000 &
+  other=$!
+  echo "$other" >"$place/cgroup.procs"
+  run 0 kill --all t KILL
+  wait_for gone "$(<pid)"
+  run 0 delete --force t
+  gone "$other" && fail 'it was killed'
+  [[ -d $place ]]
+  kill "$other" && wait "$other" || :
+  if [[ -e $place/cgroup.freeze ]]; then echo 1 >"$place/cgroup.freeze"; fi
+  if [[ -e $place/freezer.state ]]; then echo FROZEN >"$place/freezer.state"; fi
+  if [[ -e $place/cgroup.freeze || -e $place/freezer.state ]]; then
+    fails 125 'it is there already, and is frozen' create t
+  fi
+  wait_for rmdir "$place"
+}
+
+test_cgroups_path_allow() { # limits: a cgroup whose path holds the word "allow" has its device rules like any other
+  run 0 run --cgroup-parent "/mydocker-allowed-$n" /bin/sh -c 'echo x >/dev/null && echo written'
+  is "$out" written
+  find /sys/fs/cgroup -depth -type d -path "*/mydocker-allowed-$n*" -exec rmdir {} +
 }
 
 test_nothing_left() { # main: nothing is left behind on this box
