@@ -1404,22 +1404,17 @@ def keeps_xattr(name):
             or name.startswith(b"user.") and not name.startswith(b"user.overlay."))
 
 def remove_tree(name, dir_fd=None):
-    """Remove NAME, whatever it is, if it is there. Its directories are laid flat, so that none is
-    too deep, and ".." isn't used: in a running container, it could lead anywhere by now."""
-    try:
-        os.unlink(name, dir_fd=dir_fd)
+    """Remove NAME, whatever it is, if it is there; what is mounted in it is an error and stays. Its
+    directories are laid flat, so that none is too deep, and ".." isn't used: in a running
+    container, it could lead anywhere by now."""
+    if remove_entry(name, dir_fd):
         return
-    except FileNotFoundError:
-        return
-    except IsADirectoryError:
-        top = Descriptor(os.open(name, OPEN_CHILD, dir_fd=dir_fd))
-    with top:
+    with Descriptor(os.open(name, OPEN_CHILD, dir_fd=dir_fd)) as top:
         folders = ["."]
         for folder in folders:  # it grows meanwhile
             with Descriptor(os.open(folder, OPEN_CHILD, dir_fd=top)) as fd:
                 for entry in list(os.scandir(fd)):
-                    if not entry.is_dir(follow_symlinks=False):
-                        os.unlink(entry.name, dir_fd=fd)
+                    if remove_entry(entry.name, fd):
                         continue
                     flat = os.urandom(16).hex()
                     try:
@@ -1430,6 +1425,26 @@ def remove_tree(name, dir_fd=None):
         for folder in folders[1:]:
             os.rmdir(folder, dir_fd=top)
     os.rmdir(name, dir_fd=dir_fd)
+
+def remove_entry(name, dir_fd):
+    """Remove anything but a directory with something in it: False. Both calls refuse what a file
+    system is mounted on before they look at what is in it: EBUSY, see rmdir(2)."""
+    try:
+        try:
+            os.unlink(name, dir_fd=dir_fd)
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+    except OSError as why:
+        if why.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        if why.errno == errno.EBUSY:
+            above = "" if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}") + "/"
+            raise Failure(f"remove, on {above}{os.fsdecode(name)}: something is mounted there"
+                          ) from None
+        raise
+    return True
 
 # Writing tar
 
@@ -5505,7 +5520,7 @@ def prepare_container(spec, record):
     for row in spec["mounts"]:
         source = row["source"]
         if "volume" in row:
-            make_dirs(source)
+            make_volume(source)
         elif row["type"] == "bind" and not source.startswith(path) and not os.path.exists(source):
             os.makedirs(source, exist_ok=True)
     for name in ("rootfs", "scratch"):
@@ -6234,15 +6249,26 @@ def cmd_volume_ls(options, _):
 @command("[NAME]", "make an empty volume; one that is there is left as it is")
 def cmd_volume_create(_, words):
     name = words[0] if words else os.urandom(32).hex()
-    make_dirs(volume_path(name))
+    make_volume(volume_path(name))
     show(name)
+
+def make_volume(path):
+    """Make a volume's directory, for every user in a container; those above it are closed."""
+    make_dirs(os.path.dirname(path))
+    with tolerate(errno.EEXIST):
+        os.mkdir(path)
+        os.chmod(path, 0o755)  # whatever the umask is
 
 @command("NAME...", "remove volumes that no container uses, with what is in them", many=True)
 def cmd_volume_rm(_, name):
     users = volume_info(name)["UsedBy"]
     if users:
         raise Failure(f"volume rm, on {name}: container {users[0]} uses it")
-    remove_tree(os.path.dirname(volume_path(name)))
+    path = os.path.dirname(volume_path(name))
+    for place, *_ in mounts_here():  # asked before anything is gone
+        if place.startswith(os.path.realpath(path) + "/"):
+            raise Failure(f"volume rm, on {name}: something is mounted on {place}")
+    remove_tree(path)
 
 @command("NAME...", "show volumes as JSON")
 def cmd_volume_inspect(_, words):

@@ -4380,6 +4380,32 @@ test_volume_prune() { # volumes: volume prune removes those that no container us
   is "$(sort <<<"$out")" "free$n"$'\n'"used$n"
 }
 
+with_mount() { # with_mount PLACE STATUS ARG...: `mydocker ARG...` ends so where ./canary is mounted on PLACE, into ./err
+  WANT=$2 unshare -m bash -exc 'mount --bind canary "$1"
+    got=0
+    "${@:2}" 2>err || got=$?
+    ((got == WANT))' bash "$1" "${mydocker[@]}" "${@:3}"
+  canary_lives
+}
+
+test_remove_across_mounts() { # volumes: what is mounted in a volume or a container's directory stays, and is named
+  local place
+  make_canary
+  make_image "t$n:1"
+  run 0 run --name "c$n" -v "v$n:/v" "t$n:1" /bin/sh -c 'mkdir -p /v/sub/place /sub/place; echo file >/v/file'
+  with_mount "$(echo "$PWD/state/containers"/*/upper/sub/place)" 125 rm "c$n"
+  like "$(<err)" "^mydocker: remove, on $PWD/state/containers/.*/place: something is mounted there\$"
+  run 0 ps -a
+  place=$PWD/state/volumes/v$n/_data
+  for what in "rm v$n" 'prune -a'; do
+    # shellcheck disable=SC2086 # words
+    with_mount "$place/sub/place" 125 volume $what
+    is "$(<err)" "mydocker: volume rm, on v$n: something is mounted on $place/sub/place"
+    is "$(ls "$place")" $'file\nsub'
+  done
+  run 0 volume rm "v$n"
+}
+
 # ── 16. cp ─────────────────────────────────────────────────────────────────
 
 test_cp() { # cp: files and trees go both ways, running or stopped
