@@ -2322,7 +2322,7 @@ def mount_one(root, row):
             data += f",mode={stat.S_IMODE(os.fstat(fd).st_mode):o}"  # that of what is covered
     target = mount_point(root, row, directory)
     place = f"/proc/self/fd/{target}"
-    if row.get("copyUp"):  # a new volume gets what the image has at its place, as with docker
+    if row.get("copyUp") and is_of_image(root, target, row):
         copy_up(place, row["source"], ["."])  # owner and mode of the directory, too
     mounter = mount_bind if flags & MS_BIND else MOUNTERS.get(row["type"], mount_new)
     mounted = mounter(place, row, flags, data)
@@ -2340,6 +2340,14 @@ def mount_one(root, row):
                                    for want in (True, False)))
     for change in propagation:
         mount(None, mounted, None, change, None)  # who sees mounts made below it later
+
+def is_of_image(root, target, row):
+    """Can a new volume get what the image has at its place, as with docker?  What is mounted there,
+    such as /dev or, by a link, the kernel's /sys, is not the image's."""
+    top, here = os.stat(f"/proc/self/fd/{root}"), os.fstat(target)
+    if os.path.samestat(top, here):
+        raise Failure(f"mount, on {row['destination']}: it leads to the container's root")
+    return top.st_dev == here.st_dev and stat.S_ISDIR(here.st_mode)
 
 def copy_up(source, target, names):
     """Fill the directory TARGET, if it is empty, with what is in SOURCE by these names."""
@@ -5119,40 +5127,63 @@ def command_of(options, words, image):
 
 def volume_rows(options, image, own_root):
     """The mounts that -v, --mount, --tmpfs and the image's Volumes ask for, parents first."""
-    rows = [*map(parse_volume, options["volume"]), *map(parse_mount, options["mount"])]
-    for path, _, more in (text.partition(":") for text in options["tmpfs"]):
-        rows.append(mount_row(path, "tmpfs", "nosuid", "nodev", "noexec",
-                              *filter(None, more.split(","))))
-    taken = {os.path.normpath(row["destination"]) for row in rows}
-    rows += [volume_row("", path, []) for path in image.get("Volumes") or {}
-             if os.path.normpath(path) not in taken]  # a place and no more: CVE-2022-23648
-    for place in (row["destination"] for row in rows):
-        if not place.startswith("/"):
-            raise Failure(f"--volume, on {place}: the place in the container must be an absolute "
-                          "path")
-        if not own_root and not os.path.exists(place):
-            raise Failure(f"--volume, on {place}: there is no such place on this box, and it won't "
-                          "be made on the host's own root")
+    rows = [*map(parse_volume, options["volume"]), *map(parse_mount, options["mount"]),
+            *map(parse_tmpfs, options["tmpfs"])]
+    taken = set()
+    for row in rows:
+        place = checked_place("--volume", row["destination"], own_root)
+        if place in taken:
+            raise Failure(f"--volume, on {row['destination']}: two mounts at one place")
+        taken.add(place)
+    for text in image.get("Volumes") or {}:
+        place = checked_place("image's volume", text, own_root)
+        if place.split("/")[1] in ("proc", "sys"):
+            raise Failure(f"image's volume, on {text}: that place is the kernel's")
+        if place not in taken:
+            rows.append(volume_row("", place, []))  # a place and no more: CVE-2022-23648
     return sorted(rows, key=lambda row: os.path.normpath(row["destination"]).count("/"))
+
+def checked_place(what, text, own_root):
+    """A place in the container where something can be mounted, in its one form."""
+    place = os.path.normpath("/" + text.lstrip("/"))
+    if not text.startswith("/"):
+        raise Failure(f"{what}, on {text}: the place in the container must be an absolute path")
+    if place == "/":
+        raise Failure(f"{what}, on {text}: it can't be the container's root")
+    if not own_root and not os.path.exists(place):
+        raise Failure(f"{what}, on {text}: there is no such place on this host, and it won't be "
+                      "made on the host's own root")
+    return place
+
+def parse_tmpfs(text):
+    """A --tmpfs argument, PLACE[:OPTIONS], as a mount row."""
+    place, _, words = text.partition(":")
+    return mount_row(place, "tmpfs", "nosuid", "nodev", "noexec", *filter(None, words.split(",")))
 
 def parse_volume(text):
     """A -v argument, [HOST:|NAME:]PLACE[:OPTIONS], as a mount row."""
     parts = text.split(":")
     if len(parts) > 3 or not all(parts):
         raise Failure(f"--volume, on {text or chr(39) * 2}: it is [HOST-DIR:|NAME:]PLACE[:OPTIONS]")
-    if len(parts) == 1 or len(parts) == 2 and parts[1][0] != "/":
+    if len(parts) == 1 or len(parts) == 2 and not parts[1].startswith("/"):
         parts.insert(0, "")
-    words = ",".join(parts[2:]).split(",") if parts[2:] else []
+    source, place, *rest = parts
+    words = rest[0].split(",") if rest else []
     for word in words:
         if word not in (*PROPAGATION, *MOUNT_FLAGS, "z", "Z", "U", "nocopy"):
             raise Failure(f"--volume, on {text}: unknown option {word}")
-    return volume_row(parts[0], parts[1], words)
+    return volume_row(source, place, words)
 
 def volume_row(source, place, words):
     """A row for a host path, a named volume or, without a source, a new one."""
-    kept = ["rro" if word == "ro" else word for word in words  # with all below, as docker has it
-            if word in PROPAGATION or word in MOUNT_FLAGS]
-    kept += [] if any(word in PROPAGATION for word in kept) else ["rprivate"]
+    kept = []
+    for word in words:
+        if word == "ro":
+            kept.append("rro")  # with all below, as docker has it
+        elif word in PROPAGATION or word in MOUNT_FLAGS:
+            kept.append(word)
+    if not any(word in PROPAGATION for word in kept):
+        kept.append("rprivate")
     if source.startswith(("/", ".")):
         row = mount_row(place, "bind", "rbind", *kept, source=os.path.abspath(source))
         return dict(row, chown="U" in words)
@@ -5161,26 +5192,54 @@ def volume_row(source, place, words):
     return dict(row, copyUp="nocopy" not in words, chown="U" in words, volume=name,
                 anonymous=not source)
 
+MOUNT_KEYS = {  # --mount's words, and what they are called below
+    "type": "type", "source": "source", "src": "source", "target": "target", "dst": "target",
+    "destination": "target", "readonly": "readonly", "ro": "readonly",
+    "bind-propagation": "bind-propagation", "volume-nocopy": "volume-nocopy",
+    "tmpfs-size": "tmpfs-size", "tmpfs-mode": "tmpfs-mode"}
+
 def parse_mount(text):
     """A --mount argument, type=bind|volume|tmpfs,source=...,target=...[,readonly], as a row."""
-    alias = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
-    pairs = dict(word.partition("=")[::2] for word in text.split(","))
-    pairs = {alias.get(key, key): value for key, value in pairs.items()}
-    unknown = set(pairs) - {"type", "source", "target", "readonly", "bind-propagation",
-                            "volume-nocopy", "tmpfs-size", "tmpfs-mode"}
-    kind, source = pairs.get("type", "volume"), pairs.get("source", "")
-    if unknown or kind not in ("bind", "volume", "tmpfs") or not pairs.get("target"):
-        raise Failure(f"--mount, on {text}: "
-                      + (f"unknown key {min(unknown)}" if unknown else "type or target is missing"))
-    words = [word for key, word in (("readonly", "ro"), ("volume-nocopy", "nocopy"))
-             if pairs.get(key) in ("", "true", "1")]
-    words += filter(None, [pairs.get("bind-propagation")])
+    pairs = {"type": "volume", "source": ""}
+    for field in csv_fields(text):
+        key, _, value = field.partition("=")
+        if key not in MOUNT_KEYS:
+            raise Failure(f"--mount, on {text}: unknown key {key}")
+        pairs[MOUNT_KEYS[key]] = value
+    kind, source, place = pairs["type"], pairs["source"], pairs.get("target")
+    if kind not in ("bind", "volume", "tmpfs") or not place:
+        raise Failure(f"--mount, on {text}: type or target is missing")
+    words = []
+    for key, word in (("readonly", "ro"), ("volume-nocopy", "nocopy")):
+        value = pairs.get(key, "false")
+        if value in ("", "true", "1"):
+            words.append(word)
+        elif value not in ("false", "0"):
+            raise Failure(f"--mount, on {text}: {key} is true or false")
+    if "bind-propagation" in pairs:
+        if pairs["bind-propagation"] not in PROPAGATION:
+            raise Failure(f"--mount, on {text}: unknown propagation {pairs['bind-propagation']}")
+        words.append(pairs["bind-propagation"])
     if kind == "tmpfs":
-        words += [f"{key[6:]}={pairs[key]}" for key in ("tmpfs-size", "tmpfs-mode") if key in pairs]
-        return mount_row(pairs["target"], "tmpfs", "nosuid", "nodev", "noexec", *words)
-    if kind == "bind" and not os.path.exists(source):
-        raise Failure(f"--mount, on {source}: no such file or directory")
-    return volume_row(os.path.abspath(source) if kind == "bind" else source, pairs["target"], words)
+        for key in ("tmpfs-size", "tmpfs-mode"):
+            if key in pairs:
+                words.append(f"{key[len('tmpfs-'):]}={pairs[key]}")
+        return mount_row(place, "tmpfs", "nosuid", "nodev", "noexec", *words)
+    if kind == "bind":
+        if not os.path.exists(source):
+            raise Failure(f"--mount, on {source or text}: no such file or directory")
+        source = os.path.abspath(source)
+    return volume_row(source, place, words)
+
+def csv_fields(text):
+    """The fields of one line of CSV, as docker reads --mount: one in "..." may hold commas, and
+    "" for a quote (RFC 4180)."""
+    import csv
+    try:
+        rows = list(csv.reader([text], strict=True))
+    except csv.Error as why:
+        raise Failure(f"--mount, on {text}: {why}") from None
+    return rows[0] if rows else []
 
 def working_directory(typed, image, own_root):
     if own_root or typed.startswith("/"):

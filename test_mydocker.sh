@@ -4406,6 +4406,66 @@ test_remove_across_mounts() { # volumes: what is mounted in a volume or a contai
   run 0 volume rm "v$n"
 }
 
+test_mount_words() { # volumes: --mount takes docker's CSV quotes; a word that means nothing is refused, not ignored
+  mkdir 'a,b' 'q"q' dir
+  echo comma >'a,b/file'
+  echo quote >'q"q/file'
+  make_image "t$n:1"
+  run 0 run --rm --mount "type=bind,\"source=$PWD/a,b\",target=/a" --mount "type=bind,\"src=$PWD/q\"\"q\",dst=/q,readonly=true" \
+    --mount "type=bind,source=$PWD/dir,target=/d,ro=0" "t$n:1" /bin/sh -c 'cat /a/file /q/file; touch /q/x 2>/dev/null || touch /d/x'
+  is "$out" $'comma\nquote'
+  [[ -e dir/x ]]
+  fails 125 'mount' run --rm --mount "type=bind,\"source=$PWD/a,b,target=/a" "t$n:1" /bin/ls
+  fails 125 'readonly' run --rm --mount "type=bind,source=$PWD/dir,target=/a,ro=yes" "t$n:1" /bin/ls
+  fails 125 'sideways' run --rm --mount "type=bind,source=$PWD/dir,target=/a,bind-propagation=sideways" "t$n:1" /bin/ls
+}
+
+test_two_mounts_at_one_place() { # volumes: two mounts at one place are refused, however they are written
+  local second
+  mkdir dir
+  make_image "t$n:1" -c 'VOLUME /data'
+  for second in '-v /data' "-v v$n:/data/" "--mount type=tmpfs,target=/x/../data" '--tmpfs //data' "-v $PWD/dir:/./data"; do
+    # shellcheck disable=SC2086 # words
+    fails 125 'data/?: two mounts at one place' run --rm -v "$PWD/dir:/data" $second "t$n:1" /bin/ls
+  done
+  run 0 volume ls -q
+  is "$out" ''
+  run 0 run --rm -v "$PWD/dir://data" "t$n:1" /bin/sh -c 'touch /data/x'
+  [[ -e dir/x ]]
+}
+
+test_volume_places_of_the_kernel() { # volumes: the root, /proc and /sys are no volumes of an image's, and nothing of the kernel's gets into one
+  local place
+  small_root root
+  mkdir root/proc root/sys
+  ln -s /sys/kernel root/lsys
+  ln -s /proc/sys root/lproc
+  ln -s . root/self
+  make_image "t$n:1"
+  for place in / // /x/.. /proc /proc/sys //proc /sys /sys/kernel /x/../sys /self; do
+    set_config "t$n:1" "{\"Volumes\": {\"$place\": {}}}"
+    fails 125 "$place" run --rm "t$n:1" /bin/sh -c 'echo started'
+  done
+  set_config "t$n:1" '{"Volumes": {"/lproc": {}}}'
+  fails 125 lproc run --rm "t$n:1" /bin/sh -c 'echo started'
+  set_config "t$n:1" '{"Volumes": {"/lsys": {}, "/dev/shm": {}}}'
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'ls /lsys/'
+  is "$out" ''
+  is "$(find state/volumes -mindepth 3)" ''
+  fails 125 'root' run --rm -v "v$n:/" "t$n:1" /bin/ls
+  fails 125 'root' run --rm -v "v$n:/self" "t$n:1" /bin/ls
+}
+
+test_volume_modes() { # volumes: every user may look into a new volume, whatever the caller's umask is
+  local place
+  make_image "t$n:1"
+  run 0 run --name "c$n" -u 1234 -v "c$n:/c" -v /d -v "e$n:/e:nocopy" "t$n:1" /bin/ls /c /d /e
+  umask 077
+  run 0 volume create "a$n"
+  run 0 run --rm -v "b$n:/b:nocopy" "t$n:1" /bin/ls /b
+  for place in state/volumes/*/_data; do is "$(stat -c '%a %u' "$place")" '755 0'; done
+}
+
 # ── 16. cp ─────────────────────────────────────────────────────────────────
 
 test_cp() { # cp: files and trees go both ways, running or stopped
