@@ -1426,7 +1426,11 @@ def make_dir(name, parent):
 def make_file(entry, name, parent, stream):
     """Make a regular file, with its holes."""
     remove_tree(name, parent)
-    with open(os.open(name, OPEN_NEW, 0o600, dir_fd=parent), "wb", buffering=0) as file:
+    fill_file(os.open(name, OPEN_NEW, 0o600, dir_fd=parent), entry, stream)
+
+def fill_file(fd, entry, stream):
+    """Write an entry's data, with its holes, and all else that a file has; closes FD."""
+    with open(fd, "wb", buffering=0) as file:
         for offset, length in entry.sparse:
             if offset:
                 file.seek(offset)
@@ -1435,7 +1439,7 @@ def make_file(entry, name, parent, stream):
                     piece = piece[file.write(piece):]
         if len(entry.sparse) != 1:
             file.truncate(entry.size)
-        dress(file.fileno(), entry)
+        dress(fd, entry)
 
 def make_node(entry, name, parent):
     """Make a symbolic link, fifo or device; mknod(2) may be denied, and /dev is ours."""
@@ -1487,22 +1491,17 @@ def keeps_xattr(name):
             or name.startswith(b"user.") and not name.startswith(b"user.overlay."))
 
 def remove_tree(name, dir_fd=None):
-    """Remove NAME, whatever it is, if it is there. Its directories are laid flat, so that none is
-    too deep, and ".." isn't used: in a running container, it could lead anywhere by now."""
-    try:
-        os.unlink(name, dir_fd=dir_fd)
+    """Remove NAME, whatever it is, if it is there; what is mounted in it is an error and stays. Its
+    directories are laid flat, so that none is too deep, and ".." isn't used: in a running
+    container, it could lead anywhere by now."""
+    if remove_entry(name, dir_fd):
         return
-    except FileNotFoundError:
-        return
-    except IsADirectoryError:
-        top = Descriptor(os.open(name, OPEN_CHILD, dir_fd=dir_fd))
-    with top:
+    with Descriptor(os.open(name, OPEN_CHILD, dir_fd=dir_fd)) as top:
         folders = ["."]
         for folder in folders:  # it grows meanwhile
             with Descriptor(os.open(folder, OPEN_CHILD, dir_fd=top)) as fd:
                 for entry in list(os.scandir(fd)):
-                    if not entry.is_dir(follow_symlinks=False):
-                        os.unlink(entry.name, dir_fd=fd)
+                    if remove_entry(entry.name, fd):
                         continue
                     flat = os.urandom(16).hex()
                     try:
@@ -1513,6 +1512,26 @@ def remove_tree(name, dir_fd=None):
         for folder in folders[1:]:
             os.rmdir(folder, dir_fd=top)
     os.rmdir(name, dir_fd=dir_fd)
+
+def remove_entry(name, dir_fd):
+    """Remove anything but a directory with something in it: False. Both calls refuse what a file
+    system is mounted on before they look at what is in it: EBUSY, see rmdir(2)."""
+    try:
+        try:
+            os.unlink(name, dir_fd=dir_fd)
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+    except OSError as why:
+        if why.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        if why.errno == errno.EBUSY:
+            above = "" if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}") + "/"
+            raise Failure(f"remove, on {above}{os.fsdecode(name)}: something is mounted there"
+                          ) from None
+        raise
+    return True
 
 # Writing tar
 
@@ -1629,18 +1648,22 @@ def read_extents(fd, front, extents):
             size = min(CHUNK, offset + length - at)
             yield os.pread(fd, size, at).ljust(size, b"\0")
 
-def copy_entry(source, name, target, new_name, owner=None):
-    """Copy NAME in the directory SOURCE to NEW_NAME in TARGET (descriptors), with all below. By way
-    of a tar that never exists as a whole: no link is followed on either side, whatever somebody
-    swaps meanwhile (CVE-2018-15664).  OWNER: (uid, gid) instead of theirs."""
-    name, new_name = encode(name), encode(new_name)
+def copy_entry(source, name, target):
+    """Copy NAME in the directory SOURCE to TARGET (descriptors), with all below; nothing is there
+    yet.  By way of a tar that never exists as a whole: no link is followed on either side."""
+    name = encode(name)
+    unpack_layer(pack_entry(source, name, name), target, whiteouts="keep")
+
+def pack_entry(source, name, new_name):
+    """Yield NAME in the directory SOURCE (a descriptor), with all below, as a tar in which it is
+    called NEW_NAME; "." for what is in it alone."""
     info = os.stat(name, dir_fd=source, follow_symlinks=False)
     if stat.S_ISDIR(info.st_mode):
-        inner = os.open(name, OPEN_CHILD, dir_fd=source)
-        chunks = pack_tree(inner, path=b"" if new_name == b"." else new_name + b"/")
+        with Descriptor(os.open(name, OPEN_CHILD, dir_fd=source)) as inner:
+            yield from pack_tree(inner, path=b"" if new_name == b"." else new_name + b"/")
     else:
-        chunks = pack_file(source, name, new_name, info, {})
-    unpack_layer(chunks, target, whiteouts="keep", owned_by=owner)
+        yield from pack_file(source, name, new_name, info, {})
+        yield bytes(1024)
 
 # The store
 
@@ -2383,7 +2406,7 @@ def mount_one(root, row):
             data += f",mode={stat.S_IMODE(os.fstat(fd).st_mode):o}"  # that of what is covered
     target = mount_point(root, row, directory)
     place = f"/proc/self/fd/{target}"
-    if row.get("copyUp"):  # a new volume gets what the image has at its place, as with docker
+    if row.get("copyUp") and is_of_image(root, target, row):
         copy_up(place, row["source"], ["."])  # owner and mode of the directory, too
     mounter = mount_bind if flags & MS_BIND else MOUNTERS.get(row["type"], mount_new)
     mounted = mounter(place, row, flags, data)
@@ -2402,13 +2425,21 @@ def mount_one(root, row):
     for change in propagation:
         mount(None, mounted, None, change, None)  # who sees mounts made below it later
 
+def is_of_image(root, target, row):
+    """Can a new volume get what the image has at its place, as with docker?  What is mounted there,
+    such as /dev or, by a link, the kernel's /sys, is not the image's."""
+    top, here = os.stat(f"/proc/self/fd/{root}"), os.fstat(target)
+    if os.path.samestat(top, here):
+        raise Failure(f"mount, on {row['destination']}: it leads to the container's root")
+    return top.st_dev == here.st_dev and stat.S_ISDIR(here.st_mode)
+
 def copy_up(source, target, names):
     """Fill the directory TARGET, if it is empty, with what is in SOURCE by these names."""
     with Descriptor(os.open(target, OPEN_DIR)) as below:
         if not os.listdir(below):
             with Descriptor(os.open(source, OPEN_DIR)) as above:
                 for name in names:
-                    copy_entry(above, name, below, name)
+                    copy_entry(above, name, below)
 
 def mount_point(root, row, directory):
     """Open, or make, the place of a row's mount.  /proc, /sys and /dev must be directories
@@ -5254,40 +5285,63 @@ def command_of(options, words, image):
 
 def volume_rows(options, image, own_root):
     """The mounts that -v, --mount, --tmpfs and the image's Volumes ask for, parents first."""
-    rows = [*map(parse_volume, options["volume"]), *map(parse_mount, options["mount"])]
-    for path, _, more in (text.partition(":") for text in options["tmpfs"]):
-        rows.append(mount_row(path, "tmpfs", "nosuid", "nodev", "noexec",
-                              *filter(None, more.split(","))))
-    taken = {os.path.normpath(row["destination"]) for row in rows}
-    rows += [volume_row("", path, []) for path in image.get("Volumes") or {}
-             if os.path.normpath(path) not in taken]  # a place and no more: CVE-2022-23648
-    for place in (row["destination"] for row in rows):
-        if not place.startswith("/"):
-            raise Failure(f"--volume, on {place}: the place in the container must be an absolute "
-                          "path")
-        if not own_root and not os.path.exists(place):
-            raise Failure(f"--volume, on {place}: there is no such place on this box, and it won't "
-                          "be made on the host's own root")
+    rows = [*map(parse_volume, options["volume"]), *map(parse_mount, options["mount"]),
+            *map(parse_tmpfs, options["tmpfs"])]
+    taken = set()
+    for row in rows:
+        place = checked_place("--volume", row["destination"], own_root)
+        if place in taken:
+            raise Failure(f"--volume, on {row['destination']}: two mounts at one place")
+        taken.add(place)
+    for text in image.get("Volumes") or {}:
+        place = checked_place("image's volume", text, own_root)
+        if place.split("/")[1] in ("proc", "sys"):
+            raise Failure(f"image's volume, on {text}: that place is the kernel's")
+        if place not in taken:
+            rows.append(volume_row("", place, []))  # a place and no more: CVE-2022-23648
     return sorted(rows, key=lambda row: os.path.normpath(row["destination"]).count("/"))
+
+def checked_place(what, text, own_root):
+    """A place in the container where something can be mounted, in its one form."""
+    place = os.path.normpath("/" + text.lstrip("/"))
+    if not text.startswith("/"):
+        raise Failure(f"{what}, on {text}: the place in the container must be an absolute path")
+    if place == "/":
+        raise Failure(f"{what}, on {text}: it can't be the container's root")
+    if not own_root and not os.path.exists(place):
+        raise Failure(f"{what}, on {text}: there is no such place on this host, and it won't be "
+                      "made on the host's own root")
+    return place
+
+def parse_tmpfs(text):
+    """A --tmpfs argument, PLACE[:OPTIONS], as a mount row."""
+    place, _, words = text.partition(":")
+    return mount_row(place, "tmpfs", "nosuid", "nodev", "noexec", *filter(None, words.split(",")))
 
 def parse_volume(text):
     """A -v argument, [HOST:|NAME:]PLACE[:OPTIONS], as a mount row."""
     parts = text.split(":")
     if len(parts) > 3 or not all(parts):
         raise Failure(f"--volume, on {text or chr(39) * 2}: it is [HOST-DIR:|NAME:]PLACE[:OPTIONS]")
-    if len(parts) == 1 or len(parts) == 2 and parts[1][0] != "/":
+    if len(parts) == 1 or len(parts) == 2 and not parts[1].startswith("/"):
         parts.insert(0, "")
-    words = ",".join(parts[2:]).split(",") if parts[2:] else []
+    source, place, *rest = parts
+    words = rest[0].split(",") if rest else []
     for word in words:
         if word not in (*PROPAGATION, *MOUNT_FLAGS, "z", "Z", "U", "nocopy"):
             raise Failure(f"--volume, on {text}: unknown option {word}")
-    return volume_row(parts[0], parts[1], words)
+    return volume_row(source, place, words)
 
 def volume_row(source, place, words):
     """A row for a host path, a named volume or, without a source, a new one."""
-    kept = ["rro" if word == "ro" else word for word in words  # with all below, as docker has it
-            if word in PROPAGATION or word in MOUNT_FLAGS]
-    kept += [] if any(word in PROPAGATION for word in kept) else ["rprivate"]
+    kept = []
+    for word in words:
+        if word == "ro":
+            kept.append("rro")  # with all below, as docker has it
+        elif word in PROPAGATION or word in MOUNT_FLAGS:
+            kept.append(word)
+    if not any(word in PROPAGATION for word in kept):
+        kept.append("rprivate")
     if source.startswith(("/", ".")):
         row = mount_row(place, "bind", "rbind", *kept, source=os.path.abspath(source))
         return dict(row, chown="U" in words)
@@ -5296,26 +5350,54 @@ def volume_row(source, place, words):
     return dict(row, copyUp="nocopy" not in words, chown="U" in words, volume=name,
                 anonymous=not source)
 
+MOUNT_KEYS = {  # --mount's words, and what they are called below
+    "type": "type", "source": "source", "src": "source", "target": "target", "dst": "target",
+    "destination": "target", "readonly": "readonly", "ro": "readonly",
+    "bind-propagation": "bind-propagation", "volume-nocopy": "volume-nocopy",
+    "tmpfs-size": "tmpfs-size", "tmpfs-mode": "tmpfs-mode"}
+
 def parse_mount(text):
     """A --mount argument, type=bind|volume|tmpfs,source=...,target=...[,readonly], as a row."""
-    alias = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
-    pairs = dict(word.partition("=")[::2] for word in text.split(","))
-    pairs = {alias.get(key, key): value for key, value in pairs.items()}
-    unknown = set(pairs) - {"type", "source", "target", "readonly", "bind-propagation",
-                            "volume-nocopy", "tmpfs-size", "tmpfs-mode"}
-    kind, source = pairs.get("type", "volume"), pairs.get("source", "")
-    if unknown or kind not in ("bind", "volume", "tmpfs") or not pairs.get("target"):
-        raise Failure(f"--mount, on {text}: "
-                      + (f"unknown key {min(unknown)}" if unknown else "type or target is missing"))
-    words = [word for key, word in (("readonly", "ro"), ("volume-nocopy", "nocopy"))
-             if pairs.get(key) in ("", "true", "1")]
-    words += filter(None, [pairs.get("bind-propagation")])
+    pairs = {"type": "volume", "source": ""}
+    for field in csv_fields(text):
+        key, _, value = field.partition("=")
+        if key not in MOUNT_KEYS:
+            raise Failure(f"--mount, on {text}: unknown key {key}")
+        pairs[MOUNT_KEYS[key]] = value
+    kind, source, place = pairs["type"], pairs["source"], pairs.get("target")
+    if kind not in ("bind", "volume", "tmpfs") or not place:
+        raise Failure(f"--mount, on {text}: type or target is missing")
+    words = []
+    for key, word in (("readonly", "ro"), ("volume-nocopy", "nocopy")):
+        value = pairs.get(key, "false")
+        if value in ("", "true", "1"):
+            words.append(word)
+        elif value not in ("false", "0"):
+            raise Failure(f"--mount, on {text}: {key} is true or false")
+    if "bind-propagation" in pairs:
+        if pairs["bind-propagation"] not in PROPAGATION:
+            raise Failure(f"--mount, on {text}: unknown propagation {pairs['bind-propagation']}")
+        words.append(pairs["bind-propagation"])
     if kind == "tmpfs":
-        words += [f"{key[6:]}={pairs[key]}" for key in ("tmpfs-size", "tmpfs-mode") if key in pairs]
-        return mount_row(pairs["target"], "tmpfs", "nosuid", "nodev", "noexec", *words)
-    if kind == "bind" and not os.path.exists(source):
-        raise Failure(f"--mount, on {source}: no such file or directory")
-    return volume_row(os.path.abspath(source) if kind == "bind" else source, pairs["target"], words)
+        for key in ("tmpfs-size", "tmpfs-mode"):
+            if key in pairs:
+                words.append(f"{key[len('tmpfs-'):]}={pairs[key]}")
+        return mount_row(place, "tmpfs", "nosuid", "nodev", "noexec", *words)
+    if kind == "bind":
+        if not os.path.exists(source):
+            raise Failure(f"--mount, on {source or text}: no such file or directory")
+        source = os.path.abspath(source)
+    return volume_row(source, place, words)
+
+def csv_fields(text):
+    """The fields of one line of CSV, as docker reads --mount: one in "..." may hold commas, and
+    "" for a quote (RFC 4180)."""
+    import csv
+    try:
+        rows = list(csv.reader([text], strict=True))
+    except csv.Error as why:
+        raise Failure(f"--mount, on {text}: {why}") from None
+    return rows[0] if rows else []
 
 def working_directory(typed, image, own_root):
     if own_root or typed.startswith("/"):
@@ -6396,12 +6478,23 @@ def cmd_volume_create(_, words):
     make_volume(volume_path(name))
     show(name)
 
+def make_volume(path):
+    """Make a volume's directory, for every user in a container; those above it are closed."""
+    make_dirs(os.path.dirname(path))
+    with tolerate(errno.EEXIST):
+        os.mkdir(path)
+        os.chmod(path, 0o755)  # whatever the umask is
+
 @command("NAME...", "remove volumes that no container uses, with what is in them", many=True)
 def cmd_volume_rm(_, name):
     users = volume_info(name)["UsedBy"]
     if users:
         raise Failure(f"volume rm, on {name}: container {users[0]} uses it")
-    remove_tree(os.path.dirname(volume_path(name)))
+    path = os.path.dirname(volume_path(name))
+    for place, *_ in mounts_here():  # asked before anything is gone
+        if place.startswith(os.path.realpath(path) + "/"):
+            raise Failure(f"volume rm, on {name}: something is mounted on {place}")
+    remove_tree(path)
 
 @command("NAME...", "show volumes as JSON")
 def cmd_volume_inspect(_, words):
@@ -6477,43 +6570,331 @@ def cmd_port(_, words):
     for port, host in rows:
         show(host if wanted else f"{port} -> {host}")
 
-@command("PATH|CONTAINER:PATH PATH|CONTAINER:PATH", "copy files out of a container or into it",
-         ("-a --archive", "", "keep owner and group"))
+# cp
+#
+# A copy is a tar that never exists as a whole: what packs a layer reads the source, and a LiveTree
+# takes the entries.  A living tree is no layer: others work in it meanwhile, their files are
+# mounted in it, and nothing in it can be had again.  So a copy adds, writes into the files that
+# are there, and merges directories; where it would have to remove something, it's refused, before
+# anything is changed.  Each end is reached with its own root as "/" and by descriptors: no link
+# leads a copy out, whatever somebody swaps meanwhile (CVE-2018-15664).
+
+@command("[OPTIONS] PATH|CONTAINER:PATH|- PATH|CONTAINER:PATH|-",
+         "copy files out of a container or into it; - is a tar archive on stdin or stdout",
+         ("-a --archive", "", "keep owner and group"),
+         ("-L --follow-link", "", "if the first path is a link, copy what it leads to"),
+         ("-q --quiet", "", "say nothing, as always"))
 def cmd_cp(options, words):
-    ends = [[None, word] if word.startswith(("/", ".")) or ":" not in word else word.split(":", 1)
-            for word in words]
-    if sum(name is None for name, _ in ends) != 1:
+    source, target = map(CopyEnd, words)
+    if (source.container is None) == (target.container is None):
         raise Failure("cp: exactly one of the two paths must be CONTAINER:PATH")
-    roots = [os.open("/", os.O_PATH) if name is None else container_root(find_container(name))
-             for name, _ in ends]
-    paths = [os.path.join(os.getcwd() if name is None else "/", path) for name, path in ends]
     owner = None if options["archive"] else (os.geteuid(), os.getegid())
-    source, name = split_entry(roots[0], paths[0])
-    os.stat(name, dir_fd=source, follow_symlinks=False)
-    target, new_name = place_for(roots[1], paths[1], name if not paths[0].endswith("/.") else ".")
-    copy_entry(source, name, target, new_name, owner)
-
-def split_entry(root, path):
-    """Open the directory that holds PATH below ROOT: (descriptor, the entry's name in it)."""
-    parent, _, name = path.rstrip("/").rpartition("/")
-    if name in ("", ".", ".."):
-        return readable(open_in_root(root, path)), "."
-    return readable(open_in_root(root, parent or "/")), name
-
-def place_for(root, path, name):
-    """Where to copy to: into PATH if it is a directory, else to PATH itself."""
     try:
-        return readable(open_in_root(root, path)), name
-    except (FileNotFoundError, NotADirectoryError):
-        if path.endswith("/") and name != ".":
-            raise Failure(f"cp, on {path}: no such directory") from None
-        return split_entry(root, path)
+        if source.word == "-":
+            receive_archive(target, owner)
+        elif target.word == "-":
+            send_archive(source, options["follow-link"])
+        else:
+            copy_between(source, target, options["follow-link"], owner)
+    except RecursionError:
+        raise Failure(f"cp, on {source.word}: directories are nested too deeply") from None
+
+class CopyEnd:
+    """One of the two things that `cp` was given: a word, the container in it or None for the host,
+    and a path below that one's root."""
+    def __init__(self, word):
+        local = word.startswith(("/", ".")) or ":" not in word
+        self.word = word
+        self.container, path = (None, word) if local else word.split(":", 1)
+        if not word or "\0" in path:
+            raise Failure(f"cp, on {word or chr(39) * 2}: not a path")
+        start = os.getcwd() if local and not path.startswith("/") else "/"
+        path = os.path.join(start, path)
+        self.path = without_dots(path)  # how it ends says what must be there, and what is meant
+        self.is_directory = path != self.path or path.endswith("/..")
+        self.is_content = path.endswith("/.") or self.path == "/"
+        self.name = os.path.basename(os.path.normpath(path)) or "."
+    def open_root(self):
+        if self.container is None:
+            return os.open("/", OPEN_DIR)
+        return container_root(find_container(self.container))
+    def show(self, path):
+        """A path below this end's root as the user would write it."""
+        path = os.path.normpath(path)
+        return path if self.container is None else f"{self.container}:{path}"
+    def no(self, why):
+        return Failure(f"cp, on {self.word}: {why}")
+
+def without_dots(path):
+    """An absolute path without any "/" and "/." at its end."""
+    while path.endswith(("/", "/.")):
+        path = path[:-1] if path.endswith("/") else path[:-2]
+    return path or "/"
+
+def copy_between(source, target, follow, owner):
+    """Copy from one CopyEnd to the other."""
+    roots = source.open_root(), target.open_root()
+    from_fd, name = find_source(source, roots[0], follow)
+    info = os.stat(name, dir_fd=from_fd, follow_symlinks=False)
+    into_fd, new_name, path = find_place(target, roots[1], source, stat.S_ISDIR(info.st_mode))
+    devices = target.container is not None
+    if stat.S_ISSOCK(info.st_mode) or not devices and is_device(info.st_mode):
+        raise source.no("it is a socket or a device, and those are not copied")
+    where = target.show(os.path.join(path, new_name))
+    check_room(from_fd, name, into_fd, new_name, where, os.fstat(into_fd))
+    tree = LiveTree(into_fd, target.show(path), owner, devices)
+    tree.fill(pack_entry(from_fd, encode(name), encode(new_name)))
+
+def send_archive(source, follow):
+    """Write what is to be copied to stdout, as a tar."""
+    from_fd, name = find_source(source, source.open_root(), follow)
+    new_name = "." if source.is_content else source.name
+    with open_output(None) as out:
+        out.writelines(pack_entry(from_fd, encode(name), encode(new_name)))
+
+def receive_archive(target, owner):
+    """Unpack the tar on stdin into a directory."""
+    above, name = find_entry(target.open_root(), target, target.path, True)
+    with blame(f"cp, on {target.word}"):
+        into_fd = os.open(name, OPEN_CHILD, dir_fd=above)
+    kind, chunks = sniff(iter(lambda: os.read(0, CHUNK), b""))
+    LiveTree(into_fd, target.show(target.path), owner).fill(decompress(kind, chunks), strict=True)
+
+def find_source(source, root, follow):
+    """What to copy: (descriptor of its directory, name).  A link is copied as such, unless
+    something behind it says that a directory is meant, or -L was given."""
+    above, name = find_entry(root, source, source.path, follow or source.is_directory)
+    info = look_at(name, above)
+    if not info:
+        raise source.no("no such file or directory")
+    if source.is_directory and not stat.S_ISDIR(info.st_mode):
+        raise source.no("not a directory")
+    return above, name
+
+def find_place(target, root, source, directory):
+    """Where to copy to: (descriptor of a directory, name in it or "." to merge into it, the
+    directory's path).  Docker's rules: into a directory by the source's name, onto a file, or to a
+    name that is free."""
+    above, name = find_entry(root, target, target.path, True)
+    there = look_at(name, above)
+    if there and stat.S_ISDIR(there.st_mode):
+        into = os.open(name, OPEN_CHILD, dir_fd=above)
+        if source.is_content or source.name == ".":
+            return into, ".", target.path
+        if target.container is None:  # a link there may be of an earlier copy: the container's
+            return into, source.name, target.path
+        path = f"{target.path}/{source.name}"
+        return (*find_entry(root, target, path, True), target.path)
+    if there and (directory or target.is_directory):
+        raise target.no("not a directory")
+    if not there and target.is_directory and not directory:
+        raise target.no("no such directory")
+    return above, name, os.path.dirname(target.path)
+
+def find_entry(root, end, path, follow):
+    """Open the directory that holds PATH below ROOT: (descriptor, the entry's name in it), "." for
+    the directory itself.  FOLLOW a link there, which may lead to nothing yet."""
+    with blame(f"cp, on {end.word}"):
+        for _ in range(41):
+            parent, _, name = path.rstrip("/").rpartition("/")
+            if name in ("", ".", ".."):
+                return readable(open_in_root(root, path)), "."
+            above = readable(open_in_root(root, parent or "/"))
+            aim = link_target(above, name) if follow else None
+            if aim is None:
+                return above, name
+            os.close(above)
+            path = os.path.join(parent or "/", aim)
+    raise end.no("too many links, one behind the other")
 
 def readable(fd):
     try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{fd}", OPEN_DIR)
     finally:
         os.close(fd)
+
+def look_at(name, directory):
+    """What lstat(2) says of NAME, or None if it isn't there."""
+    with tolerate(errno.ENOENT):
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+    return None
+
+def is_device(mode):
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+
+def check_room(source, name, target, new_name, path, goal):
+    """Raise Failure where a copy would have to replace something, or would be part of itself:
+    below GOAL, what is known of the directory that it is for."""
+    info, there = look_at(name, source), None
+    if target is not None:
+        there = look_at(new_name, target)
+    if not info or stat.S_ISSOCK(info.st_mode):
+        return
+    if there:
+        check_kind(info.st_mode, info.st_rdev, there, path)
+        if os.path.samestat(info, there):
+            raise Failure(f"cp, on {path}: it would be copied onto itself")
+    if not stat.S_ISDIR(info.st_mode) or not there and info.st_dev != goal.st_dev:
+        return
+    if os.path.samestat(info, goal):
+        raise Failure(f"cp, on {path}: a directory can't be copied into itself")
+    with Descriptor(os.open(name, OPEN_CHILD, dir_fd=source)) as inner:
+        below = Descriptor(os.open(new_name, OPEN_CHILD, dir_fd=target)) if there else None
+        try:
+            for entry in os.listdir(inner):
+                check_room(inner, entry, below, entry, f"{path.rstrip('/')}/{entry}", goal)
+        finally:
+            if there:
+                os.close(below)
+
+KIND_NAMES = {stat.S_IFDIR: "directory", stat.S_IFREG: "file", stat.S_IFLNK: "link",
+              stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device",
+              stat.S_IFBLK: "device"}
+
+def check_kind(mode, device, there, path):
+    """Raise Failure unless what is THERE is of the kind that MODE has."""
+    if stat.S_IFMT(mode) == stat.S_IFMT(there.st_mode) and (
+            not is_device(mode) or device == there.st_rdev):
+        return
+    old, new = (KIND_NAMES[stat.S_IFMT(bits)] for bits in (there.st_mode, mode))
+    raise Failure(f"cp, on {path}: a {old} is there, which a {new} can't replace")
+
+class LiveTree:
+    """A directory that others use, into which a tar's entries are put.  Nothing is removed there
+    and no link in it is followed.  Mode, owner and time of directories come last, as in a Tree."""
+    def __init__(self, top, where, owner=None, devices=True):
+        self.top, self.where, self.owner, self.devices = top, where, owner, devices
+        self.path, self.fd, self.dirs = b"", os.dup(top), {}  # fd: of path, where we are
+    def fill(self, chunks, strict=False):
+        stream, mask, name = Stream(chunks), os.umask(0), b""
+        try:
+            for entry in read_tar(stream, strict):
+                name = entry.name
+                self.place(entry, stream)
+            for name, entry in self.dirs.items():
+                with Descriptor(self.open_dir(name)) as fd:
+                    dress(fd, entry)
+        except (OSError, ValueError, OverflowError) as why:
+            because = reason(why) if isinstance(why, OSError) else why
+            raise Failure(f"cp, on {self.shown(name)}: {because}") from None
+        finally:
+            os.umask(mask)
+        for _ in stream.chunks:  # who writes to a pipe may fill up its last block
+            pass
+    def shown(self, name):
+        return f"{self.where.rstrip('/')}/{shown(name).strip('/')}"
+    def place(self, entry, stream):
+        """Put ENTRY where it belongs; the top itself stays as it is."""
+        parts = split_name(entry.name)
+        if not parts or entry.type == b"V":  # V: GNU's label of a volume
+            return
+        path, name = b"/".join(parts), parts[-1]
+        parent = self.parent(b"/".join(parts[:-1]))
+        there = look_at(name, parent)
+        self.give(entry)
+        if entry.type == b"1":
+            self.link(entry, name, parent, there)
+            return
+        mode = stat.S_IFDIR if entry.type == b"5" else KINDS.get(entry.type)
+        if mode is None:
+            raise ValueError(f"unknown kind of entry {entry.type!r}")
+        device = os.makedev(entry.devmajor, entry.devminor) if is_device(mode) else 0
+        if is_device(mode) and not self.devices:
+            warn(f"cp, on {self.shown(entry.name)}: a device, ignoring")
+            return
+        if there:
+            check_kind(mode, device, there, self.shown(entry.name))
+        if mode == stat.S_IFDIR:
+            if not there:
+                os.mkdir(name, 0o700, dir_fd=parent)
+            self.dirs[path] = entry
+        elif mode == stat.S_IFREG:
+            fill_file(open_file(name, parent), entry, stream)
+        else:
+            self.make_node(entry, mode, device, name, parent, there)
+    def parent(self, path):
+        """A descriptor for the directory PATH, made if need be; that of the last entry is kept."""
+        if path != self.path:
+            fd = self.open_dir(path)
+            os.close(self.fd)
+            self.path, self.fd = path, fd
+        return self.fd
+    def open_dir(self, path):
+        try:
+            return readable(make_in_root(self.top, os.fsdecode(path) or ".", True,
+                                         RESOLVE_NO_SYMLINKS))
+        except OSError as why:
+            if why.errno != errno.ELOOP:
+                raise
+            raise Failure(f"cp, on {self.shown(path)}: a link is there, or on the way, which "
+                          "a directory can't replace") from None
+    def give(self, entry):
+        """Give an entry the owner that it gets.  What runs as its owner, or with capabilities, was
+        meant for the old one: chown(2) clears these, too."""
+        if not self.owner or (entry.uid, entry.gid) == self.owner:
+            return
+        entry.uid, entry.gid = self.owner
+        if entry.type != b"5":
+            entry.mode &= ~(stat.S_ISUID | stat.S_ISGID)
+            entry.pax_headers = {key: value for key, value in entry.pax_headers.items()
+                                 if key != b"SCHILY.xattr.security.capability"}
+    def link(self, entry, name, parent, there):
+        """Make a hard link to an entry before; a file that is there gets the same content."""
+        *above, old = split_name(entry.linkname) or [b"."]
+        with Descriptor(self.open_dir(b"/".join(above))) as source:
+            info = os.stat(old, dir_fd=source, follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                raise ValueError(f"a hard link to {shown(entry.linkname)}, a directory")
+            if there and os.path.samestat(info, there):
+                return
+            if there:
+                check_kind(info.st_mode, info.st_rdev, there, self.shown(entry.name))
+            else:
+                with tolerate(errno.EXDEV):  # a mount lies between the two
+                    os.link(old, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+                    return
+            twin = LiveTree(parent, self.where, None, self.devices)
+            twin.fill(pack_entry(source, old, name))
+    def make_node(self, entry, mode, device, name, parent, there):
+        """Make a link, fifo or device, or keep it; a link's text is what is written into it."""
+        try:
+            if mode != stat.S_IFLNK:
+                if not there:
+                    os.mknod(name, mode | 0o600, device, dir_fd=parent)
+            elif not there:
+                os.symlink(entry.linkname, name, dir_fd=parent)
+            elif os.readlink(name, dir_fd=parent) != entry.linkname:
+                new = b".%s" % os.urandom(16).hex().encode()
+                os.symlink(entry.linkname, new, dir_fd=parent)
+                os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except PermissionError:
+            if not is_device(mode):
+                raise
+            warn(f"cp, on {self.shown(entry.name)}: no right to make devices, ignoring")
+            return
+        with open_checked(name, parent, mode) as fd:
+            here = f"/proc/self/fd/{fd}"  # the link itself, if it is one
+            os.chown(here, entry.uid, entry.gid)
+            if mode != stat.S_IFLNK:
+                os.chmod(here, entry.mode)
+            os.utime(here, ns=(entry.mtime, entry.mtime))
+
+def open_file(name, parent):
+    """Open a regular file to write it anew: the same file, if there is one, so that it stays
+    mounted and linked where it is."""
+    with tolerate(errno.EEXIST):
+        return os.open(name, OPEN_NEW, 0o600, dir_fd=parent)
+    with open_checked(name, parent, stat.S_IFREG) as fd:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+
+def open_checked(name, parent, mode):
+    """Open NAME without doing anything to it, and make sure that it is of this kind: whoever works
+    in the tree may just have put a device there."""
+    fd = Descriptor(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent))
+    if stat.S_IFMT(os.fstat(fd).st_mode) != mode:
+        os.close(fd)
+        raise ValueError("it was replaced meanwhile")
+    return fd
 
 # What engines call; they share start, exec, kill, ps, pause and update with the above.
 
