@@ -3075,6 +3075,9 @@ def resolve_user(wanted):
     uid = parse_id(account[2] if account else name, "user")
     groups = account_lines("/etc/group")
     if colon:
+    """The rows of /etc/passwd or /etc/group: none where it is missing, or masked, thus no file."""
+    if not os.path.isfile(path):
+        return []
         row = next((row for row in groups if row[0] == group), None)
         return uid, parse_id(row[2] if row else group, "group"), [], account[5] if account else "/"
     if not account:
@@ -3267,16 +3270,15 @@ def load_filter(steps):
 def hide_paths(linux):
     """Cover the spec's maskedPaths and make its readonlyPaths read-only, all by descriptor. None
     stays open: --workdir could lead through it to what is covered, as in CVE-2024-21626."""
-    read_only = linux.get("readonlyPaths", [])
     with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root:
-        for path in filter(os.path.exists, linux.get("maskedPaths", []) + read_only):
+        for path in filter(os.path.exists, linux.get("readonlyPaths", [])):
             with Descriptor(open_in_root(root, path)) as place:
                 here = f"/proc/self/fd/{place}"
-                if path in read_only:
-                    here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
-                    os.close(int(os.path.basename(here)))
-                else:
-                    mask_path(root, here)
+                here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
+                os.close(int(os.path.basename(here)))
+        for path in filter(os.path.exists, linux.get("maskedPaths", [])):  # of both: it is masked
+            with Descriptor(open_in_root(root, path)) as place:
+                mask_path(root, f"/proc/self/fd/{place}")
 
 def mask_path(root, place):
     """Cover a directory with an empty one, a file with /dev/null, if that is what it says. A

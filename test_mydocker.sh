@@ -5931,6 +5931,17 @@ done </proc/self/mountinfo'
     /bin/sh -c 'cat /full/file; cat /proc/sys/kernel/hostname'
 }
 
+test_oci_masked() { # oci: a path that is to be masked and read-only is both; a masked passwd has no accounts
+  small_root root
+  echo 'root:x:0:0:root:/root:/bin/sh' >root/etc/passwd
+  bundle_says '/' "
+l['maskedPaths'] = ['/proc/sys', '/etc/passwd', '/none']
+l['readonlyPaths'] = ['/proc/sys', '/etc', '/none']
+c['root']['readonly'] = False" /bin/sh -c '
+set -- /proc/sys/*; if [ -e "$1" ]; then echo seen; fi
+cat /etc/passwd; if (echo x >/etc/new) 2>/dev/null; then echo written; fi; cd /; echo ~'
+}
+
 test_oci_hooks() { # oci: every hook runs at its moment, with the state on its input
   oci_bundle
   configure "
