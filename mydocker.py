@@ -3998,7 +3998,8 @@ def container_main(channel, trees):
         import subprocess  # for all of them: soon it would be the container's, CVE-2019-14271
         send(channel, "hooks")  # the outside runs its own now
         receive(channel)
-        run_hooks(spec, spec["state"], "createContainer")
+        run_hooks(spec, spec["states"]["creating"], "createContainer", environment={},
+                  directory=spec["root"]["path"])
     if own_root:
         enter_root(spec)
     set_sysctls(spec["linux"].get("sysctl") or {})  # through the container's own /proc
@@ -4026,7 +4027,8 @@ def container_main(channel, trees):
     take_session(slave, outputs)
     if gate is not None:
         wait_at_gate(channel, gate, process)
-        run_hooks(spec, spec["state"], "startContainer")
+        run_hooks(spec, spec["states"]["created"], "startContainer",
+                  environment=read_environment(process["env"]))
     become_command(process, user[3])
 
 def wait_at_gate(channel, gate, process):
@@ -4042,9 +4044,10 @@ def wait_at_gate(channel, gate, process):
     os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this
     os.close(gate)
 
-def run_hooks(spec, state, *moments):
+def run_hooks(spec, state, *moments, environment=None, directory=None):
     """Run the hooks of these moments, STATE (JSON) is their input: config.md, "POSIX-platform
-    Hooks".  One that fails, or takes more seconds than its timeout, is a Failure."""
+    Hooks".  One that fails, or takes more seconds than its timeout, is a Failure.  ENVIRONMENT:
+    what one has that names none (None: ours).  DIRECTORY: where they start."""
     hooks = [hook for moment in moments for hook in (spec.get("hooks") or {}).get(moment) or ()]
     if not hooks:
         return
@@ -4052,9 +4055,9 @@ def run_hooks(spec, state, *moments):
     for hook in hooks:
         what = f"hook, on {hook['path']}"
         try:
-            environment = dict(item.partition("=")[::2] for item in hook.get("env") or ())
             subprocess.run(hook.get("args") or [hook["path"]], executable=hook["path"], check=True,
-                           input=encode(state), env=environment, timeout=hook.get("timeout"),
+                           input=encode(state), timeout=hook.get("timeout"), cwd=directory,
+                           env=read_environment(hook["env"]) if "env" in hook else environment,
                            capture_output=True, preexec_fn=forget_signals)
         except subprocess.CalledProcessError as error:
             said = error.stderr.decode("utf-8", "replace").strip()
@@ -4125,7 +4128,7 @@ def take_session(slave, outputs):
 
 def become_command(process, home):
     """The last steps, the same for every process of a container."""
-    environment = dict(item.partition("=")[::2] for item in process["env"])
+    environment = read_environment(process["env"])
     environment.setdefault("HOME", home)
     forget_signals()
     execute(process["args"], environment)
@@ -4154,6 +4157,10 @@ def take_descriptors(slave, outputs):
     """Make the container's terminal, or the pipes to its log, the standard descriptors."""
     for source, fd in zip(outputs or [slave] * 3, (1, 2) if outputs else (0, 1, 2)):
         if source is not None:
+def read_environment(rows):
+    """An environment in the specification's form, ["NAME=value"], as a dict."""
+    return dict(item.partition("=")[::2] for item in rows)
+
             os.dup2(source, fd)  # the caller's own descriptor is gone with this
 
 def become_reaper(channel, slave, outputs):
@@ -4899,11 +4906,11 @@ def create_container(container_id, bundle, console=None, preserved=0):
         record.update(pid=pid, pid_start=process_start(pid))
         record["cgroups"] = make_cgroups(record["cgroups"], spec["linux"]["resources"], pid)
         write_json(path + "/state.json", record)
-        state = to_json(oci_state(record, "creating"))
-        tell(channel, dict(spec, filter=assemble_filter(spec["linux"]), gate=True, state=state),
+        states = {status: to_json(oci_state(record, status)) for status in ("creating", "created")}
+        tell(channel, dict(spec, filter=assemble_filter(spec["linux"]), gate=True, states=states),
              [gate])  # sync 1
         os.close(gate)
-        master = await_gate(channel, spec, state, console)
+        master = await_gate(channel, spec, states["creating"], console, bundle)
     except Exception as error:
         kill_child(pid) if pid else None
         remove_cgroups(record)
@@ -4913,7 +4920,7 @@ def create_container(container_id, bundle, console=None, preserved=0):
         raise Failure(f"{bundle}/config.json: not as the specification has it: {error!r}") from None
     return record, master
 
-def await_gate(channel, spec, state, console):
+def await_gate(channel, spec, state, console, bundle):
     """Do for init what must be done outside, until it waits for `start`; its terminal or None."""
     master = None
     while True:
@@ -4923,7 +4930,7 @@ def await_gate(channel, spec, state, console):
         elif fds:
             master = fds[0]
         elif message == "hooks":
-            run_hooks(spec, state, "prestart", "createRuntime")
+            run_hooks(spec, state, "prestart", "createRuntime", directory=bundle)
             tell(channel, "go")
         elif message == "apart":  # sync 0: an engine lays its own cables
             continue
@@ -4948,7 +4955,7 @@ def run_late_hooks(record, status, moment):
     spec, state = read_json(container_path(record, "config.json")), oci_state(record, status)
     for hook in (spec.get("hooks") or {}).get(moment) or ():
         try:
-            run_hooks({"hooks": {moment: [hook]}}, to_json(state), moment)
+            run_hooks({"hooks": {moment: [hook]}}, to_json(state), moment, directory=bundle)
         except (Failure, OSError) as error:
             warn(describe(error)[0])
 
@@ -4977,6 +4984,7 @@ def signal_oci(record, number, everyone):
         send_signal(record["pid"], record["pid_start"], number)
     if number == _signal.SIGKILL:
         thaw(record["cgroups"])
+    bundle = record["bundle"] if os.path.isdir(record["bundle"]) else None
 
 
 # ── 16. Commands ───────────────────────────────────────────────────────────

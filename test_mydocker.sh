@@ -5962,6 +5962,35 @@ c['root']['readonly'] = False" /bin/cat /tmp/state
   like "$out" '"id": "t"'
 }
 
+test_oci_hook_surroundings() { # oci: where a hook starts, what environment it has, and the status in its state
+  oci_bundle
+  echo 'read -r s; s=${s#*status\": \"}; echo "$1 $PWD $MARK $OWN ${s%%\"*}" >>"$2"' | tee root/tmp/hook.sh >hook.sh
+  configure "
+def hook(moment, where='$PWD', **more):
+    return {'path': '/bin/sh', 'args': ['sh', where + '/hook.sh', moment, where + '/hooks'], **more}
+c['hooks'] = {moment: [hook(moment), hook(moment, env=['OWN=own'])]
+              for moment in ('prestart', 'createRuntime', 'createContainer', 'poststart', 'poststop')}
+c['hooks']['startContainer'] = [hook('startContainer', '/tmp')]
+p['env'].append('MARK=inside')
+c['root']['readonly'] = False" /bin/sh -c :
+  export MARK=outside
+  run 0 create --bundle . t >said
+  (cd / && "${mydocker[@]}" start t)
+  wait_for has root/tmp/hooks .
+  run 0 delete --force t
+  is "$(<hooks)" "prestart $PWD outside  creating
+prestart $PWD  own creating
+createRuntime $PWD outside  creating
+createRuntime $PWD  own creating
+createContainer $PWD/root   creating
+createContainer $PWD/root  own creating
+poststart $PWD outside  running
+poststart $PWD  own running
+poststop $PWD outside  stopped
+poststop $PWD  own stopped"
+  is "$(<root/tmp/hooks)" 'startContainer / inside  created'
+}
+
 test_oci_hook_imports() { # oci: for a hook inside nothing of the container's is imported, CVE-2019-14271
   local module
   module=$("$PYTHON" -I -c 'import subprocess; print(subprocess.__file__)')
