@@ -2297,7 +2297,12 @@ def mount_one(root, row):
     if row["type"] == "tmpfs" and "mode=" not in data:
         with tolerate(errno.ENOENT), Descriptor(open_in_root(root, row["destination"])) as fd:
             data += f",mode={stat.S_IMODE(os.fstat(fd).st_mode):o}"  # that of what is covered
+    if flags & MS_BIND and "tree" not in row:
+        with blame(f"mount, on {row['source']}"):
+            os.stat(row["source"])  # else its place would be made, and stay
     target = mount_point(root, row, directory)
+    if flags & MS_BIND and directory != stat.S_ISDIR(os.fstat(target).st_mode):
+        raise Failure(f"mount, on {row['source']} at {row['destination']}: not a directory")
     place = f"/proc/self/fd/{target}"
     if row.get("copyUp"):  # a new volume gets what the image has at its place, as with docker
         copy_up(place, row["source"], ["."])  # owner and mode of the directory, too
@@ -2462,7 +2467,11 @@ def build_root(spec):
         mount(path, path, None, MS_BIND | MS_REC, None)  # pivot_root(2) wants a mount as new root
     elif spec["root"].get("readonly"):
         set_mount_flags("/", MS_RDONLY)
+    dev = dev_row(spec)
     for row in spec["mounts"]:
+        fill = row is dev
+        if fill:  # first: see close_dev
+            row = dict(row, options=[word for word in row["options"] if word != "ro"])
         with Descriptor(os.open(path, OPEN_DIR)) as root:  # what lies on top by now
             try:
                 mount_one(root, row)
@@ -2470,12 +2479,13 @@ def build_root(spec):
                 if "fallback" not in row:
                     raise
                 mount_one(root, row["fallback"])
-            if row is dev_row(spec):
+            if fill:
                 make_devices(root, spec)
 
 def enter_root(spec):
     """Make what was built the root; no directory in it is needed for the old one: pivot_root(2)."""
     path = spec["root"]["path"]
+    make_workdir(path, spec["process"]["cwd"])
     if spec["root"].get("readonly"):
         set_mount_flags(path, MS_RDONLY, whole=0)  # after its last directory
     os.chdir(path)  # the new root, by its old name
@@ -2484,6 +2494,26 @@ def enter_root(spec):
     os.chdir("/")  # the top of what is left: the new root
     for word in filter(None, [spec["linux"].get("rootfsPropagation")]):
         mount(None, "/", None, PROPAGATION[word], None)  # who sees mounts made in it
+        for row in spec["mounts"]:
+            keep_propagation(row)
+
+def keep_propagation(row):
+    """Let a mount have its own propagation again, if it has one, after the root's went over it."""
+    for change in parse_mount_options(row["options"])[1]:
+        with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root, Descriptor(
+                open_in_root(root, row["destination"])) as place:
+            mount(None, f"/proc/self/fd/{place}", None, change, None)  # as the row says
+
+def make_workdir(root, path):
+    """Make the command's working directory where it is missing, as Docker and runc do."""
+    with Descriptor(os.open(root, OPEN_DIR)) as top:
+        os.close(make_in_root(top, path))
+
+def close_dev(spec):
+    """Make /dev read-only if the spec wants it so: now all that belongs there is there."""
+    row = dev_row(spec)
+    if row and parse_mount_options(row["options"])[0] & MS_RDONLY:
+        set_mount_flags("/dev", MS_RDONLY, whole=0)
 
 def dev_row(spec):
     """The row that makes /dev, if it is ours to be filled: not one that is bound from the host."""
@@ -3045,6 +3075,9 @@ BPF_LD, BPF_AND, BPF_RET, BPF_JA = 0x20, 0x54, 0x06, 0x05  # linux/bpf_common.h,
 BPF_JEQ, BPF_JGT, BPF_JGE = 0x15, 0x25, 0x35
 
 def account_lines(path):
+    """The rows of /etc/passwd or /etc/group: none where it is missing, or masked, thus no file."""
+    if not os.path.isfile(path):
+        return []
     with tolerate(errno.ENOENT, errno.ENOTDIR):
         return [line.split(":") for line in read_text(path).split("\n") if line.count(":") >= 3]
     return []
@@ -3075,9 +3108,6 @@ def resolve_user(wanted):
     uid = parse_id(account[2] if account else name, "user")
     groups = account_lines("/etc/group")
     if colon:
-    """The rows of /etc/passwd or /etc/group: none where it is missing, or masked, thus no file."""
-    if not os.path.isfile(path):
-        return []
         row = next((row for row in groups if row[0] == group), None)
         return uid, parse_id(row[2] if row else group, "group"), [], account[5] if account else "/"
     if not account:
@@ -4016,7 +4046,8 @@ def container_main(channel, trees):
     if slave is not None and own_root and dev_row(spec):  # /dev is still as we made it
         os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # for boot messages
-    enter_workdir(process["cwd"], own_root)
+    close_dev(spec)
+    enter_workdir(process["cwd"])
     limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
     set_label(process)
     confine(process, user, spec["filter"])
@@ -4076,7 +4107,7 @@ def joined_main(channel, _):
         os.close(fd)  # nothing of the host's is to be seen inside but the channel
     os.umask(process["user"].get("umask", 0o022))
     user = find_user(process["user"])
-    enter_workdir(process["cwd"], False)
+    enter_workdir(process["cwd"])
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
     fork_inside(channel)
     if not outlive:
@@ -4126,6 +4157,10 @@ def take_session(slave, outputs):
         fcntl.ioctl(slave, TIOCSCTTY, 0)  # job control works from the first line on
     take_descriptors(slave, outputs)
 
+def read_environment(rows):
+    """An environment in the specification's form, ["NAME=value"], as a dict."""
+    return dict(item.partition("=")[::2] for item in rows)
+
 def become_command(process, home):
     """The last steps, the same for every process of a container."""
     environment = read_environment(process["env"])
@@ -4145,10 +4180,8 @@ def open_fds():
     return [int(name) for name in os.listdir("/proc/self/fd")  # whose own is closed by then
             if int(name) > 2 and os.path.exists(f"/proc/self/fd/{name}")]
 
-def enter_workdir(path, make):
-    """Change to the command's working directory; MAKE it where it is missing, as Docker does."""
-    if make:
-        os.close(make_in_root(os.open("/", os.O_PATH | os.O_CLOEXEC), path))
+def enter_workdir(path):
+    """Change to the command's working directory."""
     os.chdir(path)  # where the command starts
     if not os.getcwd().startswith("/"):  # CVE-2024-21626: "(unreachable)" is outside
         raise Failure(f"--workdir, on {path}: it lies outside of the container")
@@ -4157,10 +4190,6 @@ def take_descriptors(slave, outputs):
     """Make the container's terminal, or the pipes to its log, the standard descriptors."""
     for source, fd in zip(outputs or [slave] * 3, (1, 2) if outputs else (0, 1, 2)):
         if source is not None:
-def read_environment(rows):
-    """An environment in the specification's form, ["NAME=value"], as a dict."""
-    return dict(item.partition("=")[::2] for item in rows)
-
             os.dup2(source, fd)  # the caller's own descriptor is gone with this
 
 def become_reaper(channel, slave, outputs):
@@ -4275,7 +4304,9 @@ def own_bytecode():
     return fd
 
 def shared_rows(spec):
-    return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])]
+    """The rows that show something of the host's, and stay its peers."""
+    return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])
+            and {"bind", "rbind"} & set(row["options"])]
 
 def start_inside(word, flags, stdin, program, shared=(), joins=(), maps=None, **how):
     """Start this program as WORD in new namespaces, and others', JOINS: [(path, flag)]; returns
@@ -4953,6 +4984,7 @@ def start_created(record):
 def run_late_hooks(record, status, moment):
     """Run hooks whose failure changes nothing any more: it is only said."""
     spec, state = read_json(container_path(record, "config.json")), oci_state(record, status)
+    bundle = record["bundle"] if os.path.isdir(record["bundle"]) else None
     for hook in (spec.get("hooks") or {}).get(moment) or ():
         try:
             run_hooks({"hooks": {moment: [hook]}}, to_json(state), moment, directory=bundle)
@@ -4984,7 +5016,6 @@ def signal_oci(record, number, everyone):
         send_signal(record["pid"], record["pid_start"], number)
     if number == _signal.SIGKILL:
         thaw(record["cgroups"])
-    bundle = record["bundle"] if os.path.isdir(record["bundle"]) else None
 
 
 # ── 16. Commands ───────────────────────────────────────────────────────────

@@ -5942,6 +5942,51 @@ set -- /proc/sys/*; if [ -e "$1" ]; then echo seen; fi
 cat /etc/passwd; if (echo x >/etc/new) 2>/dev/null; then echo written; fi; cd /; echo ~'
 }
 
+test_oci_propagation() { # oci: each mount keeps its own propagation, whatever it is and whatever the root's is
+  own_state
+  bundle_says $'/ shared\n/a shared\n/b -\n/c unbindable\n/d shared' "
+for place, *options in (('/a', 'nosuid', 'shared'), ('/b', 'rprivate'), ('/c', 'unbindable'), ('/d',)):
+    c['mounts'].append({'destination': place, 'type': 'tmpfs', 'options': options})
+l['rootfsPropagation'] = 'rshared'" /bin/sh -c '
+while read -r _ _ _ _ place _ word _; do
+  case $place in /|/[a-d]) echo "$place ${word%%:*}" ;; esac
+done </proc/self/mountinfo'
+}
+
+test_oci_dev_read_only() { # oci: a /dev that is to be read-only is filled first
+  bundle_says $'ro\nchar' "
+for row in c['mounts']:
+    if row['destination'] == '/dev': row['options'].append('ro')" /bin/sh -c '
+while read -r _ _ _ _ place words _; do
+  case $place in /dev) echo "${words%%,*}" ;; esac
+done </proc/self/mountinfo
+[ -c /dev/null ] && echo char; if (echo x >/dev/new) 2>/dev/null; then echo written; fi'
+  configure 'p["terminal"] = True' # its console is put there, too
+  tty 0 -- "${mydocker[@]}" run --bundle . t
+  like "$out" char
+}
+
+test_oci_mount_kinds() { # oci: a file over a directory, or the reverse, is no directory; a missing source leaves nothing
+  local source target
+  oci_bundle
+  mkdir -p directory root/over
+  touch file root/below
+  for source in "file /over" "directory /below"; do
+    read -r source target <<<"$source"
+    configure "c['mounts'] = c['mounts'][:7] + [{'destination': '$target', 'type': 'bind', 'source': '$PWD/$source', 'options': ['rbind']}]"
+    fails 125 "^mydocker: mount, on $PWD/$source at $target: not a directory\$" create t
+  done
+  configure "c['mounts'][-1].update(source='$PWD/none', destination='/new')"
+  fails 125 "^mydocker: mount, on $PWD/none: no such file or directory\$" create t
+  [[ ! -e root/new ]]
+}
+
+test_oci_workdir() { # oci: a working directory that isn't there is made, in a read-only root, too
+  bundle_says '/made/up' "p['cwd'] = '/made/up'; c['root']['readonly'] = True" /bin/sh -c pwd
+  bundle_says '/m/a' "p['cwd'] = '/m/a'; c['mounts'].append({'destination': '/m', 'type': 'tmpfs'})" /bin/sh -c pwd
+  [[ ! -e root/m/a ]]
+}
+
 test_oci_hooks() { # oci: every hook runs at its moment, with the state on its input
   oci_bundle
   configure "
