@@ -4164,7 +4164,7 @@ def read_environment(rows):
 def become_command(process, home):
     """The last steps, the same for every process of a container."""
     environment = read_environment(process["env"])
-    environment.setdefault("HOME", home)
+    environment["HOME"] = environment.get("HOME") or home
     forget_signals()
     execute(process["args"], environment)
 
@@ -4853,6 +4853,9 @@ def full_process(process, default, what):
     for row in process.get("rlimits", []):
         if row.get("type", "")[7:].lower() not in ULIMITS:
             raise Failure(f"{what}: process.rlimits: {row.get('type')}: unknown")
+    for row in process["env"]:
+        if row[:1] in ("", "="):
+            raise Failure(f"{what}: process.env: {row or chr(39) * 2}: it has no name")
     held = plan_capabilities(free=True)[0]["bounding"]
     wanted, lacking = process["capabilities"], set()
     for kind in ("bounding", "effective", "permitted", "inheritable", "ambient"):
@@ -4914,12 +4917,22 @@ def send_descriptor(path, fd):
 def create_container(container_id, bundle, console=None, preserved=0):
     """Make a container up to its last step; returns its record and its terminal's master end, if it
     has one and no CONSOLE socket took it.  After a failure nothing of it is left."""
+def listening_fds():
+    """How many sockets a service manager has handed to this process: sd_listen_fds(3)."""
+    count = os.environ.get("LISTEN_FDS", "")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not is_id(count):
+        return 0
+    return min(int(count), len(open_fds()))
+
     if not is_name(container_id.replace("+", "-")):
         raise Failure(f"create, on {container_id or chr(39) * 2}: not a container's id")
     spec = load_bundle(bundle, container_id)
     path, pid = state_path("oci", container_id), 0
     theirs, spec["annotations"] = spec["annotations"], {}  # ours mean something to init
     record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
+    listening = listening_fds()
+    if listening:
+        spec["process"]["env"] += [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
               "annotations": theirs, "cgroups": cgroup_dirs(spec["linux"]["cgroupsPath"])}
     make_dirs(os.path.dirname(path))
@@ -4932,7 +4945,7 @@ def create_container(container_id, bundle, console=None, preserved=0):
         gate = os.open(path + "/exec.fifo", os.O_RDWR | os.O_CLOEXEC)
         pid, channel = start_inside("init", namespace_flags(spec), 0, own_bytecode(),
                                     shared_rows(spec), joined_namespaces(spec), spec["linux"],
-                                    outlive=True, preserved=preserved)
+                                    outlive=True, preserved=preserved + listening)
         enter_namespaces(OWN_PIDS if spec.get("hooks") else [])  # they are children of ours
         record.update(pid=pid, pid_start=process_start(pid))
         record["cgroups"] = make_cgroups(record["cgroups"], spec["linux"]["resources"], pid)

@@ -5821,6 +5821,7 @@ destination c["mounts"][0]["destination"] = 7
 user p["user"]["uid"] = -1
 uid p["user"]["uid"] = "root"
 linux c["linux"] = []
+env p["env"].append("=x")
 destination c["mounts"].append({"type": "tmpfs"})
 namespaces l["namespaces"].append({})
 devices l["devices"] = [{"path": "/dev/x"}]
@@ -6110,6 +6111,14 @@ test_oci_descriptors() { # oci: descriptors from 3 on are the command's only as 
   run 0 run --bundle . --preserve-fds 2 t 3</dev/null 4<given 5</etc
   is "$out" $'/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3 /proc/self/fd/4 /proc/self/fd/5\ngiven' # 5 is what the shell reads the list from
   fails 125 'preserve-fds, on 9: descriptor' run --bundle . --preserve-fds 9 t
+}
+
+test_oci_listen() { # oci: a service manager's sockets are the command's, an empty HOME is filled
+  oci_bundle
+  configure 'p["env"].append("HOME=")' /bin/sh -c 'echo $HOME $LISTEN_FDS $LISTEN_PID; read -r line <&3; echo $line; if (echo <&4) 2>/dev/null; then echo more; fi'
+  echo passed >file
+  is "$(sh -c 'exec 3<file 4<file; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"' sh "${mydocker[@]}" run --bundle . t)" $'/root 1 1\npassed'
+  is "$(sh -c 'exec 3<file; export LISTEN_FDS=1 LISTEN_PID=1; exec "$@"' sh "${mydocker[@]}" run --bundle . t 2>/dev/null)" '/root'
 }
 
 test_oci_update() { # oci: update takes resources in the OCI's form, and zero leaves a limit alone
