@@ -4066,8 +4066,11 @@ def wait_at_gate(channel, gate, process):
     """Tell `create` that all is ready, or that the command can't be, and wait for `start`."""
     path = dict(item.partition("=")[::2] for item in process["env"]).get("PATH", DEFAULT_PATH)
     program = find_program(process["args"][0], path)
-    with blame(f"exec, on {program}"):
+    try:
         os.stat(program)
+    except OSError as error:
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        raise Failure(f"exec, on {program}: {reason(error)}", 127 if missing else 126) from None
     if not os.path.isfile(program) or not os.access(program, os.X_OK):
         raise Failure(f"exec, on {program}: permission denied", 126)
     send(channel, "ready")
@@ -4235,7 +4238,7 @@ def execute(args, environment):
                   {encode(key): encode(value) for key, value in environment.items()})
     except OSError as error:
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        why = "is a directory" if os.path.isdir(program) else reason(error)
+        why = reason(error)  # "permission denied" for a directory, too: engines look for that
         if missing and os.path.exists(program):
             why += f" (its interpreter, {interpreter_of(program)})"
         raise Failure(f"exec, on {program}: {why}", 127 if missing else 126) from None
@@ -4850,12 +4853,12 @@ def full_process(process, default, what):
         raise Failure(f"{what}: process.args: it is missing")
     if not process["cwd"].startswith("/"):
         raise Failure(f"{what}: process.cwd: it must be absolute")
-    for row in process.get("rlimits", []):
-        if row.get("type", "")[7:].lower() not in ULIMITS:
-            raise Failure(f"{what}: process.rlimits: {row.get('type')}: unknown")
     for row in process["env"]:
         if row[:1] in ("", "="):
             raise Failure(f"{what}: process.env: {row or chr(39) * 2}: it has no name")
+    for row in process.get("rlimits", []):
+        if row.get("type", "")[7:].lower() not in ULIMITS:
+            raise Failure(f"{what}: process.rlimits: {row.get('type')}: unknown")
     held = plan_capabilities(free=True)[0]["bounding"]
     wanted, lacking = process["capabilities"], set()
     for kind in ("bounding", "effective", "permitted", "inheritable", "ambient"):
@@ -4914,9 +4917,6 @@ def send_descriptor(path, fd):
         socket.sendmsg([b"/dev/ptmx"], rights)
         socket.close()
 
-def create_container(container_id, bundle, console=None, preserved=0):
-    """Make a container up to its last step; returns its record and its terminal's master end, if it
-    has one and no CONSOLE socket took it.  After a failure nothing of it is left."""
 def listening_fds():
     """How many sockets a service manager has handed to this process: sd_listen_fds(3)."""
     count = os.environ.get("LISTEN_FDS", "")
@@ -4924,15 +4924,18 @@ def listening_fds():
         return 0
     return min(int(count), len(open_fds()))
 
+def create_container(container_id, bundle, console=None, preserved=0):
+    """Make a container up to its last step; returns its record and its terminal's master end, if it
+    has one and no CONSOLE socket took it.  After a failure nothing of it is left."""
     if not is_name(container_id.replace("+", "-")):
         raise Failure(f"create, on {container_id or chr(39) * 2}: not a container's id")
     spec = load_bundle(bundle, container_id)
-    path, pid = state_path("oci", container_id), 0
-    theirs, spec["annotations"] = spec["annotations"], {}  # ours mean something to init
-    record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
     listening = listening_fds()
     if listening:
         spec["process"]["env"] += [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
+    path, pid = state_path("oci", container_id), 0
+    theirs, spec["annotations"] = spec["annotations"], {}  # ours mean something to init
+    record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
               "annotations": theirs, "cgroups": cgroup_dirs(spec["linux"]["cgroupsPath"])}
     make_dirs(os.path.dirname(path))
@@ -5007,6 +5010,9 @@ def run_late_hooks(record, status, moment):
 def delete_container(record, force):
     """Remove a container of an engine's, and all that it left."""
     status = oci_status(record)
+    if status == "running" and not force:  # who has just killed it needn't wait for that himself
+        wait_process(record["pid"], record["pid_start"], LINGER)
+        status = oci_status(record)
     if status in ("running", "paused") and not force:
         raise Failure(f"delete, on {record['id']}: cannot delete container that is not stopped: "
                       f"{status}")

@@ -5779,7 +5779,11 @@ test_oci_create_fails() { # oci: what can't start fails create with the engines'
   oci_bundle
   before=$(wc -l </proc/self/mountinfo)
   configure '' /nonexistent
-  fails 125 '^mydocker: exec, on /nonexistent: no such file or directory' create t
+  fails 127 '^mydocker: exec, on /nonexistent: no such file or directory' create t
+  configure '' /etc/passwd/x
+  fails 127 '^mydocker: exec, on /etc/passwd/x: not a directory' create t
+  configure '' /etc
+  fails 126 '^mydocker: exec, on /etc: permission denied' create t
   configure '' nonexistent
   fails 127 'executable file not found in \$PATH' create t
   configure '' /etc/passwd
@@ -6119,6 +6123,16 @@ test_oci_listen() { # oci: a service manager's sockets are the command's, an emp
   echo passed >file
   is "$(sh -c 'exec 3<file 4<file; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"' sh "${mydocker[@]}" run --bundle . t)" $'/root 1 1\npassed'
   is "$(sh -c 'exec 3<file; export LISTEN_FDS=1 LISTEN_PID=1; exec "$@"' sh "${mydocker[@]}" run --bundle . t 2>/dev/null)" '/root'
+}
+
+test_oci_delete_killed() { # oci: delete waits for who has just been killed, and refuses who hasn't
+  oci_bundle
+  configure '' /bin/sh -c 'trap "" TERM; while :; do sleep 0.1; done'
+  run 0 create t >said
+  run 0 start t
+  fails 125 'cannot delete container that is not stopped: running' delete t
+  run 0 kill t KILL
+  run 0 delete t
 }
 
 test_oci_update() { # oci: update takes resources in the OCI's form, and zero leaves a limit alone
