@@ -2404,7 +2404,12 @@ def mount_one(root, row):
     if row["type"] == "tmpfs" and "mode=" not in data:
         with tolerate(errno.ENOENT), Descriptor(open_in_root(root, row["destination"])) as fd:
             data += f",mode={stat.S_IMODE(os.fstat(fd).st_mode):o}"  # that of what is covered
+    if flags & MS_BIND and "tree" not in row:
+        with blame(f"mount, on {row['source']}"):
+            os.stat(row["source"])  # else its place would be made, and stay
     target = mount_point(root, row, directory)
+    if flags & MS_BIND and directory != stat.S_ISDIR(os.fstat(target).st_mode):
+        raise Failure(f"mount, on {row['source']} at {row['destination']}: not a directory")
     place = f"/proc/self/fd/{target}"
     if row.get("copyUp") and is_of_image(root, target, row):
         copy_up(place, row["source"], ["."])  # owner and mode of the directory, too
@@ -2577,7 +2582,11 @@ def build_root(spec):
         mount(path, path, None, MS_BIND | MS_REC, None)  # pivot_root(2) wants a mount as new root
     elif spec["root"].get("readonly"):
         set_mount_flags("/", MS_RDONLY)
+    dev = dev_row(spec)
     for row in spec["mounts"]:
+        fill = row is dev
+        if fill:  # first: see close_dev
+            row = dict(row, options=[word for word in row["options"] if word != "ro"])
         with Descriptor(os.open(path, OPEN_DIR)) as root:  # what lies on top by now
             try:
                 mount_one(root, row)
@@ -2585,12 +2594,13 @@ def build_root(spec):
                 if "fallback" not in row:
                     raise
                 mount_one(root, row["fallback"])
-            if row is dev_row(spec):
+            if fill:
                 make_devices(root, spec)
 
 def enter_root(spec):
     """Make what was built the root; no directory in it is needed for the old one: pivot_root(2)."""
     path = spec["root"]["path"]
+    make_workdir(path, spec["process"]["cwd"])
     if spec["root"].get("readonly"):
         set_mount_flags(path, MS_RDONLY, whole=0)  # after its last directory
     os.chdir(path)  # the new root, by its old name
@@ -2599,6 +2609,26 @@ def enter_root(spec):
     os.chdir("/")  # the top of what is left: the new root
     for word in filter(None, [spec["linux"].get("rootfsPropagation")]):
         mount(None, "/", None, PROPAGATION[word], None)  # who sees mounts made in it
+        for row in spec["mounts"]:
+            keep_propagation(row)
+
+def keep_propagation(row):
+    """Let a mount have its own propagation again, if it has one, after the root's went over it."""
+    for change in parse_mount_options(row["options"])[1]:
+        with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root, Descriptor(
+                open_in_root(root, row["destination"])) as place:
+            mount(None, f"/proc/self/fd/{place}", None, change, None)  # as the row says
+
+def make_workdir(root, path):
+    """Make the command's working directory where it is missing, as Docker and runc do."""
+    with Descriptor(os.open(root, OPEN_DIR)) as top:
+        os.close(make_in_root(top, path))
+
+def close_dev(spec):
+    """Make /dev read-only if the spec wants it so: now all that belongs there is there."""
+    row = dev_row(spec)
+    if row and parse_mount_options(row["options"])[0] & MS_RDONLY:
+        set_mount_flags("/dev", MS_RDONLY, whole=0)
 
 def dev_row(spec):
     """The row that makes /dev, if it is ours to be filled: not one that is bound from the host."""
@@ -3190,6 +3220,9 @@ BPF_LD, BPF_AND, BPF_RET, BPF_JA = 0x20, 0x54, 0x06, 0x05  # linux/bpf_common.h,
 BPF_JEQ, BPF_JGT, BPF_JGE = 0x15, 0x25, 0x35
 
 def account_lines(path):
+    """The rows of /etc/passwd or /etc/group: none where it is missing, or masked, thus no file."""
+    if not os.path.isfile(path):
+        return []
     with tolerate(errno.ENOENT, errno.ENOTDIR):
         return [line.split(":") for line in read_text(path).split("\n") if line.count(":") >= 3]
     return []
@@ -3418,16 +3451,15 @@ def load_filter(steps):
 def hide_paths(linux):
     """Cover the spec's maskedPaths and make its readonlyPaths read-only, all by descriptor. None
     stays open: --workdir could lead through it to what is covered, as in CVE-2024-21626."""
-    read_only = linux.get("readonlyPaths", [])
     with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root:
-        for path in filter(os.path.exists, linux.get("maskedPaths", []) + read_only):
+        for path in filter(os.path.exists, linux.get("readonlyPaths", [])):
             with Descriptor(open_in_root(root, path)) as place:
                 here = f"/proc/self/fd/{place}"
-                if path in read_only:
-                    here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
-                    os.close(int(os.path.basename(here)))
-                else:
-                    mask_path(root, here)
+                here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
+                os.close(int(os.path.basename(here)))
+        for path in filter(os.path.exists, linux.get("maskedPaths", [])):  # of both: it is masked
+            with Descriptor(open_in_root(root, path)) as place:
+                mask_path(root, f"/proc/self/fd/{place}")
 
 def mask_path(root, place):
     """Cover a directory with an empty one, a file with /dev/null, if that is what it says. A
@@ -4148,7 +4180,8 @@ def container_main(channel, trees):
         import subprocess  # for all of them: soon it would be the container's, CVE-2019-14271
         send(channel, "hooks")  # the outside runs its own now
         receive(channel)
-        run_hooks(spec, spec["state"], "createContainer")
+        run_hooks(spec, spec["states"]["creating"], "createContainer", environment={},
+                  directory=spec["root"]["path"])
     if own_root:
         enter_root(spec)
     set_sysctls(spec["linux"].get("sysctl") or {})  # through the container's own /proc
@@ -4164,7 +4197,8 @@ def container_main(channel, trees):
     if slave is not None and own_root and dev_row(spec):  # /dev is still as we made it
         os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # for boot messages
-    enter_workdir(process["cwd"], own_root)
+    close_dev(spec)
+    enter_workdir(process["cwd"])
     limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
     set_label(process)
     confine(process, user, spec["filter"])
@@ -4175,15 +4209,19 @@ def container_main(channel, trees):
     take_session(slave, outputs)
     if gate is not None:
         wait_at_gate(channel, gate, process)
-        run_hooks(spec, spec["state"], "startContainer")
+        run_hooks(spec, spec["states"]["created"], "startContainer",
+                  environment=read_environment(process["env"]))
     become_command(process, user[3])
 
 def wait_at_gate(channel, gate, process):
     """Tell `create` that all is ready, or that the command can't be, and wait for `start`."""
     path = dict(item.partition("=")[::2] for item in process["env"]).get("PATH", DEFAULT_PATH)
     program = find_program(process["args"][0], path)
-    with blame(f"exec, on {program}"):
+    try:
         os.stat(program)
+    except OSError as error:
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        raise Failure(f"exec, on {program}: {reason(error)}", 127 if missing else 126) from None
     if not os.path.isfile(program) or not os.access(program, os.X_OK):
         raise Failure(f"exec, on {program}: permission denied", 126)
     send(channel, "ready")
@@ -4191,9 +4229,10 @@ def wait_at_gate(channel, gate, process):
     os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this
     os.close(gate)
 
-def run_hooks(spec, state, *moments):
+def run_hooks(spec, state, *moments, environment=None, directory=None):
     """Run the hooks of these moments, STATE (JSON) is their input: config.md, "POSIX-platform
-    Hooks".  One that fails, or takes more seconds than its timeout, is a Failure."""
+    Hooks".  One that fails, or takes more seconds than its timeout, is a Failure.  ENVIRONMENT:
+    what one has that names none (None: ours).  DIRECTORY: where they start."""
     hooks = [hook for moment in moments for hook in (spec.get("hooks") or {}).get(moment) or ()]
     if not hooks:
         return
@@ -4201,9 +4240,9 @@ def run_hooks(spec, state, *moments):
     for hook in hooks:
         what = f"hook, on {hook['path']}"
         try:
-            environment = dict(item.partition("=")[::2] for item in hook.get("env") or ())
             subprocess.run(hook.get("args") or [hook["path"]], executable=hook["path"], check=True,
-                           input=encode(state), env=environment, timeout=hook.get("timeout"),
+                           input=encode(state), timeout=hook.get("timeout"), cwd=directory,
+                           env=read_environment(hook["env"]) if "env" in hook else environment,
                            capture_output=True, preexec_fn=forget_signals)
         except subprocess.CalledProcessError as error:
             said = error.stderr.decode("utf-8", "replace").strip()
@@ -4221,7 +4260,7 @@ def joined_main(channel, _):
     for fd in namespaces:
         os.close(fd)  # nothing of the host's is to be seen inside but the channel
     user = find_user(process["user"])
-    enter_workdir(process["cwd"], False)
+    enter_workdir(process["cwd"])
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
     fork_inside(channel)
     if not outlive:
@@ -4271,10 +4310,14 @@ def take_session(slave, outputs):
         fcntl.ioctl(slave, TIOCSCTTY, 0)  # job control works from the first line on
     take_descriptors(slave, outputs)
 
+def read_environment(rows):
+    """An environment in the specification's form, ["NAME=value"], as a dict."""
+    return dict(item.partition("=")[::2] for item in rows)
+
 def become_command(process, home):
     """The last steps, the same for every process of a container."""
-    environment = dict(item.partition("=")[::2] for item in process["env"])
-    environment.setdefault("HOME", home)
+    environment = read_environment(process["env"])
+    environment["HOME"] = environment.get("HOME") or home
     forget_signals()
     execute(process["args"], environment)
 
@@ -4290,10 +4333,8 @@ def open_fds():
     return [int(name) for name in os.listdir("/proc/self/fd")  # whose own is closed by then
             if int(name) > 2 and os.path.exists(f"/proc/self/fd/{name}")]
 
-def enter_workdir(path, make):
-    """Change to the command's working directory; MAKE it where it is missing, as Docker does."""
-    if make:
-        os.close(make_in_root(os.open("/", os.O_PATH | os.O_CLOEXEC), path))
+def enter_workdir(path):
+    """Change to the command's working directory."""
     os.chdir(path)  # where the command starts
     if not os.getcwd().startswith("/"):  # CVE-2024-21626: "(unreachable)" is outside
         raise Failure(f"--workdir, on {path}: it lies outside of the container")
@@ -4345,7 +4386,7 @@ def execute(args, environment):
                   {encode(key): encode(value) for key, value in environment.items()})
     except OSError as error:
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        why = "is a directory" if os.path.isdir(program) else reason(error)
+        why = reason(error)  # "permission denied" for a directory, too: engines look for that
         if missing and os.path.exists(program):
             why += f" (its interpreter, {interpreter_of(program)})"
         raise Failure(f"exec, on {program}: {why}", 127 if missing else 126) from None
@@ -4414,7 +4455,9 @@ def own_bytecode():
     return fd
 
 def shared_rows(spec):
-    return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])]
+    """The rows that show something of the host's, and stay its peers."""
+    return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])
+            and {"bind", "rbind"} & set(row["options"])]
 
 def start_inside(word, flags, stdin, program, shared=(), joins=(), maps=None, **how):
     """Start this program as WORD in new namespaces, and others', JOINS: [(path, flag)]; returns
@@ -5059,12 +5102,22 @@ def send_descriptor(path, fd):
         socket.sendmsg([b"/dev/ptmx"], rights)
         socket.close()
 
+def listening_fds():
+    """How many sockets a service manager has handed to this process: sd_listen_fds(3)."""
+    count = os.environ.get("LISTEN_FDS", "")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not is_id(count):
+        return 0
+    return min(int(count), len(open_fds()))
+
 def create_container(container_id, bundle, console=None, preserved=0):
     """Make a container up to its last step; returns its record and its terminal's master end, if it
     has one and no CONSOLE socket took it.  After a failure nothing of it is left."""
     if not is_name(container_id.replace("+", "-")):
         raise Failure(f"create, on {container_id or chr(39) * 2}: not a container's id")
     spec = load_bundle(bundle, container_id)
+    listening = listening_fds()
+    if listening:
+        spec["process"]["env"] += [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
     path, pid = state_path("oci", container_id), 0
     theirs, spec["annotations"] = spec["annotations"], {}  # ours mean something to init
     record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
@@ -5081,16 +5134,16 @@ def create_container(container_id, bundle, console=None, preserved=0):
         gate = os.open(path + "/exec.fifo", os.O_RDWR | os.O_CLOEXEC)
         pid, channel = start_inside("init", namespace_flags(spec), 0, own_bytecode(),
                                     shared_rows(spec), joined_namespaces(spec), spec["linux"],
-                                    outlive=True, preserved=preserved)
+                                    outlive=True, preserved=preserved + listening)
         enter_namespaces(OWN_PIDS if spec.get("hooks") else [])  # they are children of ours
         record.update(pid=pid, pid_start=process_start(pid))
         record["cgroups"] = make_cgroups(record["cgroups"], spec["linux"]["resources"], pid)
         write_json(path + "/state.json", record)
-        state = to_json(oci_state(record, "creating"))
-        tell(channel, dict(spec, filter=assemble_filter(spec["linux"]), gate=True, state=state),
+        states = {status: to_json(oci_state(record, status)) for status in ("creating", "created")}
+        tell(channel, dict(spec, filter=assemble_filter(spec["linux"]), gate=True, states=states),
              [gate])  # sync 1
         os.close(gate)
-        master = await_gate(channel, spec, state, console)
+        master = await_gate(channel, spec, states["creating"], console, bundle)
     except Exception as error:
         kill_child(pid) if pid else None
         remove_cgroups(record)
@@ -5100,7 +5153,7 @@ def create_container(container_id, bundle, console=None, preserved=0):
         raise Failure(f"{bundle}/config.json: not as the specification has it: {error!r}") from None
     return record, master
 
-def await_gate(channel, spec, state, console):
+def await_gate(channel, spec, state, console, bundle):
     """Do for init what must be done outside, until it waits for `start`; its terminal or None."""
     master = None
     while True:
@@ -5110,7 +5163,7 @@ def await_gate(channel, spec, state, console):
         elif fds:
             master = fds[0]
         elif message == "hooks":
-            run_hooks(spec, state, "prestart", "createRuntime")
+            run_hooks(spec, state, "prestart", "createRuntime", directory=bundle)
             tell(channel, "go")
         elif message == "apart":  # sync 0: an engine lays its own cables
             continue
@@ -5133,15 +5186,19 @@ def start_created(record):
 def run_late_hooks(record, status, moment):
     """Run hooks whose failure changes nothing any more: it is only said."""
     spec, state = read_json(container_path(record, "config.json")), oci_state(record, status)
+    bundle = record["bundle"] if os.path.isdir(record["bundle"]) else None
     for hook in (spec.get("hooks") or {}).get(moment) or ():
         try:
-            run_hooks({"hooks": {moment: [hook]}}, to_json(state), moment)
+            run_hooks({"hooks": {moment: [hook]}}, to_json(state), moment, directory=bundle)
         except (Failure, OSError) as error:
             warn(describe(error)[0])
 
 def delete_container(record, force):
     """Remove a container of an engine's, and all that it left."""
     status = oci_status(record)
+    if status == "running" and not force:  # who has just killed it needn't wait for that himself
+        wait_process(record["pid"], record["pid_start"], LINGER)
+        status = oci_status(record)
     if status in ("running", "paused") and not force:
         raise Failure(f"delete, on {record['id']}: cannot delete container that is not stopped: "
                       f"{status}")

@@ -6718,7 +6718,11 @@ test_oci_create_fails() { # oci: what can't start fails create with the engines'
   oci_bundle
   before=$(wc -l </proc/self/mountinfo)
   configure '' /nonexistent
-  fails 125 '^mydocker: exec, on /nonexistent: no such file or directory' create t
+  fails 127 '^mydocker: exec, on /nonexistent: no such file or directory' create t
+  configure '' /etc/passwd/x
+  fails 127 '^mydocker: exec, on /etc/passwd/x: not a directory' create t
+  configure '' /etc
+  fails 126 '^mydocker: exec, on /etc: permission denied' create t
   configure '' nonexistent
   fails 127 'executable file not found in \$PATH' create t
   configure '' /etc/passwd
@@ -6762,6 +6766,7 @@ destination c["mounts"][0]["destination"] = 7
 user p["user"]["uid"] = -1
 uid p["user"]["uid"] = "root"
 linux c["linux"] = []
+env p["env"].append("=x")
 destination c["mounts"].append({"type": "tmpfs"})
 namespaces l["namespaces"].append({})
 devices l["devices"] = [{"path": "/dev/x"}]
@@ -6881,6 +6886,62 @@ done </proc/self/mountinfo'
     /bin/sh -c 'cat /full/file; cat /proc/sys/kernel/hostname'
 }
 
+test_oci_masked() { # oci: a path that is to be masked and read-only is both; a masked passwd has no accounts
+  small_root root
+  echo 'root:x:0:0:root:/root:/bin/sh' >root/etc/passwd
+  bundle_says '/' "
+l['maskedPaths'] = ['/proc/sys', '/etc/passwd', '/none']
+l['readonlyPaths'] = ['/proc/sys', '/etc', '/none']
+c['root']['readonly'] = False" /bin/sh -c '
+set -- /proc/sys/*; if [ -e "$1" ]; then echo seen; fi
+cat /etc/passwd; if (echo x >/etc/new) 2>/dev/null; then echo written; fi; cd /; echo ~'
+}
+
+test_oci_propagation() { # oci: each mount keeps its own propagation, whatever it is and whatever the root's is
+  own_state
+  bundle_says $'/ shared\n/a shared\n/b -\n/c unbindable\n/d shared' "
+for place, *options in (('/a', 'nosuid', 'shared'), ('/b', 'rprivate'), ('/c', 'unbindable'), ('/d',)):
+    c['mounts'].append({'destination': place, 'type': 'tmpfs', 'options': options})
+l['rootfsPropagation'] = 'rshared'" /bin/sh -c '
+while read -r _ _ _ _ place _ word _; do
+  case $place in /|/[a-d]) echo "$place ${word%%:*}" ;; esac
+done </proc/self/mountinfo'
+}
+
+test_oci_dev_read_only() { # oci: a /dev that is to be read-only is filled first
+  bundle_says $'ro\nchar' "
+for row in c['mounts']:
+    if row['destination'] == '/dev': row['options'].append('ro')" /bin/sh -c '
+while read -r _ _ _ _ place words _; do
+  case $place in /dev) echo "${words%%,*}" ;; esac
+done </proc/self/mountinfo
+[ -c /dev/null ] && echo char; if (echo x >/dev/new) 2>/dev/null; then echo written; fi'
+  configure 'p["terminal"] = True' # its console is put there, too
+  tty 0 -- "${mydocker[@]}" run --bundle . t
+  like "$out" char
+}
+
+test_oci_mount_kinds() { # oci: a file over a directory, or the reverse, is no directory; a missing source leaves nothing
+  local source target
+  oci_bundle
+  mkdir -p directory root/over
+  touch file root/below
+  for source in "file /over" "directory /below"; do
+    read -r source target <<<"$source"
+    configure "c['mounts'] = c['mounts'][:7] + [{'destination': '$target', 'type': 'bind', 'source': '$PWD/$source', 'options': ['rbind']}]"
+    fails 125 "^mydocker: mount, on $PWD/$source at $target: not a directory\$" create t
+  done
+  configure "c['mounts'][-1].update(source='$PWD/none', destination='/new')"
+  fails 125 "^mydocker: mount, on $PWD/none: no such file or directory\$" create t
+  [[ ! -e root/new ]]
+}
+
+test_oci_workdir() { # oci: a working directory that isn't there is made, in a read-only root, too
+  bundle_says '/made/up' "p['cwd'] = '/made/up'; c['root']['readonly'] = True" /bin/sh -c pwd
+  bundle_says '/m/a' "p['cwd'] = '/m/a'; c['mounts'].append({'destination': '/m', 'type': 'tmpfs'})" /bin/sh -c pwd
+  [[ ! -e root/m/a ]]
+}
+
 test_oci_hooks() { # oci: every hook runs at its moment, with the state on its input
   oci_bundle
   configure "
@@ -6902,6 +6963,35 @@ c['root']['readonly'] = False" /bin/cat /tmp/state
     '"id": "t", "status": "stopped", "pid": 0, "bundle": "'"$PWD"'"'
   run 0 run --bundle . t
   like "$out" '"id": "t"'
+}
+
+test_oci_hook_surroundings() { # oci: where a hook starts, what environment it has, and the status in its state
+  oci_bundle
+  echo 'read -r s; s=${s#*status\": \"}; echo "$1 $PWD $MARK $OWN ${s%%\"*}" >>"$2"' | tee root/tmp/hook.sh >hook.sh
+  configure "
+def hook(moment, where='$PWD', **more):
+    return {'path': '/bin/sh', 'args': ['sh', where + '/hook.sh', moment, where + '/hooks'], **more}
+c['hooks'] = {moment: [hook(moment), hook(moment, env=['OWN=own'])]
+              for moment in ('prestart', 'createRuntime', 'createContainer', 'poststart', 'poststop')}
+c['hooks']['startContainer'] = [hook('startContainer', '/tmp')]
+p['env'].append('MARK=inside')
+c['root']['readonly'] = False" /bin/sh -c :
+  export MARK=outside
+  run 0 create --bundle . t >said
+  (cd / && "${mydocker[@]}" start t)
+  wait_for has root/tmp/hooks .
+  run 0 delete --force t
+  is "$(<hooks)" "prestart $PWD outside  creating
+prestart $PWD  own creating
+createRuntime $PWD outside  creating
+createRuntime $PWD  own creating
+createContainer $PWD/root   creating
+createContainer $PWD/root  own creating
+poststart $PWD outside  running
+poststart $PWD  own running
+poststop $PWD outside  stopped
+poststop $PWD  own stopped"
+  is "$(<root/tmp/hooks)" 'startContainer / inside  created'
 }
 
 test_oci_hook_imports() { # oci: for a hook inside nothing of the container's is imported,
@@ -6986,6 +7076,24 @@ test_oci_descriptors() { # oci: descriptors from 3 on are the command's only as 
   # 5 is what the shell reads the list from
   is "$out" "$(echo /proc/self/fd/{0..5})"$'\ngiven'
   fails 125 'preserve-fds, on 9: descriptor' run --bundle . --preserve-fds 9 t
+}
+
+test_oci_listen() { # oci: a service manager's sockets are the command's, an empty HOME is filled
+  oci_bundle
+  configure 'p["env"].append("HOME=")' /bin/sh -c 'echo $HOME $LISTEN_FDS $LISTEN_PID; read -r line <&3; echo $line; if (echo <&4) 2>/dev/null; then echo more; fi'
+  echo passed >file
+  is "$(sh -c 'exec 3<file 4<file; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"' sh "${mydocker[@]}" run --bundle . t)" $'/root 1 1\npassed'
+  is "$(sh -c 'exec 3<file; export LISTEN_FDS=1 LISTEN_PID=1; exec "$@"' sh "${mydocker[@]}" run --bundle . t 2>/dev/null)" '/root'
+}
+
+test_oci_delete_killed() { # oci: delete waits for who has just been killed, and refuses who hasn't
+  oci_bundle
+  configure '' /bin/sh -c 'trap "" TERM; while :; do sleep 0.1; done'
+  run 0 create t >said
+  run 0 start t
+  fails 125 'cannot delete container that is not stopped: running' delete t
+  run 0 kill t KILL
+  run 0 delete t
 }
 
 test_oci_update() { # oci: update takes resources in the OCI's form, and zero leaves a limit alone
