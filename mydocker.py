@@ -316,9 +316,15 @@ def show(text):
 
 def print_line(text, fd=2):
     """Write one line on stderr in a single write, so that two processes' lines don't mix."""
-    line = encode(text.replace("\n", "\\n")).decode("utf-8", "backslashreplace")
     with tolerate():  # nobody can be told; the exit status still says it
-        os.write(fd, (line + "\n").encode())
+        os.write(fd, (printable(text) + "\n").encode())
+
+def printable(text):
+    """TEXT with all that would steer a terminal as escapes: images and registries word it, too."""
+    text = encode(text).decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 def loud(level):
     """True if messages of this level are wanted; --log-level travels as MYDOCKER_LOG."""
