@@ -349,7 +349,7 @@ def log_for_engine(level, message):
     path = os.environ.get("MYDOCKER_ERRORS")
     if not path:
         return False
-    with tolerate(), open(path, "a") as file:
+    with tolerate(), open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as file:
         file.write(to_json({"level": level, "msg": message, "time": log_time(time.time_ns())}))
         file.write("\n")
     return True
@@ -486,21 +486,47 @@ def link_target(directory, name):
         return os.readlink(name, dir_fd=directory)
     return None
 
-def write_file(path, data, durable=False):
+def write_file(path, data, durable=False, like_folder=False):
     """Replace a file in one step: a reader, or a crash, finds the old bytes or the new, never both.
-    See rename(2).  DURABLE: the bytes are on disk before the name is; needs milliseconds."""
-    make_dirs(os.path.dirname(path) or ".")
-    temporary = f"{path}.{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb") as file:
-            file.write(encode(data))
-            file.flush()
-            os.fsync(fd) if durable else None
-        os.rename(temporary, path)
-    except OSError:  # a full disk: nothing half written stays
-        unlink_if_there(temporary)
-        raise
+    See rename(2).  DURABLE: the bytes are on disk before the name is; needs milliseconds.
+    The directory may be another user's: no name there can be foreseen, no link is followed, and the
+    owner, with LIKE_FOLDER the directory's, is set by descriptor."""
+    folder, name = os.path.split(path)
+    make_dirs(folder or ".")
+    temporary = f"{name}.{os.urandom(8).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with Descriptor(os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as above:
+        try:
+            with open(os.open(temporary, flags, 0o600, dir_fd=above), "wb") as file:
+                file.write(encode(data))
+                file.flush()
+                if like_folder:
+                    os.fchown(file.fileno(), *os.fstat(above)[4:6])
+                if durable:
+                    os.fsync(file.fileno())
+            os.rename(temporary, name, src_dir_fd=above, dst_dir_fd=above)
+        except OSError as error:  # a full disk: nothing half written stays
+            with tolerate(errno.ENOENT):
+                os.unlink(temporary, dir_fd=above)
+            error.filename, error.filename2 = path, None  # which the user knows
+            raise
+
+def open_named(path, flags):
+    """Open a file that the user named, perhaps in a directory of somebody else's: a link there that
+    others made is not followed, it would have us write, or read, root's files for them."""
+    for _ in range(40):
+        try:
+            return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        with Descriptor(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as link:
+            if os.fstat(link).st_uid not in (0, os.geteuid()):
+                raise OSError(errno.ELOOP, "a link that another user made", path)
+            if is_proc(link):  # such as /dev/stdout: it has no path
+                return os.open(path, flags | os.O_CLOEXEC)
+            path = os.path.join(os.path.dirname(path), os.readlink("", dir_fd=link))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
 
 def read_json(path):
     """The value in a JSON file.  By json's C half: json itself would cost each start 5 ms."""
@@ -6069,7 +6095,7 @@ def cmd_save(options, words):
 def open_output(path):
     """A file to write an archive to; standard output only if it's no terminal."""
     if path:
-        return open(path, "wb")
+        return open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb")
     if os.isatty(1):
         raise Failure("--output: not given, and standard output is a terminal", hint="-o FILE")
     return open(1, "wb", closefd=False)

@@ -3199,6 +3199,28 @@ test_many_layers() { # images: 120 layers are no problem, the top one wins
   is "$out" x
 }
 
+test_output_planted() { # security: no file that root writes follows a link that another user made, CVE-2015-3627
+  own_state
+  small_root root
+  run 0 import root "t$n:1"
+  mkdir theirs
+  echo precious >victim
+  ln -s "$PWD/victim" theirs/link
+  chown -h 1234:5678 theirs theirs/link
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c :
+  fails 125 'on theirs/link: a link that another user made' save -o theirs/link "t$n:1"
+  fails 125 'on theirs/link: a link that another user made' export -o theirs/link "c$n"
+  run 125 --log theirs/link rm none
+  run 125 run --cidfile theirs/link "t$n:1" /bin/true
+  is "$(<victim)" precious
+  is "$(stat -c %U victim)" root
+  ln -s "$PWD/ours.tar" mine # root's own leads where it should, and into /proc
+  run 0 save -o mine "t$n:1"
+  [[ -s ours.tar && -L mine ]]
+  run 0 save -o /dev/stdout "t$n:1"
+  cmp ours.tar "$scratch/stdout"
+}
+
 # ── 8. Registries ──────────────────────────────────────────────────────────
 
 door='' gate='' slow='' dying='' proxy='' holes='' store='' thief='' # fronts, see below
