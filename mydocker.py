@@ -256,6 +256,9 @@ class Failure(Exception):
         super().__init__(message)
         self.message, self.status, self.hint = message, status, hint
 
+class NotFound(Failure):
+    """There is nothing of the name that was given."""
+
 def reason(error):
     """The kernel's word for an errno, as a clause: "no such file or directory"."""
     text = error.strerror or str(error)
@@ -1673,9 +1676,11 @@ def find_image(text):
     start = "sha256:" + hexes[1] if hexes else "none"
     found = {image["id"]: {**image, "name": ""} for image in stored_images()
              if image["id"].startswith(start) or image["digest"] == start}
-    if len(found) != 1:
-        why = f"{len(found)} ids begin like this" if found else "no such image"
-        raise Failure(f"image, on {text}: {why}", hint="images lists those that are there")
+    if not found:
+        raise NotFound(f"image, on {text}: no such image", hint="images lists those that are there")
+    if len(found) > 1:
+        raise Failure(f"image, on {text}: {len(found)} ids begin like this",
+                      hint="images lists those that are there")
     return found.popitem()[1]
 
 def image_layers(image):
@@ -5345,8 +5350,8 @@ def find_or_pull(text, options):
     try:
         if when != "always":
             return find_image(text)
-    except Failure as failure:
-        if when == "never" or not failure.message.endswith("no such image"):
+    except NotFound:
+        if when == "never":
             raise
     pull(text, options)
     return find_image(text)
