@@ -1095,12 +1095,71 @@ def sniff(chunks):
     return "plain" if head[257:262] == b"ustar" else kind, chain([head], chunks)
 
 def opener_of(kind):
+    """The function that opens compressed data of this KIND, a module's name, for reading."""
     from importlib import import_module
     try:
         return import_module(kind).open
     except ImportError:
-        raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
-                      hint="zstd needs Python 3.14, or: skopeo copy --dest-compress-format gzip")
+        if kind == "compression.zstd" and Zstd.find_library():
+            return Zstd
+    raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
+                  hint="zstd needs Python 3.14 or the host's libzstd.so.1, or: skopeo copy "
+                       "--dest-compress-format gzip")
+
+class Zstd:
+    """What compression.zstd.open gives from Python 3.14 on, by the host's own libzstd: zstd.h,
+    "Streaming decompression - HowTo".  A frame that wants more than 128 MB at once is an error."""
+    library = None
+
+    @classmethod
+    def find_library(cls):
+        """Load the library, once; False if the host has none."""
+        import ctypes
+        with tolerate():
+            library = cls.library = cls.library or ctypes.CDLL("libzstd.so.1")
+            library.ZSTD_createDStream.restype = ctypes.c_void_p
+            library.ZSTD_freeDStream.argtypes = [ctypes.c_void_p]
+            library.ZSTD_decompressStream.argtypes = [ctypes.c_void_p] * 3
+            library.ZSTD_decompressStream.restype = ctypes.c_size_t
+            library.ZSTD_isError.argtypes = library.ZSTD_getErrorName.argtypes = [ctypes.c_size_t]
+            library.ZSTD_getErrorName.restype = ctypes.c_char_p
+        return cls.library is not None
+
+    def __init__(self, source):
+        import ctypes
+        self.ctypes, self.source, self.packed = ctypes, source, b""
+        self.stream, self.unfinished, self.full = self.library.ZSTD_createDStream(), 0, False
+        self.plain, buffer = ctypes.create_string_buffer(CHUNK), ctypes.c_size_t * 3
+        self.input = buffer()  # a ZSTD_inBuffer: where it is, its size, how far it is read
+        self.output = buffer(ctypes.addressof(self.plain), CHUNK)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.library.ZSTD_freeDStream(self.stream)
+
+    def read(self, _):
+        """Some plain bytes; none at the end only."""
+        self.output[2] = 0
+        while not self.output[2]:
+            if self.input[2] == self.input[1] and not self.full and not self.fill():
+                return b""
+            left = self.library.ZSTD_decompressStream(self.stream, self.output, self.input)
+            if self.library.ZSTD_isError(left):
+                raise ValueError(self.library.ZSTD_getErrorName(left).decode())
+            self.unfinished = left  # 0 at the end of a frame; another may follow
+            self.full = left and self.output[2] == CHUNK
+        return self.ctypes.string_at(self.plain, self.output[2])
+
+    def fill(self):
+        """Get more of the input; False at its end."""
+        self.packed = self.source.read(CHUNK)
+        if self.unfinished and not self.packed:
+            raise EOFError("it breaks off")
+        where = self.ctypes.cast(self.ctypes.c_char_p(self.packed), self.ctypes.c_void_p)
+        self.input[:] = where.value, len(self.packed), 0
+        return bool(self.packed)
 
 def decompress(kind, chunks):
     """Yield CHUNKS decompressed, a piece at a time, so that a bomb needs no memory."""

@@ -2507,17 +2507,41 @@ test_import_compressions() { # images: tar, tar.gz and tar.xz, from a file or st
   done
 }
 
-test_import_zstd() { # images: zstd is read where Python can, else refused by name
+without_libzstd() { # without_libzstd COMMAND...: on a host that doesn't have the library
+  unshare -m bash -c 'for file in $(ldconfig -p | sed -n "s/.*libzstd.so.1 .*=> //p"); do
+    mount --bind /dev/null "$(readlink -f "$file")"; done; exec "$@"' bash "$@"
+}
+
+test_import_zstd() { # images: zstd is read by Python or the host's libzstd, else refused by name
+  local digest file
   need zstd
   own_state
   small_root root
-  tar -C root -c . | zstd -q >a.tar.zst
-  if "$PYTHON" -c 'import compression.zstd' 2>/dev/null; then
-    run 0 import a.tar.zst "t$n"
-  else
-    fails 125 'zstd' import a.tar.zst "t$n"
-    nothing_half_done
-  fi
+  head -c 3000000 /dev/zero >root/zeros # frames end with and without a full buffer
+  head -c 262144 /dev/urandom >root/random
+  tar -C root -cf a.tar .
+  digest=$(sha256sum <a.tar)
+  zstd -q a.tar
+  { head -c 100000 a.tar | zstd -q; printf '\x50\x2a\x4d\x18\x03\0\0\0abc'; tail -c +100001 a.tar | zstd -q --long=27; } >frames
+  for file in a.tar.zst frames; do
+    if "$PYTHON" -c 'import ctypes; ctypes.CDLL("libzstd.so.1")' 2>/dev/null; then
+      run 0 import "$file" "t$n"
+      layer_of "t$n"
+      is "${layer##*/}" "${digest%% *}"
+      run 0 rmi "t$n"
+    fi
+  done
+  head -c 300000 a.tar.zst >cut
+  fails 125 'zstd data: damaged: it breaks off|archive' import cut "t$n"
+  { head -c 200000 a.tar.zst; head -c 10000 /dev/urandom; } >wrong
+  fails 125 'zstd data: damaged|archive' import wrong "t$n"
+  nothing_half_done
+  "$PYTHON" -c 'import compression.zstd' 2>/dev/null || (
+    mydocker=(without_libzstd "${mydocker[@]}")
+    timeout() { shift 3; "$@"; }
+    fails 125 "zstd data: a compression that this Python can't read.*libzstd" import a.tar.zst "t$n"
+  )
+  nothing_half_done
 }
 
 test_import_without_name() { # images: an image without a name goes by its id, or the beginning of it
