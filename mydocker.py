@@ -831,6 +831,8 @@ MANIFEST_TYPE = OCI_TYPE + "manifest.v1+json"
 DOCUMENT_TYPES = (  # the first two: an index
     OCI_TYPE + "index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json",
     MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json")
+CONFIG_TYPES = (OCI_TYPE + "config.v1+json", "application/vnd.docker.container.image.v1+json",
+                "application/octet-stream")  # the last: old builders'
 REF_NAME = "org.opencontainers.image.ref.name"
 DOCKER_NAME = "io.containerd.image.name"  # docker's and containerd's place for the full name
 MAGIC = {  # how compressed bytes begin → the module whose open() reads them
@@ -840,7 +842,8 @@ LAYER_TYPES = {"plain": OCI_TYPE + "layer.v1.tar", "gzip": OCI_TYPE + "layer.v1.
 PLATFORMS = {  # what a machine can run, best first; unlisted ones are called as by uname -m
     "x86_64": "amd64 386", "i686": "386", "aarch64": "arm64/v8 arm/v8 arm/v7 arm/v6 arm/v5",
     "armv7l": "arm/v7 arm/v6 arm/v5", "armv6l": "arm/v6 arm/v5"}
-SAME_PLATFORM = {"arm64": "arm64/v8", "arm": "arm/v7", "amd64/v1": "amd64"}
+SAME_PLATFORM = {"arm64": "arm64/v8", "arm": "arm/v7", "amd64/v1": "amd64", "x86_64": "amd64",
+                 "aarch64": "arm64/v8"}
 OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 OPEN_ENTRY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 OPEN_CHILD = OPEN_ENTRY | os.O_DIRECTORY
@@ -924,7 +927,8 @@ def check(value, shape, what):
     kind = shape if isinstance(shape, type) else type(shape)
     if shape == DIGEST:
         return check_digest(value, what)
-    if not isinstance(value, kind) or kind is int and (isinstance(value, bool) or value < 0):
+    if not isinstance(value, kind) or kind is int and (
+            isinstance(value, bool) or not 0 <= value < 1 << 63):
         raise Failure(f"{what}: {kind.__name__} wanted, found {value!r:.60}")
     if isinstance(shape, list):
         for item in value:
@@ -982,6 +986,9 @@ def read_image(source, descriptor, wanted=None):
         descriptor = choose_platform(manifest["manifests"] or (), what, wanted)
     else:
         raise Failure(f"image, on {what}: an index in an index in an index")
+    kind = (manifest.get("config") or {}).get("mediaType") or CONFIG_TYPES[0]
+    if kind not in CONFIG_TYPES:  # a chart, a signature, ...
+        raise Failure(f"image, on {what}: an artifact, not an image: {kind!r:.99}")
     if not manifest.get("config") or "layers" not in manifest:
         raise Failure(f"image, on {what}: not an image manifest of OCI or Docker's schema 2")
     layers, image_id = manifest["layers"] or [], manifest["config"]["digest"]
@@ -1006,18 +1013,29 @@ def platforms():
 
 def choose_platform(manifests, what, wanted=None):
     """The descriptor, of those in an index, that suits this machine, or [linux/]WANTED, best."""
-    found, name = {}, (wanted or "").replace("linux/", "", 1)
-    names = [SAME_PLATFORM.get(name, name)] if wanted else [*platforms(), ""]
+    found, names = {}, [*platforms(), ""]
+    if wanted and wanted != "linux":
+        names = [platform_name(*wanted.lower().split("/"))]
     for entry in manifests:
-        platform = entry.get("platform") or {}
-        name = "/".join(filter(None, map(platform.get, ("architecture", "variant"))))
-        if platform.get("os", "linux") == "linux":
-            found.setdefault(SAME_PLATFORM.get(name, name), entry)
+        platform, notes = entry.get("platform") or {}, entry.get("annotations") or {}
+        name = platform_name(platform.get("os") or "linux", platform.get("architecture") or "",
+                             platform.get("variant") or "")
+        if name != "unknown" and "vnd.docker.reference.type" not in notes:  # not an attestation
+            found.setdefault(name, entry)
     for name in names:
         if name in found:
             return found[name]
-    there = ", ".join(found) or "nothing for linux"
+    there = ", ".join(name for name in found if name) or "no image at all, nor for linux"
     raise Failure(f"image, on {what}: not for {wanted or f'this machine ({names[0]})'}: {there}")
+
+def platform_name(*words):
+    """OS, architecture and variant as one name, without linux, and one for what has several."""
+    name = "/".join(filter(None, words))
+    if name.startswith("unknown"):
+        return "unknown"
+    if name == "linux" or name.startswith("linux/"):
+        name = name[6:]
+    return SAME_PLATFORM.get(name, name)
 
 # Bytes on the move
 
