@@ -2198,97 +2198,6 @@ class Site:
             raise trouble_of(error) from None
         return strings_in(data, ("token", "access_token"), f"registry {self.host}, on its token")
 
-class Registry:
-    """A repository at a registry, and at the mirrors that are asked before it."""
-    def __init__(self, host, repository, options, mirrors=()):
-        self.sites = [Site(place, repository, options) for place in (*mirrors, host)]
-        self.repository, self.documents = repository, {}  # {digest: bytes}
-
-    def answer(self, *words, **more):
-        """The response to a request, of the first site that gives one; who fails isn't asked again.
-        See Site.answer."""
-        while True:
-            try:
-                return self.sites[0].answer(*words, **more)
-            except Failure:
-                if len(self.sites) == 1:
-                    raise
-                self.sites.pop(0)
-
-    def find(self, reference):
-        """The descriptor of the document that a tag or a digest means, by its own bytes.
-
-        HEAD spares the GET of one that is here (and a share of the hub's limit); no answer of it is
-        believed further: many registries lack it, or its headers."""
-        head = self.answer("HEAD", "manifests/" + reference, allowed=NO_HEAD)
-        digest = told_digest(head.headers)
-        if head.status == 200 and digest and os.path.exists(blob_path(digest)):
-            data = b"".join(read_member(state_path("images"), blob_member(digest)))
-        else:
-            head = self.answer("GET", "manifests/" + reference)
-            data, digest = self.read_whole(head, reference), told_digest(head.headers)
-        descriptor = describe_document(data, head.headers.get_content_type(), reference)
-        known = reference.lower() if ":" in reference else digest
-        if known not in ("", descriptor["digest"]):
-            raise Failure(f"image, on {reference}: cut off, damaged or forged: not {known:.100}, "
-                          f"but {descriptor['digest']}")
-        self.documents[descriptor["digest"]] = data
-        return descriptor
-
-    def read_whole(self, response, reference):
-        """A document's bytes, if they aren't too many and all come."""
-        from http.client import HTTPException
-        data = b""
-        try:
-            while len(data) <= JSON_LIMIT and (chunk := response.read(CHUNK)):
-                data += chunk
-        except (OSError, HTTPException, ValueError) as error:
-            raise Interrupted(f"registry {self.sites[0].host}, on {self.repository}/manifests/"
-                              f"{reference}: {trouble_of(error).message}") from None
-        if len(data) > JSON_LIMIT:
-            raise Failure(f"image, on {reference}: larger than {humane_size(JSON_LIMIT)}")
-        return data
-
-    def read(self, descriptor, passed=0):
-        """Yield a blob or document from byte PASSED on, over as many connections as it takes."""
-        digest, size, idle = descriptor["digest"], descriptor["size"], 0
-        if digest in self.documents:
-            yield self.documents[digest]
-            return
-        if not passed and os.path.exists(blob_path(digest)):
-            yield from read_member(state_path("images"), blob_member(digest))
-            return
-        kind = "manifests" if descriptor.get("mediaType") in DOCUMENT_TYPES else "blobs"
-        while passed < size and idle < ATTEMPTS:
-            begin = passed
-            for chunk in self.read_once(f"{kind}/{digest}", passed):
-                passed += len(chunk)
-                yield chunk
-            idle = 0 if passed > begin else idle + 1
-            if idle == ATTEMPTS and len(self.sites) > 1:
-                self.sites.pop(0)
-                idle = 0
-        if idle:
-            raise Interrupted(f"registry {self.sites[0].host}, on {self.repository}/{kind}/{digest}"
-                              f": breaks off at byte {passed} of {size}")
-
-    def read_once(self, path, passed):
-        """Yield what one connection gives of a file, from byte PASSED on."""
-        from http.client import HTTPException
-        headers = {"Range": f"bytes={passed}-"} if passed else {}
-        response = self.answer("GET", path, headers)
-        skip = 0 if response.status == 206 else passed  # 200: it starts from the beginning
-        while True:
-            try:
-                chunk = response.read1(CHUNK)
-            except (OSError, HTTPException, ValueError):  # it breaks off
-                return
-            if not chunk:
-                return
-            if len(chunk) > skip:
-                yield chunk[skip:]
-            skip = max(0, skip - len(chunk))
-
 # What servers say: untrusted words, each with its bounds
 
 def origin(url):
@@ -2330,17 +2239,6 @@ def told_digest(headers):
     import re
     digest = (headers["Docker-Content-Digest"] or "").strip().lower()
     return digest if re.fullmatch("sha256:[0-9a-f]{64}", digest) else ""
-
-def describe_document(data, kind, what):
-    """The descriptor of a manifest or index that a registry calls a KIND."""
-    import hashlib
-    if kind in GENERIC_TYPES:  # so the document's own word counts
-        document = parse_json(data, what, MANIFEST)
-        kind = document.get("mediaType") or DOCUMENT_TYPES[0 if "manifests" in document else 2]
-    if kind not in DOCUMENT_TYPES:
-        raise Failure(f"image, on {what}: not an image: {kind!r:.99}")
-    digest = "sha256:" + hashlib.sha256(data).hexdigest()
-    return {"digest": digest, "size": len(data), "mediaType": kind}
 
 def trouble_of(error):
     """The Trouble that an error of the network's is: why, a hint, whether another try may help."""
@@ -2562,6 +2460,110 @@ def change_auths(host, entry):
         del config["credHelpers"]
     with blame(f"write, on {path}"):  # with sudo it may be somebody's home
         write_file(path, json.dumps(config, indent=4), like_folder=True)
+
+# A repository's documents and blobs
+
+class Registry:
+    """A repository at a registry, and at the mirrors that are asked before it."""
+    def __init__(self, host, repository, options, mirrors=()):
+        self.sites = [Site(place, repository, options) for place in (*mirrors, host)]
+        self.repository, self.documents = repository, {}  # {digest: bytes}
+
+    def answer(self, *words, **more):
+        """The response to a request, of the first site that gives one; who fails isn't asked again.
+        See Site.answer."""
+        while True:
+            try:
+                return self.sites[0].answer(*words, **more)
+            except Failure:
+                if len(self.sites) == 1:
+                    raise
+                self.sites.pop(0)
+
+    def find(self, reference):
+        """The descriptor of the document that a tag or a digest means, by its own bytes.
+
+        HEAD spares the GET of one that is here (and a share of the hub's limit); no answer of it is
+        believed further: many registries lack it, or its headers."""
+        head = self.answer("HEAD", "manifests/" + reference, allowed=NO_HEAD)
+        digest = told_digest(head.headers)
+        if head.status == 200 and digest and os.path.exists(blob_path(digest)):
+            data = b"".join(read_member(state_path("images"), blob_member(digest)))
+        else:
+            head = self.answer("GET", "manifests/" + reference)
+            data, digest = self.read_whole(head, reference), told_digest(head.headers)
+        descriptor = describe_document(data, head.headers.get_content_type(), reference)
+        known = reference.lower() if ":" in reference else digest
+        if known not in ("", descriptor["digest"]):
+            raise Failure(f"image, on {reference}: cut off, damaged or forged: not {known:.100}, "
+                          f"but {descriptor['digest']}")
+        self.documents[descriptor["digest"]] = data
+        return descriptor
+
+    def read_whole(self, response, reference):
+        """A document's bytes, if they aren't too many and all come."""
+        from http.client import HTTPException
+        data = b""
+        try:
+            while len(data) <= JSON_LIMIT and (chunk := response.read(CHUNK)):
+                data += chunk
+        except (OSError, HTTPException, ValueError) as error:
+            raise Interrupted(f"registry {self.sites[0].host}, on {self.repository}/manifests/"
+                              f"{reference}: {trouble_of(error).message}") from None
+        if len(data) > JSON_LIMIT:
+            raise Failure(f"image, on {reference}: larger than {humane_size(JSON_LIMIT)}")
+        return data
+
+    def read(self, descriptor, passed=0):
+        """Yield a blob or document from byte PASSED on, over as many connections as it takes."""
+        digest, size, idle = descriptor["digest"], descriptor["size"], 0
+        if digest in self.documents:
+            yield self.documents[digest]
+            return
+        if not passed and os.path.exists(blob_path(digest)):
+            yield from read_member(state_path("images"), blob_member(digest))
+            return
+        kind = "manifests" if descriptor.get("mediaType") in DOCUMENT_TYPES else "blobs"
+        while passed < size and idle < ATTEMPTS:
+            begin = passed
+            for chunk in self.read_once(f"{kind}/{digest}", passed):
+                passed += len(chunk)
+                yield chunk
+            idle = 0 if passed > begin else idle + 1
+            if idle == ATTEMPTS and len(self.sites) > 1:
+                self.sites.pop(0)
+                idle = 0
+        if idle:
+            raise Interrupted(f"registry {self.sites[0].host}, on {self.repository}/{kind}/{digest}"
+                              f": breaks off at byte {passed} of {size}")
+
+    def read_once(self, path, passed):
+        """Yield what one connection gives of a file, from byte PASSED on."""
+        from http.client import HTTPException
+        headers = {"Range": f"bytes={passed}-"} if passed else {}
+        response = self.answer("GET", path, headers)
+        skip = 0 if response.status == 206 else passed  # 200: it starts from the beginning
+        while True:
+            try:
+                chunk = response.read1(CHUNK)
+            except (OSError, HTTPException, ValueError):  # it breaks off
+                return
+            if not chunk:
+                return
+            if len(chunk) > skip:
+                yield chunk[skip:]
+            skip = max(0, skip - len(chunk))
+
+def describe_document(data, kind, what):
+    """The descriptor of a manifest or index that a registry calls a KIND."""
+    import hashlib
+    if kind in GENERIC_TYPES:  # so the document's own word counts
+        document = parse_json(data, what, MANIFEST)
+        kind = document.get("mediaType") or DOCUMENT_TYPES[0 if "manifests" in document else 2]
+    if kind not in DOCUMENT_TYPES:
+        raise Failure(f"image, on {what}: not an image: {kind!r:.99}")
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    return {"digest": digest, "size": len(data), "mediaType": kind}
 
 # Layers side by side
 
