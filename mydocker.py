@@ -275,6 +275,9 @@ class Failure(Exception):
         super().__init__(message)
         self.message, self.status, self.hint = message, status, hint
 
+class NotFound(Failure):
+    """There is nothing of the name that was given."""
+
 def reason(error):
     """The kernel's word for an errno, as a clause: "no such file or directory"."""
     text = error.strerror or str(error)
@@ -335,9 +338,15 @@ def show(text):
 
 def print_line(text, fd=2):
     """Write one line on stderr in a single write, so that two processes' lines don't mix."""
-    line = encode(text.replace("\n", "\\n")).decode("utf-8", "backslashreplace")
     with tolerate():  # nobody can be told; the exit status still says it
-        os.write(fd, (line + "\n").encode())
+        os.write(fd, (printable(text) + "\n").encode())
+
+def printable(text):
+    """TEXT with all that would steer a terminal as escapes: images and registries word it, too."""
+    text = encode(text).decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 def loud(level):
     """True if messages of this level are wanted; --log-level travels as MYDOCKER_LOG."""
@@ -362,7 +371,7 @@ def log_for_engine(level, message):
     path = os.environ.get("MYDOCKER_ERRORS")
     if not path:
         return False
-    with tolerate(), open(path, "a") as file:
+    with tolerate(), open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as file:
         file.write(to_json({"level": level, "msg": message, "time": log_time(time.time_ns())}))
         file.write("\n")
     return True
@@ -510,21 +519,47 @@ def link_target(directory, name):
         return os.readlink(name, dir_fd=directory)
     return None
 
-def write_file(path, data, durable=False):
+def write_file(path, data, durable=False, like_folder=False):
     """Replace a file in one step: a reader, or a crash, finds the old bytes or the new, never both.
-    See rename(2).  DURABLE: the bytes are on disk before the name is; needs milliseconds."""
-    make_dirs(os.path.dirname(path) or ".")
-    temporary = f"{path}.{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb") as file:
-            file.write(encode(data))
-            file.flush()
-            os.fsync(fd) if durable else None
-        os.rename(temporary, path)
-    except OSError:  # a full disk: nothing half written stays
-        unlink_if_there(temporary)
-        raise
+    See rename(2).  DURABLE: the bytes are on disk before the name is; needs milliseconds.
+    The directory may be another user's: no name there can be foreseen, no link is followed, and the
+    owner, with LIKE_FOLDER the directory's, is set by descriptor."""
+    folder, name = os.path.split(path)
+    make_dirs(folder or ".")
+    temporary = f"{name}.{os.urandom(8).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with Descriptor(os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as above:
+        try:
+            with open(os.open(temporary, flags, 0o600, dir_fd=above), "wb") as file:
+                file.write(encode(data))
+                file.flush()
+                if like_folder:
+                    os.fchown(file.fileno(), *os.fstat(above)[4:6])
+                if durable:
+                    os.fsync(file.fileno())
+            os.rename(temporary, name, src_dir_fd=above, dst_dir_fd=above)
+        except OSError as error:  # a full disk: nothing half written stays
+            with tolerate(errno.ENOENT):
+                os.unlink(temporary, dir_fd=above)
+            error.filename, error.filename2 = path, None  # which the user knows
+            raise
+
+def open_named(path, flags):
+    """Open a file that the user named, perhaps in a directory of somebody else's: a link there that
+    others made is not followed, it would have us write, or read, root's files for them."""
+    for _ in range(40):
+        try:
+            return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        with Descriptor(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as link:
+            if os.fstat(link).st_uid not in (0, os.geteuid()):
+                raise OSError(errno.ELOOP, "a link that another user made", path)
+            if is_proc(link):  # such as /dev/stdout: it has no path
+                return os.open(path, flags | os.O_CLOEXEC)
+            path = os.path.join(os.path.dirname(path), os.readlink("", dir_fd=link))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
 
 def from_json(text):
     """The value of a text, or of bytes, in JSON; raises ValueError, RecursionError.  All JSON is
@@ -861,6 +896,8 @@ MANIFEST_TYPE = OCI_TYPE + "manifest.v1+json"
 DOCUMENT_TYPES = (  # the first two: an index
     OCI_TYPE + "index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json",
     MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json")
+CONFIG_TYPES = (OCI_TYPE + "config.v1+json", "application/vnd.docker.container.image.v1+json",
+                "application/octet-stream")  # the last: old builders'
 REF_NAME = "org.opencontainers.image.ref.name"
 DOCKER_NAME = "io.containerd.image.name"  # docker's and containerd's place for the full name
 MAGIC = {  # how compressed bytes begin → the module whose open() reads them
@@ -870,7 +907,8 @@ LAYER_TYPES = {"plain": OCI_TYPE + "layer.v1.tar", "gzip": OCI_TYPE + "layer.v1.
 PLATFORMS = {  # what a machine can run, best first; unlisted ones are called as by uname -m
     "x86_64": "amd64 386", "i686": "386", "aarch64": "arm64/v8 arm/v8 arm/v7 arm/v6 arm/v5",
     "armv7l": "arm/v7 arm/v6 arm/v5", "armv6l": "arm/v6 arm/v5"}
-SAME_PLATFORM = {"arm64": "arm64/v8", "arm": "arm/v7", "amd64/v1": "amd64"}
+SAME_PLATFORM = {"arm64": "arm64/v8", "arm": "arm/v7", "amd64/v1": "amd64", "x86_64": "amd64",
+                 "aarch64": "arm64/v8"}
 OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 OPEN_ENTRY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 OPEN_CHILD = OPEN_ENTRY | os.O_DIRECTORY
@@ -960,7 +998,8 @@ def check(value, shape, what):
             raise Failure(f"{what}: a number from {shape[0]} to {shape[-1]} wanted, "
                           f"found {value!r:.60}")
         return value
-    if not isinstance(value, kind) or kind is int and (isinstance(value, bool) or value < 0):
+    if not isinstance(value, kind) or kind is int and (
+            isinstance(value, bool) or not 0 <= value < 1 << 63):
         raise Failure(f"{what}: {kind.__name__} wanted, found {value!r:.60}")
     if isinstance(shape, list):
         for item in value:
@@ -1025,6 +1064,9 @@ def read_image(source, descriptor, wanted=None):
         descriptor = choose_platform(manifest["manifests"] or (), what, wanted)
     else:
         raise Failure(f"image, on {what}: an index in an index in an index")
+    kind = (manifest.get("config") or {}).get("mediaType") or CONFIG_TYPES[0]
+    if kind not in CONFIG_TYPES:  # a chart, a signature, ...
+        raise Failure(f"image, on {what}: an artifact, not an image: {kind!r:.99}")
     if not manifest.get("config") or "layers" not in manifest:
         raise Failure(f"image, on {what}: not an image manifest of OCI or Docker's schema 2")
     layers, image_id = manifest["layers"] or [], manifest["config"]["digest"]
@@ -1054,18 +1096,29 @@ def platforms():
 
 def choose_platform(manifests, what, wanted=None):
     """The descriptor, of those in an index, that suits this machine, or [linux/]WANTED, best."""
-    found, name = {}, (wanted or "").replace("linux/", "", 1)
-    names = [SAME_PLATFORM.get(name, name)] if wanted else [*platforms(), ""]
+    found, names = {}, [*platforms(), ""]
+    if wanted and wanted != "linux":
+        names = [platform_name(*wanted.lower().split("/"))]
     for entry in manifests:
-        platform = entry.get("platform") or {}
-        name = "/".join(filter(None, map(platform.get, ("architecture", "variant"))))
-        if platform.get("os", "linux") == "linux":
-            found.setdefault(SAME_PLATFORM.get(name, name), entry)
+        platform, notes = entry.get("platform") or {}, entry.get("annotations") or {}
+        name = platform_name(platform.get("os") or "linux", platform.get("architecture") or "",
+                             platform.get("variant") or "")
+        if name != "unknown" and "vnd.docker.reference.type" not in notes:  # not an attestation
+            found.setdefault(name, entry)
     for name in names:
         if name in found:
             return found[name]
-    there = ", ".join(found) or "nothing for linux"
+    there = ", ".join(name for name in found if name) or "no image at all, nor for linux"
     raise Failure(f"image, on {what}: not for {wanted or f'this machine ({names[0]})'}: {there}")
+
+def platform_name(*words):
+    """OS, architecture and variant as one name, without linux, and one for what has several."""
+    name = "/".join(filter(None, words))
+    if name.startswith("unknown"):
+        return "unknown"
+    if name == "linux" or name.startswith("linux/"):
+        name = name[6:]
+    return SAME_PLATFORM.get(name, name)
 
 # Bytes on the move
 
@@ -1143,12 +1196,71 @@ def sniff(chunks):
     return "plain" if head[257:262] == b"ustar" else kind, chain([head], chunks)
 
 def opener_of(kind):
+    """The function that opens compressed data of this KIND, a module's name, for reading."""
     from importlib import import_module
     try:
         return import_module(kind).open
     except ImportError:
-        raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
-                      hint="zstd needs Python 3.14, or: skopeo copy --dest-compress-format gzip")
+        if kind == "compression.zstd" and Zstd.find_library():
+            return Zstd
+    raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
+                  hint="zstd needs Python 3.14 or the host's libzstd.so.1, or: skopeo copy "
+                       "--dest-compress-format gzip")
+
+class Zstd:
+    """What compression.zstd.open gives from Python 3.14 on, by the host's own libzstd: zstd.h,
+    "Streaming decompression - HowTo".  A frame that wants more than 128 MB at once is an error."""
+    library = None
+
+    @classmethod
+    def find_library(cls):
+        """Load the library, once; False if the host has none."""
+        import ctypes
+        with tolerate():
+            library = cls.library = cls.library or ctypes.CDLL("libzstd.so.1")
+            library.ZSTD_createDStream.restype = ctypes.c_void_p
+            library.ZSTD_freeDStream.argtypes = [ctypes.c_void_p]
+            library.ZSTD_decompressStream.argtypes = [ctypes.c_void_p] * 3
+            library.ZSTD_decompressStream.restype = ctypes.c_size_t
+            library.ZSTD_isError.argtypes = library.ZSTD_getErrorName.argtypes = [ctypes.c_size_t]
+            library.ZSTD_getErrorName.restype = ctypes.c_char_p
+        return cls.library is not None
+
+    def __init__(self, source):
+        import ctypes
+        self.ctypes, self.source, self.packed = ctypes, source, b""
+        self.stream, self.unfinished, self.full = self.library.ZSTD_createDStream(), 0, False
+        self.plain, buffer = ctypes.create_string_buffer(CHUNK), ctypes.c_size_t * 3
+        self.input = buffer()  # a ZSTD_inBuffer: where it is, its size, how far it is read
+        self.output = buffer(ctypes.addressof(self.plain), CHUNK)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.library.ZSTD_freeDStream(self.stream)
+
+    def read(self, _):
+        """Some plain bytes; none at the end only."""
+        self.output[2] = 0
+        while not self.output[2]:
+            if self.input[2] == self.input[1] and not self.full and not self.fill():
+                return b""
+            left = self.library.ZSTD_decompressStream(self.stream, self.output, self.input)
+            if self.library.ZSTD_isError(left):
+                raise ValueError(self.library.ZSTD_getErrorName(left).decode())
+            self.unfinished = left  # 0 at the end of a frame; another may follow
+            self.full = left and self.output[2] == CHUNK
+        return self.ctypes.string_at(self.plain, self.output[2])
+
+    def fill(self):
+        """Get more of the input; False at its end."""
+        self.packed = self.source.read(CHUNK)
+        if self.unfinished and not self.packed:
+            raise EOFError("it breaks off")
+        where = self.ctypes.cast(self.ctypes.c_char_p(self.packed), self.ctypes.c_void_p)
+        self.input[:] = where.value, len(self.packed), 0
+        return bool(self.packed)
 
 def decompress(kind, chunks):
     """Yield CHUNKS decompressed, a piece at a time, so that a bomb needs no memory."""
@@ -1747,9 +1859,11 @@ def find_image(text):
     start = "sha256:" + hexes[1] if hexes else "none"
     found = {image["id"]: {**image, "name": ""} for image in stored_images()
              if image["id"].startswith(start) or image["digest"] == start}
-    if len(found) != 1:
-        why = f"{len(found)} ids begin like this" if found else "no such image"
-        raise Failure(f"image, on {text}: {why}", hint="images lists those that are there")
+    if not found:
+        raise NotFound(f"image, on {text}: no such image", hint="images lists those that are there")
+    if len(found) > 1:
+        raise Failure(f"image, on {text}: {len(found)} ids begin like this",
+                      hint="images lists those that are there")
     return found.popitem()[1]
 
 def image_layers(image):
@@ -2005,186 +2119,579 @@ def inspect_image(text):
 # fetching it: the next pull goes on where one broke off.  An empty file there, called after a
 # manifest, keeps the layers that its pull has finished, until its end or for a week.  Three layers
 # at once have a process each: they use all processors, and can be killed whatever they wait for.
+#
+# A Site is one server; Site.request asks once (redirects and the token that it wants included),
+# Site.answer again after what passes.  A Registry is a repository at several of them, the mirrors
+# first.  What a server says of a document in headers is never needed: the bytes are hashed.
+#
+# Secrets stand in Site.auth and Site.login, and go to whom they are for.  No message has a header's
+# value, what a JSON held, or an address's query: each may be a password, a token or a signature.
 
 ATTEMPTS = 5  # requests in a row that may come to nothing
+HOPS = 10  # redirects in a row
+LONGEST_WAIT = 60  # seconds, whatever Retry-After says
+PIECE = 16 << 20  # bytes of an upload's piece, where a registry wants pieces
 ACCEPT = {"Accept": ", ".join((*DOCUMENT_TYPES, "*/*")), "User-Agent": "mydocker"}
 HUB = "index.docker.io"  # where docker.io's images are, and what docker's config.json calls it
+NO_HEAD = 400, 403, 404, 405, 410, 411, 501  # what a GET may yet be good for
+WANTS_PIECES = 404, 405, 411, 413, 415, 416, 501  # answers to an upload in one piece
+GENERIC_TYPES = "", "application/json", "application/octet-stream", "text/plain"
+
+class Interrupted(Failure):
+    """The network or a server fails; what has come so far is good, for another try."""
+    def __init__(self, message, hint="", status=0):
+        super().__init__(message, hint=hint)
+        self.http_status = status
+
+class Trouble(Failure):
+    """One request came to nothing: does that pass, and after how many seconds, if it is said?"""
+    def __init__(self, why, hint="", passes=False, after=None, status=0):
+        super().__init__(why, hint=hint)
+        self.passes, self.after, self.http_status = passes, after, status
+
+class Site:
+    """A registry or mirror: how it is spoken to, and what it is shown of who we are."""
+    def __init__(self, host, repository, options):
+        import re
+        address = host.partition("://")[2] or host  # HOST[:PORT], a mirror's with /PREFIX
+        user, _, address = address.rstrip("/").rpartition("@")
+        self.host = HUB if address == "docker.io" else address
+        self.repository, self.auth, self.pushes = repository, "", False
+        self.login = login_of(*user.partition(":")[::2]) if user else None
+        self.near = bool(re.match(r"(localhost|127(\.\d+){3}|\[::1\])(:|/|$)", address))
+        self.insecure, self.schemes = options["insecure"], ["https"]  # the first is in use
+        if self.near:
+            self.schemes = ["http", "https"]
+        elif self.insecure:
+            self.schemes = ["https", "http"]
+        self.opener = make_opener(options, self.near)
+
+    def base(self):
+        return f"{self.schemes[0]}://{self.host}/v2/{self.repository}/".replace("/v2//", "/v2/")
+
+    def answer(self, method, path, headers=(), body=None, allowed=()):
+        """The response to a request, tried again after troubles that pass.  PATH is below the
+        repository, or a whole URL; BODY a function that makes the bytes or chunks to send."""
+        return self.persist(path, lambda: self.request(method, path, headers, body, allowed))
+
+    def persist(self, what, attempt):
+        """Attempt something until it succeeds; its last trouble becomes Interrupted."""
+        failed = 0
+        while True:
+            try:
+                return attempt()
+            except Trouble as trouble:
+                failed += 1
+                untried = failed == 1 and len(self.schemes) > 1
+                if failed == ATTEMPTS or not (trouble.passes or untried):
+                    where = what if "://" in what else f"{self.repository}/{what}"
+                    raise Interrupted(f"registry {self.host}, on {where.partition('?')[0]:.300}: "
+                                      f"{trouble.message}", trouble.hint, trouble.http_status
+                                      ) from None
+                self.schemes.reverse()  # https where http was wanted, or so
+                if trouble.passes:
+                    self.wait(trouble, failed)
+
+    def wait(self, trouble, failed):
+        if trouble.after is None:
+            time.sleep(0.1 * 2 ** failed)
+            return
+        warn(f"registry {self.host}: {trouble.message}, waiting")
+        time.sleep(trouble.after)
+
+    def request(self, method, path, headers=(), body=None, allowed=()):
+        """The response to one request, with a token if that is asked for; else raises Trouble."""
+        from http.client import responses
+        from urllib.request import urljoin
+        for is_last in (False, True):
+            base = self.base()
+            url = urljoin(base, path)
+            secret = self.auth if origin(url) == origin(base) else ""
+            response = self.follow(method, url, headers, body, secret)
+            status, ours = response.status, origin(response.url) == origin(base)
+            if ours and status != 400:  # which is what http gets where https is spoken
+                self.schemes = self.schemes[:1]
+            if status < 300 or status in allowed:
+                return response
+            if status != 401 or not ours or is_last or not self.authorize(response):
+                break
+        hint = f"mydocker login {self.host}" if status in (401, 403) else ""
+        if status == 401 and self.login and self.login.get("missing"):
+            hint = f"{self.login['missing']}, or: {hint}"
+        raise Trouble(f"{status} {responses.get(status, '')}".rstrip(), hint,
+                      status in (408, 429) or status >= 500,
+                      retry_after(response.headers["Retry-After"]), status)
+
+    def follow(self, method, url, headers=(), body=None, secret=""):
+        """The response to a request after redirects; 307 and 308 take the body along (RFC 9110,
+        15.4). SECRET is for this server, not for whom it redirects to (CVE-2020-15157)."""
+        from urllib.request import urljoin
+        home = origin(url)
+        for _ in range(HOPS):
+            response = self.send(method, url, headers, body, secret if origin(url) == home else "")
+            place, moved = response.headers["Location"], (301, 302, 303, 307, 308)
+            if response.status not in (moved[3:] if body else moved) or not place:
+                return response
+            url = urljoin(url, place)
+            if home[0] == "https" and origin(url)[0] != "https" and not self.insecure:
+                raise Trouble(f"it redirects to {origin(url)[0]}, not https", "--insecure")
+        raise Trouble(f"more than {HOPS} redirects")
+
+    def send(self, method, url, headers, body, secret):
+        from http.client import HTTPException
+        from urllib.request import Request
+        try:
+            request = Request(url, body and body(), {**ACCEPT, **dict(headers)}, method=method)
+            if secret:
+                request.add_header("Authorization", secret)
+            return self.opener.open(request, timeout=30)
+        except (OSError, HTTPException, ValueError) as error:
+            raise trouble_of(error) from None
+
+    def authorize(self, response):
+        """Get what a 401 asks for, user and password or a token; False if there is nothing."""
+        asked = challenges(response.headers.get_all("WWW-Authenticate") or ())
+        if self.login is None:
+            self.login = credentials_of(f"{self.host}/{self.repository}".rstrip("/"))
+        if "bearer" in asked:
+            self.auth = "Bearer " + (self.login.get("registrytoken") or
+                                     self.get_token(asked["bearer"], response.url))
+        elif "basic" in asked:
+            self.auth = basic_auth(self.login)
+        return bool(self.auth) and bool(asked)
+
+    def get_token(self, challenge, url):
+        """A token from the server that a challenge names: Docker's "Token Authentication", and its
+        "OAuth2" where what we have is a refresh token."""
+        from urllib.parse import urlencode, urljoin
+        if not challenge.get("realm"):
+            raise Failure(f"registry {self.host}: it wants a token, but doesn't say from where")
+        realm = urljoin(url, challenge["realm"])
+        if self.schemes[0] == "https" and origin(realm)[0] != "https":
+            raise Failure(f"registry {self.host}: tokens from {realm.partition('?')[0]!r:.200}, "
+                          "not by https")
+        scopes = challenge.get("scope", "").split()
+        if self.repository and (self.pushes or not scopes):
+            scopes.append(f"repository:{self.repository}:pull{',push' if self.pushes else ''}")
+        scopes = [*dict.fromkeys(scopes)]
+        words = {"service": challenge.get("service", ""), "scope": " ".join(scopes)}
+        method, body, secret = "GET", None, basic_auth(self.login)
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        if self.login.get("identitytoken"):
+            words.update(grant_type="refresh_token", client_id="mydocker",
+                         refresh_token=self.login["identitytoken"])
+            data = urlencode(words).encode()
+            method, body, secret = "POST", lambda: data, ""
+        else:
+            pairs = [("service", words["service"]), *(("scope", scope) for scope in scopes)]
+            realm += ("&" if "?" in realm else "?") + urlencode([pair for pair in pairs if pair[1]])
+        answer = self.persist(realm, lambda: self.ask_token(method, realm, headers, body, secret))
+        token = answer.get("token") or answer.get("access_token") or ""
+        if not is_token(token):
+            raise Failure(f"registry {self.host}: its token server gives no token")
+        return token
+
+    def ask_token(self, method, realm, headers, body, secret):
+        from http.client import HTTPException, responses
+        response = self.follow(method, realm, headers if body else (), body, secret)
+        if response.status != 200:
+            hint = f"mydocker login {self.host}" if response.status in (400, 401, 403) else ""
+            raise Trouble(f"{response.status} {responses.get(response.status, '')}", hint,
+                          response.status == 429 or response.status >= 500,
+                          retry_after(response.headers["Retry-After"]))
+        try:
+            data = response.read(JSON_LIMIT)
+        except (OSError, HTTPException, ValueError) as error:
+            raise trouble_of(error) from None
+        return strings_in(data, ("token", "access_token"), f"registry {self.host}, on its token")
+
+# What servers say: untrusted words, each with its bounds
+
+def origin(url):
+    """(scheme, host and port) of a URL."""
+    return tuple(url.partition("?")[0].lower().split("/")[:3:2])
+
+def challenges(lines):
+    """What WWW-Authenticate headers ask for: {scheme: {key: value}}, RFC 9110, 11.6.1.  There may
+    be several in a line, keys in any case, and values without quotes."""
+    import re
+    asked, values = {}, {}
+    for line in lines:
+        for name, equals, value in re.findall(
+                r"""([\w!#$%&'*+.^`|~-]+)(?:\s*(=)\s*("(?:[^"\\]|\\.)*"|[^\s,]*))?""", line):
+            if not equals:
+                values = {}
+                asked.setdefault(name.lower(), values)
+                continue
+            if value.startswith('"'):
+                value = re.sub(r"\\(.)", r"\1", value[1:-1])
+            values.setdefault(name.lower(), value)
+    return asked
+
+def retry_after(text):
+    """The seconds that Retry-After means, a number or a date, at most LONGEST_WAIT; or None."""
+    import re
+    from email.utils import parsedate_tz, mktime_tz
+    text = (text or "").strip()
+    if re.fullmatch("[0-9]+", text):
+        return LONGEST_WAIT if len(text) > 9 else min(int(text), LONGEST_WAIT)
+    try:
+        date = parsedate_tz(text)
+        return max(0, min(mktime_tz(date) - time.time(), LONGEST_WAIT)) if date else None
+    except (ValueError, OverflowError, TypeError):
+        return None
+
+def told_digest(headers):
+    """The sha256 that Docker-Content-Digest tells, or "": some leave it out, or have another."""
+    import re
+    digest = (headers["Docker-Content-Digest"] or "").strip().lower()
+    return digest if re.fullmatch("sha256:[0-9a-f]{64}", digest) else ""
+
+def trouble_of(error):
+    """The Trouble that an error of the network's is: why, a hint, whether another try may help."""
+    if isinstance(getattr(error, "reason", None), OSError):  # an URLError
+        error = error.reason
+    if isinstance(error, OSError):
+        why = reason(error)
+    elif isinstance(error, ValueError):
+        why = "an address or header that can't be used"  # it would show it
+    else:
+        why = repr(error)[:200]
+    hint = "--cacert FILE, or --insecure" if "CERTIFICATE_VERIFY" in why else ""
+    final = type(error).__name__ in ("ConnectionRefusedError", "gaierror") or isinstance(
+        error, ValueError)
+    return Trouble(why, hint, not (hint or final))
+
+# The way there: TLS, proxies, early answers
+
+def make_opener(options, near):
+    """An opener of URLs by http and https that follows no redirects and raises no statuses."""
+    import http.client, ssl, urllib.request
+    trust = ssl.create_default_context()  # it knows SSL_CERT_FILE and SSL_CERT_DIR
+    trust.verify_flags &= ~ssl.VERIFY_X509_STRICT  # 3.13's: few private authorities meet it
+    if options["cacert"]:
+        with blame(f"--cacert, on {options['cacert']}"):
+            trust.load_verify_locations(options["cacert"])
+    if options["insecure"]:
+        trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
+
+    def patient(connection):
+        """A connection that reads an answer, such as a redirect, also before all is sent."""
+        class Patient(connection):
+            def request(self, *words, **more):
+                with tolerate(errno.EPIPE, errno.ECONNRESET):
+                    super().request(*words, **more)
+        return Patient
+
+    class Http(urllib.request.HTTPHandler):
+        def http_open(self, request):
+            return self.do_open(patient(http.client.HTTPConnection), request)
+
+    class Https(urllib.request.HTTPSHandler):
+        def https_open(self, request):
+            return self.do_open(patient(http.client.HTTPSConnection), request, context=trust)
+
+    class Proxy(urllib.request.ProxyHandler):
+        def proxy_open(self, request, proxy, type):
+            if bypasses_proxy(request):
+                return None
+            return super().proxy_open(request, proxy, type)
+
+    opener = urllib.request.OpenerDirector()
+    for handler in (Proxy({} if near else None), urllib.request.UnknownHandler(), Http(),
+                    Https(context=trust)):
+        opener.add_handler(handler)
+    return opener
+
+def bypasses_proxy(request):
+    """True if no_proxy has the host: by name, domain, address, network (CIDR), each perhaps with a
+    port.  urllib knows some of these only."""
+    import ipaddress
+    from urllib.parse import urlsplit
+    place = urlsplit(request.full_url)
+    host, port = (place.hostname or "").rstrip("."), place.port or 443
+    if not place.port and place.scheme == "http":
+        port = 80
+    for entry in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(","):
+        entry = entry.strip().lower()
+        name, colon, number = entry.rpartition(":")
+        if colon and number.isdigit() and ("]" in name or ":" not in name):
+            if number != str(port):
+                continue
+            entry = name
+        entry = entry.strip("[]").lstrip("*")
+        if entry and (host == entry.lstrip(".") or host.endswith("." + entry.lstrip("."))):
+            return True
+        try:
+            if ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False):
+                return True
+        except ValueError:  # one is a name
+            pass
+    return False
+
+# Who we are: docker's config.json, ours too.  Whatever is wrong there is told by its key.
+
+def strings_in(data, keys, what):
+    """The strings at KEYS of a JSON object, which may be bytes; no message shows one."""
+    import json
+    try:
+        found = json.loads(data) if isinstance(data, bytes) else data
+    except (ValueError, RecursionError):
+        raise Failure(f"{what}: bad JSON") from None
+    if not isinstance(found, dict):
+        raise Failure(f"{what}: not an object of JSON")
+    for key in keys:
+        if not isinstance(found.get(key) or "", str):
+            raise Failure(f"{what}: {key}: not a string")
+    return {key: found[key] for key in keys if found.get(key)}
+
+def is_token(text):
+    """True for what can stand in a header: visible ASCII."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+
+def login_of(user, password):
+    from urllib.parse import unquote
+    return {"username": unquote(user), "password": unquote(password)}
+
+def basic_auth(login):
+    """The Authorization of a user and password, or "" where there is none: RFC 7617."""
+    import base64
+    if not login.get("username"):
+        return ""
+    pair = f"{login['username']}:{login.get('password', '')}"
+    return "Basic " + base64.b64encode(encode(pair)).decode()
+
+def config_json():
+    """The path of docker's config.json, and what it holds.  The directory may be another user's: no
+    link of his is followed, and nothing of it but a file is read."""
+    import json
+    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    path, config = os.path.join(folder, "config.json"), {}
+    try:
+        with open(open_named(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+            path = os.readlink(f"/proc/self/fd/{file.fileno()}")  # where our own link leads
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Failure(f"{path}: not a regular file")
+            config = json.loads(file.read(JSON_LIMIT))
+    except FileNotFoundError:
+        pass
+    except (ValueError, RecursionError):
+        raise Failure(f"{path}: bad JSON") from None
+    if not isinstance(config, dict):
+        raise Failure(f"{path}: not an object of JSON")
+    for key in ("auths", "credHelpers"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise Failure(f"{path}: {key}: not an object")
+        config[key] = config.get(key) or {}
+    return path, config
+
+def auth_place(key):
+    """What a key of auths stands for, HOST[:PORT][/NAMESPACE...], however it was written."""
+    import re
+    place = (key.partition("://")[2] or key).rstrip("/")
+    host, slash, path = re.sub("/v[12]$", "", place).partition("/")
+    host = host.lower()
+    return (HUB if host in ("docker.io", "registry-1.docker.io") else host) + slash + path
+
+def auth_key(host):
+    """The key of auths that docker writes for a registry."""
+    return f"https://{HUB}/v1/" if host in (HUB, "docker.io", "") else host
+
+def credentials_of(place):
+    """Who we are at HOST[/PATH], as {key: value}, by the entry of config.json for most of it, or by
+    the helper that is named there; {} for nobody."""
+    path, config = config_json()
+    auths = {}
+    for key, entry in config["auths"].items():
+        if auth_place(key) not in auths or key == auth_key(auth_place(key)):
+            auths[auth_place(key)] = key, entry
+    host, above = place.partition("/")[0], auth_place(place)
+    while above not in auths and "/" in above:
+        above = above.rpartition("/")[0]
+    key, entry = auths.get(above, ("", None))
+    found = read_auth(entry or {}, f"{path}: auths, on {key}")
+    helper = config["credHelpers"].get(host) or config.get("credsStore")
+    if found or not helper:
+        return found
+    return ask_helper(helper, auth_key(host))
+
+def read_auth(entry, what):
+    """An entry of auths as {username, password, identitytoken, registrytoken}, what it has."""
+    import base64
+    found = strings_in(entry, ("auth", "username", "password", "identitytoken", "registrytoken"),
+                       what)
+    packed = found.pop("auth", "").strip(" \t\r\n\0")
+    try:
+        pair = base64.b64decode(packed, validate=True).decode("utf-8", "surrogateescape")
+    except ValueError:
+        pair = "?"
+    user, colon, password = pair.partition(":")
+    if packed and not colon:
+        raise Failure(f"{what}: auth: not base64 of USER:PASSWORD")
+    if packed:
+        found.update(username=user, password=password.strip("\r\n\0"))
+    for key in ("identitytoken", "registrytoken"):
+        found[key] = found.get(key, "").strip()
+        if found[key] and not is_token(found[key]):
+            raise Failure(f"{what}: {key}: not a token")
+    return {key: value for key, value in found.items() if value}
+
+def ask_helper(helper, key):
+    """Who we are by docker-credential-HELPER; {"missing": why} if it can't be had."""
+    import re, subprocess
+    if not isinstance(helper, str) or not re.fullmatch(r"[\w.-]+", helper):
+        raise Failure("config.json: credsStore or credHelpers: not a helper's name")
+    name = f"docker-credential-{helper}"
+    try:
+        done = subprocess.run([name, "get"], stdout=subprocess.PIPE, input=encode(key), check=False)
+    except OSError as error:
+        return {"missing": f"{name}: {reason(error)}"}
+    if done.returncode:  # it knows nobody there
+        return {}
+    found = strings_in(done.stdout, ("Username", "Secret"), name)
+    if found.get("Username") == "<token>":
+        return {"identitytoken": found.get("Secret", "")}
+    return {"username": found.get("Username", ""), "password": found.get("Secret", "")}
+
+def change_auths(host, entry):
+    """Put an entry into docker's config.json, or take all out that mean that registry."""
+    import json
+    path, config = config_json()
+    key = auth_key(host)
+    for old in [*config["auths"]]:
+        if auth_place(old) == auth_place(key):
+            del config["auths"][old]
+    if entry:
+        config["auths"][key] = entry
+    if not config["credHelpers"]:
+        del config["credHelpers"]
+    with blame(f"write, on {path}"):  # with sudo it may be somebody's home
+        write_file(path, json.dumps(config, indent=4), like_folder=True)
+
+# A repository's documents and blobs
 
 class Registry:
-    """A registry or mirror, and a repository there; when it fails it becomes the one BEHIND it."""
-    def __init__(self, host, repository, options, behind=None):
-        import re, ssl, urllib.request as http
-        host = host.partition("://")[2].rstrip("/") or host  # HOST[:PORT], a mirror's with /PREFIX
-        self.host = HUB if host == "docker.io" else host
-        self.repository, self.behind, self.auth, self.login = repository, behind, "", None
-        near = re.match(r"(localhost|127(\.\d+){3}|\[::1\])(:|/|$)", host)
-        self.schemes = ["http", "https"] if near else ["https", "http"][:1 + options["insecure"]]
-        trust = ssl.create_default_context()  # it knows SSL_CERT_FILE
-        trust.verify_flags &= ~ssl.VERIFY_X509_STRICT  # 3.13's: few private authorities meet it
-        if options["cacert"]:
-            with blame(f"--cacert, on {options['cacert']}"):
-                trust.load_verify_locations(options["cacert"])
-        if options["insecure"]:
-            trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
-        self.opener = http.OpenerDirector()  # redirects and errors are left to us
-        for handler in (http.ProxyHandler({} if near else None), http.UnknownHandler(),
-                        http.HTTPHandler(), http.HTTPSHandler(context=trust)):
-            self.opener.add_handler(handler)
-    def answer(self, method, path, headers=(), body=None, auth=None, allowed=()):
-        """The response to a request: after redirects, with a token if one is asked for, and tried
-        again after troubles that pass. BODY makes the chunks to send. A secret, ours or AUTH, is
-        shown to whom it is for, and to nobody that he redirects to (CVE-2020-15157)."""
-        from http.client import HTTPException, responses
-        from urllib.request import Request, urljoin
-        target, asked, hops, left = path, auth is not None, 10, ATTEMPTS
+    """A repository at a registry, and at the mirrors that are asked before it."""
+    def __init__(self, host, repository, options, mirrors=()):
+        self.sites = [Site(place, repository, options) for place in (*mirrors, host)]
+        self.repository, self.documents = repository, {}  # {digest: bytes}
+
+    def answer(self, *words, **more):
+        """The response to a request, of the first site that gives one; who fails isn't asked again.
+        See Site.answer."""
         while True:
-            base = f"{self.schemes[0]}://{self.host}/v2/{self.repository}/".replace("/v2//", "/v2/")
-            url, status, after, hint = urljoin(base, target), 0, "", ""
-            ours = url.split("/")[:3] == base.split("/")[:3]
             try:
-                request = Request(url, body and body(), {**ACCEPT, **dict(headers)}, method=method)
-                if self.auth and ours if auth is None else auth and target is path:
-                    request.add_header("Authorization", auth or self.auth)
-                response = self.opener.open(request, timeout=30)
-                status, place = response.status, response.headers["Location"]
-                self.schemes = self.schemes[:1] if ours and status != 400 else self.schemes
-                if status < 300 or status in allowed:
-                    return response
-                if 300 < status < 309 and place and not body and hops:
-                    target, hops = urljoin(url, place), hops - 1
-                    continue
-                if status == 401 and ours and not asked and self.get_token(response.headers):
-                    asked = True
-                    continue
-                why = f"{status} {responses.get(status)}"
-                after = response.headers["Retry-After"] or ""
-                passes, hint = status in (408, 429) or status > 499, (
-                    f"mydocker login {self.host}" if status in (401, 403) else "")
-            except (OSError, HTTPException, ValueError) as error:
-                why, hint, passes = trouble(error)
-            self.schemes = self.schemes[1:] + self.schemes[:1]  # http where https was wanted, or so
-            left, target = left - 1, path
-            if not left or not passes and (left < ATTEMPTS - 1 or len(self.schemes) == 1):
-                break
-            warn(f"registry {self.host}: {why}, waiting") if after else None
-            wait = 0.1 * 2 ** (ATTEMPTS - left)
-            time.sleep(min(int(after), 60) if after.isdigit() else wait)
-        if self.behind:
-            self.__dict__.update(vars(self.behind))
-            return self.answer(method, path, headers, body, auth, allowed)
-        where = f"{self.repository}/{path.partition('?')[0]:.300}"
-        raise Failure(f"registry {self.host}, on {where}: {why}", hint=hint) from OSError()
-    def get_token(self, headers):
-        """Get what a 401 asks for, user and password or a token; false if there is nothing."""
-        import re
-        from urllib.parse import urlencode
-        asked = {text.partition(" ")[0].lower(): dict(re.findall(r'(\w+)="([^"]*)"', text))
-                 for text in headers.get_all("WWW-Authenticate") or ()}
-        wanted, known = asked.get("bearer"), self.login or credentials_of(self.host)
-        basic = "Basic " + known if known else ""
-        self.auth = basic if "basic" in asked else ""
-        if not wanted:
-            return self.auth
-        realm, words = wanted.get("realm", ""), [("service", wanted.get("service", ""))]
-        if not realm.startswith("https://") and self.schemes[0] == "https":
-            raise Failure(f"registry {self.host}: tokens from {realm!r:.200}, not by https")
-        words += [("scope", scope) for scope in wanted.get("scope", "").split()]
-        realm += ("&" if "?" in realm else "?") + urlencode(words)
-        data = self.answer("GET", realm, auth=basic).read(JSON_LIMIT)
-        found = parse_json(data, "token", {"token": str, "access_token": str})
-        self.auth = "Bearer " + (found.get("token") or found.get("access_token") or "")
-        return True
+                return self.sites[0].answer(*words, **more)
+            except Failure:
+                if len(self.sites) == 1:
+                    raise
+                self.sites.pop(0)
+
     def find(self, reference):
-        """The descriptor of the document that a tag or a digest means."""
-        headers = self.answer("HEAD", "manifests/" + reference).headers
-        digest, kind = headers["Docker-Content-Digest"], headers.get_content_type()
-        if kind not in DOCUMENT_TYPES or ":" in reference and digest != reference:
-            raise Failure(f"image, on {reference}: not an image: {kind!r:.99}, {digest!r:.99}")
-        found = {"digest": digest, "size": int(headers["Content-Length"] or -1), "mediaType": kind}
-        return check(found, DESCRIPTOR, reference)
+        """The descriptor of the document that a tag or a digest means, by its own bytes.
+
+        HEAD spares the GET of one that is here (and a share of the hub's limit); no answer of it is
+        believed further: many registries lack it, or its headers."""
+        head = self.answer("HEAD", "manifests/" + reference, allowed=NO_HEAD)
+        digest = told_digest(head.headers)
+        if head.status == 200 and digest and os.path.exists(blob_path(digest)):
+            data = b"".join(read_member(state_path("images"), blob_member(digest)))
+        else:
+            head = self.answer("GET", "manifests/" + reference)
+            data, digest = self.read_whole(head, reference), told_digest(head.headers)
+        descriptor = describe_document(data, head.headers.get_content_type(), reference)
+        known = reference.lower() if ":" in reference else digest
+        if known not in ("", descriptor["digest"]):
+            raise Failure(f"image, on {reference}: cut off, damaged or forged: not {known:.100}, "
+                          f"but {descriptor['digest']}")
+        self.documents[descriptor["digest"]] = data
+        return descriptor
+
+    def read_whole(self, response, reference):
+        """A document's bytes, if they aren't too many and all come."""
+        from http.client import HTTPException
+        data = b""
+        try:
+            while len(data) <= JSON_LIMIT and (chunk := response.read(CHUNK)):
+                data += chunk
+        except (OSError, HTTPException, ValueError) as error:
+            raise Interrupted(f"registry {self.sites[0].host}, on {self.repository}/manifests/"
+                              f"{reference}: {trouble_of(error).message}") from None
+        if len(data) > JSON_LIMIT:
+            raise Failure(f"image, on {reference}: larger than {humane_size(JSON_LIMIT)}")
+        return data
+
     def read(self, descriptor, passed=0):
         """Yield a blob or document from byte PASSED on, over as many connections as it takes."""
-        from contextlib import suppress
-        from http.client import HTTPException
         digest, size, idle = descriptor["digest"], descriptor["size"], 0
+        if digest in self.documents:
+            yield self.documents[digest]
+            return
         if not passed and os.path.exists(blob_path(digest)):
             yield from read_member(state_path("images"), blob_member(digest))
             return
         kind = "manifests" if descriptor.get("mediaType") in DOCUMENT_TYPES else "blobs"
         while passed < size and idle < ATTEMPTS:
-            headers = {"Range": f"bytes={passed}-"} if passed else {}
-            response = self.answer("GET", f"{kind}/{digest}", headers)
-            begin, skip = passed, 0 if response.status == 206 else passed
-            with suppress(OSError, HTTPException):  # it breaks off
-                while chunk := response.read1(CHUNK):
-                    chunk, skip = chunk[skip:], max(0, skip - len(chunk))
-                    passed += len(chunk)
-                    yield chunk
+            begin = passed
+            for chunk in self.read_once(f"{kind}/{digest}", passed):
+                passed += len(chunk)
+                yield chunk
             idle = 0 if passed > begin else idle + 1
+            if idle == ATTEMPTS and len(self.sites) > 1:
+                self.sites.pop(0)
+                idle = 0
         if idle:
-            raise Failure(f"registry {self.host}, on {self.repository}/{kind}/{digest}: breaks off "
-                          f"at byte {passed} of {size}") from OSError()
+            raise Interrupted(f"registry {self.sites[0].host}, on {self.repository}/{kind}/{digest}"
+                              f": breaks off at byte {passed} of {size}")
 
-def trouble(error):
-    """What an error of the network's is, a hint, and whether another try may help."""
-    error = error.reason if isinstance(getattr(error, "reason", 0), OSError) else error  # URLError
-    why = reason(error) if isinstance(error, OSError) else repr(error)[:200]
-    hint = "--cacert FILE, or --insecure" if "CERTIFICATE_VERIFY" in why else ""
-    return why, hint, not (hint or type(error).__name__ in ("ConnectionRefusedError", "gaierror"))
+    def read_once(self, path, passed):
+        """Yield what one connection gives of a file, from byte PASSED on."""
+        from http.client import HTTPException
+        headers = {"Range": f"bytes={passed}-"} if passed else {}
+        response = self.answer("GET", path, headers)
+        skip = 0 if response.status == 206 else passed  # 200: it starts from the beginning
+        while True:
+            try:
+                chunk = response.read1(CHUNK)
+            except (OSError, HTTPException, ValueError):  # it breaks off
+                return
+            if not chunk:
+                return
+            if len(chunk) > skip:
+                yield chunk[skip:]
+            skip = max(0, skip - len(chunk))
 
-def config_json():
-    """The path of docker's config.json, ours too, and what it holds."""
-    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    path = os.path.realpath(folder + "/config.json")
-    data = read_all(path) if os.path.exists(path) else "{}"
-    config = parse_json(data, path, {"auths": dict, "credHelpers": dict, "credsStore": str})
-    return path, {**config, "auths": config.get("auths") or {}}
+def describe_document(data, kind, what):
+    """The descriptor of a manifest or index that a registry calls a KIND."""
+    import hashlib
+    if kind in GENERIC_TYPES:  # so the document's own word counts
+        document = parse_json(data, what, MANIFEST)
+        kind = document.get("mediaType") or DOCUMENT_TYPES[0 if "manifests" in document else 2]
+    if kind not in DOCUMENT_TYPES:
+        raise Failure(f"image, on {what}: not an image: {kind!r:.99}")
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    return {"digest": digest, "size": len(data), "mediaType": kind}
 
-def auth_key(host):
-    return f"https://{HUB}/v1/" if host in (HUB, "docker.io", "") else host
-
-def credentials_of(host):
-    """USER:PASSWORD for a registry in base64, from config.json or the helper it names; or ""."""
-    config, key = config_json()[1], auth_key(host)
-    known = (config["auths"].get(key) or {}).get("auth") or ""
-    helper = (config.get("credHelpers") or {}).get(host) or config.get("credsStore")
-    if known or not helper:
-        return known
-    import base64, subprocess
-    with blame(f"docker-credential-{helper}"):
-        done = subprocess.run([f"docker-credential-{helper}", "get"], stdout=subprocess.PIPE,
-                              input=key.encode(), check=False)
-    found = from_json(done.stdout) if done.returncode == 0 else {}
-    pair = f"{found['Username']}:{found['Secret']}" if found else ""
-    return base64.b64encode(pair.encode()).decode()
-
-def change_auths(host, entry):
-    """Put an entry into docker's config.json, or take it out."""
-    import json
-    path, config = config_json()
-    config["auths"].pop(auth_key(host), None)
-    config["auths"].update({auth_key(host): entry} if entry else {})
-    write_file(path, json.dumps(config, indent=4))  # mode 0600
-    os.chown(path, *os.stat(os.path.dirname(path))[4:6])  # with sudo it may be somebody's home
+# Layers side by side
 
 def in_parallel(jobs, show_note):
     """Do {title: job}, three at a time, each in a process of its own; SHOW_NOTE gets what they note
     and, at the end, True. The first failure ends them all."""
-    todo, running = [*jobs.items()][::-1], {}
+    todo, running = [*jobs.items()][::-1], {}  # {channel: (title, pid)}
     try:
         while todo or running:
             while todo and len(running) < 3:
                 title, job = todo.pop()
-                ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-                pid = os.fork() or do_job(job, theirs)
-                theirs.close()
-                running[ours] = title, pid
+                channel, pid = start_job(job)
+                running[channel] = title, pid
                 show_note(title, 0)
             for channel in select.select([*running], [], [])[0]:
                 (title, pid), said = running[channel], receive(channel)[0]
-                if said is None:
+                if said is None:  # it has ended
                     del running[channel]
-                    said = os.waitpid(pid, 0)[1] == 0 or (f"{title}: its process was killed",)
+                    if os.waitpid(pid, 0)[1]:
+                        raise Failure(f"{title}: its process was killed")
+                    said = True
                 if isinstance(said, tuple):
                     raise Failure(*said)
                 show_note(title, said)
@@ -2192,6 +2699,15 @@ def in_parallel(jobs, show_note):
         for _, pid in running.values():
             os.kill(pid, _signal.SIGKILL)
             os.waitpid(pid, 0)
+
+def start_job(job):
+    """Start a process that does a job; returns the channel to hear it by, and its pid."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    pid = os.fork()
+    if pid == 0:
+        do_job(job, theirs)
+    theirs.close()
+    return ours, pid
 
 def do_job(job, channel):
     """In a process of its own: do a job, send what it notes, and why it failed."""
@@ -2205,21 +2721,34 @@ def do_job(job, channel):
     finally:
         os._exit(1)
 
-def progress(image, quiet):
-    """A function that shows what layers are done, and on a terminal how far the others are."""
-    sizes, live = {layer["digest"]: layer["size"] for layer in image["layers"]}, {}
+class Progress:
+    """On stderr, what layers are done, and on a terminal how far the others are."""
+    def __init__(self, image, quiet):
+        self.sizes = {layer["digest"]: layer["size"] for layer in image["layers"]}
+        self.quiet, self.live = quiet, {}  # {digest: (since when, how many bytes)}
 
-    def show_note(digest, note, done="unpacked"):
-        up = f"\033[{len(live)}A\033[J" if live else ""
-        live[digest] = live.get(digest, (time.monotonic(),))[0], note
-        line = f"{digest[7:19]}: {done}, {humane_size(sizes[digest])}\n" if note is True else ""
-        live.pop(digest) if line else None
-        rows = [f"{name[7:19]}: {how_far(passed, sizes[name], time.monotonic() - start)} of "
-                f"{humane_size(sizes[name])}\n" for name, (start, passed) in live.items()]
-        text = up + line + "".join(rows) if sys.stderr.isatty() else line
-        print(end="" if quiet else text, file=sys.stderr, flush=True)
+    def show_note(self, digest, note, done="unpacked"):
+        """NOTE: how many bytes of a layer have come, or True: it is DONE."""
+        text = f"\033[{len(self.live)}A\033[J" if self.live else ""  # back over the living lines
+        if not sys.stderr.isatty():
+            text = ""
+        if note is True:
+            self.live.pop(digest, None)
+            text += f"{digest[7:19]}: {done}, {humane_size(self.sizes[digest])}\n"
+        else:
+            begin = self.live.get(digest, (time.monotonic(), 0))[0]
+            self.live[digest] = begin, note
+        if sys.stderr.isatty():
+            text += "".join(map(self.line, self.live))
+        if text and not self.quiet:
+            print(end=text, file=sys.stderr, flush=True)
 
-    return show_note
+    def line(self, digest):
+        (begin, passed), size = self.live[digest], self.sizes[digest]
+        far = how_far(passed, size, time.monotonic() - begin)
+        return f"{digest[7:19]}: {far} of {humane_size(size)}\n"
+
+# Pull and push
 
 def name_parts(name):  # (host, repository, tag or digest)
     host, _, path = name.partition("/")
@@ -2229,11 +2758,12 @@ def name_parts(name):  # (host, repository, tag or digest)
 
 def pull(text, options, quiet=False):
     """Fetch an image, or what isn't here of it; returns the digest that its name stands for."""
-    name, wanted, registry = full_name(text), options.get("platform"), None
+    name, wanted = full_name(text), options.get("platform")
     host, repository, reference = name_parts(name)
-    mirrors = options["registry-mirror"] or os.environ.get("MYDOCKER_MIRRORS", "").split()
-    for place in [host, *(mirrors[::-1] if host == "docker.io" else ())]:
-        registry = Registry(place, repository, options, registry)
+    mirrors = ()
+    if host == "docker.io":
+        mirrors = options["registry-mirror"] or os.environ.get("MYDOCKER_MIRRORS", "").split()
+    registry = Registry(host, repository, options, mirrors)
     with ImageAdder(using_images()):
         top = registry.find(reference)
         image = read_image(registry, top, wanted)
@@ -2241,10 +2771,11 @@ def pull(text, options, quiet=False):
             choose_platform([{"platform": image["config"]}], text, wanted)
         for document in image["raw"]:
             store_blob(document)
+        if not quiet:
+            print_line(f"{reference}: pulling from {host}/{repository}")
         mark = state_path("images", "pulls", image["digest"][7:])
         write_file(mark, "")
-        print_line(f"{reference}: pulling from {host}/{repository}") if not quiet else None
-        store_layers(image, registry, progress(image, quiet))
+        store_layers(image, registry, Progress(image, quiet).show_note)
         name_image(name, image["descriptor"])
         unlink_if_there(mark)
     return top["digest"]
@@ -2257,10 +2788,11 @@ def fetch_layer(registry, descriptor, diff_id, note):
             return
         try:
             store_layer(download(registry, descriptor, file, note), diff_id, descriptor, part)
-        except Failure as failure:
-            if not isinstance(failure.__cause__, OSError):  # network or disk: what is there is good
-                file.close()  # the thread that reads ahead adds nothing more
-                os.ftruncate(lock, 0)
+        except Interrupted:
+            raise  # what is there is good
+        except Failure:
+            file.close()  # the thread that reads ahead adds nothing more
+            os.ftruncate(lock, 0)
             raise
 
 def download(registry, descriptor, file, note):
@@ -2278,29 +2810,91 @@ def push(text, options):
     if image["name"] != name:
         raise Failure(f"push, on {text}: no image has that name", hint="mydocker tag IMAGE NAME")
     host, repository, reference = name_parts(name)
-    registry, kind = Registry(host, repository, options), image["descriptor"]["mediaType"]
-    homes = {layer["digest"]: home for other in stored_images() for layer in other["layers"]
-             for there, home, _ in [name_parts(other["name"])]
-             if there == host and home != repository}
+    site = Site(host, repository, options)
+    site.pushes = True
+    homes, believed = other_homes(host, repository), []
     print_line(f"{reference}: pushing to {host}/{repository}")
-    for layer in ({"digest": image["id"], "size": len(image["raw"][0])}, *image["layers"]):
-        push_blob(registry, layer, homes.get(layer["digest"]))
-        print_line(f"{layer['digest'][7:19]}: pushed, {humane_size(layer['size'])}")
-    document = image["raw"][1]
-    registry.answer("PUT", "manifests/" + reference, {"Content-Type": kind}, lambda: document)
+    for blob in ({"digest": image["id"], "size": len(image["raw"][0])}, *image["layers"]):
+        if is_there(site, blob["digest"]):
+            believed.append(blob)
+        else:
+            push_blob(site, blob, homes.get(blob["digest"]))
+        print_line(f"{blob['digest'][7:19]}: pushed, {humane_size(blob['size'])}")
+    try:
+        push_manifest(site, reference, image)
+    except Interrupted as failure:
+        if not believed or failure.http_status not in (400, 404):
+            raise
+        for blob in believed:  # it said that it had them
+            push_blob(site, blob)
+        push_manifest(site, reference, image)
     return image["digest"]
 
-def push_blob(registry, descriptor, home):
-    """Upload a blob in one piece, unless it is there, or in another repository, HOME, there."""
-    digest = descriptor["digest"]
-    headers = {"Content-Length": descriptor["size"], "Content-Type": "application/octet-stream"}
+def other_homes(host, repository):
+    """In which other repository there blobs are, as far as is known: {digest: repository}."""
+    homes = {}
+    for image in stored_images():
+        there, home, _ = name_parts(image["name"])
+        if there == host and home != repository:
+            homes.update((layer["digest"], home) for layer in image["layers"])
+    return homes
+
+def is_there(site, digest):
+    """True if a registry says that it has a blob, without a doubt."""
+    response = site.answer("HEAD", "blobs/" + digest, allowed=NO_HEAD)
+    return response.status == 200 and told_digest(response.headers) in ("", digest)
+
+def push_manifest(site, reference, image):
+    document, kind = image["raw"][1], image["descriptor"]["mediaType"]
+    site.answer("PUT", "manifests/" + reference, {"Content-Type": kind}, lambda: document)
+
+def push_blob(site, descriptor, home=None):
+    """Upload a blob, unless it can be had from another repository there, HOME: in one piece, or in
+    pieces where the registry wants them.  distribution-spec, "Pushing blobs"."""
+    digest, path = descriptor["digest"], blob_path(descriptor["digest"])
     query = f"?mount={digest}&from={home}" if home else ""
-    if registry.answer("HEAD", "blobs/" + digest, allowed=(404,)).status == 404:
-        response = registry.answer("POST", "blobs/uploads/" + query, body=lambda: b"")
-        place = response.headers["Location"] or ""
+    response = site.answer("POST", "blobs/uploads/" + query, body=lambda: b"")
+    if response.status == 201:  # mounted
+        return
+    if not response.headers["OCI-Chunk-Min-Length"]:
+        headers = {"Content-Length": descriptor["size"], "Content-Type": "application/octet-stream"}
+        answer = site.answer("PUT", upload_place(response, digest), headers,
+                             lambda: read_path(path), WANTS_PIECES)
+        if answer.status < 300:
+            return
+        response = site.answer("POST", "blobs/uploads/", body=lambda: b"")
+    place = push_pieces(site, response, path, descriptor["size"])
+    site.answer("PUT", upload_place(place, digest), {"Content-Length": 0}, lambda: b"")
+
+def push_pieces(site, response, path, size):
+    """Upload a file in pieces, each to the place that the answer before tells; the last answer."""
+    wanted = response.headers["OCI-Chunk-Min-Length"] or ""
+    piece = PIECE
+    if wanted.isascii() and wanted.isdigit():
+        piece = size if len(wanted) > 12 else max(PIECE, int(wanted))
+    for begin in range(0, size, max(piece, 1)):
+        end = min(begin + piece, size)
+        headers = {"Content-Length": end - begin, "Content-Range": f"{begin}-{end - 1}",
+                   "Content-Type": "application/octet-stream"}
+        response = site.answer("PATCH", upload_place(response), headers,
+                               lambda begin=begin, end=end: read_range(path, begin, end))
+    return response
+
+def read_range(path, begin, end):
+    with open(path, "rb") as file:
+        file.seek(begin)
+        while begin < end:
+            chunk = file.read(min(CHUNK, end - begin))
+            begin += len(chunk)
+            yield chunk
+
+def upload_place(response, digest=""):
+    """Where an upload goes on: the Location of an answer, relative to where that came from."""
+    from urllib.parse import urldefrag, urljoin
+    place = urldefrag(urljoin(response.url, response.headers["Location"] or "")).url
+    if digest:
         place += ("&" if "?" in place else "?") + "digest=" + digest
-        if response.status != 201:  # not mounted
-            registry.answer("PUT", place, headers, lambda: read_path(blob_path(digest)))
+    return place
 
 
 # ── 9. Root file system ────────────────────────────────────────────────────
@@ -5610,8 +6204,8 @@ def find_or_pull(text, options):
     try:
         if when != "always":
             return find_image(text)
-    except Failure as failure:
-        if when == "never" or not failure.message.endswith("no such image"):
+    except NotFound:
+        if when == "never":
             raise
     pull(text, options)
     return find_image(text)
@@ -6360,8 +6954,7 @@ def cmd_save(options, words):
 def open_output(path):
     """A file to write an archive to; standard output only if it's no terminal."""
     if path:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        return open(os.open(path, flags, 0o600), "wb")  # closed to others, as docker has it
+        return open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb")
     if os.isatty(1):
         raise Failure("--output: not given, and standard output is a terminal", hint="-o FILE")
     return open(1, "wb", closefd=False)
@@ -6407,16 +7000,39 @@ def cmd_push(options, words):
 
 @command("[OPTIONS] [REGISTRY]", "keep user and password for a registry, in docker's config.json",
          *REGISTRY_OPTIONS, ("-u --username", "USER", "who (default: asks)"),
+         ("-p --password", "PASSWORD", "better not: others see it in the list of processes"),
          ("--password-stdin", "", "read the password from standard input (default: asks)"))
 def cmd_login(options, words):
-    import base64, getpass
-    registry = Registry("".join(words) or "docker.io", "", options)
-    user = options["username"] or input("Username: ")
-    password = sys.stdin.read() if options["password-stdin"] else getpass.getpass()
-    registry.login = base64.b64encode(f"{user}:{password}".rstrip("\r\n").encode()).decode()
-    registry.answer("GET", "")
-    change_auths(registry.host, {"auth": registry.login})
+    import base64
+    site = Site("".join(words) or "docker.io", "", options)
+    user, password = ask_login(options)
+    if not user or ":" in user:
+        raise Failure("--username: empty, or with a colon")
+    if not password:
+        raise Failure("login: the password is empty")
+    site.login = {"username": user, "password": password}
+    site.answer("GET", "")
+    auth = base64.b64encode(encode(f"{user}:{password}")).decode()
+    change_auths(site.host, {"auth": auth})
     show("Login Succeeded")
+
+def ask_login(options):
+    """User and password, by the options, or by asking on the terminal."""
+    import getpass
+    user, password = options["username"], options["password"]
+    if password is not None:
+        warn("Using --password via the CLI is insecure. Use --password-stdin.")  # docker's words
+        if options["password-stdin"]:
+            raise Failure("--password, with --password-stdin: only one of them")
+    if options["password-stdin"]:
+        if not user:
+            raise Failure("--password-stdin: it needs --username")
+        return user, sys.stdin.read(SMALL_FILE).rstrip("\r\n")
+    if not (user and password is not None or os.isatty(0)):
+        raise Failure("login: standard input is no terminal to ask on",
+                      hint="--username USER --password-stdin")
+    user = user or input("Username: ")
+    return user, getpass.getpass() if password is None else password
 
 @command("[REGISTRY]", "forget user and password for a registry")
 def cmd_logout(_, words):

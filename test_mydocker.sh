@@ -4579,17 +4579,41 @@ sys.stdout.buffer.write(lzma.compress(sys.stdin.buffer.read()))' <a.tar >a.tar.x
   done
 }
 
-test_import_zstd() { # images: zstd is read where Python can, else refused by name
+without_libzstd() { # without_libzstd ARG...: `mydocker ARG...` fails where the library is no file; fills $err
+  local got=0
+  unshare -m bash -c 'for file in $(ldconfig -p | sed -n "s/.*libzstd.so.1 .*=> //p"); do
+    mount --bind /dev/null "$(readlink -f "$file")"; done; exec "$@"' bash "${mydocker[@]}" "$@" >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
+  read_output
+  is "status $got" 'status 125'
+  like "$err" "layer.*zstd data: a compression that this Python can't read"$'\n''hint: .*libzstd'
+}
+
+test_import_zstd() { # images: zstd is read by Python or the host's libzstd, else refused by name
+  local digest file
   need zstd
   own_state
   small_root root
-  tar -C root -c . | zstd -q >a.tar.zst
-  if "$PYTHON" -c 'import compression.zstd' 2>/dev/null; then
-    run 0 import a.tar.zst "t$n"
-  else
-    fails 125 'zstd' import a.tar.zst "t$n"
-    nothing_half_done
-  fi
+  head -c 3000000 /dev/zero >root/zeros # frames end with and without a full buffer
+  head -c 262144 /dev/urandom >root/random
+  tar -C root -cf a.tar .
+  digest=$(sha256sum <a.tar)
+  zstd -q a.tar
+  { head -c 100000 a.tar | zstd -q; printf '\x50\x2a\x4d\x18\x03\0\0\0abc'; tail -c +100001 a.tar | zstd -q --long=27; } >frames
+  for file in a.tar.zst frames; do
+    if "$PYTHON" -c 'import ctypes; ctypes.CDLL("libzstd.so.1")' 2>/dev/null; then
+      run 0 import "$file" "t$n"
+      layer_of "t$n"
+      is "${layer##*/}" "${digest%% *}"
+      run 0 rmi "t$n"
+    fi
+  done
+  head -c 300000 a.tar.zst >part
+  fails 125 'zstd data: damaged: it breaks off|archive' import part "t$n"
+  { head -c 200000 a.tar.zst; head -c 10000 /dev/urandom; } >wrong
+  fails 125 'zstd data: damaged|archive' import wrong "t$n"
+  nothing_half_done
+  "$PYTHON" -c 'import compression.zstd' 2>/dev/null || without_libzstd import a.tar.zst "t$n"
+  nothing_half_done
 }
 
 test_import_cut_off() { # images: an archive that breaks off anywhere is refused,
@@ -5008,6 +5032,28 @@ test_many_layers() { # images: 120 layers are no problem, the top one wins
   is "$out" x
 }
 
+test_output_planted() { # security: no file that root writes follows a link that another user made, CVE-2015-3627
+  own_state
+  small_root root
+  run 0 import root "t$n:1"
+  mkdir theirs
+  echo precious >victim
+  ln -s "$PWD/victim" theirs/link
+  chown -h 1234:5678 theirs theirs/link
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c :
+  fails 125 'on theirs/link: a link that another user made' save -o theirs/link "t$n:1"
+  fails 125 'on theirs/link: a link that another user made' export -o theirs/link "c$n"
+  run 125 --log theirs/link rm none
+  run 125 run --cidfile theirs/link "t$n:1" /bin/true
+  is "$(<victim)" precious
+  is "$(stat -c %U victim)" root
+  ln -s "$PWD/ours.tar" mine # root's own leads where it should, and into /proc
+  run 0 save -o mine "t$n:1"
+  [[ -s ours.tar && -L mine ]]
+  run 0 save -o /dev/stdout "t$n:1"
+  cmp ours.tar "$scratch/stdout"
+}
+
 # ── 19. In and out ─────────────────────────────────────────────────────────
 
 test_import_directory() { # images: import of a directory keeps the tree as it is
@@ -5266,12 +5312,14 @@ YAML
   wait_for answers "$reg"
 }
 
-# front NAME HOST:PORT [KEY=VALUE...]: a reverse proxy before a registry, at $NAME; what it is
-# asked goes to NAME.log, as "METHOD PATH STATUS range=... auth=...".  tokens=N: it wants Bearer
-# tokens, each is good for N requests; user=U:P: only to him.  redirect=HOST:PORT: for blobs.
-# rate=N: bytes a second.  cut=N: blobs break off after N bytes.  busy=N: 429 to so many requests.
-# chaos=SEED: all that can go wrong, at random.  dir=DIR: files there come first, FILE.type with
-# them.
+# front NAME HOST:PORT [KEY=VALUE...]: a reverse proxy before a registry, at $NAME; what it is asked goes to NAME.log, as
+# "METHOD PATH STATUS range=... auth=...".  tokens=N: it wants Bearer tokens, each is good for N requests; user=U:P: only
+# to him.  redirect=HOST:PORT: for blobs.  rate=N: bytes a second.  cut=N: blobs break off after N bytes.  busy=N: 429 to
+# so many requests, with after=RETRY-AFTER.  chaos=SEED: all that can go wrong, at random.  dir=DIR: files there come
+# first, FILE.type with them.  head=STATUS: what HEAD gets, without headers.  digest=none|upper|wrong: what it says of one.
+# type=TYPE, length=N: of manifests.  challenge=LINE|LINE: instead of its own, with REALM.  key=KEY: of the token in JSON.
+# refresh=TOKEN: POST /token wants it.  moved=STATUS: uploads are redirected first.  relative=1: uploads' places are.
+# most=N: bytes of a PUT, else 413.  least=N: bytes of an upload's piece.
 front() {
   local -n address=$1
   local name=$1 port
@@ -5293,8 +5341,8 @@ class Front(http.server.BaseHTTPRequestHandler):
         if opt.get("chaos") and self.path.startswith("/v2/"):
             status, headers, data = self.spoil(status, headers, data)
         with lock, open(log, "a") as file:
-            print(self.command, self.path, status, "range=" + self.headers.get("Range", ""),
-                  "auth=" + auth, file=file)
+            print(self.command, self.path, status, "range=" + self.headers.get("Range", ""), "auth=" + auth,
+                  *("proxy=" + text for text in self.headers.get_all("Proxy-Authorization", [])), file=file)
         self.send_response(status)
         for key, value in headers:
             self.send_header(key, value)
@@ -5315,16 +5363,24 @@ class Front(http.server.BaseHTTPRequestHandler):
         with lock:
             if path.startswith("/v2/") and busy[0] > 0:
                 busy[0] -= 1
-                return 429, [("Retry-After", "1")], b""
+                return 429, [("Retry-After", opt.get("after", "1"))], b""
         if path == "/token":
-            return self.token(auth, urllib.parse.parse_qs(query))
+            return self.token(auth, urllib.parse.parse_qs(query), body.decode())
+        if self.command == "HEAD" and "head" in opt and path != "/v2/":
+            return int(opt["head"]), [], b""
+        if self.command in ("POST", "PUT", "PATCH"):
+            if "moved" in opt and "moved=1" not in query:
+                return int(opt["moved"]), [("Location", "?%s&moved=1" % query)], b""
+            self.path = self.path.replace("&moved=1", "")
+            if self.command == "PUT" and "/blobs/" in path and len(body) > int(opt.get("most", 1 << 40)):
+                return 413, [], b""
         if "tokens" in opt and not self.good(auth):
-            rights = "pull" if self.command in ("GET", "HEAD") else "pull,push"
-            name = path[4:].split("/blobs/")[0].split("/manifests/")[0]
-            scope = "repository:%s:%s" % (name, rights)
-            realm = "http://127.0.0.1:%s/token" % port
-            bearer = 'Bearer realm="%s",service="s",scope="%s"' % (realm, scope)
-            return 401, [("WWW-Authenticate", bearer)], b""
+            scope = "repository:%s:%s" % (path[4:].split("/blobs/")[0].split("/manifests/")[0],
+                                          "pull" if self.command in ("GET", "HEAD") else "pull,push")
+            if "challenge" in opt:
+                lines = opt["challenge"].replace("REALM", "http://127.0.0.1:%s/token" % port).split("|")
+                return 401, [("WWW-Authenticate", line) for line in lines], b""
+            return 401, [("WWW-Authenticate", 'Bearer realm="http://127.0.0.1:%s/token",service="s",scope="%s"' % (port, scope))], b""
         if "redirect" in opt and "/blobs/sha256" in path:
             return 307, [("Location", "http://" + opt["redirect"] + path)], b""
         if os.path.isfile(file):
@@ -5341,8 +5397,19 @@ class Front(http.server.BaseHTTPRequestHandler):
             headers["Authorization"] = auth
         server.request(self.command, self.path, body, {**headers, "Host": "127.0.0.1:%s" % port})
         reply = server.getresponse()
-        headers = [pair for pair in reply.getheaders() if pair[0].lower() != "transfer-encoding"]
-        return reply.status, headers, reply.read()
+        headers = {key.lower(): text for key, text in reply.getheaders() if key.lower() != "transfer-encoding"}
+        if "relative" in opt and "location" in headers and self.command != "PUT":
+            headers["location"] = headers["location"].rpartition("/")[2]
+        if "digest" in opt and "docker-content-digest" in headers:
+            kind, digest = headers.pop("docker-content-digest").split(":")
+            if opt["digest"] != "none":
+                headers["Docker-Content-Digest"] = kind + ":" + (digest.upper() if opt["digest"] == "upper" else "0" * 64)
+        if "/manifests/" in path and reply.status == 200:
+            headers["content-type"] = opt.get("type", headers["content-type"])
+            headers["content-length"] = opt.get("length", headers["content-length"])
+        if self.command == "POST" and "least" in opt:
+            headers["OCI-Chunk-Min-Length"] = opt["least"]
+        return reply.status, list(headers.items()), reply.read()
 
     def good(self, auth):
         with lock:
@@ -5350,14 +5417,18 @@ class Front(http.server.BaseHTTPRequestHandler):
             tokens[auth] = left - 1, actions
         return left > 0 and (self.command in ("GET", "HEAD") or "push" in actions)
 
-    def token(self, auth, query):
+    def token(self, auth, query, body):
+        if "refresh" in opt:
+            query = urllib.parse.parse_qs(body)
+            if query.get("refresh_token") != [opt["refresh"]] or query.get("grant_type") != ["refresh_token"]:
+                return 401, [], b""
         wanted = "Basic " + base64.b64encode(opt.get("user", "").encode()).decode()
         if auth != wanted and ("user" in opt or auth):
             return 401, [("WWW-Authenticate", 'Basic realm="tokens"')], b""
         token = "t%d" % dice.getrandbits(64)
         with lock:
             tokens["Bearer " + token] = int(opt["tokens"]), " ".join(query.get("scope", []))
-        return 200, [], ('{"token": "%s", "expires_in": 60}' % token).encode()
+        return 200, [], ('{"%s": "%s", "expires_in": 60}' % (opt.get("key", "token"), token)).encode()
 
     def spoil(self, status, headers, data):
         with lock:
@@ -5509,8 +5580,7 @@ test_registry_platforms() { # registry: of an index the image for this machine c
   fails 125 "'Many' can't stand there" pull "$reg/Many:1"
 }
 
-test_registry_layers() { # registry: 60 layers come, each once, and zstd where the Python reads it,
-  # else nothing is fetched
+test_registry_layers() { # registry: 60 layers come, each once, and zstd where Python or the host reads it, else nothing is fetched
   need overlay
   registry
   front door "$reg"
@@ -5535,12 +5605,13 @@ test_registry_layers() { # registry: 60 layers come, each once, and zstd where t
   skopeo copy -q --dest-tls-verify=false --dest-compress-format zstd oci-archive:b.tar \
     "docker://$reg/box/tall:zstd"
   : >door.log
-  if "$PYTHON" -c 'import compression.zstd' 2>/dev/null; then
+  if ! "$PYTHON" -c 'import compression.zstd' 2>/dev/null; then
+    without_libzstd pull "$door/box/tall:zstd"
+    is "$(grep -c /blobs/ door.log)" 1 # the config
+  fi
+  if "$PYTHON" -c 'import ctypes; ctypes.CDLL("libzstd.so.1")' 2>/dev/null; then
     run 0 pull "$door/box/tall:zstd"
     run 0 run --rm "$door/box/tall:zstd" /bin/ls /random
-  else
-    broken 'layer.*compression that this Python' pull "$door/box/tall:zstd"
-    is "$(grep -c /blobs/ door.log)" 1 # the config
   fi
 }
 
@@ -5961,6 +6032,255 @@ test_registry_push() { # registry: what it has is not sent again,
   is "$(grep -c '^POST' door.log || :)" 0
   fails 125 'no image has that name' push "${id#sha256:}"
   fails 125 'no such image' push "$door/none:1"
+}
+
+test_registry_headers() { # registry: what HEAD and optional headers say is needed for nothing, and no lie of theirs believed
+  need overlay
+  local words digest
+  registry
+  publish box/made:1
+  digest=$(skopeo inspect --tls-verify=false --format '{{.Digest}}' "docker://$reg/box/made:1")
+  for words in head=405 head=404 head=403 head=200 digest=none digest=upper type=application/json "length=$(printf '9%.0s' {1..5000})"; do
+    front door "$reg" "$words"
+    run 0 pull -q "$door/box/made:1"
+    is "$out" "$digest"
+    run 0 rmi "$door/box/made:1"
+  done
+  run 0 pull -q "$door/box/made@$digest"
+  front gate "$reg" digest=wrong
+  broken 'image, on 1: cut off, damaged or forged' pull "$gate/box/made:1"
+  front store "$reg" type=text/html
+  broken "image, on 1: not an image: 'text/html'" pull "$store/box/made:1"
+  run 0 pull "$reg/box/made:1"
+  for words in head=405 head=404 head=200 digest=wrong digest=upper; do
+    front door "$reg" "$words"
+    run 0 tag "$reg/box/made:1" "$door/box/${words/=/-}:1"
+    run 0 push "$door/box/${words/=/-}:1"
+    is "$out" "$(skopeo inspect --tls-verify=false --format '{{.Digest}}' "docker://$reg/box/${words/=/-}:1")"
+  done
+}
+
+test_registry_challenges() { # registry: whatever form a challenge has: schemes, keys, quotes, scope, the token's name
+  local line
+  registry
+  publish box/made:1
+  for line in 'Bearer realm="REALM",service="s",scope="repository:box/made:pull"' 'Bearer realm=REALM,service=s' \
+    'Basic realm="x", Bearer realm="REALM", service="s"' 'Bearer Realm="REALM" , SERVICE=s, Basic realm="x"' \
+    'Negotiate|Basic realm="x, Bearer realm=\"no\""|bearer RealM="REALM"' 'Digest qop="auth,auth-int", nonce=ab==, BEARER realm=REALM'; do
+    front door "$reg" tokens=100 "challenge=$line" key=access_token
+    run 0 pull -q "$door/box/made:1"
+    has door.log '^GET /token.*scope=repository%3Abox%2Fmade%3Apull'
+    run 0 tag "$door/box/made:1" "$door/box/new:1"
+    run 0 push "$door/box/new:1"
+    run 0 rmi "$door/box/made:1" "$door/box/new:1"
+    rm door.log
+  done
+  front door "$reg" tokens=100 key=x
+  fails 125 'its token server gives no token' pull "$door/box/made:1"
+  front door "$reg" tokens=100 challenge=Bearer
+  fails 125 'wants a token, but' pull "$door/box/made:1"
+  front door "$reg" tokens=100 'challenge=Negotiate YII='
+  fails 125 '401' pull "$door/box/made:1"
+  mkdir docker
+  export DOCKER_CONFIG=$PWD/docker
+  echo '{"credsStore": "nobody"}' >docker/config.json # its helper isn't there: so as nobody
+  front door "$reg" tokens=100
+  run 0 pull -q "$door/box/made:1"
+}
+
+test_registry_config() { # registry: config.json's keys and entries in all forms, the longest match; none is ever shown
+  local entry key base secret=c2VjcmV0
+  echo "$HTPASSWD" >htpasswd
+  registry '' "auth: {htpasswd: {realm: box, path: $PWD/htpasswd}}"
+  export DOCKER_CONFIG=$PWD/docker
+  mkdir docker
+  publish box/made:1 --dest-creds user:secret
+  base=$(printf user:secret | base64)
+  good='"auth": "'$base'"'
+  for entry in "\"$reg\": {$good}" "\"http://$reg\": {$good}" "\"https://$reg/v1/\": {$good}" "\"$reg/v2/\": {$good}" \
+    "\"$reg/\": {$good}" "\"$reg/box\": {$good}" "\"$reg\": {\"auth\": \"eDp5\"}, \"$reg/box/made\": {$good}" \
+    "\"$reg/other\": {\"auth\": \"eDp5\"}, \"$reg\": {\"username\": \"user\", \"password\": \"secret\"}" \
+    "\"$reg\": {\"auth\": \"$base\\n\"}" "\"$reg\": {\"auth\": \"$(printf 'user:secret\0' | base64)\"}"; do
+    echo "{\"auths\": {$entry}}" >docker/config.json
+    run 0 pull -q "$reg/box/made:1"
+  done
+  for entry in "{\"auth\": \"$secret\"}" "{\"auth\": \"\\n$secret:\"}" "{\"auth\": [\"$secret\"]}" "{\"password\": {\"$secret\": 1}}" \
+    "{\"identitytoken\": \"$secret\\r\\nX: $secret\"}" "\"$secret\"" "[\"$secret\"]" "{\"registrytoken\": \"$secret \\n$secret\"}" "{\"auth\": \"$secret"; do
+    echo "{\"auths\": {\"$reg\": $entry}}" >docker/config.json
+    fails 125 "docker/config.json: " pull "$reg/box/made:1"
+    unlike "$err" "$secret|secret|bug in"
+  done
+  for entry in "{\"auths\": \"$secret\"}" "[\"$secret\"]" "{\"credsStore\": \"../$secret\"}" "{\"credsStore\": [\"$secret\"]}"; do
+    echo "$entry" >docker/config.json
+    fails 125 'config.json: ' pull "$reg/box/made:1"
+    unlike "$err" "$secret|bug in"
+  done
+  for key in "http://$reg" "$reg/v2/"; do
+    echo "{\"auths\": {\"$key\": {$good}, \"other\": {}}}" >docker/config.json
+    run 0 logout "$reg"
+    is "$(tr -d ' \n' <docker/config.json)" '{"auths":{"other":{}}}'
+  done
+  front gate "$reg" tokens=100 refresh=again
+  echo "{\"auths\": {\"$gate\": {\"auth\": \"\", \"identitytoken\": \"never\"}}}" >docker/config.json
+  fails 125 "token: 401.*hint: mydocker login" pull "$gate/box/made:1"
+  unlike "$err" never
+  is "$(grep -c 'never' gate.log || :)" 0 # no secret in an address
+  front door "$reg" busy=100
+  broken ".*registry index" pull --registry-mirror "http://user:$secret@$door" none
+  unlike "$err" "$secret"
+}
+
+test_registry_upload() { # registry: uploads follow 307 and 308 with their bytes, relative places, and go in pieces where wanted
+  need overlay
+  local words number=0
+  registry
+  publish box/made:1
+  run 0 pull -q "$reg/box/made:1"
+  for words in moved=307 moved=308 relative=1 'moved=307 relative=1 most=200000' least=1000 least=99999999999999999999 most=200000; do
+    number=$((number + 1))
+    # shellcheck disable=SC2086 # a list
+    front door "$reg" $words
+    run 0 tag "$reg/box/made:1" "$door/fresh$number/made:1"
+    run 0 push "$door/fresh$number/made:1"
+    skopeo copy -q --src-tls-verify=false "docker://$reg/fresh$number/made:1" "oci:copy$number:x"
+    if [[ $words == *[tm]*[t]=* ]]; then has door.log '^PATCH .* 202'; fi
+  done
+  front door "$reg" moved=303
+  run 0 tag "$reg/box/made:1" "$door/last/made:1"
+  broken "registry $door, on last/made/blobs/uploads/: 303" push "$door/last/made:1"
+}
+
+test_registry_no_proxy() { # registry: no_proxy knows names, domains, ports, addresses and networks; a proxy gets its password
+  need ip
+  local place entry
+  registry
+  publish box/made:1
+  front proxy "$reg"
+  http_proxy=http://user:se%40cret@$proxy run 0 pull -q --insecure box.test/box/made:1
+  has proxy.log ' 200 .*proxy=Basic dXNlcjpzZUBjcmV0$'
+  http_proxy=http://user:secret@nowhere:x fails 125 'registry box.test' pull --insecure box.test/box/made:1
+  unlike "$err" secret
+  mydocker=(unshare -n sh -c 'ip link set lo up; exec "$@"' sh "${mydocker[@]}") # where only lo is: all else is unreachable
+  export https_proxy=http://127.0.0.1:1
+  for entry in 10.9.8.7 10.9.0.0/16 10.9.8.7/32:443 10.9.8.7:443 '*' 'x, 10.9.8.0/24'; do
+    no_proxy=$entry fails 125 'registry 10.9.8.7, .*: network is unreachable' pull 10.9.8.7/box/made:1
+  done
+  for entry in 10.9.8.6 10.8.0.0/16 10.9.8.7:80 10.9.8.7:444 0.9.8.7 nonsense/x ''; do
+    no_proxy=$entry fails 125 'registry 10.9.8.7, .*: connection refused' pull 10.9.8.7/box/made:1
+  done
+  no_proxy='[fd00::]/8' NO_PROXY='' fails 125 ': connection refused' pull '[fe00::1]:5/box/made:1'
+  no_proxy=fd00::/8 fails 125 'unreachable|cannot assign' pull '[fd00::1]:5/box/made:1'
+  for entry in .example.com:444 example.com '*.example.com' box.example.com:444; do
+    no_proxy=$entry fails 125 'resolution|not known' pull box.example.com:444/box/made:1
+  done
+  for entry in ample.com example.com:443 x.example.com; do
+    no_proxy=$entry fails 125 'connection refused' pull box.example.com:444/box/made:1
+  done
+}
+
+test_registry_certificates() { # registry: SSL_CERT_DIR has authorities, too
+  need openssl
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 -keyout key -out crt
+  registry "tls: {certificate: $PWD/crt, key: $PWD/key}"
+  publish box/made:1
+  mkdir certs
+  cp crt "certs/$(openssl x509 -hash -noout -in crt).0"
+  SSL_CERT_DIR=$PWD/certs run 0 pull -q "$reg/box/made:1"
+  SSL_CERT_DIR=$PWD fails 125 'certificate verify failed' pull "$reg/box/made:1"
+}
+
+test_registry_login_planted() { # security: login and logout write where another user may write, and follow none of his links
+  local number
+  registry
+  export DOCKER_CONFIG=$PWD/theirs
+  mkdir theirs
+  echo precious >victim
+  for number in {2..3000}; do ln -s "$PWD/victim" "theirs/config.json.$number"; done
+  chown -h 1234:5678 theirs theirs/*
+  "${mydocker[@]}" login -u user --password-stdin "$reg" <<<secret
+  is "$(<victim) $(stat -c '%u %a' victim)" 'precious 0 644'
+  is "$(stat -c '%F %u %g %a' theirs/config.json)" 'regular file 1234 5678 600'
+  run 0 logout "$reg"
+  is "$(stat -c '%F %u %g %a' theirs/config.json)" 'regular file 1234 5678 600'
+  unlike "$(<theirs/config.json)" "$reg"
+  is "$(<victim) $(stat -c '%u %a' victim)" 'precious 0 644'
+  echo '{"auths": {"x": {"auth": "eDp5"}}}' >victim
+  ln -sf "$PWD/victim" theirs/config.json
+  chown -h 1234:5678 theirs/config.json
+  fails 125 'theirs/config.json: a link that another user made' logout "$reg"
+  rm theirs/config.json
+  mkfifo theirs/config.json
+  fails 125 'theirs/config.json: not a regular file' logout "$reg"
+  mkdir mine
+  ln -s ../victim mine/config.json # root's own link leads where it should
+  DOCKER_CONFIG=$PWD/mine run 0 login -u user --password secret "$reg"
+  is "$err" 'mydocker: warning: Using --password via the CLI is insecure. Use --password-stdin.'
+  has victim "$reg"
+  has victim '"x"'
+  [[ -L mine/config.json ]]
+  fails 125 'no terminal to ask on' login "$reg"
+  fails 125 'needs --username' login --password-stdin "$reg"
+  DOCKER_CONFIG=$PWD/mine broken 'warning: .*--username: .* with a colon' login -u us:er -p x "$reg"
+}
+
+test_registry_words() { # registry: artifacts, odd platforms and hostile words: each is said clearly, and steers no terminal
+  local v2=$PWD/fake/v2/box/made index=application/vnd.oci.image.index.v1+json
+  registry
+  publish box/made:1
+  mkdir -p "$v2/manifests" "$v2/blobs"
+  front door "$reg" "dir=$PWD/fake"
+  skopeo inspect --raw --tls-verify=false "docker://$reg/box/made:1" >manifest
+  serve() { # serve PYTHON: with m, the manifest, and row, its descriptor, it makes d, the document
+    rm -f "$v2"/manifests/*
+    "$PYTHON" -I - "$v2/manifests/" "$1" <<'PYTHON'
+import hashlib, json, sys
+raw = open("manifest", "rb").read()
+m = json.loads(raw)
+row = {"mediaType": m["mediaType"], "digest": "sha256:" + hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+exec(sys.argv[2])
+data = json.dumps(d).encode()
+kind = "application/vnd.oci.image.index.v1+json" if "manifests" in d else m["mediaType"]
+for name in "1", "sha256:" + hashlib.sha256(data).hexdigest():
+    open(sys.argv[1] + name, "wb").write(data)
+    open(sys.argv[1] + name + ".type", "w").write(kind)
+PYTHON
+  }
+  serve 'd = {**m, "config": {**m["config"], "mediaType": "application/vnd.cncf.helm.config.v1+json"}}'
+  broken "image, on sha256:[0-9a-f]*: an artifact, not an image: 'application/vnd.cncf.helm" pull "$door/box/made:1"
+  serve 'd = {"schemaVersion": 2, "artifactType": "x/y", "config": {**m["config"], "mediaType": "application/vnd.oci.empty.v1+json"}, "layers": []}'
+  broken 'image, .*: an artifact, not an image' pull "$door/box/made:1"
+  serve 'd = {"schemaVersion": 2, "manifests": [{**row, "platform": {"os": "unknown", "architecture": "unknown"}}]}'
+  broken 'image, on .*: not for this machine \([^)]*\): no image at all' pull "$door/box/made:1"
+  serve 'd = {"schemaVersion": 2, "manifests": []}'
+  broken 'image, on .*: not for linux/arm64: no image at all' pull --platform linux/arm64 "$door/box/made:1"
+  serve 'd = {"schemaVersion": 2, "manifests": [{**row, "platform": {"os": "linux", "architecture": "\x1b[31m\x9b2J\u202e"}}]}'
+  broken 'image, on .*: not for this machine.*: \\x1b\[31m\\x9b2J\\u202e' pull "$door/box/made:1"
+  unlike "$err" $'[\x1b\x9b]'
+  serve 'd = {"schemaVersion": 2, "manifests": [{**row, "platform": {"os": "linux", "architecture": "unknown"}}, {**row, "size": 1 << 70}]}'
+  broken '.*int wanted' pull "$door/box/made:1"
+  serve 'd = {"schemaVersion": 2, "manifests": [{**row, "platform": {"os": "linux", "architecture": "mips"}}, {**row, "platform": None},
+    {**row, "digest": "sha256:" + "0" * 64, "platform": {"os": "linux", "architecture": "amd64"}, "annotations": {"vnd.docker.reference.type": "attestation-manifest"}}]}'
+  run 0 pull -q "$door/box/made:1"
+  serve 'd = {"schemaVersion": 2, "manifests": [{**row, "platform": {"os": "linux", "architecture": "arm64"}}]}'
+  run 0 pull -q --platform AArch64 "$door/box/made:1"
+}
+
+test_registry_retry_after() { # registry: Retry-After may be a date or nonsense, and is obeyed for a minute at most
+  local after
+  registry
+  publish box/made:1
+  for after in 0 -5 x '٣' 'Thu, 01 Jan 1970 00:00:00 GMT' 'Thu, 99 Jan 99999 99:99:99 GMT'; do
+    front door "$reg" busy=1 "after=$after"
+    run 0 pull -q "$door/box/made:1"
+  done
+  for after in "$(printf '9%.0s' {1..5000})" "$(LC_ALL=C date -u -d '+2 days' '+%a, %d %b %Y %H:%M:%S GMT')"; do
+    front door "$reg" busy=1 "after=$after"
+    start pull -q "$door/box/made:1"
+    wait_for has err waiting
+    kill -INT "$pid"
+    ended 130
+    is "$(wc -l <err)" 1
+  done
 }
 
 # ── 23. Networks ───────────────────────────────────────────────────────────
