@@ -1086,20 +1086,32 @@ def decompress(kind, chunks):
         pass
 
 # Reading tar.  POSIX.1-2017 pax, "ustar Interchange Format"; GNU: tar manual, "Basic Tar Format".
-# The library takes a header block apart.  From block to block we go ourselves: what Ubuntu 20.04's
-# library does with extended headers that lie takes all memory, or for ever (CVE-2019-20907,
-# CVE-2024-6232, CVE-2025-8194), and a damaged header is the end to it.
+# All of it is taken apart here: the library's reader needs twice the time, and what Ubuntu 20.04's
+# does with extended headers that lie takes all memory, or for ever (CVE-2019-20907, CVE-2024-6232,
+# CVE-2025-8194).  A damaged header is the end of an archive.
+
+TAR_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")  # a block of 512 bytes
+EXTRA_HEADERS = (b"x", b"X", b"g", b"L", b"K")  # they say more about the entry behind them
+GNU_MAGIC = b"ustar  \0"
+NO_ID = 0xFFFFFFFF  # for chown(2) it means: leave it as it is
 
 class Stream:
     """A file to read from, made of chunks."""
     def __init__(self, chunks):
-        self.chunks, self.rest, self.offset = iter(chunks), memoryview(b""), 0
+        self.chunks, self.data, self.at, self.passed = iter(chunks), b"", 0, 0
+    @property
+    def offset(self):
+        return self.passed + self.at
     def read(self, size):
         """1 to SIZE bytes; none at the end only."""
-        while not self.rest and (chunk := next(self.chunks, None)) is not None:
-            self.rest = memoryview(chunk)
-        piece, self.rest = bytes(self.rest[:size]), self.rest[size:]
-        self.offset += len(piece)
+        while self.at == len(self.data):
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                return b""
+            self.passed += len(self.data)
+            self.data, self.at = chunk, 0
+        piece = self.data[self.at:self.at + size]
+        self.at += len(piece)
         return piece
     def pieces(self, size):
         """Yield exactly SIZE bytes, as they come."""
@@ -1110,37 +1122,89 @@ class Stream:
             size -= len(piece)
             yield piece
     def take(self, size):
-        return b"".join(self.pieces(size))
+        piece = self.read(size) if size > 0 else b""
+        if len(piece) < size:
+            piece += b"".join(self.pieces(size - len(piece)))
+        return piece
+    def skip(self, size):
+        for _ in self.pieces(size):
+            pass
+
+class Entry:
+    """A member of an archive.  Names are bytes; mtime is in nanoseconds; pax_headers has what extra
+    headers say; sparse, where the data belongs, as (offset, length); stored, how much of it there
+    is.  type is the letter of the header, but a plain file is always 0."""
+    __slots__ = ("name", "linkname", "type", "mode", "uid", "gid", "size", "mtime", "devmajor",
+                 "devminor", "pax_headers", "sparse", "stored")
 
 def read_tar(stream, strict=False):
-    """Yield a TarInfo per member; who wants its data reads it from STREAM before the next one.
-    Names are bytes; mtime is in nanoseconds; sparse says where the data belongs, and how much.
+    """Yield an Entry per member; who wants its data reads it from STREAM before the next one.
     strict: the end mark (two blocks of zeros) must be there; a layer needs none, it has a
     digest."""
-    import tarfile
-    common, once = {}, {}
+    common, once, zeros = {}, {}, bytes(512)
     while True:
         block = stream.read(512)
         if not block and not strict:
             return
-        block += stream.take(512 - len(block))
-        if block == bytes(512):
+        if len(block) < 512:
+            block += stream.take(512 - len(block))
+        if block == zeros:
             return
         try:
-            entry = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            if entry.type in (b"x", b"X", b"g", b"L", b"K"):
+            entry = read_header(block)
+            if entry.type in EXTRA_HEADERS:
                 read_extension(stream, entry, common, once)
                 continue
-            extend(entry, {**common, **once})
+            if common or once:
+                extend(entry, {**common, **once})
+            settle(entry)
             if entry.type == b"S" or b"GNU.sparse.major" in once or b"GNU.sparse.map" in once:
                 read_sparse_map(stream, block, entry)
-        except (tarfile.HeaderError, ValueError, OverflowError, KeyError) as why:
+        except (ValueError, OverflowError, KeyError) as why:
             raise Failure(f"archive: bad header before byte {stream.offset}: {why}") from None
-        end = stream.offset + (stored(entry) + 511) // 512 * 512
+        end = stream.offset + entry.stored + -entry.stored % 512
         yield entry
-        for _ in stream.pieces(end - stream.offset):
-            pass
+        stream.skip(end - stream.offset)
         once = {}
+
+def read_header(block):
+    """The Entry that a header block is: POSIX's, GNU's or an older one."""
+    entry = Entry()
+    (name, mode, uid, gid, size, mtime, checksum, entry.type, link, magic, _, _, major, minor,
+     prefix) = TAR_HEADER.unpack(block)
+    wanted, total = tar_number(checksum), sum(block) - sum(checksum) + 8 * ord(" ")
+    if wanted != total:
+        large = sum(byte > 127 for byte in block[:148] + block[156:])
+        if wanted != total - 256 * large:  # some writers took the bytes for signed ones
+            raise ValueError("its checksum is wrong")
+    name, prefix = name.partition(b"\0")[0], prefix.partition(b"\0")[0]
+    if prefix and has_prefix(magic, prefix):
+        name = prefix + b"/" + name
+    entry.name, entry.linkname, entry.pax_headers = name, link.partition(b"\0")[0], {}
+    entry.mode, entry.uid, entry.gid = tar_number(mode) & 0o7777, tar_number(uid), tar_number(gid)
+    entry.size, entry.mtime = tar_number(size), tar_number(mtime) * 10**9
+    entry.devmajor = entry.devminor = 0
+    if entry.type in (b"3", b"4"):
+        entry.devmajor, entry.devminor = tar_number(major), tar_number(minor)
+    return entry
+
+def tar_number(field):
+    """A number in a header: octal digits, or, marked by the top bit, binary with a sign."""
+    if field[0] & 0x80:
+        bits = 8 * len(field) - 1
+        number = int.from_bytes(field, "big") - (1 << bits)
+        return number - (1 << bits) if number >> (bits - 1) else number
+    digits = field.partition(b"\0")[0].strip(b" ")
+    if digits and not digits.isdigit():
+        raise ValueError(f"{digits!r} is no number")
+    return int(digits or b"0", 8)
+
+def has_prefix(magic, prefix):
+    """True if a header's last field is the front of the name.  GNU's has times there, in octal;
+    Docker's early images, by an old Go, have GNU's magic and a front of the name all the same."""
+    if magic == GNU_MAGIC:
+        return not prefix[:11].isdigit() and not prefix[0] & 0x80
+    return magic.startswith(b"ustar")
 
 def read_extension(stream, entry, common, once):
     """Read what an extra header says about the next entry (x, L, K) or about all (g)."""
@@ -1164,48 +1228,71 @@ def read_extension(stream, entry, common, once):
         raise ValueError("too many extended headers")
 
 def extend(entry, pax):
-    """Put what extra headers say into an entry, all in the form that read_tar promises."""
-    entry.name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or encode(entry.name)
-    entry.linkname = pax.get(b"linkpath") or encode(entry.linkname)
-    entry.size, entry.uid, entry.gid = (int(pax.get(key) or number) for key, number in (
-        (b"size", entry.size), (b"uid", entry.uid), (b"gid", entry.gid)))
-    whole, _, fraction = (pax.get(b"mtime") or b"%d" % entry.mtime).partition(b".")
-    entry.mtime = int(whole + fraction[:9].ljust(9, b"0"))  # a float would lose some
-    entry.mode, entry.pax_headers = entry.mode & 0o7777, pax
-    if entry.type in b"\0" b"07":
+    """Put what extra headers say into an entry."""
+    entry.pax_headers = pax
+    entry.name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or entry.name
+    entry.linkname = pax.get(b"linkpath") or entry.linkname
+    entry.size = int(pax.get(b"size") or entry.size)
+    entry.uid = int(pax.get(b"uid") or entry.uid)
+    entry.gid = int(pax.get(b"gid") or entry.gid)
+    if pax.get(b"mtime"):
+        whole, _, fraction = pax[b"mtime"].partition(b".")
+        entry.mtime = int(whole + fraction[:9].ljust(9, b"0"))  # a float would lose some
+
+def settle(entry):
+    """What is true of an entry however its header said it, and within which limits."""
+    if entry.type in (b"\0", b"0", b"7"):
         entry.type = b"5" if entry.name.endswith(b"/") else b"0"
+    entry.name = entry.name.rstrip(b"/")
     # No data follows some kinds, whatever the size says: as every reader but one has it.
-    entry.sparse = [] if entry.type in b"123456" else [(0, entry.size)]
-    if min(entry.size, entry.uid, entry.gid) < 0:
-        raise ValueError(f"{shown(entry.name)}: negative size or owner")
+    entry.stored = 0 if entry.type in b"123456" else entry.size
+    entry.sparse = [(0, entry.stored)]
+    if entry.size < 0:
+        raise ValueError(f"{shown(entry.name)}: a negative size")
+    if not (0 <= entry.uid < NO_ID and 0 <= entry.gid < NO_ID):
+        raise ValueError(f"{shown(entry.name)}: owner {entry.uid}:{entry.gid} can't be")
+    if not (0 <= entry.devmajor < 1 << 12 and 0 <= entry.devminor < 1 << 20):
+        raise ValueError(f"{shown(entry.name)}: there is no such device number")
 
 def read_sparse_map(stream, block, entry):
-    """Find where the data of a sparse file belongs: GNU's old form and PAX 0.0, 0.1, 1.0."""
-    from tarfile import nti  # a number of a header, octal or binary
-    start, pax, words, rest = stream.offset, entry.pax_headers, [], b""
+    """Find where the data of a sparse file belongs: GNU's old form, or one of its three in PAX."""
+    start = stream.offset
     if entry.type == b"S":
-        fields, more, start = block[386:482], block[482], None
-        while more and len(fields) < SMALL_FILE:
-            extra = stream.take(512)
-            fields, more = fields + extra[:504], extra[504]
-        numbers = [fields[at:at + 12] for at in range(0, len(fields), 12)]
-        words, real = [nti(field) for field in numbers if field.strip(b"\0")], nti(block[483:495])
-    elif pax.get(b"GNU.sparse.major") == b"1":
-        while (not words or len(words) <= 2 * words[0]) and stream.offset - start < SMALL_FILE:
-            *lines, rest = (rest + stream.take(512)).split(b"\n")
-            words += map(int, lines)
-        words, real = words[1:2 * words[0] + 1], int(pax[b"GNU.sparse.realsize"])
+        numbers, real = read_old_map(stream, block)
+        in_data = 0  # its map is part of the header
+    elif entry.pax_headers.get(b"GNU.sparse.major") == b"1":
+        numbers, real = read_new_map(stream), int(entry.pax_headers[b"GNU.sparse.realsize"])
+        in_data = stream.offset - start
     else:
-        words = [int(word) for word in pax[b"GNU.sparse.map"].split(b",") if word]
-        real = int(pax[b"GNU.sparse.size"])
-    size = entry.size - (0 if start is None else stream.offset - start)
-    entry.type, entry.size, entry.sparse = b"0", real, list(zip(words[::2], words[1::2]))
-    ends = [end for offset, length in entry.sparse for end in (offset, offset + length)]
-    if [0, *ends, real] != sorted([0, *ends, real]) or size != stored(entry):
-        raise ValueError("a sparse map out of order, or that doesn't fit its data")
+        words = entry.pax_headers[b"GNU.sparse.map"].split(b",")
+        numbers = [int(word) for word in words if word]
+        real, in_data = int(entry.pax_headers[b"GNU.sparse.size"]), 0
+    left = entry.size - in_data
+    entry.type, entry.size, entry.sparse = b"0", real, list(zip(numbers[::2], numbers[1::2]))
+    entry.stored = end = 0
+    for offset, length in entry.sparse:
+        if offset < end or length < 0:
+            raise ValueError("a sparse map out of order")
+        entry.stored, end = entry.stored + length, offset + length
+    if end > real or entry.stored != left:
+        raise ValueError("a sparse map that doesn't fit its data")
 
-def stored(entry):
-    return sum(length for _, length in entry.sparse)
+def read_old_map(stream, block):
+    """GNU's old form: four pairs in the header, more in the blocks behind; and the real size."""
+    fields, more = block[386:482], block[482]
+    while more and len(fields) < SMALL_FILE:
+        extra = stream.take(512)
+        fields, more = fields + extra[:504], extra[504]
+    words = [fields[at:at + 12] for at in range(0, len(fields), 12)]
+    return [tar_number(word) for word in words if word.strip(b"\0")], tar_number(block[483:495])
+
+def read_new_map(stream):
+    """PAX 1.0: numbers in lines, how many pairs and then those, in blocks before the data."""
+    numbers, rest, start = [], b"", stream.offset
+    while (not numbers or len(numbers) <= 2 * numbers[0]) and stream.offset - start < SMALL_FILE:
+        *lines, rest = (rest + stream.take(512)).split(b"\n")
+        numbers += map(int, lines)
+    return numbers[1:2 * numbers[0] + 1]
 
 def shown(name):
     """A name from an archive so that it can't play with the terminal."""
@@ -1225,7 +1312,8 @@ def unpack_layer(chunks, layer_fd, strict=False, seen=None, **how):
         for entry in read_tar(stream, strict):
             name = entry.name
             tree.place(entry, stream)
-            seen.append(name) if seen is not None else None
+            if seen is not None:
+                seen.append(name)
         tree.finish()
     except (OSError, ValueError, OverflowError, RecursionError) as why:
         because = reason(why) if isinstance(why, OSError) else why
@@ -1248,9 +1336,10 @@ class Tree:
     def place(self, entry, stream):
         """Make ENTRY; what is in its place goes: the last one of a name counts."""
         parts = split_name(entry.name)
-        if self.whiteouts != "keep" and any(part.startswith(b".wh.") for part in parts):
-            self.white_out(parts)
-            return
+        if self.whiteouts != "keep" and b".wh." in entry.name:
+            if any(part.startswith(b".wh.") for part in parts):
+                self.white_out(parts)
+                return
         if self.owned_by:
             entry.uid, entry.gid = self.owned_by
         path = b"/".join(parts)
@@ -1325,10 +1414,18 @@ class Tree:
                 dress(fd, entry)
 
 def split_name(name):
-    """The components of a name from an archive."""
-    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
-    if b".." in parts or b"\0" in name:
-        raise ValueError('".." or NUL in a name')
+    """The components of a name from an archive; ".." takes the one before it away, as docker does,
+    whether that is a link or not."""
+    parts = []
+    for part in name.split(b"/"):
+        if part == b"..":
+            if not parts:
+                raise ValueError('".." that leads out in a name')
+            parts.pop()
+        elif part not in (b"", b"."):
+            parts.append(part)
+    if b"\0" in name:
+        raise ValueError("NUL in a name")
     return parts
 
 def make_dir(name, parent):
@@ -1342,17 +1439,28 @@ def make_dir(name, parent):
 
 def make_file(entry, name, parent, stream):
     """Make a regular file, with its holes."""
-    remove_tree(name, parent)
-    with open(os.open(name, OPEN_NEW, 0o600, dir_fd=parent), "wb", buffering=0) as file:
+    try:
+        fd = os.open(name, OPEN_NEW, 0o600, dir_fd=parent)
+    except FileExistsError:
+        remove_tree(name, parent)
+        fd = os.open(name, OPEN_NEW, 0o600, dir_fd=parent)
+    fill_file(fd, entry, stream)
+
+def fill_file(fd, entry, stream):
+    """Write an entry's data, with its holes, and all else that a file has; closes FD."""
+    with Descriptor(fd):
         for offset, length in entry.sparse:
             if offset:
-                file.seek(offset)
+                os.lseek(fd, offset, os.SEEK_SET)
             for piece in stream.pieces(length):
-                while piece:  # write(2) may take less
-                    piece = piece[file.write(piece):]
-        if len(entry.sparse) != 1:
-            file.truncate(entry.size)
-        dress(file.fileno(), entry)
+                write_all(fd, piece)
+        if entry.stored != entry.size:
+            os.ftruncate(fd, entry.size)
+        dress(fd, entry)
+
+def write_all(fd, data):
+    while data:
+        data = data[os.write(fd, data):]  # write(2) may take less
 
 def make_node(entry, name, parent):
     """Make a symbolic link, fifo or device; mknod(2) may be denied, and /dev is ours."""
@@ -1435,19 +1543,61 @@ def remove_tree(name, dir_fd=None):
 
 def tar_header(name, kind, info=None, size=0, link=b"", pax=()):
     """The header of one member, with PAX records before it for what ustar can't hold."""
-    import tarfile
-    from decimal import Decimal
-    entry = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
-    entry.type, entry.size, entry.pax_headers = kind, size, dict(pax)
-    entry.linkname = link.decode("utf-8", "surrogateescape")
+    pax, owner, mode, seconds, devices = dict(pax), [0, 0], 0o644, 0, (b"", b"")
     if info:
-        entry.mode, entry.uid, entry.gid = info.st_mode & 0o7777, info.st_uid, info.st_gid
-        entry.mtime = info.st_mtime_ns // 10**9
-        if info.st_mtime_ns % 10**9:  # a float would lose some
-            entry.pax_headers["mtime"] = f"{Decimal(info.st_mtime_ns).scaleb(-9):f}"
-        if kind in b"34":
-            entry.devmajor, entry.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
-    return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        mode, owner = info.st_mode & 0o7777, [info.st_uid, info.st_gid]
+        seconds = info.st_mtime_ns // 10**9
+        if info.st_mtime_ns % 10**9:
+            pax[b"mtime"] = decimal_seconds(info.st_mtime_ns)
+    if kind in (b"3", b"4"):
+        devices = tar_octal(os.major(info.st_rdev), 8), tar_octal(os.minor(info.st_rdev), 8)
+    name, link = tar_text(name, b"path", pax), tar_text(link, b"linkpath", pax)
+    numbers = [tar_octal(mode, 8)]
+    for key, number, width in ((b"uid", owner[0], 8), (b"gid", owner[1], 8), (b"size", size, 12),
+                               (b"mtime", seconds, 12)):
+        if not 0 <= number < 8 ** (width - 1):
+            pax.setdefault(key, b"%d" % number)
+            number = 0
+        numbers.append(tar_octal(number, width))
+    return pax_header(pax) + ustar_block(name, numbers, kind, link, devices)
+
+def decimal_seconds(nanoseconds):
+    """A time as PAX has it, to the last digit: a float would lose some."""
+    whole, rest = divmod(abs(nanoseconds), 10**9)
+    return b"%b%d.%09d" % (b"-" if nanoseconds < 0 else b"", whole, rest)
+
+def tar_octal(number, width):
+    return b"%0*o\0" % (width - 1, number)
+
+def tar_text(text, key, pax):
+    """A name for the header; where it doesn't fit, or isn't ASCII, the whole of it goes to PAX."""
+    if len(text) > 100 or not text.isascii():
+        pax.setdefault(key, text)
+    return text.decode("utf-8", "surrogateescape").encode("ascii", "replace")
+
+def pax_header(pax):
+    """An extra header with these records, {key: value} in bytes; nothing if there are none."""
+    if not pax:
+        return b""
+    try:
+        b"".join(pax.values()).decode()
+        records = []
+    except UnicodeDecodeError:
+        records = [pax_record(b"hdrcharset", b"BINARY")]
+    data = b"".join(records + [pax_record(*pair) for pair in pax.items()])
+    numbers = [tar_octal(0, 8)] * 3 + [tar_octal(len(data), 12), tar_octal(0, 12)]
+    return ustar_block(b"././@PaxHeader", numbers, b"x") + data + bytes(-len(data) % 512)
+
+def pax_record(key, value):
+    rest = b" %b=%b\n" % (key, value)
+    length = len(rest) + len(str(len(rest)))
+    return b"%d%b" % (len(rest) + len(str(length)), rest)  # the length counts itself
+
+def ustar_block(name, numbers, kind, link=b"", devices=(b"", b"")):
+    fields = [name, *numbers, b" " * 8, kind, link, b"ustar\x0000", b"", b"", *devices, b""]
+    total = sum(TAR_HEADER.pack(*fields))
+    fields[6] = b"%06o\0 " % total
+    return TAR_HEADER.pack(*fields)
 
 def tar_file(name, size, pieces, info=None, pax=()):
     """Yield a regular file as a member."""
@@ -1493,7 +1643,7 @@ def pack_directory(fd, path, as_layer, seen):
             yield from pack_file(fd, name, path + name, info, seen)
 
 def pack_xattrs(fd):
-    return {"SCHILY.xattr." + name: os.getxattr(fd, name).decode("utf-8", "surrogateescape")
+    return {b"SCHILY.xattr." + os.fsencode(name): os.getxattr(fd, name)
             for name in os.listxattr(fd) if keeps_xattr(os.fsencode(name))}
 
 def pack_file(dir_fd, name, path, info, seen):
@@ -1519,9 +1669,8 @@ def pack_data(fd, path):
     if extents != whole:
         front = b"".join([b"%d\n" % len(extents), *(b"%d\n%d\n" % extent for extent in extents)])
         front += bytes(-len(front) % 512)
-        pax.update({"GNU.sparse.major": "1", "GNU.sparse.minor": "0",
-                    "GNU.sparse.name": path.decode("utf-8", "surrogateescape"),
-                    "GNU.sparse.realsize": str(info.st_size)})
+        pax.update({b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0",
+                    b"GNU.sparse.name": path, b"GNU.sparse.realsize": b"%d" % info.st_size})
         path = b"GNUSparseFile.0/" + path.rpartition(b"/")[2]
     size = len(front) + sum(length for _, length in extents)
     yield from tar_file(path, size, read_extents(fd, front, extents), info, pax)

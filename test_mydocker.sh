@@ -2958,6 +2958,72 @@ PYTHON
   done
 }
 
+test_tar_headers() { # images: headers are read as all writers make them; what no writer makes is refused
+  own_state
+  tar_headers
+  run 0 import good.tar "t$n:1"
+  layer_of "t$n:1"
+  is "$(stat -c '%u:%g %Y' "$layer/binary")" '3000000:4000000 8589934592'
+  is "$(stat -c '%Y' "$layer/before")" -5
+  is "$(<"$layer/signed"$'\xe9')" data # its checksum is a sum of signed bytes
+  is "$(<"$layer/times")" data # GNU's header has a time where others have the front of the name
+  is "$(<"$layer/front/go")" data # an early Go's has the front of the name
+  is "$(<"$layer/old")" data # from before POSIX
+  is "$(<"$layer/inner")$(<"$layer/hard")" datadata # a/../inner, and a hard link to a/../old
+  is "$(stat -c %i "$layer/hard")" "$(stat -c %i "$layer/old")"
+  for file in bad?.tar; do
+    fails 125 'archive|unpack' import "$file" "t$n:2"
+    nothing_half_done
+  done
+}
+tar_headers() { # makes good.tar, and bad0.tar ...: headers that tarfile doesn't write
+  "$PYTHON" -I - <<'PYTHON'
+import io, tarfile
+
+def member(name, **fields):
+    """A header with some of its fields (at offset: bytes) replaced, and four bytes of data."""
+    info = tarfile.TarInfo("x")
+    info.type = fields.pop("type", b"0")
+    info.linkname = fields.pop("link", "")
+    info.size = 4 if info.type == b"0" else 0
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[0:100] = name.ljust(100, b"\0")
+    checksum = fields.pop("checksum", sum)
+    for at, value in fields.items():
+        at = int(at[2:])
+        block[at:at + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % checksum(block)
+    return bytes(block) + (b"data" + bytes(508) if info.size else b"")
+
+def binary(number, width):
+    return (number & (1 << 8 * width) - 1 | 1 << 8 * width - 1).to_bytes(width, "big")
+
+def signed(block):
+    return sum(byte - 256 if byte > 127 else byte for byte in block)
+
+with open("good.tar", "wb") as out:
+    out.write(member(b"binary", at108=binary(3000000, 8), at116=binary(4000000, 8),
+                     at136=binary(1 << 33, 12)))
+    out.write(member(b"before", at136=binary(-5, 12)))
+    out.write(member(b"signed\xe9", checksum=signed))
+    out.write(member(b"times", at257=b"ustar  \0", at345=b"13726746407\0"))
+    out.write(member(b"go", at257=b"ustar  \0", at345=b"front"))
+    out.write(member(b"old", at257=bytes(8), at345=b"junk"))
+    out.write(member(b"a/../inner"))
+    out.write(member(b"hard", type=b"1", link="a/../old"))
+    out.write(bytes(1024))
+for number, data in enumerate((
+        member(b"f", checksum=lambda block: sum(block) + 1), member(b"f", at108=b"99999999"),
+        member(b"f", at108=b"0x1f"), member(b"f", at108=binary(-1, 8)),
+        member(b"f", at108=binary((1 << 32) - 1, 8)), member(b"f", at124=binary(-4, 12)),
+        member(b"f", type=b"3", at329=b"10000\0\0\0"), member(b"f", type=b"4", at337=b"4000000\0"),
+        member(b"f", type=b"1", link="a/../../f"), member(b"f", at136=binary(1 << 80, 12)))):
+    with open("bad%d.tar" % number, "wb") as out:
+        out.write(data + bytes(1024))
+PYTHON
+}
+
 test_whiteouts() { # images: whiteouts become overlayfs' own, and hide what they should
   own_state
   hostile_tar w.tar 'd a' 'f a/.wh.gone' 'f b/.wh..wh..opq'
