@@ -6824,6 +6824,9 @@ def main():
     while (fd := os.open(os.devnull, os.O_RDWR)) < 3:  # a closed standard one must not be taken
         pass
     os.close(fd)
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # it was closed when Python started; it's /dev/null now
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))
     if sys.getfilesystemencoding() != "utf-8":  # such as GBK: bytes must come and go unchanged
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.argv])
     try:

@@ -2584,6 +2584,29 @@ test_save_load() { # images: what save writes, load reads back with the same id;
   is "$(tree_of "$layer")" "$(tree_of root)"
 }
 
+test_blob_modes() { # images: whatever the umask is, blobs are files as in every OCI layout
+  small_root root
+  own_state
+  tar -C root -cf root.tar .
+  (umask 077; run 0 import root.tar "t$n:1"; run 0 save -o saved.tar "t$n:1")
+  (umask 0; run 0 import --change 'ENV A=1' root "t$n:2"; run 0 load -i saved.tar)
+  is "$(stat -c %a state/images/blobs/sha256/* | sort -u)" 644
+}
+
+test_closed_stderr() { # images: with stderr, or all three, closed they come and go as ever
+  make_image "t$n:1"
+  tar -C root -cf root.tar .
+  "${mydocker[@]}" import root.tar "t$n:2" >out 2>&-
+  like "$(<out)" '^sha256:'
+  "${mydocker[@]}" save -o saved.tar "t$n:2" <&- >&- 2>&-
+  run 0 rmi "t$n:2"
+  "${mydocker[@]}" load -i saved.tar >out 2>&-
+  is "$(<out)" "Loaded image: t$n:2"
+  "${mydocker[@]}" load -i saved.tar <&- >&- 2>&-
+  "${mydocker[@]}" run --rm "t$n:2" /bin/sh -c 'echo hello' >out 2>&-
+  is "$(<out)" hello
+}
+
 test_save_several() { # images: several images go into one archive, with all their names
   make_image "t$n/a:1"
   run 0 tag "t$n/a:1" "t$n/b:2"
