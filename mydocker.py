@@ -197,6 +197,7 @@ pivot_root = kernel("pivot_root", TEXT, TEXT)  # pivot_root(2)
 prctl = kernel("prctl", "PR_", LONG, LONG, LONG, LONG)  # prctl(2)
 signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
 statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
+syncfs = kernel("syncfs", INT)  # syncfs(2)
 capset = kernel("capset", BYTES, BYTES)  # capset(2)
 prlimit = kernel("prlimit", INT, INT, BYTES, BYTES)  # prlimit(2)
 bpf = kernel("bpf", INT, BYTES, LONG,  # bpf(2), older than the numbers that are all the same
@@ -1025,10 +1026,10 @@ def how_far(passed, size, seconds):
     return f"{bar}{humane_size(passed)}, {humane_size(passed / max(seconds, 0.001))}/s"
 
 def save_chunks(chunks, path):
-    """Write what passes to a file."""
-    with open(path, "wb") as file:
+    """Write what passes to a new file."""
+    with Descriptor(os.open(path, OPEN_NEW, 0o644)) as fd:
         for chunk in chunks:
-            file.write(chunk)
+            write_all(fd, chunk)
             yield chunk
 
 def read_ahead(chunks):
@@ -1747,9 +1748,29 @@ def sweep_images():
                 remove_tree(gone)
 
 def write_index(entries):
-    write_file(state_path("images", "oci-layout"), b'{"imageLayoutVersion": "1.0.0"}', durable=True)
+    """Replace the store's index, when all that it names is on disk, and its name, too."""
+    for folder in (state_path("images", "blobs", "sha256"), state_path("layers")):
+        if os.path.isdir(folder):
+            sync_names(folder)
+    mark = state_path("images", "oci-layout")
+    if not os.path.exists(mark):
+        write_file(mark, b'{"imageLayoutVersion": "1.0.0"}', durable=True)
     write_json(state_path("images", "index.json"), {
         "schemaVersion": 2, "mediaType": DOCUMENT_TYPES[0], "manifests": entries}, True)
+    sync_names(state_path("images"))
+
+def sync_names(folder):
+    """Bring the names in a directory to disk: fsync(2) of a file doesn't."""
+    with Descriptor(os.open(folder, OPEN_DIR)) as fd:
+        os.fsync(fd)
+
+def sync_data(*paths):
+    """Bring what is at PATHS to disk, with all that lies on the same file systems: syncfs(2).
+    One call does for a layer what thousands of fsyncs would."""
+    disks = {os.stat(path).st_dev: path for path in paths}
+    for path in disks.values():
+        with Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+            syncfs(fd)
 
 def ref_name(entry):
     """The full name in an index entry; "" if it has none, or only a tag."""
@@ -1818,10 +1839,16 @@ def unpack_new(path, chunks, **how):
 
 def store_blob(data):
     """Store a small blob; return its digest."""
-    import hashlib
-    digest = "sha256:" + hashlib.sha256(data).hexdigest()
-    write_file(blob_path(digest), data, durable=True)
-    return digest
+    found, blob = {}, temporary_path("images", "blobs", "sha256")
+    try:
+        for _ in save_chunks(measure([data], found), blob):
+            pass
+        with Descriptor(os.open(blob, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+            os.fsync(fd)  # a name in the store is trusted: the data comes first
+        name_blob(blob, found["digest"])
+    finally:
+        unlink_if_there(blob)
+    return found["digest"]
 
 def store_layer(chunks, diff_id="", descriptor=None, part="", **how):
     """Store a layer, packed and unpacked, or nothing of it; return its descriptor and diff id.
@@ -1830,10 +1857,12 @@ def store_layer(chunks, diff_id="", descriptor=None, part="", **how):
     if not descriptor and kind not in LAYER_TYPES:
         kind, chunks = "plain", decompress(kind, chunks)
     blob, layer = part or temporary_path("images", "blobs", "sha256"), temporary_path("layers")
-    packed, plain = {}, {}
-    known = (descriptor["digest"], descriptor["size"]) if descriptor else ()
+    packed, plain, known = {}, {}, ()
+    if descriptor:
+        known = descriptor["digest"], descriptor["size"]
     chunks = measure(chunks, packed, *known)
-    chunks = chunks if part else save_chunks(chunks, blob)
+    if not part:
+        chunks = save_chunks(chunks, blob)
     if kind != "plain":
         chunks = measure(decompress(kind, chunks), plain)
     try:
@@ -1841,16 +1870,26 @@ def store_layer(chunks, diff_id="", descriptor=None, part="", **how):
         plain = plain or packed
         if diff_id not in ("", plain["digest"]):
             raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain['digest']}")
-        os.rename(blob, blob_path(packed["digest"]))
-        try:
-            os.rename(layer, layer_path(plain["digest"]))
-        except OSError:  # the same is there already
-            if not os.path.isdir(layer_path(plain["digest"])):
-                raise
+        sync_data(blob, layer)  # before the names: they are trusted, also after a power loss
+        name_blob(blob, packed["digest"])
+        name_layer(layer, plain["digest"])
     finally:
-        remove_tree(blob) if not part else None
+        if not part:
+            unlink_if_there(blob)
         remove_tree(layer)
     return descriptor or {"mediaType": LAYER_TYPES[kind], **packed}, plain["digest"]
+
+def name_blob(path, digest):
+    os.chmod(path, 0o644)  # as in every OCI layout, whatever the umask is
+    os.rename(path, blob_path(digest))
+
+def name_layer(path, diff_id):
+    """Give an unpacked layer its name, unless somebody has been faster."""
+    try:
+        os.rename(path, layer_path(diff_id))
+    except OSError:
+        if not os.path.isdir(layer_path(diff_id)):
+            raise
 
 def store_layers(image, source, show_note=lambda *_: None):
     """Unpack those layers of an image that aren't there, and store their blobs."""
@@ -2449,7 +2488,7 @@ def mount_one(root, row):
     target = mount_point(root, row, directory)
     place = f"/proc/self/fd/{target}"
     if row.get("copyUp"):  # a new volume gets what the image has at its place, as with docker
-        copy_up(place, row["source"], ["."])  # owner and mode of the directory, too
+        fill_volume(place, row["source"])
     mounter = mount_bind if flags & MS_BIND else MOUNTERS.get(row["type"], mount_new)
     mounted = mounter(place, row, flags, data)
     if not mounted and (propagation or whole or "tmpcopyup" in row["options"]):
@@ -2467,10 +2506,29 @@ def mount_one(root, row):
     for change in propagation:
         mount(None, mounted, None, change, None)  # who sees mounts made below it later
 
-def copy_up(source, target, names):
+def fill_volume(source, path):
+    """Give a volume what is in SOURCE, and that directory's owner and mode, if nothing is in it.
+    A mark beside it stays until all is on disk: if that is cut short, by a power loss even, the
+    next container begins again."""
+    top = os.path.dirname(path)
+    mark = top + "/filling"
+    if os.listdir(path) and not os.path.exists(mark):
+        return
+    with hold(top) as lock:  # of containers that start at once, one does it
+        begun = os.path.exists(mark)
+        if begun or os.listdir(source):
+            os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.fsync(lock)  # the mark's name, before any other
+        copy_up(source, path, ["."], begun)
+        if os.path.exists(mark):
+            syncfs(lock)  # what was copied, before the mark goes
+            os.unlink(mark)
+            os.fsync(lock)
+
+def copy_up(source, target, names, again=False):
     """Fill the directory TARGET, if it is empty, with what is in SOURCE by these names."""
     with Descriptor(os.open(target, OPEN_DIR)) as below:
-        if not os.listdir(below):
+        if again or not os.listdir(below):
             with Descriptor(os.open(source, OPEN_DIR)) as above:
                 for name in names:
                     copy_entry(above, name, below, name)
@@ -2581,6 +2639,7 @@ def mount_copy(target, row, flags, data):
                 if key == "lowerdir":
                     with Descriptor(os.open(layer, OPEN_DIR)) as above:
                         unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply")
+            syncfs(below)  # its name is trusted from here on, also after a power loss
         os.rename(new, row["source"])
     return mount_bind(target, row, flags | MS_BIND, data)
 

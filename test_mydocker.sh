@@ -2827,6 +2827,63 @@ test_import_killed() { # images: an import killed at any moment leaves nothing t
   nothing_kept
 }
 
+test_power_loss() { # images: what import, load and commit stored is whole after a power loss
+  need mkfs.ext4 mount unshare
+  local flag
+  powered_root
+  make_image "t$n:1"
+  run 0 save -o saved.tar "t$n:1"
+  tar -C root -cf root.tar .
+  export MYDOCKER_ROOT=$PWD/disk/state
+  for flag in "${power_flags[@]}"; do
+    new_disk
+    powered "$flag" import root.tar "t$n:1"
+    is_whole "t$n:1"
+    powered '' import root.tar "t$n:2"
+    is_whole "t$n:2"
+    powered '' run --name "c$n" "t$n:2" /bin/sh -c 'echo >/new
+      for f in /data/*; do cat $f >$f.new; mv $f.new $f; done'
+    powered "$flag" commit "c$n" "t$n:3"
+    is_whole "t$n:3"
+    powered '' run "t$n:3" /bin/cat /new
+    new_disk
+    powered "$flag" load -i saved.tar
+    is_whole "t$n:1"
+  done
+}
+power_flags=(2 1) # at once; after the journal's next commit, which brings names to disk, no data
+powered_root() { # makes ./root with a directory /data, and ./want with all that is in that
+  local i
+  small_root root
+  mkdir root/data disk
+  for i in {10..60}; do head -c 6000 /dev/urandom >"root/data/$i"; done
+  cat root/data/* >want
+}
+new_disk() { # an empty file system in ./disk.img
+  rm -f disk.img
+  truncate -s 200M disk.img
+  mkfs.ext4 -q disk.img
+}
+# powered FLAG ARG...: `mydocker ARG...` with disk.img at ./disk, until it ends or says "ready";
+# then the disk loses its power, unless FLAG is empty
+powered() {
+  local got=0
+  unshare -m --propagation private --pid --fork --kill-child --mount-proc bash -exc '
+    mount -o loop disk.img disk
+    "${@:3}" >stdout &
+    while kill -0 "$!" && ! grep -q "^ready$" stdout; do sleep 0.02; done 2>/dev/null
+    grep -q "^ready$" stdout || wait "$!"
+    [[ ! $1 ]] || "$2" -I -c "import fcntl, os, struct, sys
+disk, flag = os.open(\"disk\", os.O_RDONLY), int(sys.argv[1])
+fcntl.ioctl(disk, 0x8004587d, struct.pack(\"I\", flag))" "$1"' \
+    bash "$1" "$PYTHON" "${mydocker[@]}" "${@:2}" || got=$?
+  is "$got" 0
+}
+is_whole() { # is_whole [OPTION...] NAME: the image on ./disk runs, and has all that was in it
+  powered '' run --rm "$@" /bin/sh -c 'cat /data/*'
+  cmp stdout want
+}
+
 test_image_names() { # images: a bad name is refused with the part that is bad
   local name bad
   own_state
@@ -4372,6 +4429,31 @@ test_named_volume() { # volumes: a named volume is filled from the image at firs
   run 0 run --rm -v "w$n:/data:nocopy" "t$n:1" /bin/ls /data
   is "$out" ''
   fails 125 'no/such|no' run --rm -v 'no/such:/data' "t$n:1" /bin/sh -c :
+}
+
+test_volume_power_loss() { # volumes: a new one is whole after a power loss, or filled again
+  need mkfs.ext4 mount unshare
+  local flag place
+  powered_root
+  make_image "t$n:1"
+  run 0 run --rm -v "v$n:/data" "t$n:1" /bin/sh -c :
+  place=$MYDOCKER_ROOT/volumes/v$n
+  [[ ! -e $place/filling ]]
+  rm "$place/_data/20"
+  : >"$place/_data/30"
+  echo >"$place/filling" # as it is when the power goes
+  run 0 run --rm -v "v$n:/data" "t$n:1" /bin/sh -c 'cat /data/*; echo mine >/data/10'
+  cmp "$scratch/stdout" want
+  run 0 run --rm -v "v$n:/data" "t$n:1" /bin/cat /data/10
+  is "$out" mine
+  tar -C root -cf root.tar .
+  export MYDOCKER_ROOT=$PWD/disk/state
+  for flag in "${power_flags[@]}"; do
+    new_disk
+    powered '' import root.tar "t$n:1"
+    powered "$flag" run -v "v$n:/data" "t$n:1" /bin/sh -c 'echo ready; exec sleep 1000'
+    is_whole -v "v$n:/data" "t$n:1"
+  done
 }
 
 test_anonymous_volume() { # volumes: an anonymous one goes with rm -v and --rm, a named one doesn't
