@@ -861,8 +861,8 @@ def blob_path(digest):
 def layer_path(diff_id):
     return state_path("layers", check_digest(diff_id, "layer")[7:])
 
-# Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE] or {key: SHAPE};
-# an int must be there, (int,) needn't.
+# Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE], {key: SHAPE} or,
+# whatever the keys are, {str: SHAPE}; an int must be there, (int,) needn't.
 
 DIGEST = "sha256:"  # the shape of what check_digest accepts
 DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str,
@@ -871,9 +871,11 @@ DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str,
 MANIFEST = {"manifests": [DESCRIPTOR],  # an index
             "layers": [DESCRIPTOR], "config": DESCRIPTOR, "mediaType": str}
 RUN_CONFIG = {"Entrypoint": [str], "Cmd": [str], "Env": [str], "WorkingDir": str, "User": str,
-              "StopSignal": str, "Volumes": dict, "Labels": dict, "ExposedPorts": dict}
-CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [dict], "created": str,
-          **DESCRIPTOR["platform"]}
+              "StopSignal": str, "Volumes": {str: dict}, "Labels": {str: str},
+              "ExposedPorts": {str: dict}}
+HISTORY = {"created": str, "created_by": str, "author": str, "comment": str, "empty_layer": bool}
+CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [HISTORY],
+          "created": str, "author": str, **DESCRIPTOR["platform"]}
 DOCKER_ARCHIVE = [{"Config": str, "Layers": [str], "RepoTags": [str]}]
 
 def parse_json(data, what, shape):
@@ -896,9 +898,11 @@ def check(value, shape, what):
         for item in value:
             check(item, shape[0], what)
     elif isinstance(shape, dict):
+        if str in shape:
+            shape = dict.fromkeys(value, shape[str])
         for key, inner in shape.items():
             if value.get(key) is not None or inner in (int, DIGEST):
-                check(value.get(key), inner, f"{what}: {key}")
+                check(value.get(key), inner, f"{what}: {key:.60}")
     return value
 
 def read_member(layout, path):

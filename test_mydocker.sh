@@ -2724,6 +2724,64 @@ test_config_nonsense() { # images: a config that makes no sense is refused in on
 END
 }
 
+test_config_shapes() { # images: each part of a config has its shape, or is refused by its name
+  local json key
+  make_image "t$n:1"
+  while IFS='|' read -r key json; do
+    set_config "t$n:1" "$json" 125
+    one_line "image, on sha256:[0-9a-f]{64}: .*$key.* (wanted|must)"
+  done <<'END'
+Volumes|{"Volumes": ["/data"]}
+Volumes: /data|{"Volumes": {"/data": "x"}}
+ExposedPorts: 80/tcp|{"Volumes": null, "ExposedPorts": {"80/tcp": 5}}
+Labels: a|{"ExposedPorts": null, "Labels": {"a": 1.5}}
+Labels: b|{"Labels": {"a": "x", "b": {}}}
+Labels|{"Labels": [["a", "x"]]}
+Env|{"Labels": null, "Env": {"A": "b"}}
+Env|{"Env": ["A=b", 5]}
+Cmd|{"Env": null, "Cmd": "sh"}
+Entrypoint|{"Cmd": null, "Entrypoint": [["sh"]]}
+User|{"Entrypoint": null, "User": 0}
+WorkingDir|{"User": null, "WorkingDir": ["/"]}
+StopSignal|{"WorkingDir": null, "StopSignal": 9}
+END
+  set_config "t$n:1" '{"StopSignal": null, "Volumes": {"/data": null, "/new": {}}, "Labels": {"a": "x"}}'
+  nothing_half_done
+  while IFS='|' read -r key json; do
+    set_top "$json"
+    fails 125 "image, on sha256:[0-9a-f]{64}: .*$key.* wanted" load -i layout
+  done <<'END'
+history|{"history": {"created": "now"}}
+history: created_by|{"history": [{"created_by": ["sh"]}]}
+history: empty_layer|{"history": [{"empty_layer": "no"}]}
+author|{"history": null, "author": 5}
+created|{"author": null, "created": 1700000000}
+architecture|{"created": null, "architecture": {}}
+END
+}
+set_top() { # set_top JSON: put these keys beside the config's "config", in ./layout
+  "$PYTHON" -I - "$1" <<'PYTHON'
+import hashlib, json, os, sys
+os.chdir("layout")
+index = json.load(open("index.json"))
+
+def path(of):
+    return "blobs/sha256/" + of["digest"][7:]
+
+def store(of, value):
+    data = json.dumps(value).encode()
+    of["digest"], of["size"] = "sha256:" + hashlib.sha256(data).hexdigest(), len(data)
+    open(path(of), "wb").write(data)
+
+manifest = json.load(open(path(index["manifests"][0])))
+config = json.load(open(path(manifest["config"])))
+config.update(json.loads(sys.argv[1]))
+store(manifest["config"], config)
+store(index["manifests"][0], manifest)
+json.dump(index, open("index.json", "w"))
+PYTHON
+}
+
 test_tag_rmi() { # images: an image goes with its last name, a layer with the last image that needs it
   local first
   make_image "t$n:1"
