@@ -927,7 +927,7 @@ def read_document(layout, path, digest="", size=None, chunks=None):
 
 def read_blob(source, descriptor):
     digest = descriptor["digest"]
-    chunks = source.read(descriptor) if isinstance(source, Registry) else None
+    chunks = None if isinstance(source, str) else source.read(descriptor)
     return read_document(source, blob_member(digest), digest, descriptor["size"], chunks)
 
 def read_index(layout=None):
@@ -1013,17 +1013,21 @@ def read_path(path, seen=()):
 
 def read_chunks(file, seen):
     """What read_path does when the file is open, which it is at once."""
-    passed, begin, clear = 0, time.monotonic(), "\r\033[K" if sys.stderr.isatty() else ""
-    size, drawn = os.fstat(file.fileno()).st_size, begin
+    passed, begin, size = 0, time.monotonic(), os.fstat(file.fileno()).st_size
+    watched, drawn = sys.stderr.isatty(), begin
     while chunk := file.read(CHUNK):
         passed, now = passed + len(chunk), time.monotonic()
-        if clear and now > drawn + 0.1:
+        if watched and now > drawn + 0.1:
             drawn = now
             entries = f", {len(seen)} entries" if seen else ""
-            print(end=clear + how_far(passed, size, now - begin) + entries, file=sys.stderr,
-                  flush=True)
+            draw(how_far(passed, size, now - begin) + entries)
         yield chunk
-    print(clear if drawn > begin else "", end="", file=sys.stderr, flush=True)
+    if drawn > begin:
+        draw("")
+
+def draw(text):
+    """Show TEXT in place of the terminal's last line."""
+    print(end="\r\033[K" + text, file=sys.stderr, flush=True)
 
 def how_far(passed, size, seconds):
     bar = f"[{'=' * (20 * passed // size):20.20}] " if size else ""
@@ -1728,28 +1732,39 @@ class ImageAdder(Descriptor):
 
 def sweep_images():
     """Remove what no image and no container needs; the caller holds images.lock alone."""
-    import re
-    records, needed = container_records(), set()
-    todo = [entry["digest"] for entry in read_index()]
-    for name in listing(pulls := state_path("images", "pulls")):
-        todo.append("sha256:" + name)
-        if time.time() - os.stat(f"{pulls}/{name}").st_mtime > 7 * 86400:
-            os.unlink(f"{pulls}/{name}")
-    todo += [record.get("image") or "" for record in records]
-    while todo:  # what a document mentions is needed, too: rather too much than less
-        digest = todo.pop()
-        path = state_path("images", "blobs", "sha256", digest[7:])
-        if digest not in needed and os.path.isfile(path) and os.path.getsize(path) <= JSON_LIMIT:
-            found = re.findall(rb"sha256:[0-9a-f]{64}", b"".join(read_path(path)))
-            todo += map(bytes.decode, found)
-        needed.add(digest)
-    needed.update(*(record.get("layers") or () for record in records))
+    records = container_records()
+    needed = mentioned([entry["digest"] for entry in read_index()] + pulls_begun()
+                       + [record.get("image") or "" for record in records])
+    for record in records:
+        needed.update(record.get("layers") or ())
     for folder in (state_path("images", "blobs", "sha256"), state_path("layers")):
-        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        for name in listing(folder):
             if "sha256:" + name not in needed:
                 gone = temporary_path("layers")  # never half a layer under a whole one's name
                 os.rename(os.path.join(folder, name), gone)
                 remove_tree(gone)
+
+def pulls_begun():
+    """What to keep for the next pull where one broke off; after a week nobody comes for it."""
+    folder, digests = state_path("images", "pulls"), []
+    for name in listing(folder):
+        digests.append("sha256:" + name)
+        if time.time() - os.stat(f"{folder}/{name}").st_mtime > 7 * 86400:
+            os.unlink(f"{folder}/{name}")
+    return digests
+
+def mentioned(digests):
+    """These digests, and all that the documents under them mention: rather too many than less."""
+    import re
+    todo, found = list(digests), set()
+    while todo:
+        digest = todo.pop()
+        path = state_path("images", "blobs", "sha256", digest[7:])
+        if digest not in found and os.path.isfile(path) and os.path.getsize(path) <= JSON_LIMIT:
+            with open(path, "rb") as file:
+                todo += map(bytes.decode, re.findall(rb"sha256:[0-9a-f]{64}", file.read()))
+        found.add(digest)
+    return found
 
 def write_index(entries):
     """Replace the store's index, when all that it names is on disk, and its name, too."""
@@ -1795,13 +1810,16 @@ def stored_images(wanted=lambda entry: True):
 
 def name_image(name, descriptor):
     """Let NAME (full, or "" for none) mean an image; what lost its last name stays without one."""
+    new = {**descriptor, "annotations": {REF_NAME: name} if name else {}}
     with hold(make_dirs(state_path("images")) + "/index.lock"):
-        entries = [{**entry, "annotations": {}} if name and ref_name(entry) == name else entry
-                   for entry in read_index()]
-        entries.append({**descriptor, "annotations": {REF_NAME: name} if name else {}})
-        named = [*filter(ref_name, entries)]
-        digests = {entry["digest"] for entry in named}
-        nameless = {entry["digest"]: entry for entry in entries if entry["digest"] not in digests}
+        named, nameless = [], {}
+        for entry in [*read_index(), new]:
+            if ref_name(entry) and (entry is new or ref_name(entry) != name):
+                named.append(entry)
+            else:
+                nameless[entry["digest"]] = {**entry, "annotations": {}}
+        for entry in named:
+            nameless.pop(entry["digest"], None)
         write_index([*named, *nameless.values()])
 
 def find_image(text):
@@ -1809,15 +1827,24 @@ def find_image(text):
     import re
     name, hexes = full_name(text), re.fullmatch("(?:sha256:)?([0-9a-f]+)", text)
     repository, _, digest = name.partition("@")
-    for image in stored_images(lambda entry: ref_name(entry) == name or entry["digest"] == digest
-                               and ref_name(entry).rpartition(":")[0] == repository):
+
+    def is_meant(entry):
+        known = ref_name(entry)
+        return known == name or (
+            entry["digest"] == digest and known.rpartition(":")[0] == repository)
+
+    for image in stored_images(is_meant):
         return image
-    start = "sha256:" + hexes[1] if hexes else "none"
-    found = {image["id"]: {**image, "name": ""} for image in stored_images()
-             if image["id"].startswith(start) or image["digest"] == start}
-    if len(found) != 1:
-        why = f"{len(found)} ids begin like this" if found else "no such image"
-        raise Failure(f"image, on {text}: {why}", hint="images lists those that are there")
+    found = {}
+    for image in stored_images() if hexes else ():
+        start = "sha256:" + hexes[1]
+        if image["id"].startswith(start) or image["digest"] == start:
+            found[image["id"]] = {**image, "name": ""}
+    if not found:
+        raise Failure(f"image, on {text}: no such image", hint="images lists those that are there")
+    if len(found) > 1:
+        raise Failure(f"image, on {text}: {len(found)} ids begin like this",
+                      hint="images lists those that are there")
     return found.popitem()[1]
 
 def image_layers(image):
@@ -1904,11 +1931,12 @@ def store_layers(image, source, show_note=lambda *_: None):
             raise Failure(f"layer, on {digest}: encrypted")
         if os.path.isdir(layer_path(diff_id)) and os.path.exists(blob_path(digest)):
             show_note(digest, True, "is here")
-        elif isinstance(source, Registry):
-            opener_of("compression.zstd") if kind.endswith("zstd") else None
-            jobs[digest] = lambda note, of=(descriptor, diff_id): fetch_layer(source, *of, note)
-        else:
+        elif isinstance(source, str):
             store_layer(read_member(source, blob_member(digest)), diff_id, descriptor)
+        else:
+            if kind.endswith("zstd"):
+                opener_of("compression.zstd")  # before anything is fetched
+            jobs[digest] = lambda note, of=(descriptor, diff_id): fetch_layer(source, *of, note)
     in_parallel(jobs, show_note)
 
 def store_manifest(config, layers, names):
@@ -1927,9 +1955,8 @@ def store_manifest(config, layers, names):
 
 def import_image(source, name="", changes=()):
     """Make an image of one layer from a root file system: a tar, "-" for stdin, or a directory."""
-    platform = zip(("architecture", "variant"), platforms()[0].split("/"))
-    image = {"config": {"os": "linux", **dict(platform)}, "layers": [], "diff_ids": []}
-    seen = []
+    platform = dict(zip(("architecture", "variant"), platforms()[0].split("/")))
+    image, seen = {"config": {"os": "linux", **platform}, "layers": [], "diff_ids": []}, []
     if os.path.isdir(source):
         chunks = pack_tree(os.open(source, OPEN_DIR))
     else:
@@ -1939,7 +1966,9 @@ def import_image(source, name="", changes=()):
 def add_layer(image, chunks, name, changes, comment, author="", seen=None):
     """Store IMAGE with one layer more on top, CHUNKS; return its id."""
     name = full_name(name) if name else ""
-    config = {**image["config"], **({"author": author} if author else {})}
+    config = dict(image["config"])
+    if author:
+        config["author"] = author
     config["config"] = dict(config.get("config") or {})
     for change in changes:
         apply_change(config["config"], change)
@@ -1958,29 +1987,43 @@ CHANGES = {  # a Dockerfile's word → the config's
 
 def apply_change(config, text):
     """Apply one instruction in a Dockerfile's words to an image's config."""
-    import json, shlex
     word, _, rest = text.strip().partition(" ")
     key, rest = CHANGES.get(word.upper()), rest.strip()
-    try:
-        listed = check(json.loads(rest), [str], text) if rest.startswith("[") else None
-        words = listed or shlex.split(rest)
-    except ValueError as why:
-        raise Failure(f"change, on {text!r}: {why}") from None
+    words, is_list = change_words(rest, text)
     if not key or not words:
         raise Failure(f"change, on {text!r}: not one of {', '.join(CHANGES)} with a value")
     old = config.get(key) or {}
     if key in ("Cmd", "Entrypoint"):
-        config[key] = ["/bin/sh", "-c", rest] if listed is None else listed
-    elif key in ("Env", "Labels"):
-        pairs = words if "=" in words[0] else [rest.replace(" ", "=", 1)]
-        old = dict(pair.partition("=")[::2] for pair in old) if key == "Env" else old
-        new = {**old, **dict(pair.partition("=")[::2] for pair in pairs)}
-        config[key] = [*map("=".join, new.items())] if key == "Env" else new
-    elif key in ("ExposedPorts", "Volumes"):
-        end = "/tcp" if key == "ExposedPorts" else ""
-        config[key] = {**old, **{word if "/" in word else word + end: {} for word in words}}
+        config[key] = words if is_list else ["/bin/sh", "-c", rest]
+    elif key == "Env":
+        new = {**pairs_of(old), **changed_pairs(words, rest)}
+        config[key] = [f"{name}={value}" for name, value in new.items()]
+    elif key == "Labels":
+        config[key] = {**old, **changed_pairs(words, rest)}
+    elif key == "Volumes":
+        config[key] = {**old, **{word: {} for word in words}}
+    elif key == "ExposedPorts":
+        ports = [word if "/" in word else word + "/tcp" for word in words]
+        config[key] = {**old, **{port: {} for port in ports}}
     else:
         config[key] = rest
+
+def change_words(rest, text):
+    """The words of an instruction, and whether they stand there as a JSON list."""
+    import json, shlex
+    try:
+        if rest.startswith("["):
+            return check(json.loads(rest), [str], text), True
+        return shlex.split(rest), False
+    except ValueError as why:
+        raise Failure(f"change, on {text!r}: {why}") from None
+
+def changed_pairs(words, rest):
+    """{name: value} of NAME=VALUE... or, as old Dockerfiles have it, NAME VALUE."""
+    return pairs_of(words if "=" in words[0] else [rest.replace(" ", "=", 1)])
+
+def pairs_of(texts):
+    return dict(text.partition("=")[::2] for text in texts)
 
 def load(source):
     """Store the images of a docker-archive, OCI archive or OCI layout; return [(name, id)]."""
@@ -2036,41 +2079,57 @@ def load_docker(layout):
 
 def save(names, form):
     """Yield images as a tar: an OCI layout and, in docker's FORM, docker's manifest.json too."""
-    index, archive, digests = [], [], set()
     with using_images():
-        for image in map(find_image, names):
-            name, layers = image["name"], [layer["digest"] for layer in image["layers"]]
-            index.append({**image["descriptor"], "annotations": {
-                REF_NAME: name, DOCKER_NAME: name} if name else {}})
-            archive.append({"Config": blob_member(image["id"]), "Layers": [
-                *map(blob_member, layers)], "RepoTags": [short_name(name)] if name else []})
-            digests.update((image["id"], image["digest"], *layers))
-        documents = [("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("manifest.json", archive),
-                     ("index.json", {"schemaVersion": 2, "manifests": index})]
-        for name, value in documents if form == "docker" else documents[::2]:
+        images = [find_image(name) for name in names]
+        index = {"schemaVersion": 2, "manifests": [saved_entry(image) for image in images]}
+        documents = {"oci-layout": {"imageLayoutVersion": "1.0.0"}}
+        if form == "docker":
+            documents["manifest.json"] = [docker_entry(image) for image in images]
+        documents["index.json"] = index
+        for name, value in documents.items():
             data = to_json(value).encode()
             yield from tar_file(name.encode(), len(data), [data])
+        digests = set()
+        for image in images:
+            digests.update((image["id"], image["digest"]))
+            digests.update(layer["digest"] for layer in image["layers"])
         for digest in sorted(digests):
             size, name = os.path.getsize(blob_path(digest)), blob_member(digest)
             chunks = read_member(state_path("images"), name)
             yield from tar_file(name.encode(), size, measure(chunks, {}, digest, size))
         yield bytes(1024)
 
+def saved_entry(image):
+    """An image in an archive's index.json; docker and containerd read the name elsewhere."""
+    notes = {REF_NAME: image["name"], DOCKER_NAME: image["name"]} if image["name"] else {}
+    return {**image["descriptor"], "annotations": notes}
+
+def docker_entry(image):
+    """An image in docker's manifest.json."""
+    return {"Config": blob_member(image["id"]),
+            "Layers": [blob_member(layer["digest"]) for layer in image["layers"]],
+            "RepoTags": [short_name(image["name"])] if image["name"] else []}
+
 def remove_image(text, force=False):
     """Take a name from an image, and with the last one the image; return lines that say so."""
     with hold(make_dirs(state_path()) + "/images.lock"):
         image, entries = find_image(text), read_index()
         mine = [entry for entry in entries if entry["digest"] == image["digest"]]
-        gone = [entry for entry in mine if not image["name"] or ref_name(entry) == image["name"]]
+        gone = mine  # an id means the image, so all its names
+        if image["name"]:
+            gone = [entry for entry in mine if ref_name(entry) == image["name"]]
+        is_last = len(gone) == len(mine)
+        users = [record for record in container_records() if record["image"] == image["digest"]]
         if len(gone) > 1 and not force:
             raise Failure(f"rmi, on {text}: it has {len(gone)} names", hint="name one, or -f")
-        users = [record for record in container_records() if record["image"] == image["digest"]]
-        if users and len(gone) == len(mine) and not force:
+        if is_last and users and not force:
             raise Failure(f"rmi, on {text}: container {users[0]['id'][:12]} uses it")
         write_index([entry for entry in entries if entry not in gone])
-        lines = [f"Untagged: {short_name(ref_name(entry))}" for entry in gone if ref_name(entry)]
         sweep_images()
-    return lines + ([f"Deleted: {image['id']}"] if len(gone) == len(mine) and not users else [])
+    lines = [f"Untagged: {short_name(ref_name(entry))}" for entry in gone if ref_name(entry)]
+    if is_last and not users:
+        lines.append(f"Deleted: {image['id']}")
+    return lines
 
 def inspect_image(text):
     """What is known of an image, in docker's words."""
@@ -6301,13 +6360,15 @@ def cmd_commit(options, words):
                       "known", hint="export, then import")
     image = find_image(record["image"])
     frozen = record["running"] and not is_paused(record["cgroups"])
-    freeze(record["cgroups"], True) if frozen else None
+    if frozen:
+        freeze(record["cgroups"], True)
     try:
         with Descriptor(os.open(path + "/upper", OPEN_DIR)) as fd:
             show(add_layer(image, pack_tree(fd, as_layer=True), "".join(words[1:]),
                            options["change"], options["message"] or "", options["author"] or ""))
     finally:
-        freeze(record["cgroups"], False) if frozen else None
+        if frozen:
+            freeze(record["cgroups"], False)
 
 @command("[OPTIONS] NAME[:TAG|@DIGEST]", "fetch an image from a registry", *PULL_OPTIONS,
          ("--platform", "OS/ARCH[/VARIANT]", "of this platform, not the box's own"),
