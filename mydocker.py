@@ -216,6 +216,7 @@ pivot_root = kernel("pivot_root", TEXT, TEXT)  # pivot_root(2)
 prctl = kernel("prctl", "PR_", LONG, LONG, LONG, LONG)  # prctl(2)
 signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
 statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
+syncfs = kernel("syncfs", INT)  # syncfs(2)
 capset = kernel("capset", BYTES, BYTES)  # capset(2)
 prlimit = kernel("prlimit", INT, INT, BYTES, BYTES)  # prlimit(2)
 bpf = kernel("bpf", INT, BYTES, LONG,  # bpf(2), older than the numbers that are all the same
@@ -704,12 +705,6 @@ def make_dirs(path):
             os.mkdir(path, 0o700)  # CVE-2021-41091: nobody but root walks into images' files
     return path
 
-def make_volume(path):
-    """Make a volume's directory: open to a container's users, but for what is above it."""
-    make_dirs(os.path.dirname(path))
-    with tolerate(errno.EEXIST):
-        os.mkdir(path, 0o755)
-
 def make_container_dir(record):
     """Make a container's directory, marked and locked, and name it; returns the lock."""
     path = container_path(record)
@@ -975,9 +970,11 @@ DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str,
 MANIFEST = {"manifests": [DESCRIPTOR],  # an index
             "layers": [DESCRIPTOR], "config": DESCRIPTOR, "mediaType": str}
 RUN_CONFIG = {"Entrypoint": [str], "Cmd": [str], "Env": [str], "WorkingDir": str, "User": str,
-              "StopSignal": str, "Volumes": dict, "Labels": {str: str}, "ExposedPorts": dict}
-CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [dict], "created": str,
-          **DESCRIPTOR["platform"]}
+              "StopSignal": str, "Volumes": {str: dict}, "Labels": {str: str},
+              "ExposedPorts": {str: dict}}
+HISTORY = {"created": str, "created_by": str, "author": str, "comment": str, "empty_layer": bool}
+CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [HISTORY],
+          "created": str, "author": str, **DESCRIPTOR["platform"]}
 DOCKER_ARCHIVE = [{"Config": str, "Layers": [str], "RepoTags": [str]}]
 
 def parse_json(data, what, shape):
@@ -1005,10 +1002,11 @@ def check(value, shape, what):
         for item in value:
             check(item, shape[0], what)
     elif isinstance(shape, dict):
-        rows = shape.items() if str not in shape else [(key, shape[str]) for key in value]
-        for key, inner in rows:
+        if str in shape:
+            shape = dict.fromkeys(value, shape[str])
+        for key, inner in shape.items():
             if value.get(key) is not None or inner in (int, DIGEST) or isinstance(inner, range):
-                check(value.get(key), inner, f"{what}: {key}")
+                check(value.get(key), inner, f"{what}: {key:.60}")
     return value
 
 def check_environment(items, what):
@@ -1039,7 +1037,7 @@ def read_document(layout, path, digest="", size=None, chunks=None):
 
 def read_blob(source, descriptor):
     digest = descriptor["digest"]
-    chunks = source.read(descriptor) if isinstance(source, Registry) else None
+    chunks = None if isinstance(source, str) else source.read(descriptor)
     return read_document(source, blob_member(digest), digest, descriptor["size"], chunks)
 
 def read_index(layout=None):
@@ -1144,27 +1142,31 @@ def read_path(path, seen=()):
 
 def read_chunks(file, seen):
     """What read_path does when the file is open, which it is at once."""
-    passed, begin, clear = 0, time.monotonic(), "\r\033[K" if sys.stderr.isatty() else ""
-    size, drawn = os.fstat(file.fileno()).st_size, begin
+    passed, begin, size = 0, time.monotonic(), os.fstat(file.fileno()).st_size
+    watched, drawn = sys.stderr.isatty(), begin
     while chunk := file.read(CHUNK):
         passed, now = passed + len(chunk), time.monotonic()
-        if clear and now > drawn + 0.1:
+        if watched and now > drawn + 0.1:
             drawn = now
             entries = f", {len(seen)} entries" if seen else ""
-            print(end=clear + how_far(passed, size, now - begin) + entries, file=sys.stderr,
-                  flush=True)
+            draw(how_far(passed, size, now - begin) + entries)
         yield chunk
-    print(clear if drawn > begin else "", end="", file=sys.stderr, flush=True)
+    if drawn > begin:
+        draw("")
+
+def draw(text):
+    """Show TEXT in place of the terminal's last line."""
+    print(end="\r\033[K" + text, file=sys.stderr, flush=True)
 
 def how_far(passed, size, seconds):
     bar = f"[{'=' * (20 * passed // size):20.20}] " if size else ""
     return f"{bar}{humane_size(passed)}, {humane_size(passed / max(seconds, 0.001))}/s"
 
 def save_chunks(chunks, path):
-    """Write what passes to a file."""
-    with open(path, "wb") as file:
+    """Write what passes to a new file."""
+    with Descriptor(os.open(path, OPEN_NEW, 0o644)) as fd:
         for chunk in chunks:
-            file.write(chunk)
+            write_all(fd, chunk)
             yield chunk
 
 def read_ahead(chunks):
@@ -1281,20 +1283,32 @@ def decompress(kind, chunks):
         pass
 
 # Reading tar.  POSIX.1-2017 pax, "ustar Interchange Format"; GNU: tar manual, "Basic Tar Format".
-# The library takes a header block apart.  From block to block we go ourselves: what Ubuntu 20.04's
-# library does with extended headers that lie takes all memory, or for ever (CVE-2019-20907,
-# CVE-2024-6232, CVE-2025-8194), and a damaged header is the end to it.
+# All of it is taken apart here: the library's reader needs twice the time, and what Ubuntu 20.04's
+# does with extended headers that lie takes all memory, or for ever (CVE-2019-20907, CVE-2024-6232,
+# CVE-2025-8194).  A damaged header is the end of an archive.
+
+TAR_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")  # a block of 512 bytes
+EXTRA_HEADERS = (b"x", b"X", b"g", b"L", b"K")  # they say more about the entry behind them
+GNU_MAGIC = b"ustar  \0"
+NO_ID = 0xFFFFFFFF  # for chown(2) it means: leave it as it is
 
 class Stream:
     """A file to read from, made of chunks."""
     def __init__(self, chunks):
-        self.chunks, self.rest, self.offset = iter(chunks), memoryview(b""), 0
+        self.chunks, self.data, self.at, self.passed = iter(chunks), b"", 0, 0
+    @property
+    def offset(self):
+        return self.passed + self.at
     def read(self, size):
         """1 to SIZE bytes; none at the end only."""
-        while not self.rest and (chunk := next(self.chunks, None)) is not None:
-            self.rest = memoryview(chunk)
-        piece, self.rest = bytes(self.rest[:size]), self.rest[size:]
-        self.offset += len(piece)
+        while self.at == len(self.data):
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                return b""
+            self.passed += len(self.data)
+            self.data, self.at = chunk, 0
+        piece = self.data[self.at:self.at + size]
+        self.at += len(piece)
         return piece
     def pieces(self, size):
         """Yield exactly SIZE bytes, as they come."""
@@ -1305,37 +1319,89 @@ class Stream:
             size -= len(piece)
             yield piece
     def take(self, size):
-        return b"".join(self.pieces(size))
+        piece = self.read(size) if size > 0 else b""
+        if len(piece) < size:
+            piece += b"".join(self.pieces(size - len(piece)))
+        return piece
+    def skip(self, size):
+        for _ in self.pieces(size):
+            pass
+
+class Entry:
+    """A member of an archive.  Names are bytes; mtime is in nanoseconds; pax_headers has what extra
+    headers say; sparse, where the data belongs, as (offset, length); stored, how much of it there
+    is.  type is the letter of the header, but a plain file is always 0."""
+    __slots__ = ("name", "linkname", "type", "mode", "uid", "gid", "size", "mtime", "devmajor",
+                 "devminor", "pax_headers", "sparse", "stored")
 
 def read_tar(stream, strict=False):
-    """Yield a TarInfo per member; who wants its data reads it from STREAM before the next one.
-    Names are bytes; mtime is in nanoseconds; sparse says where the data belongs, and how much.
+    """Yield an Entry per member; who wants its data reads it from STREAM before the next one.
     strict: the end mark (two blocks of zeros) must be there; a layer needs none, it has a
     digest."""
-    import tarfile
-    common, once = {}, {}
+    common, once, zeros = {}, {}, bytes(512)
     while True:
         block = stream.read(512)
         if not block and not strict:
             return
-        block += stream.take(512 - len(block))
-        if block == bytes(512):
+        if len(block) < 512:
+            block += stream.take(512 - len(block))
+        if block == zeros:
             return
         try:
-            entry = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            if entry.type in (b"x", b"X", b"g", b"L", b"K"):
+            entry = read_header(block)
+            if entry.type in EXTRA_HEADERS:
                 read_extension(stream, entry, common, once)
                 continue
-            extend(entry, {**common, **once})
+            if common or once:
+                extend(entry, {**common, **once})
+            settle(entry)
             if entry.type == b"S" or b"GNU.sparse.major" in once or b"GNU.sparse.map" in once:
                 read_sparse_map(stream, block, entry)
-        except (tarfile.HeaderError, ValueError, OverflowError, KeyError) as why:
+        except (ValueError, OverflowError, KeyError) as why:
             raise Failure(f"archive: bad header before byte {stream.offset}: {why}") from None
-        end = stream.offset + (stored(entry) + 511) // 512 * 512
+        end = stream.offset + entry.stored + -entry.stored % 512
         yield entry
-        for _ in stream.pieces(end - stream.offset):
-            pass
+        stream.skip(end - stream.offset)
         once = {}
+
+def read_header(block):
+    """The Entry that a header block is: POSIX's, GNU's or an older one."""
+    entry = Entry()
+    (name, mode, uid, gid, size, mtime, checksum, entry.type, link, magic, _, _, major, minor,
+     prefix) = TAR_HEADER.unpack(block)
+    wanted, total = tar_number(checksum), sum(block) - sum(checksum) + 8 * ord(" ")
+    if wanted != total:
+        large = sum(byte > 127 for byte in block[:148] + block[156:])
+        if wanted != total - 256 * large:  # some writers took the bytes for signed ones
+            raise ValueError("its checksum is wrong")
+    name, prefix = name.partition(b"\0")[0], prefix.partition(b"\0")[0]
+    if prefix and has_prefix(magic, prefix):
+        name = prefix + b"/" + name
+    entry.name, entry.linkname, entry.pax_headers = name, link.partition(b"\0")[0], {}
+    entry.mode, entry.uid, entry.gid = tar_number(mode) & 0o7777, tar_number(uid), tar_number(gid)
+    entry.size, entry.mtime = tar_number(size), tar_number(mtime) * 10**9
+    entry.devmajor = entry.devminor = 0
+    if entry.type in (b"3", b"4"):
+        entry.devmajor, entry.devminor = tar_number(major), tar_number(minor)
+    return entry
+
+def tar_number(field):
+    """A number in a header: octal digits, or, marked by the top bit, binary with a sign."""
+    if field[0] & 0x80:
+        bits = 8 * len(field) - 1
+        number = int.from_bytes(field, "big") - (1 << bits)
+        return number - (1 << bits) if number >> (bits - 1) else number
+    digits = field.partition(b"\0")[0].strip(b" ")
+    if digits and not digits.isdigit():
+        raise ValueError(f"{digits!r} is no number")
+    return int(digits or b"0", 8)
+
+def has_prefix(magic, prefix):
+    """True if a header's last field is the front of the name.  GNU's has times there, in octal;
+    Docker's early images, by an old Go, have GNU's magic and a front of the name all the same."""
+    if magic == GNU_MAGIC:
+        return not prefix[:11].isdigit() and not prefix[0] & 0x80
+    return magic.startswith(b"ustar")
 
 def read_extension(stream, entry, common, once):
     """Read what an extra header says about the next entry (x, L, K) or about all (g)."""
@@ -1359,48 +1425,71 @@ def read_extension(stream, entry, common, once):
         raise ValueError("too many extended headers")
 
 def extend(entry, pax):
-    """Put what extra headers say into an entry, all in the form that read_tar promises."""
-    entry.name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or encode(entry.name)
-    entry.linkname = pax.get(b"linkpath") or encode(entry.linkname)
-    entry.size, entry.uid, entry.gid = (int(pax.get(key) or number) for key, number in (
-        (b"size", entry.size), (b"uid", entry.uid), (b"gid", entry.gid)))
-    whole, _, fraction = (pax.get(b"mtime") or b"%d" % entry.mtime).partition(b".")
-    entry.mtime = int(whole + fraction[:9].ljust(9, b"0"))  # a float would lose some
-    entry.mode, entry.pax_headers = entry.mode & 0o7777, pax
-    if entry.type in b"\0" b"07":
+    """Put what extra headers say into an entry."""
+    entry.pax_headers = pax
+    entry.name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or entry.name
+    entry.linkname = pax.get(b"linkpath") or entry.linkname
+    entry.size = int(pax.get(b"size") or entry.size)
+    entry.uid = int(pax.get(b"uid") or entry.uid)
+    entry.gid = int(pax.get(b"gid") or entry.gid)
+    if pax.get(b"mtime"):
+        whole, _, fraction = pax[b"mtime"].partition(b".")
+        entry.mtime = int(whole + fraction[:9].ljust(9, b"0"))  # a float would lose some
+
+def settle(entry):
+    """What is true of an entry however its header said it, and within which limits."""
+    if entry.type in (b"\0", b"0", b"7"):
         entry.type = b"5" if entry.name.endswith(b"/") else b"0"
+    entry.name = entry.name.rstrip(b"/")
     # No data follows some kinds, whatever the size says: as every reader but one has it.
-    entry.sparse = [] if entry.type in b"123456" else [(0, entry.size)]
-    if min(entry.size, entry.uid, entry.gid) < 0:
-        raise ValueError(f"{shown(entry.name)}: negative size or owner")
+    entry.stored = 0 if entry.type in b"123456" else entry.size
+    entry.sparse = [(0, entry.stored)]
+    if entry.size < 0:
+        raise ValueError(f"{shown(entry.name)}: a negative size")
+    if not (0 <= entry.uid < NO_ID and 0 <= entry.gid < NO_ID):
+        raise ValueError(f"{shown(entry.name)}: owner {entry.uid}:{entry.gid} can't be")
+    if not (0 <= entry.devmajor < 1 << 12 and 0 <= entry.devminor < 1 << 20):
+        raise ValueError(f"{shown(entry.name)}: there is no such device number")
 
 def read_sparse_map(stream, block, entry):
-    """Find where the data of a sparse file belongs: GNU's old form and PAX 0.0, 0.1, 1.0."""
-    from tarfile import nti  # a number of a header, octal or binary
-    start, pax, words, rest = stream.offset, entry.pax_headers, [], b""
+    """Find where the data of a sparse file belongs: GNU's old form, or one of its three in PAX."""
+    start = stream.offset
     if entry.type == b"S":
-        fields, more, start = block[386:482], block[482], None
-        while more and len(fields) < SMALL_FILE:
-            extra = stream.take(512)
-            fields, more = fields + extra[:504], extra[504]
-        numbers = [fields[at:at + 12] for at in range(0, len(fields), 12)]
-        words, real = [nti(field) for field in numbers if field.strip(b"\0")], nti(block[483:495])
-    elif pax.get(b"GNU.sparse.major") == b"1":
-        while (not words or len(words) <= 2 * words[0]) and stream.offset - start < SMALL_FILE:
-            *lines, rest = (rest + stream.take(512)).split(b"\n")
-            words += map(int, lines)
-        words, real = words[1:2 * words[0] + 1], int(pax[b"GNU.sparse.realsize"])
+        numbers, real = read_old_map(stream, block)
+        in_data = 0  # its map is part of the header
+    elif entry.pax_headers.get(b"GNU.sparse.major") == b"1":
+        numbers, real = read_new_map(stream), int(entry.pax_headers[b"GNU.sparse.realsize"])
+        in_data = stream.offset - start
     else:
-        words = [int(word) for word in pax[b"GNU.sparse.map"].split(b",") if word]
-        real = int(pax[b"GNU.sparse.size"])
-    size = entry.size - (0 if start is None else stream.offset - start)
-    entry.type, entry.size, entry.sparse = b"0", real, list(zip(words[::2], words[1::2]))
-    ends = [end for offset, length in entry.sparse for end in (offset, offset + length)]
-    if [0, *ends, real] != sorted([0, *ends, real]) or size != stored(entry):
-        raise ValueError("a sparse map out of order, or that doesn't fit its data")
+        words = entry.pax_headers[b"GNU.sparse.map"].split(b",")
+        numbers = [int(word) for word in words if word]
+        real, in_data = int(entry.pax_headers[b"GNU.sparse.size"]), 0
+    left = entry.size - in_data
+    entry.type, entry.size, entry.sparse = b"0", real, list(zip(numbers[::2], numbers[1::2]))
+    entry.stored = end = 0
+    for offset, length in entry.sparse:
+        if offset < end or length < 0:
+            raise ValueError("a sparse map out of order")
+        entry.stored, end = entry.stored + length, offset + length
+    if end > real or entry.stored != left:
+        raise ValueError("a sparse map that doesn't fit its data")
 
-def stored(entry):
-    return sum(length for _, length in entry.sparse)
+def read_old_map(stream, block):
+    """GNU's old form: four pairs in the header, more in the blocks behind; and the real size."""
+    fields, more = block[386:482], block[482]
+    while more and len(fields) < SMALL_FILE:
+        extra = stream.take(512)
+        fields, more = fields + extra[:504], extra[504]
+    words = [fields[at:at + 12] for at in range(0, len(fields), 12)]
+    return [tar_number(word) for word in words if word.strip(b"\0")], tar_number(block[483:495])
+
+def read_new_map(stream):
+    """PAX 1.0: numbers in lines, how many pairs and then those, in blocks before the data."""
+    numbers, rest, start = [], b"", stream.offset
+    while (not numbers or len(numbers) <= 2 * numbers[0]) and stream.offset - start < SMALL_FILE:
+        *lines, rest = (rest + stream.take(512)).split(b"\n")
+        numbers += map(int, lines)
+    return numbers[1:2 * numbers[0] + 1]
 
 def shown(name):
     """A name from an archive so that it can't play with the terminal."""
@@ -1420,7 +1509,8 @@ def unpack_layer(chunks, layer_fd, strict=False, seen=None, **how):
         for entry in read_tar(stream, strict):
             name = entry.name
             tree.place(entry, stream)
-            seen.append(name) if seen is not None else None
+            if seen is not None:
+                seen.append(name)
         tree.finish()
     except (OSError, ValueError, OverflowError, RecursionError) as why:
         because = reason(why) if isinstance(why, OSError) else why
@@ -1443,9 +1533,10 @@ class Tree:
     def place(self, entry, stream):
         """Make ENTRY; what is in its place goes: the last one of a name counts."""
         parts = split_name(entry.name)
-        if self.whiteouts != "keep" and any(part.startswith(b".wh.") for part in parts):
-            self.white_out(parts)
-            return
+        if self.whiteouts != "keep" and b".wh." in entry.name:
+            if any(part.startswith(b".wh.") for part in parts):
+                self.white_out(parts)
+                return
         if self.owned_by:
             entry.uid, entry.gid = self.owned_by
         path = b"/".join(parts)
@@ -1520,10 +1611,18 @@ class Tree:
                 dress(fd, entry)
 
 def split_name(name):
-    """The components of a name from an archive."""
-    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
-    if b".." in parts or b"\0" in name:
-        raise ValueError('".." or NUL in a name')
+    """The components of a name from an archive; ".." takes the one before it away, as docker does,
+    whether that is a link or not."""
+    parts = []
+    for part in name.split(b"/"):
+        if part == b"..":
+            if not parts:
+                raise ValueError('".." that leads out in a name')
+            parts.pop()
+        elif part not in (b"", b"."):
+            parts.append(part)
+    if b"\0" in name:
+        raise ValueError("NUL in a name")
     return parts
 
 def make_dir(name, parent):
@@ -1537,21 +1636,28 @@ def make_dir(name, parent):
 
 def make_file(entry, name, parent, stream):
     """Make a regular file, with its holes."""
-    remove_tree(name, parent)
-    fill_file(os.open(name, OPEN_NEW, 0o600, dir_fd=parent), entry, stream)
+    try:
+        fd = os.open(name, OPEN_NEW, 0o600, dir_fd=parent)
+    except FileExistsError:
+        remove_tree(name, parent)
+        fd = os.open(name, OPEN_NEW, 0o600, dir_fd=parent)
+    fill_file(fd, entry, stream)
 
 def fill_file(fd, entry, stream):
     """Write an entry's data, with its holes, and all else that a file has; closes FD."""
-    with open(fd, "wb", buffering=0) as file:
+    with Descriptor(fd):
         for offset, length in entry.sparse:
             if offset:
-                file.seek(offset)
+                os.lseek(fd, offset, os.SEEK_SET)
             for piece in stream.pieces(length):
-                while piece:  # write(2) may take less
-                    piece = piece[file.write(piece):]
-        if len(entry.sparse) != 1:
-            file.truncate(entry.size)
+                write_all(fd, piece)
+        if entry.stored != entry.size:
+            os.ftruncate(fd, entry.size)
         dress(fd, entry)
+
+def write_all(fd, data):
+    while data:
+        data = data[os.write(fd, data):]  # write(2) may take less
 
 def make_node(entry, name, parent):
     """Make a symbolic link, fifo or device; mknod(2) may be denied, and /dev is ours."""
@@ -1649,19 +1755,61 @@ def remove_entry(name, dir_fd):
 
 def tar_header(name, kind, info=None, size=0, link=b"", pax=()):
     """The header of one member, with PAX records before it for what ustar can't hold."""
-    import tarfile
-    from decimal import Decimal
-    entry = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
-    entry.type, entry.size, entry.pax_headers = kind, size, dict(pax)
-    entry.linkname = link.decode("utf-8", "surrogateescape")
+    pax, owner, mode, seconds, devices = dict(pax), [0, 0], 0o644, 0, (b"", b"")
     if info:
-        entry.mode, entry.uid, entry.gid = info.st_mode & 0o7777, info.st_uid, info.st_gid
-        entry.mtime = info.st_mtime_ns // 10**9
-        if info.st_mtime_ns % 10**9:  # a float would lose some
-            entry.pax_headers["mtime"] = f"{Decimal(info.st_mtime_ns).scaleb(-9):f}"
-        if kind in b"34":
-            entry.devmajor, entry.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
-    return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        mode, owner = info.st_mode & 0o7777, [info.st_uid, info.st_gid]
+        seconds = info.st_mtime_ns // 10**9
+        if info.st_mtime_ns % 10**9:
+            pax[b"mtime"] = decimal_seconds(info.st_mtime_ns)
+    if kind in (b"3", b"4"):
+        devices = tar_octal(os.major(info.st_rdev), 8), tar_octal(os.minor(info.st_rdev), 8)
+    name, link = tar_text(name, b"path", pax), tar_text(link, b"linkpath", pax)
+    numbers = [tar_octal(mode, 8)]
+    for key, number, width in ((b"uid", owner[0], 8), (b"gid", owner[1], 8), (b"size", size, 12),
+                               (b"mtime", seconds, 12)):
+        if not 0 <= number < 8 ** (width - 1):
+            pax.setdefault(key, b"%d" % number)
+            number = 0
+        numbers.append(tar_octal(number, width))
+    return pax_header(pax) + ustar_block(name, numbers, kind, link, devices)
+
+def decimal_seconds(nanoseconds):
+    """A time as PAX has it, to the last digit: a float would lose some."""
+    whole, rest = divmod(abs(nanoseconds), 10**9)
+    return b"%b%d.%09d" % (b"-" if nanoseconds < 0 else b"", whole, rest)
+
+def tar_octal(number, width):
+    return b"%0*o\0" % (width - 1, number)
+
+def tar_text(text, key, pax):
+    """A name for the header; where it doesn't fit, or isn't ASCII, the whole of it goes to PAX."""
+    if len(text) > 100 or not text.isascii():
+        pax.setdefault(key, text)
+    return text.decode("utf-8", "surrogateescape").encode("ascii", "replace")
+
+def pax_header(pax):
+    """An extra header with these records, {key: value} in bytes; nothing if there are none."""
+    if not pax:
+        return b""
+    try:
+        b"".join(pax.values()).decode()
+        records = []
+    except UnicodeDecodeError:
+        records = [pax_record(b"hdrcharset", b"BINARY")]
+    data = b"".join(records + [pax_record(*pair) for pair in pax.items()])
+    numbers = [tar_octal(0, 8)] * 3 + [tar_octal(len(data), 12), tar_octal(0, 12)]
+    return ustar_block(b"././@PaxHeader", numbers, b"x") + data + bytes(-len(data) % 512)
+
+def pax_record(key, value):
+    rest = b" %b=%b\n" % (key, value)
+    length = len(rest) + len(str(len(rest)))
+    return b"%d%b" % (len(rest) + len(str(length)), rest)  # the length counts itself
+
+def ustar_block(name, numbers, kind, link=b"", devices=(b"", b"")):
+    fields = [name, *numbers, b" " * 8, kind, link, b"ustar\x0000", b"", b"", *devices, b""]
+    total = sum(TAR_HEADER.pack(*fields))
+    fields[6] = b"%06o\0 " % total
+    return TAR_HEADER.pack(*fields)
 
 def tar_file(name, size, pieces, info=None, pax=()):
     """Yield a regular file as a member."""
@@ -1707,7 +1855,7 @@ def pack_directory(fd, path, as_layer, seen):
             yield from pack_file(fd, name, path + name, info, seen)
 
 def pack_xattrs(fd):
-    return {"SCHILY.xattr." + name: os.getxattr(fd, name).decode("utf-8", "surrogateescape")
+    return {b"SCHILY.xattr." + os.fsencode(name): os.getxattr(fd, name)
             for name in os.listxattr(fd) if keeps_xattr(os.fsencode(name))}
 
 def pack_file(dir_fd, name, path, info, seen):
@@ -1733,9 +1881,8 @@ def pack_data(fd, path):
     if extents != whole:
         front = b"".join([b"%d\n" % len(extents), *(b"%d\n%d\n" % extent for extent in extents)])
         front += bytes(-len(front) % 512)
-        pax.update({"GNU.sparse.major": "1", "GNU.sparse.minor": "0",
-                    "GNU.sparse.name": path.decode("utf-8", "surrogateescape"),
-                    "GNU.sparse.realsize": str(info.st_size)})
+        pax.update({b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0",
+                    b"GNU.sparse.name": path, b"GNU.sparse.realsize": b"%d" % info.st_size})
         path = b"GNUSparseFile.0/" + path.rpartition(b"/")[2]
     size = len(front) + sum(length for _, length in extents)
     yield from tar_file(path, size, read_extents(fd, front, extents), info, pax)
@@ -1792,33 +1939,64 @@ class ImageAdder(Descriptor):
 
 def sweep_images():
     """Remove what no image and no container needs; the caller holds images.lock alone."""
-    import re
-    records, needed = container_records(), set()
-    todo = [entry["digest"] for entry in read_index()]
-    for name in listing(pulls := state_path("images", "pulls")):
-        todo.append("sha256:" + name)
-        if time.time() - os.stat(f"{pulls}/{name}").st_mtime > 7 * 86400:
-            os.unlink(f"{pulls}/{name}")
-    todo += [record.get("image") or "" for record in records]
-    while todo:  # what a document mentions is needed, too: rather too much than less
-        digest = todo.pop()
-        path = state_path("images", "blobs", "sha256", digest[7:])
-        if digest not in needed and os.path.isfile(path) and os.path.getsize(path) <= JSON_LIMIT:
-            found = re.findall(rb"sha256:[0-9a-f]{64}", b"".join(read_path(path)))
-            todo += map(bytes.decode, found)
-        needed.add(digest)
-    needed.update(*(record.get("layers") or () for record in records))
+    records = container_records()
+    needed = mentioned([entry["digest"] for entry in read_index()] + pulls_begun()
+                       + [record.get("image") or "" for record in records])
+    for record in records:
+        needed.update(record.get("layers") or ())
     for folder in (state_path("images", "blobs", "sha256"), state_path("layers")):
-        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        for name in listing(folder):
             if "sha256:" + name not in needed:
                 gone = temporary_path("layers")  # never half a layer under a whole one's name
                 os.rename(os.path.join(folder, name), gone)
                 remove_tree(gone)
 
+def pulls_begun():
+    """What to keep for the next pull where one broke off; after a week nobody comes for it."""
+    folder, digests = state_path("images", "pulls"), []
+    for name in listing(folder):
+        digests.append("sha256:" + name)
+        if time.time() - os.stat(f"{folder}/{name}").st_mtime > 7 * 86400:
+            os.unlink(f"{folder}/{name}")
+    return digests
+
+def mentioned(digests):
+    """These digests, and all that the documents under them mention: rather too many than less."""
+    import re
+    todo, found = list(digests), set()
+    while todo:
+        digest = todo.pop()
+        path = state_path("images", "blobs", "sha256", digest[7:])
+        if digest not in found and os.path.isfile(path) and os.path.getsize(path) <= JSON_LIMIT:
+            with open(path, "rb") as file:
+                todo += map(bytes.decode, re.findall(rb"sha256:[0-9a-f]{64}", file.read()))
+        found.add(digest)
+    return found
+
 def write_index(entries):
-    write_file(state_path("images", "oci-layout"), b'{"imageLayoutVersion": "1.0.0"}', durable=True)
+    """Replace the store's index, when all that it names is on disk, and its name, too."""
+    for folder in (state_path("images", "blobs", "sha256"), state_path("layers")):
+        if os.path.isdir(folder):
+            sync_names(folder)
+    mark = state_path("images", "oci-layout")
+    if not os.path.exists(mark):
+        write_file(mark, b'{"imageLayoutVersion": "1.0.0"}', durable=True)
     write_json(state_path("images", "index.json"), {
         "schemaVersion": 2, "mediaType": DOCUMENT_TYPES[0], "manifests": entries}, True)
+    sync_names(state_path("images"))
+
+def sync_names(folder):
+    """Bring the names in a directory to disk: fsync(2) of a file doesn't."""
+    with Descriptor(os.open(folder, OPEN_DIR)) as fd:
+        os.fsync(fd)
+
+def sync_data(*paths):
+    """Bring what is at PATHS to disk, with all that lies on the same file systems: syncfs(2).
+    One call does for a layer what thousands of fsyncs would."""
+    disks = {os.stat(path).st_dev: path for path in paths}
+    for path in disks.values():
+        with Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+            syncfs(fd)
 
 def ref_name(entry):
     """The full name in an index entry; "" if it has none, or only a tag."""
@@ -1839,13 +2017,16 @@ def stored_images(wanted=lambda entry: True):
 
 def name_image(name, descriptor):
     """Let NAME (full, or "" for none) mean an image; what lost its last name stays without one."""
+    new = {**descriptor, "annotations": {REF_NAME: name} if name else {}}
     with hold(make_dirs(state_path("images")) + "/index.lock"):
-        entries = [{**entry, "annotations": {}} if name and ref_name(entry) == name else entry
-                   for entry in read_index()]
-        entries.append({**descriptor, "annotations": {REF_NAME: name} if name else {}})
-        named = [*filter(ref_name, entries)]
-        digests = {entry["digest"] for entry in named}
-        nameless = {entry["digest"]: entry for entry in entries if entry["digest"] not in digests}
+        named, nameless = [], {}
+        for entry in [*read_index(), new]:
+            if ref_name(entry) and (entry is new or ref_name(entry) != name):
+                named.append(entry)
+            else:
+                nameless[entry["digest"]] = {**entry, "annotations": {}}
+        for entry in named:
+            nameless.pop(entry["digest"], None)
         write_index([*named, *nameless.values()])
 
 def find_image(text):
@@ -1853,12 +2034,19 @@ def find_image(text):
     import re
     name, hexes = full_name(text), re.fullmatch("(?:sha256:)?([0-9a-f]+)", text)
     repository, _, digest = name.partition("@")
-    for image in stored_images(lambda entry: ref_name(entry) == name or entry["digest"] == digest
-                               and ref_name(entry).rpartition(":")[0] == repository):
+
+    def is_meant(entry):
+        known = ref_name(entry)
+        return known == name or (
+            entry["digest"] == digest and known.rpartition(":")[0] == repository)
+
+    for image in stored_images(is_meant):
         return image
-    start = "sha256:" + hexes[1] if hexes else "none"
-    found = {image["id"]: {**image, "name": ""} for image in stored_images()
-             if image["id"].startswith(start) or image["digest"] == start}
+    found = {}
+    for image in stored_images() if hexes else ():
+        start = "sha256:" + hexes[1]
+        if image["id"].startswith(start) or image["digest"] == start:
+            found[image["id"]] = {**image, "name": ""}
     if not found:
         raise NotFound(f"image, on {text}: no such image", hint="images lists those that are there")
     if len(found) > 1:
@@ -1889,10 +2077,16 @@ def unpack_new(path, chunks, **how):
 
 def store_blob(data):
     """Store a small blob; return its digest."""
-    import hashlib
-    digest = "sha256:" + hashlib.sha256(data).hexdigest()
-    write_file(blob_path(digest), data, durable=True)
-    return digest
+    found, blob = {}, temporary_path("images", "blobs", "sha256")
+    try:
+        for _ in save_chunks(measure([data], found), blob):
+            pass
+        with Descriptor(os.open(blob, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+            os.fsync(fd)  # a name in the store is trusted: the data comes first
+        name_blob(blob, found["digest"])
+    finally:
+        unlink_if_there(blob)
+    return found["digest"]
 
 def store_layer(chunks, diff_id="", descriptor=None, part="", **how):
     """Store a layer, packed and unpacked, or nothing of it; return its descriptor and diff id.
@@ -1901,10 +2095,12 @@ def store_layer(chunks, diff_id="", descriptor=None, part="", **how):
     if not descriptor and kind not in LAYER_TYPES:
         kind, chunks = "plain", decompress(kind, chunks)
     blob, layer = part or temporary_path("images", "blobs", "sha256"), temporary_path("layers")
-    packed, plain = {}, {}
-    known = (descriptor["digest"], descriptor["size"]) if descriptor else ()
+    packed, plain, known = {}, {}, ()
+    if descriptor:
+        known = descriptor["digest"], descriptor["size"]
     chunks = measure(chunks, packed, *known)
-    chunks = chunks if part else save_chunks(chunks, blob)
+    if not part:
+        chunks = save_chunks(chunks, blob)
     if kind != "plain":
         chunks = measure(decompress(kind, chunks), plain)
     try:
@@ -1912,16 +2108,26 @@ def store_layer(chunks, diff_id="", descriptor=None, part="", **how):
         plain = plain or packed
         if diff_id not in ("", plain["digest"]):
             raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain['digest']}")
-        os.rename(blob, blob_path(packed["digest"]))
-        try:
-            os.rename(layer, layer_path(plain["digest"]))
-        except OSError:  # the same is there already
-            if not os.path.isdir(layer_path(plain["digest"])):
-                raise
+        sync_data(blob, layer)  # before the names: they are trusted, also after a power loss
+        name_blob(blob, packed["digest"])
+        name_layer(layer, plain["digest"])
     finally:
-        remove_tree(blob) if not part else None
+        if not part:
+            unlink_if_there(blob)
         remove_tree(layer)
     return descriptor or {"mediaType": LAYER_TYPES[kind], **packed}, plain["digest"]
+
+def name_blob(path, digest):
+    os.chmod(path, 0o644)  # as in every OCI layout, whatever the umask is
+    os.rename(path, blob_path(digest))
+
+def name_layer(path, diff_id):
+    """Give an unpacked layer its name, unless somebody has been faster."""
+    try:
+        os.rename(path, layer_path(diff_id))
+    except OSError:
+        if not os.path.isdir(layer_path(diff_id)):
+            raise
 
 def store_layers(image, source, show_note=lambda *_: None):
     """Unpack those layers of an image that aren't there, and store their blobs."""
@@ -1932,11 +2138,12 @@ def store_layers(image, source, show_note=lambda *_: None):
             raise Failure(f"layer, on {digest}: encrypted")
         if os.path.isdir(layer_path(diff_id)) and os.path.exists(blob_path(digest)):
             show_note(digest, True, "is here")
-        elif isinstance(source, Registry):
-            opener_of("compression.zstd") if kind.endswith("zstd") else None
-            jobs[digest] = lambda note, of=(descriptor, diff_id): fetch_layer(source, *of, note)
-        else:
+        elif isinstance(source, str):
             store_layer(read_member(source, blob_member(digest)), diff_id, descriptor)
+        else:
+            if kind.endswith("zstd"):
+                opener_of("compression.zstd")  # before anything is fetched
+            jobs[digest] = lambda note, of=(descriptor, diff_id): fetch_layer(source, *of, note)
     in_parallel(jobs, show_note)
 
 def store_manifest(config, layers, names):
@@ -1955,9 +2162,8 @@ def store_manifest(config, layers, names):
 
 def import_image(source, name="", changes=()):
     """Make an image of one layer from a root file system: a tar, "-" for stdin, or a directory."""
-    platform = zip(("architecture", "variant"), platforms()[0].split("/"))
-    image = {"config": {"os": "linux", **dict(platform)}, "layers": [], "diff_ids": []}
-    seen = []
+    platform = dict(zip(("architecture", "variant"), platforms()[0].split("/")))
+    image, seen = {"config": {"os": "linux", **platform}, "layers": [], "diff_ids": []}, []
     if os.path.isdir(source):
         chunks = pack_tree(os.open(source, OPEN_DIR))
     else:
@@ -1967,7 +2173,9 @@ def import_image(source, name="", changes=()):
 def add_layer(image, chunks, name, changes, comment, author="", seen=None):
     """Store IMAGE with one layer more on top, CHUNKS; return its id."""
     name = full_name(name) if name else ""
-    config = {**image["config"], **({"author": author} if author else {})}
+    config = dict(image["config"])
+    if author:
+        config["author"] = author
     config["config"] = dict(config.get("config") or {})
     for change in changes:
         apply_change(config["config"], change)
@@ -1986,30 +2194,44 @@ CHANGES = {  # a Dockerfile's word → the config's
 
 def apply_change(config, text):
     """Apply one instruction in a Dockerfile's words to an image's config."""
-    import shlex
     word, _, rest = text.strip().partition(" ")
     key, rest = CHANGES.get(word.upper()), rest.strip()
-    try:
-        listed = check(from_json(rest), [str], text) if rest.startswith("[") else None
-        words = plain_texts(listed or shlex.split(rest))
-    except ValueError as why:
-        raise Failure(f"change, on {text!r}: {why}") from None
+    words, is_list = change_words(rest, text)
     if not key or not words:
         raise Failure(f"change, on {text!r}: not one of {', '.join(CHANGES)} with a value")
     old = config.get(key) or {}
     if key in ("Cmd", "Entrypoint"):
-        config[key] = ["/bin/sh", "-c", rest] if listed is None else listed
-    elif key in ("Env", "Labels"):
-        pairs = words if "=" in words[0] else [rest.replace(" ", "=", 1)]
-        old = dict(pair.partition("=")[::2] for pair in old) if key == "Env" else old
-        new = {**old, **dict(pair.partition("=")[::2] for pair in pairs)}
-        config[key] = [*map("=".join, new.items())] if key == "Env" else new
-        check_environment(config.get("Env"), f"change, on {text}")
-    elif key in ("ExposedPorts", "Volumes"):
-        end = "/tcp" if key == "ExposedPorts" else ""
-        config[key] = {**old, **{word if "/" in word else word + end: {} for word in words}}
+        config[key] = words if is_list else ["/bin/sh", "-c", rest]
+    elif key == "Env":
+        new = {**pairs_of(old), **changed_pairs(words, rest)}
+        config[key] = [f"{name}={value}" for name, value in new.items()]
+        check_environment(config[key], f"change, on {text}")
+    elif key == "Labels":
+        config[key] = {**old, **changed_pairs(words, rest)}
+    elif key == "Volumes":
+        config[key] = {**old, **{word: {} for word in words}}
+    elif key == "ExposedPorts":
+        ports = [word if "/" in word else word + "/tcp" for word in words]
+        config[key] = {**old, **{port: {} for port in ports}}
     else:
         config[key] = rest
+
+def change_words(rest, text):
+    """The words of an instruction, and whether they stand there as a JSON list."""
+    import shlex
+    try:
+        if rest.startswith("["):
+            return check(plain_texts(from_json(rest)), [str], text), True
+        return plain_texts(shlex.split(rest)), False
+    except ValueError as why:
+        raise Failure(f"change, on {text!r}: {why}") from None
+
+def changed_pairs(words, rest):
+    """{name: value} of NAME=VALUE... or, as old Dockerfiles have it, NAME VALUE."""
+    return pairs_of(words if "=" in words[0] else [rest.replace(" ", "=", 1)])
+
+def pairs_of(texts):
+    return dict(text.partition("=")[::2] for text in texts)
 
 def load(source):
     """Store the images of a docker-archive, OCI archive or OCI layout; return [(name, id)]."""
@@ -2065,41 +2287,57 @@ def load_docker(layout):
 
 def save(names, form):
     """Yield images as a tar: an OCI layout and, in docker's FORM, docker's manifest.json too."""
-    index, archive, digests = [], [], set()
     with using_images():
-        for image in map(find_image, names):
-            name, layers = image["name"], [layer["digest"] for layer in image["layers"]]
-            index.append({**image["descriptor"], "annotations": {
-                REF_NAME: name, DOCKER_NAME: name} if name else {}})
-            archive.append({"Config": blob_member(image["id"]), "Layers": [
-                *map(blob_member, layers)], "RepoTags": [short_name(name)] if name else []})
-            digests.update((image["id"], image["digest"], *layers))
-        documents = [("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("manifest.json", archive),
-                     ("index.json", {"schemaVersion": 2, "manifests": index})]
-        for name, value in documents if form == "docker" else documents[::2]:
+        images = [find_image(name) for name in names]
+        index = {"schemaVersion": 2, "manifests": [saved_entry(image) for image in images]}
+        documents = {"oci-layout": {"imageLayoutVersion": "1.0.0"}}
+        if form == "docker":
+            documents["manifest.json"] = [docker_entry(image) for image in images]
+        documents["index.json"] = index
+        for name, value in documents.items():
             data = to_json(value).encode()
             yield from tar_file(name.encode(), len(data), [data])
+        digests = set()
+        for image in images:
+            digests.update((image["id"], image["digest"]))
+            digests.update(layer["digest"] for layer in image["layers"])
         for digest in sorted(digests):
             size, name = os.path.getsize(blob_path(digest)), blob_member(digest)
             chunks = read_member(state_path("images"), name)
             yield from tar_file(name.encode(), size, measure(chunks, {}, digest, size))
         yield bytes(1024)
 
+def saved_entry(image):
+    """An image in an archive's index.json; docker and containerd read the name elsewhere."""
+    notes = {REF_NAME: image["name"], DOCKER_NAME: image["name"]} if image["name"] else {}
+    return {**image["descriptor"], "annotations": notes}
+
+def docker_entry(image):
+    """An image in docker's manifest.json."""
+    return {"Config": blob_member(image["id"]),
+            "Layers": [blob_member(layer["digest"]) for layer in image["layers"]],
+            "RepoTags": [short_name(image["name"])] if image["name"] else []}
+
 def remove_image(text, force=False):
     """Take a name from an image, and with the last one the image; return lines that say so."""
     with hold(make_dirs(state_path()) + "/images.lock"):
         image, entries = find_image(text), read_index()
         mine = [entry for entry in entries if entry["digest"] == image["digest"]]
-        gone = [entry for entry in mine if not image["name"] or ref_name(entry) == image["name"]]
+        gone = mine  # an id means the image, so all its names
+        if image["name"]:
+            gone = [entry for entry in mine if ref_name(entry) == image["name"]]
+        is_last = len(gone) == len(mine)
+        users = [record for record in container_records() if record["image"] == image["digest"]]
         if len(gone) > 1 and not force:
             raise Failure(f"rmi, on {text}: it has {len(gone)} names", hint="name one, or -f")
-        users = [record for record in container_records() if record["image"] == image["digest"]]
-        if users and len(gone) == len(mine) and not force:
+        if is_last and users and not force:
             raise Failure(f"rmi, on {text}: container {users[0]['id'][:12]} uses it")
         write_index([entry for entry in entries if entry not in gone])
-        lines = [f"Untagged: {short_name(ref_name(entry))}" for entry in gone if ref_name(entry)]
         sweep_images()
-    return lines + ([f"Deleted: {image['id']}"] if len(gone) == len(mine) and not users else [])
+    lines = [f"Untagged: {short_name(ref_name(entry))}" for entry in gone if ref_name(entry)]
+    if is_last and not users:
+        lines.append(f"Deleted: {image['id']}")
+    return lines
 
 def inspect_image(text):
     """What is known of an image, in docker's words."""
@@ -3006,7 +3244,7 @@ def mount_one(root, row):
         raise Failure(f"mount, on {row['source']} at {row['destination']}: not a directory")
     place = f"/proc/self/fd/{target}"
     if row.get("copyUp") and is_of_image(root, target, row):
-        copy_up(place, row["source"], ["."])  # owner and mode of the directory, too
+        fill_volume(place, row["source"])
     mounter = mount_bind if flags & MS_BIND else MOUNTERS.get(row["type"], mount_new)
     mounted = mounter(place, row, flags, data)
     if not mounted and (propagation or whole or "tmpcopyup" in row["options"]):
@@ -3032,10 +3270,29 @@ def is_of_image(root, target, row):
         raise Failure(f"mount, on {row['destination']}: it leads to the container's root")
     return top.st_dev == here.st_dev and stat.S_ISDIR(here.st_mode)
 
-def copy_up(source, target, names):
+def fill_volume(source, path):
+    """Give a volume what is in SOURCE, and that directory's owner and mode, if nothing is in it.
+    A mark beside it stays until all is on disk: if that is cut short, by a power loss even, the
+    next container begins again."""
+    top = os.path.dirname(path)
+    mark = top + "/filling"
+    if os.listdir(path) and not os.path.exists(mark):
+        return
+    with hold(top) as lock:  # of containers that start at once, one does it
+        begun = os.path.exists(mark)
+        if begun or os.listdir(source):
+            os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.fsync(lock)  # the mark's name, before any other
+        copy_up(source, path, ["."], begun)
+        if os.path.exists(mark):
+            syncfs(lock)  # what was copied, before the mark goes
+            os.unlink(mark)
+            os.fsync(lock)
+
+def copy_up(source, target, names, again=False):
     """Fill the directory TARGET, if it is empty, with what is in SOURCE by these names."""
     with Descriptor(os.open(target, OPEN_DIR)) as below:
-        if not os.listdir(below):
+        if again or not os.listdir(below):
             with Descriptor(os.open(source, OPEN_DIR)) as above:
                 for name in names:
                     copy_entry(above, name, below)
@@ -3146,6 +3403,7 @@ def mount_copy(target, row, flags, data):
                 if key == "lowerdir":
                     with Descriptor(os.open(layer, OPEN_DIR)) as above:
                         unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply")
+            syncfs(below)  # its name is trusted from here on, also after a power loss
         os.rename(new, row["source"])
     return mount_bind(target, row, flags | MS_BIND, data)
 
@@ -6980,13 +7238,15 @@ def cmd_commit(options, words):
                       "known", hint="export, then import")
     image = find_image(record["image"])
     frozen = record["running"] and not is_paused(record["cgroups"])
-    freeze(record["cgroups"], True) if frozen else None
+    if frozen:
+        freeze(record["cgroups"], True)
     try:
         with Descriptor(os.open(path + "/upper", OPEN_DIR)) as fd:
             show(add_layer(image, pack_tree(fd, as_layer=True), "".join(words[1:]),
                            options["change"], options["message"] or "", options["author"] or ""))
     finally:
-        freeze(record["cgroups"], False) if frozen else None
+        if frozen:
+            freeze(record["cgroups"], False)
 
 @command("[OPTIONS] NAME[:TAG|@DIGEST]", "fetch an image from a registry", *PULL_OPTIONS,
          ("--platform", "OS/ARCH[/VARIANT]", "of this platform, not the box's own"),
@@ -7155,8 +7415,7 @@ def make_volume(path):
     """Make a volume's directory, for every user in a container; those above it are closed."""
     make_dirs(os.path.dirname(path))
     with tolerate(errno.EEXIST):
-        os.mkdir(path)
-        os.chmod(path, 0o755)  # whatever the umask is
+        os.mkdir(path, 0o755)
 
 @command("NAME...", "remove volumes that no container uses, with what is in them", many=True)
 def cmd_volume_rm(_, name):
@@ -7889,6 +8148,9 @@ def main():
     while (fd := os.open(os.devnull, os.O_RDWR)) < 3:  # a closed standard one must not be taken
         pass
     os.close(fd)
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # it was closed when Python started; it's /dev/null now
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))
     if sys.getfilesystemencoding() != "utf-8":  # such as GBK: bytes must come and go unchanged
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.argv])
     try:

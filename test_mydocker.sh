@@ -33,6 +33,7 @@ self=$here/${BASH_SOURCE[0]##*/}
 mydocker=("$PYTHON" "$here/mydocker.py")
 patience=${PATIENCE:-60} # seconds that any single event may take; only a failure waits so long
 smoke=(test_detach test_pause) # with the first ten and the last the smoke set
+power_flags=(2 1) # at once; after the journal's next commit, which brings names to disk, no data
 
 # ── Helpers ────────────────────────────────────────────────────────────────
 
@@ -3870,6 +3871,31 @@ test_named_volume() { # volumes: a named volume is filled from the image at firs
   fails 125 'no/such|no' run --rm -v 'no/such:/data' "t$n:1" /bin/sh -c :
 }
 
+test_volume_power_loss() { # volumes: a new one is whole after a power loss, or filled again
+  need mkfs.ext4 mount unshare
+  local flag place
+  powered_root
+  make_image "t$n:1"
+  run 0 run --rm -v "v$n:/data" "t$n:1" /bin/sh -c :
+  place=$MYDOCKER_ROOT/volumes/v$n
+  [[ ! -e $place/filling ]]
+  rm "$place/_data/20"
+  : >"$place/_data/30"
+  echo >"$place/filling" # as it is when the power goes
+  run 0 run --rm -v "v$n:/data" "t$n:1" /bin/sh -c 'cat /data/*; echo mine >/data/10'
+  cmp "$scratch/stdout" want
+  run 0 run --rm -v "v$n:/data" "t$n:1" /bin/cat /data/10
+  is "$out" mine
+  tar -C root -cf root.tar .
+  export MYDOCKER_ROOT=$PWD/disk/state
+  for flag in "${power_flags[@]}"; do
+    new_disk
+    powered '' import root.tar "t$n:1"
+    powered "$flag" run -v "v$n:/data" "t$n:1" /bin/sh -c 'echo ready; exec sleep 1000'
+    is_whole -v "v$n:/data" "t$n:1"
+  done
+}
+
 test_anonymous_volume() { # volumes: an anonymous one goes with rm -v and --rm, a named one doesn't
   make_image "t$n:1" -c 'VOLUME /data'
   run 0 run --name "c$n" -v "v$n:/named" -v /more "t$n:1" /bin/sh -c 'touch /data/x /more/x'
@@ -4780,6 +4806,73 @@ PYTHON
   done
 }
 
+test_tar_headers() { # images: headers are read as all writers make them; what no writer makes is refused
+  own_state
+  tar_headers
+  run 0 import good.tar "t$n:1"
+  layer_of "t$n:1"
+  is "$(stat -c '%u:%g %Y' "$layer/binary")" '3000000:4000000 8589934592'
+  is "$(stat -c '%Y' "$layer/before")" -5
+  is "$(<"$layer/signed"$'\xe9')" data # its checksum is a sum of signed bytes
+  is "$(<"$layer/times")" data # GNU's header has a time where others have the front of the name
+  is "$(<"$layer/front/go")" data # an early Go's has the front of the name
+  is "$(<"$layer/old")" data # from before POSIX
+  is "$(<"$layer/inner")$(<"$layer/hard")" datadata # a/../inner, and a hard link to a/../old
+  is "$(stat -c %i "$layer/hard")" "$(stat -c %i "$layer/old")"
+  for file in bad?.tar; do
+    fails 125 'archive|unpack' import "$file" "t$n:2"
+    nothing_half_done
+  done
+}
+
+tar_headers() { # makes good.tar, and bad0.tar ...: headers that tarfile doesn't write
+  "$PYTHON" -I - <<'PYTHON'
+import io, tarfile
+
+def member(name, **fields):
+    """A header with some of its fields (at offset: bytes) replaced, and four bytes of data."""
+    info = tarfile.TarInfo("x")
+    info.type = fields.pop("type", b"0")
+    info.linkname = fields.pop("link", "")
+    info.size = 4 if info.type == b"0" else 0
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[0:100] = name.ljust(100, b"\0")
+    checksum = fields.pop("checksum", sum)
+    for at, value in fields.items():
+        at = int(at[2:])
+        block[at:at + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % checksum(block)
+    return bytes(block) + (b"data" + bytes(508) if info.size else b"")
+
+def binary(number, width):
+    return (number & (1 << 8 * width) - 1 | 1 << 8 * width - 1).to_bytes(width, "big")
+
+def signed(block):
+    return sum(byte - 256 if byte > 127 else byte for byte in block)
+
+with open("good.tar", "wb") as out:
+    out.write(member(b"binary", at108=binary(3000000, 8), at116=binary(4000000, 8),
+                     at136=binary(1 << 33, 12)))
+    out.write(member(b"before", at136=binary(-5, 12)))
+    out.write(member(b"signed\xe9", checksum=signed))
+    out.write(member(b"times", at257=b"ustar  \0", at345=b"13726746407\0"))
+    out.write(member(b"go", at257=b"ustar  \0", at345=b"front"))
+    out.write(member(b"old", at257=bytes(8), at345=b"junk"))
+    out.write(member(b"a/../inner"))
+    out.write(member(b"hard", type=b"1", link="a/../old"))
+    out.write(bytes(1024))
+for number, data in enumerate((
+        member(b"f", checksum=lambda block: sum(block) + 1), member(b"f", at108=b"99999999"),
+        member(b"f", at108=b"0x1f"), member(b"f", at108=binary(-1, 8)),
+        member(b"f", at108=binary((1 << 32) - 1, 8)), member(b"f", at124=binary(-4, 12)),
+        member(b"f", type=b"3", at329=b"10000\0\0\0"), member(b"f", type=b"4", at337=b"4000000\0"),
+        member(b"f", type=b"1", link="a/../../f"), member(b"f", at136=binary(1 << 80, 12)))):
+    with open("bad%d.tar" % number, "wb") as out:
+        out.write(data + bytes(1024))
+PYTHON
+}
+
 test_whiteouts() { # images: whiteouts become overlayfs' own, and hide what they should
   own_state
   hostile_tar w.tar 'd a' 'f a/.wh.gone' 'f b/.wh..wh..opq'
@@ -4894,6 +4987,65 @@ test_config_nonsense() { # images: a config that makes no sense is refused in on
 END
 }
 
+test_config_shapes() { # images: each part of a config has its shape, or is refused by its name
+  local json key
+  make_image "t$n:1"
+  while IFS='|' read -r key json; do
+    set_config "t$n:1" "$json" 125
+    one_line "image, on sha256:[0-9a-f]{64}: .*$key.* (wanted|must)"
+  done <<'END'
+Volumes|{"Volumes": ["/data"]}
+Volumes: /data|{"Volumes": {"/data": "x"}}
+ExposedPorts: 80/tcp|{"Volumes": null, "ExposedPorts": {"80/tcp": 5}}
+Labels: a|{"ExposedPorts": null, "Labels": {"a": 1.5}}
+Labels: b|{"Labels": {"a": "x", "b": {}}}
+Labels|{"Labels": [["a", "x"]]}
+Env|{"Labels": null, "Env": {"A": "b"}}
+Env|{"Env": ["A=b", 5]}
+Cmd|{"Env": null, "Cmd": "sh"}
+Entrypoint|{"Cmd": null, "Entrypoint": [["sh"]]}
+User|{"Entrypoint": null, "User": 0}
+WorkingDir|{"User": null, "WorkingDir": ["/"]}
+StopSignal|{"WorkingDir": null, "StopSignal": 9}
+END
+  set_config "t$n:1" '{"StopSignal": null, "Volumes": {"/data": null, "/new": {}}, "Labels": {"a": "x"}}'
+  nothing_half_done
+  while IFS='|' read -r key json; do
+    set_top "$json"
+    fails 125 "image, on sha256:[0-9a-f]{64}: .*$key.* wanted" load -i layout
+  done <<'END'
+history|{"history": {"created": "now"}}
+history: created_by|{"history": [{"created_by": ["sh"]}]}
+history: empty_layer|{"history": [{"empty_layer": "no"}]}
+author|{"history": null, "author": 5}
+created|{"author": null, "created": 1700000000}
+architecture|{"created": null, "architecture": {}}
+END
+}
+
+set_top() { # set_top JSON: put these keys beside the config's "config", in ./layout
+  "$PYTHON" -I - "$1" <<'PYTHON'
+import hashlib, json, os, sys
+os.chdir("layout")
+index = json.load(open("index.json"))
+
+def path(of):
+    return "blobs/sha256/" + of["digest"][7:]
+
+def store(of, value):
+    data = json.dumps(value).encode()
+    of["digest"], of["size"] = "sha256:" + hashlib.sha256(data).hexdigest(), len(data)
+    open(path(of), "wb").write(data)
+
+manifest = json.load(open(path(index["manifests"][0])))
+config = json.load(open(path(manifest["config"])))
+config.update(json.loads(sys.argv[1]))
+store(manifest["config"], config)
+store(index["manifests"][0], manifest)
+json.dump(index, open("index.json", "w"))
+PYTHON
+}
+
 test_tag_rmi() { # images: an image goes with its last name,
   # a layer with the last image that needs it
   local first
@@ -4999,6 +5151,66 @@ test_import_killed() { # images: an import killed at any moment leaves nothing t
   run 0 import root "t$n:1"
   run 0 rmi "t$n:1"
   nothing_kept
+}
+
+test_power_loss() { # images: what import, load and commit stored is whole after a power loss
+  need mkfs.ext4 mount unshare
+  local flag
+  powered_root
+  make_image "t$n:1"
+  run 0 save -o saved.tar "t$n:1"
+  tar -C root -cf root.tar .
+  export MYDOCKER_ROOT=$PWD/disk/state
+  for flag in "${power_flags[@]}"; do
+    new_disk
+    powered "$flag" import root.tar "t$n:1"
+    is_whole "t$n:1"
+    powered '' import root.tar "t$n:2"
+    is_whole "t$n:2"
+    powered '' run --name "c$n" "t$n:2" /bin/sh -c 'echo >/new
+      for f in /data/*; do cat $f >$f.new; mv $f.new $f; done'
+    powered "$flag" commit "c$n" "t$n:3"
+    is_whole "t$n:3"
+    powered '' run "t$n:3" /bin/cat /new
+    new_disk
+    powered "$flag" load -i saved.tar
+    is_whole "t$n:1"
+  done
+}
+
+powered_root() { # makes ./root with a directory /data, and ./want with all that is in that
+  local i
+  small_root root
+  mkdir root/data disk
+  for i in {10..60}; do head -c 6000 /dev/urandom >"root/data/$i"; done
+  cat root/data/* >want
+}
+
+new_disk() { # an empty file system in ./disk.img
+  rm -f disk.img
+  truncate -s 200M disk.img
+  mkfs.ext4 -q disk.img
+}
+
+# powered FLAG ARG...: `mydocker ARG...` with disk.img at ./disk, until it ends or says "ready";
+# then the disk loses its power, unless FLAG is empty
+powered() {
+  local got=0
+  unshare -m --propagation private --pid --fork --kill-child --mount-proc bash -exc '
+    mount -o loop disk.img disk
+    "${@:3}" >stdout &
+    while kill -0 "$!" && ! grep -q "^ready$" stdout; do sleep 0.02; done 2>/dev/null
+    grep -q "^ready$" stdout || wait "$!"
+    [[ ! $1 ]] || "$2" -I -c "import fcntl, os, struct, sys
+disk, flag = os.open(\"disk\", os.O_RDONLY), int(sys.argv[1])
+fcntl.ioctl(disk, 0x8004587d, struct.pack(\"I\", flag))" "$1"' \
+    bash "$1" "$PYTHON" "${mydocker[@]}" "${@:2}" || got=$?
+  is "$got" 0
+}
+
+is_whole() { # is_whole [OPTION...] NAME: the image on ./disk runs, and has all that was in it
+  powered '' run --rm "$@" /bin/sh -c 'cat /data/*'
+  cmp stdout want
 }
 
 test_image_names() { # images: a bad name is refused with the part that is bad
@@ -5114,6 +5326,29 @@ test_save_load() { # images: what save writes, load reads back with the same id;
   is "$out" hello
   layer_of "t$n:1"
   is "$(tree_of "$layer")" "$(tree_of root)"
+}
+
+test_blob_modes() { # images: whatever the umask is, blobs are files as in every OCI layout
+  small_root root
+  own_state
+  tar -C root -cf root.tar .
+  (umask 077; run 0 import root.tar "t$n:1"; run 0 save -o saved.tar "t$n:1")
+  (umask 0; run 0 import --change 'ENV A=1' root "t$n:2"; run 0 load -i saved.tar)
+  is "$(stat -c %a state/images/blobs/sha256/* | sort -u)" 644
+}
+
+test_closed_stderr() { # images: with stderr, or all three, closed they come and go as ever
+  make_image "t$n:1"
+  tar -C root -cf root.tar .
+  "${mydocker[@]}" import root.tar "t$n:2" >out 2>&-
+  like "$(<out)" '^sha256:'
+  "${mydocker[@]}" save -o saved.tar "t$n:2" <&- >&- 2>&-
+  run 0 rmi "t$n:2"
+  "${mydocker[@]}" load -i saved.tar >out 2>&-
+  is "$(<out)" "Loaded image: t$n:2"
+  "${mydocker[@]}" load -i saved.tar <&- >&- 2>&-
+  "${mydocker[@]}" run --rm "t$n:2" /bin/sh -c 'echo hello' >out 2>&-
+  is "$(<out)" hello
 }
 
 test_save_several() { # images: several images go into one archive, with all their names
