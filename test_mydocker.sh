@@ -5614,7 +5614,7 @@ test_network_restart() { # net: a policy's restart keeps address and port; a kil
   run 0 run -d --name next --net n1 -p 8080:81 --ip 10.9.1.2 /bin/sleep 1000
   run 0 rm -f next
   for n in 1 2 3 4 5; do run 0 run -d --name "c$n" --net n1 /bin/sleep 1000; done
-  fails 125 'not to be had in 10.9.1.0/29' run --net n1 /bin/true
+  fails 125 'it is full, all 6 addresses of 10.9.1.0/29 are taken' run --net n1 /bin/true
   kill -KILL "$(monitor_of c3)"
   wait_for gone "$(monitor_of c3)"
   run 0 run --net n1 /bin/sh -c 'ip -o -4 addr show eth0'
@@ -5692,7 +5692,14 @@ test_network_docker() { # net: where Docker's rules drop what is forwarded, its 
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
   says nothing "${lan[@]}" -- tcp 172.17.0.2 80
   "${box[@]}" iptables-nft -S DOCKER-USER >rules # iptables still understands its table
-  has rules '^-A DOCKER-USER -i mydocker0 -j ACCEPT$'
+  has rules '^-A DOCKER-USER -i mydocker0 .*--comment "mydocker /.*" -j ACCEPT$'
+  has rules '^-A DOCKER-USER -o mydocker0 .*--comment "mydocker /.*" -j ACCEPT$'
+  [[ ! -s web.err ]] # no warning: nothing is stopped
+  run 0 run --net bridge /bin/true
+  "${box[@]}" iptables-nft -S DOCKER-USER | diff rules -
+  run 0 rm -f web
+  run 0 network rm bridge
+  is "$("${box[@]}" iptables-nft -S DOCKER-USER)" $'-N DOCKER-USER\n-A DOCKER-USER -j RETURN'
 }
 
 # ── 16. The OCI runtime ────────────────────────────────────────────────────
