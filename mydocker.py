@@ -1537,10 +1537,11 @@ def copy_entry(source, name, target, new_name, owner=None):
     name, new_name = encode(name), encode(new_name)
     info = os.stat(name, dir_fd=source, follow_symlinks=False)
     if stat.S_ISDIR(info.st_mode):
-        inner = os.open(name, OPEN_CHILD, dir_fd=source)
-        chunks = pack_tree(inner, path=b"" if new_name == b"." else new_name + b"/")
-    else:
-        chunks = pack_file(source, name, new_name, info, {})
+        with Descriptor(os.open(name, OPEN_CHILD, dir_fd=source)) as inner:
+            chunks = pack_tree(inner, path=b"" if new_name == b"." else new_name + b"/")
+            unpack_layer(chunks, target, whiteouts="keep", owned_by=owner)
+        return
+    chunks = pack_file(source, name, new_name, info, {})
     unpack_layer(chunks, target, whiteouts="keep", owned_by=owner)
 
 # The store
@@ -2301,6 +2302,8 @@ def mount_one(root, row):
                                    for want in (True, False)))
     for change in propagation:
         mount(None, mounted, None, change, None)  # who sees mounts made below it later
+    if mounted:
+        os.close(int(mounted.rpartition("/")[2]))  # there may be a thousand more
 
 def copy_up(source, target, names):
     """Fill the directory TARGET, if it is empty, with what is in SOURCE by these names."""
@@ -4492,13 +4495,13 @@ def plug_in(wiring, endpoint, network):
 def hold_ports(state):
     """Take a container's ports on the host: [host's address, port, container's, protocol]."""
     state["ports"], taken = [], []
-    raise_descriptor_limit()
-    for address, first, last, port, protocol in state["record"]["wants"]["ports"]:
-        fd, number = hold_port(address, first, last, protocol)
-        state["ports"].append(fd)
-        taken.append([address, number, port, protocol])
-        for signal in _signal.sigpending() & DEADLY:  # it may be about many thousands
-            raise Failure("run: interrupted before the command started", 128 + signal)
+    with more_descriptors() as limit:
+        for address, first, last, port, protocol in state["record"]["wants"]["ports"]:
+            fd, number = hold_port(address, first, last, protocol)
+            state["ports"].append(limit.out_of_the_way(fd))
+            taken.append([address, number, port, protocol])
+            for signal in _signal.sigpending() & DEADLY:  # it may be about many thousands
+                raise Failure("run: interrupted before the command started", 128 + signal)
     sweep_containers()  # the ports are ours: who had them is dead, but may have left elements
     return taken
 
@@ -4507,18 +4510,30 @@ def close_ports(state):
     for fd in state.pop("ports", []):
         os.close(fd)
 
-def raise_descriptor_limit():
-    """Let this process have as many descriptors as it may; the container's were set before."""
-    old = (LONG * 2)()
-    prlimit(0, RLIMIT_NOFILE, None, old)
-    prlimit(0, RLIMIT_NOFILE, (LONG * 2)(old[1], old[1]), None)
+class more_descriptors:
+    """A `with` in which this process may have as many descriptors as its hard limit allows; the
+    containers that it starts later don't inherit that."""
+    def __enter__(self):
+        self.limits = (LONG * 2)()
+        prlimit(0, RLIMIT_NOFILE, None, self.limits)
+        prlimit(0, RLIMIT_NOFILE, (LONG * 2)(self.limits[1], self.limits[1]), None)
+        return self
+    def __exit__(self, *_):
+        prlimit(0, RLIMIT_NOFILE, self.limits, None)
+    def out_of_the_way(self, fd):
+        """Move a descriptor above the usual limit, so that below it there is room for others."""
+        if self.limits[0] >= self.limits[1]:
+            return fd
+        with Descriptor(fd):
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.limits[0])
 
 def hold_port(address, first, last, protocol):
     """Take the first free of these ports of the host's: (descriptor, port). As long as that is open
     no other program can have it, by the kernel's word; no packet comes to it."""
     tcp = protocol == "tcp"
     for port in range(first, last + 1):
-        held = _socket.socket(type=_socket.SOCK_STREAM if tcp else _socket.SOCK_DGRAM)
+        with blame(f"--publish, on {address or '0.0.0.0'}:{port}/{protocol}"):
+            held = _socket.socket(type=_socket.SOCK_STREAM if tcp else _socket.SOCK_DGRAM)
         try:
             held.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, tcp)  # TIME_WAIT is free
             held.bind((address or "0.0.0.0", port))
