@@ -4116,7 +4116,7 @@ def restore_network(network, ports=()):
             make_bridge(network)
             make_dirs(network_path(network["name"]))
     try:
-        restore_rules([network])
+        restore_rules()
         if not network["internal"]:
             pass_firewalls(network["link"])
     except OSError as error:
@@ -4125,18 +4125,19 @@ def restore_network(network, ports=()):
         warn(f"network, on {network['link']}: it reaches nothing outside, {NEEDS} "
              f"({reason(error)})")
 
-def restore_rules(some):
-    """Put back what somebody took of our rules, and of the elements of some networks. Where rules
-    were missing the others' are, too, and the ports of all that runs."""
+def restore_rules(with_ports=False):
+    """Put back what somebody took of our rules and of the networks' elements; where rules were
+    missing, or WITH_PORTS, also the ports of all that runs."""
     table, messages, ports = own_table(), [], []
-    if not rules_standing(table):
-        some = [*some, *(network for network in networks() if network not in some)]
+    standing = rules_standing(table)
+    if not standing:
         messages = table_messages(f"mydocker's, of {state_path()}")
-        ports = [message for wiring in map(read_wiring, running_records())
-                 for message in leading_ports(wiring)]
-    for network in some:
+    for network in networks():
         messages += network_elements(NFT_MSG_NEWSETELEM, network)
     nft(table, messages)
+    if not standing or with_ports:
+        ports = [message for wiring in map(read_wiring, running_records())
+                 for message in leading_ports(wiring)]
     try:
         nft(table, ports)
     except FileExistsError:  # of a dead one's, and another has that port now
@@ -4151,11 +4152,10 @@ def network_elements(kind, network):
     return bridge_elements(kind, network["link"], subnet)
 
 def restore_networks():
-    """Put back what is missing of the rules of all networks whose bridges stand."""
+    """Put back what is missing of the rules, if a network's bridge stands."""
     with tolerate():  # it is said when a container is connected
-        standing = [network for network in networks() if read_link(network["link"])]
-        if standing:
-            restore_rules(standing)
+        if any(read_link(network["link"]) for network in networks()):
+            restore_rules(True)
 
 def pass_firewalls(link):
     """Let a bridge's packets pass Docker's rules, which leave DOCKER-USER to others; of another
