@@ -105,23 +105,6 @@ PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER, LINUX_CAPABILITY_VERSION_3 = 2, 2, 0x
 TIOCSCTTY, TIOCGWINSZ, TIOCSWINSZ = 0x540E, 0x5413, 0x5414
 TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
 
-# linux/netlink.h, linux/if.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/veth.h
-NETLINK_ROUTE, NETLINK_NETFILTER, NLMSG_ERROR, NLA_F_NESTED = 0, 12, 2, 0x8000
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x100, 0x200, 0x400
-NLM_F_APPEND, IFF_UP, RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 0x800, 1, 16, 17, 18
-RTM_NEWADDR, RTM_NEWROUTE, RTN_UNICAST, RTN_LOCAL, RTPROT_BOOT = 20, 24, 1, 2, 3
-RT_TABLE_MAIN, RTA_OIF, RTA_GATEWAY, IFA_LOCAL = 254, 4, 5, 2
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
-IFLA_NET_NS_FD, IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 28, 1, 2, 1
-IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_MODE = 4, 5, 4
-
-# linux/netfilter.h, linux/netfilter/nfnetlink.h, nf_tables.h, nf_conntrack_common.h
-NF_DROP, NF_ACCEPT, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0, 1, 16, 17
-NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE = 10, 0, 3, 6
-NFT_MSG_DELRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM = 8, 9, 12, 14
-NFT_SET_INTERVAL, NFT_SET_MAP, NFT_SET_ELEM_INTERVAL_END = 4, 8, 1
-NFT_REG32_00, IPS_DST_NAT = 8, 1 << 5
-
 # linux/bpf.h
 BPF_PROG_LOAD, BPF_PROG_ATTACH, BPF_PROG_TYPE_CGROUP_DEVICE = 5, 8, 15
 BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI = 6, 2
@@ -218,6 +201,7 @@ signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
 statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
 syncfs = kernel("syncfs", INT)  # syncfs(2)
 capset = kernel("capset", BYTES, BYTES)  # capset(2)
+getsockopt = kernel("getsockopt", INT, INT, INT, BYTES, BYTES)  # getsockopt(2)
 prlimit = kernel("prlimit", INT, INT, BYTES, BYTES)  # prlimit(2)
 bpf = kernel("bpf", INT, BYTES, LONG,  # bpf(2), older than the numbers that are all the same
              number={"x86_64": 321, "i686": 357, "armv7l": 386}.get(os.uname().machine, 280))
@@ -3261,6 +3245,8 @@ def mount_one(root, row):
                                    for want in (True, False)))
     for change in propagation:
         mount(None, mounted, None, change, None)  # who sees mounts made below it later
+    if mounted:
+        os.close(int(mounted.rpartition("/")[2]))  # there may be a thousand more
 
 def is_of_image(root, target, row):
     """Can a new volume get what the image has at its place, as with docker?  What is mounted there,
@@ -4363,111 +4349,226 @@ def confine(process, user, program):
         load_filter(program)
 
 
-# ── 12. Network ────────────────────────────────────────────────────────────
-# A network namespace has links, addresses, routes and a packet filter of its own; a new one holds
-# lo, and that is down.  A veth pair is a cable into it, a bridge the switch where cables end:
+# ── 12. Network: netlink and nf_tables ─────────────────────────────────────
+# The kernel's networks are asked for by netlink(7): a message is a header, a second one of its
+# kind, and attributes (u16 length, u16 type, value, padding to 4 bytes), whose value may be
+# attributes again.  rtnetlink(7) knows links, addresses and routes; nf_tables the packet filter;
+# ctnetlink the flows that are under way.  Nothing here knows of containers.
 #
-#   container │ host
-#   eth0 ─────┼─ veth1a2b3c ─┐
-#   eth0 ─────┼─ veth4d5e6f ─┴─ bridge, with the gateway's address ── routing, nf_tables ── uplink
-#
-# `run` makes it from outside while init boots; the kernel removes a cable with its namespace.  All
-# is asked for by netlink(7): a message is a header, a second one of its kind, and attributes (u16
-# length, u16 type, value, padding to 4 bytes), whose value may be attributes again.
-#
-# A network is networks/<name>.json; its bridge has its name.  A lease is networks/<name>/<ip>, a
-# link to "ID NAME ALIAS...": taken in one step, given back by whoever tidies up the container.
-#
-# The rules are the same for all, in one table.  What differs is in its sets: a network is one
-# element in two, a published port is one in a map, a container without ports is none:
+# What our packet filter does is the same for all networks, and stands in one table.  What differs
+# is in its sets: a network is one element in two, a published port is one in a map:
 #
 #   ports     protocol . port of the host : address . port of a container
 #   ports_of  the same, with the host's address in front
 #   bridges   the name of each, twice, so that "in by this one, out by the same" is an element, too
 #   subnets   the addresses that may go out; those of internal networks aren't there
 #
+# A new rule is a line in RULES; a word that it needs is a row in FIELDS, VALUES or VERDICTS.  Each
+# rule carries its own text as a comment: `nft list ruleset` shows it, and rules_standing compares.
+#
 # IPv4 is in the table's family, in FIELDS' offsets and in packed(): IPv6 will be a second table of
 # the same rules, and a second subnet in a network's file.
 
+# linux/netlink.h
+NETLINK_ROUTE, NETLINK_NETFILTER, SOL_NETLINK, NETLINK_CAP_ACK = 0, 12, 270, 10
+NLMSG_ERROR, NLMSG_DONE, NLA_F_NESTED, NLA_TYPE_MASK = 2, 3, 0x8000, 0x3FFF
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x100, 0x200, 0x400
+NLM_F_APPEND, NLM_F_DUMP = 0x800, 0x300
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h
+
+# linux/if.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/veth.h
+IFF_UP, RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 1, 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_NEWROUTE = 20, 21, 22, 24
+RTN_UNICAST, RTN_LOCAL, RTPROT_BOOT, RT_TABLE_MAIN = 1, 2, 3, 254
+RTA_OIF, RTA_GATEWAY, IFA_LOCAL = 4, 5, 2
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
+IFLA_IFALIAS, IFLA_NET_NS_FD, IFALIASZ = 20, 28, 256
+IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_MODE = 4, 5, 4
+
+# linux/netfilter.h, linux/netfilter/nfnetlink.h
+NF_DROP, NF_ACCEPT, NFPROTO_UNSPEC, NFPROTO_INET, NFPROTO_IPV4 = 0, 1, 0, 1, 2
+NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING = 0, 2, 3, 4
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 16, 17
+NFNL_SUBSYS_CTNETLINK, NFNL_SUBSYS_NFTABLES = 1, 10
+
+# linux/netfilter/nf_tables.h: messages
+NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN = 0, 2, 3, 4
+NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = 6, 7, 8
+NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM = 9, 12, 14
+
+# linux/netfilter/nf_tables.h: attributes of tables, chains, rules, sets and elements
+NFTA_ANY_TABLE = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE, ...
+NFTA_TABLE_USERDATA = 6
+NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE = 3, 4, 5, 7
+NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
+NFTA_RULE_CHAIN, NFTA_RULE_HANDLE, NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA = 2, 3, 4, 7
+NFTA_SET_NAME, NFTA_SET_FLAGS, NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN = 2, 3, 4, 5
+NFTA_SET_DATA_TYPE, NFTA_SET_DATA_LEN, NFTA_SET_ID = 6, 7, 10
+NFT_SET_INTERVAL, NFT_SET_MAP, NFT_SET_ELEM_INTERVAL_END = 4, 8, 1
+NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 2, 3
+NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS = 1, 2, 3
+NFTA_DATA_VALUE, NFTA_DATA_VERDICT, NFTA_VERDICT_CODE = 1, 2, 1
+
+# linux/netfilter/nf_tables.h: expressions, what a rule is made of
+NFTA_EXPR_NAME, NFTA_EXPR_DATA, NFT_REG_VERDICT, NFT_REG32_00 = 1, 2, 0, 8
+NFTA_ANY_DREG = 1  # NFTA_META_DREG, NFTA_CT_DREG, NFTA_FIB_DREG, NFTA_PAYLOAD_DREG
+NFTA_META_KEY, NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_META_L4PROTO = 2, 6, 7, 16
+NFTA_CT_KEY, NFT_CT_STATE, NFT_CT_STATUS, IPS_DST_NAT = 2, 0, 2, 1 << 5
+NFTA_FIB_RESULT, NFTA_FIB_FLAGS, NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR = 2, 3, 3, 2
+NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 2, 3, 4
+NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER = 1, 2
+NFTA_BITWISE_SREG, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN = 1, 2, 3
+NFTA_BITWISE_MASK, NFTA_BITWISE_XOR = 4, 5
+NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA, NFT_CMP_EQ, NFT_CMP_NEQ = 1, 2, 3, 0, 1
+NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG, NFTA_LOOKUP_DREG, NFTA_LOOKUP_FLAGS = 1, 2, 3, 5
+NFT_LOOKUP_F_INV, NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA = 1, 1, 2
+NFTA_NAT_TYPE, NFTA_NAT_FAMILY, NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_REG_PROTO_MIN = 1, 2, 3, 5
+NFT_NAT_DNAT = 1
+
+# linux/netfilter/nfnetlink_conntrack.h
+IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE, CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE = 1, 2, 1, 12, 18
+CTA_TUPLE_IP, CTA_TUPLE_PROTO, CTA_IP_V4_DST, CTA_PROTO_NUM, CTA_PROTO_DST_PORT = 1, 2, 2, 1, 3
+CTA_FILTER, CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 25, 1, 2
+CTA_FILTER_F_CTA_PROTO_NUM = 1 << 3  # net/netfilter/nf_conntrack_netlink.c
+
+# linux/netfilter_ipv4/ip_tables.h
+IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES = 64, 65
+
 MAKE = NLM_F_CREATE | NLM_F_EXCL
-FIELDS = {  # what a rule looks at: (expression, its attributes but the register, its registers)
-    "iifname": ("meta", {2: 6}, 4), "oifname": ("meta", {2: 7}, 4), "l4proto": ("meta", {2: 16}, 1),
-    "state": ("ct", {2: 0}, 1), "status": ("ct", {2: 2}, 1), "daddr-type": ("fib", {2: 3, 3: 2}, 1),
-    "saddr": ("payload", {2: 1, 3: 12, 4: 4}, 1), "saddr/8": ("payload", {2: 1, 3: 12, 4: 1}, 1),
-    "daddr": ("payload", {2: 1, 3: 16, 4: 4}, 1), "daddr/8": ("payload", {2: 1, 3: 16, 4: 1}, 1),
-    "dport": ("payload", {2: 2, 3: 2, 4: 2}, 1)}
-VALUES = {"127": b"\x7f", "local": struct.pack("I", RTN_LOCAL),  # other words are links' names
-          "dnat": struct.pack("I", IPS_DST_NAT), "established": struct.pack("I", 2 | 4)}
-VERDICTS = {"accept": ("immediate", {1: 0, 2: {2: {1: NF_ACCEPT}}}), "masquerade": ("masq", {}),
-            "drop": ("immediate", {1: 0, 2: {2: {1: NF_DROP}}}),
-            "dnat": ("nat", {1: 1, 2: _socket.AF_INET, 3: NFT_REG32_00, 5: NFT_REG32_00 + 1})}
+PROTOCOLS = {"tcp": _socket.IPPROTO_TCP, "udp": _socket.IPPROTO_UDP}
+
+def meta(key):
+    return "meta", {NFTA_META_KEY: key}
+
+def header(base, offset, size):
+    return "payload", {NFTA_PAYLOAD_BASE: base, NFTA_PAYLOAD_OFFSET: offset, NFTA_PAYLOAD_LEN: size}
+
+FIELDS = {  # what a rule looks at: (expression, its attributes but the register), 32-bit registers
+    "iifname": (meta(NFT_META_IIFNAME), 4),
+    "oifname": (meta(NFT_META_OIFNAME), 4),
+    "l4proto": (meta(NFT_META_L4PROTO), 1),
+    "state": (("ct", {NFTA_CT_KEY: NFT_CT_STATE}), 1),
+    "status": (("ct", {NFTA_CT_KEY: NFT_CT_STATUS}), 1),
+    "daddr-type": (("fib", {NFTA_FIB_RESULT: NFT_FIB_RESULT_ADDRTYPE,
+                            NFTA_FIB_FLAGS: NFTA_FIB_F_DADDR}), 1),
+    "saddr": (header(NFT_PAYLOAD_NETWORK_HEADER, 12, 4), 1),  # RFC 791, 3.1
+    "saddr/8": (header(NFT_PAYLOAD_NETWORK_HEADER, 12, 1), 1),
+    "daddr": (header(NFT_PAYLOAD_NETWORK_HEADER, 16, 4), 1),
+    "daddr/8": (header(NFT_PAYLOAD_NETWORK_HEADER, 16, 1), 1),
+    "dport": (header(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2), 1),
+}
+VALUES = {  # what a field is compared with; other words are links' names
+    "127": b"\x7f",
+    "local": struct.pack("I", RTN_LOCAL),
+    "dnat": struct.pack("I", IPS_DST_NAT),
+    "established": struct.pack("I", 2 | 4),  # or related to that
+}
+
+def verdict_expression(code):
+    return "immediate", {NFTA_IMMEDIATE_DREG: NFT_REG_VERDICT, NFTA_IMMEDIATE_DATA: {
+        NFTA_DATA_VERDICT: {NFTA_VERDICT_CODE: code}}}
+
+VERDICTS = {
+    "accept": verdict_expression(NF_ACCEPT),
+    "drop": verdict_expression(NF_DROP),
+    "masquerade": ("masq", {}),
+    "dnat": ("nat", {NFTA_NAT_TYPE: NFT_NAT_DNAT, NFTA_NAT_FAMILY: NFPROTO_IPV4,
+                     NFTA_NAT_REG_ADDR_MIN: NFT_REG32_00,
+                     NFTA_NAT_REG_PROTO_MIN: NFT_REG32_00 + 1}),
+}
 CHAINS = {  # type, hook, priority: as every NAT's, but raw comes before all
-    "raw": ("filter", 0, -300), "prerouting": ("nat", 0, -100), "output": ("nat", 3, -100),
-    "forward": ("filter", 2, 0), "postrouting": ("nat", 4, 100)}
-SETS = (  # name, flags, type as nft(8) counts them, bytes of a key, type and bytes of a value
-    ("ports", NFT_SET_MAP, 12 << 6 | 13, 8, {6: 7 << 6 | 13, 7: 8}),
-    ("ports_of", NFT_SET_MAP, 7 << 12 | 12 << 6 | 13, 12, {6: 7 << 6 | 13, 7: 8}),
-    ("bridges", 0, 41 << 6 | 41, 32, {}), ("subnets", NFT_SET_INTERVAL, 7, 4, {}))
+    "raw": ("filter", NF_INET_PRE_ROUTING, -300),
+    "prerouting": ("nat", NF_INET_PRE_ROUTING, -100),
+    "output": ("nat", NF_INET_LOCAL_OUT, -100),
+    "forward": ("filter", NF_INET_FORWARD, 0),
+    "postrouting": ("nat", NF_INET_POST_ROUTING, 100),
+}
+
+# Types as nft(8) counts them, six bits for each part of a concatenation: datatype.h
+TYPE_ADDRESS, TYPE_PROTOCOL, TYPE_PORT, TYPE_NAME = 7, 12, 13, 41
+TARGET = {NFTA_SET_DATA_TYPE: TYPE_ADDRESS << 6 | TYPE_PORT, NFTA_SET_DATA_LEN: 8}
+SETS = (  # name, flags, type and bytes of a key, type and bytes of a value
+    ("ports", NFT_SET_MAP, TYPE_PROTOCOL << 6 | TYPE_PORT, 8, TARGET),
+    ("ports_of", NFT_SET_MAP, TYPE_ADDRESS << 12 | TYPE_PROTOCOL << 6 | TYPE_PORT, 12, TARGET),
+    ("bridges", 0, TYPE_NAME << 6 | TYPE_NAME, 32, {}),
+    ("subnets", NFT_SET_INTERVAL, TYPE_ADDRESS, 4, {}),
+)
 RULES = (
     # The bridges have route_localnet, but 127.0.0.1 is for this host alone: CVE-2020-8558
     "raw iifname != lo, daddr/8 == 127, drop",
-    *(f"{chain} daddr-type == local, {fields}, dnat" for chain in ("prerouting", "output")
-      for fields in ("daddr.l4proto.dport map ports_of", "l4proto.dport map ports")),
+    "prerouting daddr-type == local, daddr.l4proto.dport map ports_of, dnat",
+    "prerouting daddr-type == local, l4proto.dport map ports, dnat",
+    "output daddr-type == local, daddr.l4proto.dport map ports_of, dnat",
+    "output daddr-type == local, l4proto.dport map ports, dnat",
     "postrouting oifname != lo, oifname.oifname not bridges, saddr in subnets, masquerade",
     # A neighbour would answer past us to who is on the same bridge, and nobody to 127.0.0.1
     "postrouting oifname.oifname in bridges, status & dnat, saddr in subnets, masquerade",
     "postrouting oifname.oifname in bridges, saddr/8 == 127, masquerade",
     "forward iifname.oifname in bridges, accept",
     "forward iifname.iifname in bridges, saddr not subnets, drop",  # internal, or forged
-    "forward state & established, accept",  # or related to that
+    "forward state & established, accept",
     "forward status & dnat, accept",
-    "forward oifname.oifname in bridges, drop")  # from other networks and from outside
-NEEDS = "it needs the kernel's modules nf_tables, nft_chain_nat, nft_masq and nft_fib_ipv4"
+    "forward oifname.oifname in bridges, drop",  # from other networks and from outside
+)
 
 def attributes(values, order="="):
     """Netlink attributes of {type: value}, or of a list, each of type 1. A value is bytes, text, a
     u32 in byte ORDER, or attributes again."""
-    packet = b""
-    for kind, value in values.items() if isinstance(values, dict) else [(1, v) for v in values]:
+    rows = values.items() if isinstance(values, dict) else [(1, value) for value in values]
+    parts = []
+    for kind, value in rows:
         if isinstance(value, (dict, list)):
             kind, value = kind | NLA_F_NESTED, attributes(value, order)
         elif isinstance(value, str):
             value = value.encode() + b"\0"
         elif isinstance(value, int):
             value = struct.pack(order + "I", value & 0xFFFFFFFF)
-        packet += struct.pack("HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
-    return packet
+        parts.append(struct.pack("HH", len(value) + 4, kind) + value + bytes(-len(value) % 4))
+    return b"".join(parts)
+
+def parse_attributes(data):
+    """The attributes in an answer: {type: bytes}; those may be attributes again."""
+    found, at = {}, 0
+    while at + 4 <= len(data):
+        size, kind = struct.unpack_from("HH", data, at)
+        found[kind & NLA_TYPE_MASK] = data[at + 4:at + size]
+        at += max(size + 3 & ~3, 4)
+    return found
 
 def netlink(protocol, what, messages):
-    """Send messages (type, flags, body) as one, and wait until all are acknowledged; returns the
-    other answers' bodies.  Its OSError names WHAT was being made.  See netlink(7)."""
-    answers, left = [], sum(flags & NLM_F_ACK > 0 for _, flags, _ in messages)
-    with Descriptor(_socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, protocol).detach()) as fd:
-        os.write(fd, b"".join(
-            struct.pack("IHHQ", 16 + len(body), kind, flags | NLM_F_REQUEST, 0) + body
-            for kind, flags, body in messages))
+    """Send messages (type, flags, body) as one, and wait until all with NLM_F_ACK are done; returns
+    the other answers' bodies.  Its OSError names WHAT was being made.  See netlink(7)."""
+    packet = b"".join(struct.pack("IHHQ", 16 + len(body), kind, flags | NLM_F_REQUEST, 0) + body
+                      for kind, flags, body in messages)
+    answers, left = [], sum(1 for _, flags, _ in messages if flags & NLM_F_ACK)
+    link = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, protocol)
+    link.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)  # an error needn't repeat the message
+    if len(packet) > 1 << 16:
+        link.setsockopt(_socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(packet))
+    with Descriptor(link.detach()) as fd:
+        os.write(fd, packet)
         while left:
-            answer = os.read(fd, 1 << 16)
-            kind, code = struct.unpack_from("H10xi", answer, 4)
-            if kind != NLMSG_ERROR:
-                answers.append(answer[16:])
-            elif code:
-                raise OSError(-code, os.strerror(-code), what)
-            left -= kind == NLMSG_ERROR  # which an acknowledgement is, too: number 0
+            for kind, body in split_messages(os.read(fd, 1 << 16)):
+                if kind not in (NLMSG_ERROR, NLMSG_DONE):
+                    answers.append(body)
+                    continue
+                code = struct.unpack_from("i", body)[0]
+                if code:
+                    raise OSError(-code, os.strerror(-code), what)
+                left -= 1  # an acknowledgement is an error, too: number 0
     return answers
 
 netlink.kinds = None, TEXT, BYTES  # --explain shows it, too
 
-def link_message(name, more={}, flags=0, up=0, kind=RTM_NEWLINK):
-    """A message to rtnetlink(7) about the link of that name."""
-    header = struct.pack("BxHiII", 0, 0, 0, up, up)
-    return kind, NLM_F_ACK | flags, header + attributes({IFLA_IFNAME: name, **more})
-
-def address_message(index, address, subnet):
-    """A message to rtnetlink(7) that gives the link of that index an address."""
-    header = struct.pack("4BI", _socket.AF_INET, int(subnet.partition("/")[2]), 0, 0, index)
-    return RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, header + attributes(
-        {IFA_LOCAL: packed(address)})
+def split_messages(data):
+    """The messages in what was read at once: [(type, body)]."""
+    found, at = [], 0
+    while at + 16 <= len(data):
+        size, kind = struct.unpack_from("IH", data, at)
+        found.append((kind, data[at + 16:at + size]))
+        at += size + 3 & ~3
+    return found
 
 def packed(address):
     """An IP address, text or number, as the bytes in a packet."""
@@ -4481,95 +4582,664 @@ def subnet_range(subnet):
     first = int.from_bytes(packed(address), "big")
     return first, first | (1 << 32 - int(bits)) - 1
 
-def mac_of(address):
-    """The MAC address that goes with an IP address, so that neighbours' ARP caches stay true."""
-    return b"\x02\x42" + packed(address)
+# Links, addresses and routes.
 
-def nft(messages, table="mydocker"):
-    """Change a table, all or nothing: [(message, attributes but the table's name)]."""
+def link_message(name, more={}, flags=0, up=0, kind=RTM_NEWLINK):
+    """A message to rtnetlink(7) about the link of that name."""
+    head = struct.pack("BxHiII", 0, 0, 0, up, up)
+    return kind, NLM_F_ACK | flags, head + attributes({IFLA_IFNAME: name, **more})
+
+def address_message(index, address, bits, kind=RTM_NEWADDR):
+    """A message to rtnetlink(7) that gives the link of that index an address, or takes it."""
+    head = struct.pack("4BI", _socket.AF_INET, bits, 0, 0, index)
+    return kind, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, head + attributes(
+        {IFA_LOCAL: packed(address)})
+
+def route_message(index, gateway):
+    """A message to rtnetlink(7) that makes a gateway, by the link of that index, the way out."""
+    head = struct.pack("8BI", _socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST,
+                       0)
+    return RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, head + attributes(
+        {RTA_GATEWAY: packed(gateway), RTA_OIF: index})
+
+def read_link(name):
+    """What the kernel knows of a link: its index, flags, mac and alias; None if there is none."""
+    with tolerate(errno.ENODEV):
+        answer = netlink(NETLINK_ROUTE, name, [link_message(name, kind=RTM_GETLINK)])[0]  # is it up
+        index, flags = struct.unpack_from("iI", answer, 4)
+        found = parse_attributes(answer[16:])
+        return {"index": index, "flags": flags, "mac": found.get(IFLA_ADDRESS, b""),
+                "alias": os.fsdecode(found.get(IFLA_IFALIAS, b"").rstrip(b"\0"))}
+    return None
+
+def has_cables(index):
+    """True if a link is plugged into the bridge of that index."""
+    dump = RTM_GETLINK, NLM_F_ACK | NLM_F_DUMP, struct.pack("BxHiII", 0, 0, 0, 0, 0)
+    links = netlink(NETLINK_ROUTE, "links", [dump])  # who is plugged in
+    master = struct.pack("I", index)
+    return any(parse_attributes(link[16:]).get(IFLA_MASTER) == master for link in links)
+
+def host_addresses():
+    """The IPv4 addresses of all links: [(index, address, bits)]."""
+    dump = RTM_GETADDR, NLM_F_ACK | NLM_F_DUMP, struct.pack("4BI", _socket.AF_INET, 0, 0, 0, 0)
+    rows = []
+    for answer in netlink(NETLINK_ROUTE, "addresses", [dump]):  # which are this host's
+        _, bits, _, _, index = struct.unpack_from("4BI", answer)
+        address = parse_attributes(answer[8:]).get(IFA_LOCAL)
+        if address:
+            rows.append((index, _socket.inet_ntop(_socket.AF_INET, address), bits))
+    return rows
+
+# The packet filter.
+
+def nft(table, messages, flags=NLM_F_APPEND):
+    """Change a table, all or nothing: [(message, attributes but the table's name)]. FLAGS: 0 puts
+    rules in front of the others."""
     edge, subsystem = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES), NFNL_SUBSYS_NFTABLES << 8
-    flags = NLM_F_CREATE | NLM_F_APPEND * (table == "mydocker")
-    batch = [(subsystem | kind, flags, struct.pack(">BBH", _socket.AF_INET, 0, 0) + attributes(
-        {1: table, **values}, ">")) for kind, values in messages]
-    kind, _, body = batch.pop()  # of the others only errors are of interest
+    head = struct.pack(">BBH", NFPROTO_IPV4, 0, 0)
+    batch = [(subsystem | kind, NLM_F_CREATE | flags,
+              head + attributes({NFTA_ANY_TABLE: table, **values}, ">"))
+             for kind, values in messages]
+    if not batch:
+        return
+    kind, flags, body = batch.pop()  # of the others only errors are of interest
     netlink(NETLINK_NETFILTER, "nf_tables", [  # in one step: rules, names, ports
         (NFNL_MSG_BATCH_BEGIN, 0, edge), *batch, (kind, flags | NLM_F_ACK, body),
         (NFNL_MSG_BATCH_END, 0, edge)])
+
+def nft_list(kind, family=NFPROTO_IPV4, table=None):
+    """All chains or rules that there are, or those of a table: [(family, attributes)]."""
+    wanted = attributes({NFTA_ANY_TABLE: table}) if table else b""
+    dump = (NFNL_SUBSYS_NFTABLES << 8 | kind, NLM_F_ACK | NLM_F_DUMP,
+            struct.pack(">BBH", family, 0, 0) + wanted)
+    return [(answer[0], parse_attributes(answer[4:]))
+            for answer in netlink(NETLINK_NETFILTER, "nf_tables", [dump])]  # what is there
+
+def comment(text):
+    """A comment as nft(8) keeps it with a rule or a table: libnftnl's udata.h, at most 128 bytes"""
+    data = encode(text)[:127] + b"\0"
+    return bytes([0, len(data)]) + data
 
 def expressions(step):
     """A step of RULES for nf_tables: [(name, attributes)]; fields go through registers."""
     if step in VERDICTS:
         return [VERDICTS[step]]
-    (fields, test, value), found, register = step.split(" "), [], NFT_REG32_00
-    for name, more, size in map(FIELDS.get, fields.split(".")):
-        found.append((name, {1: register, **more}))
+    fields, test, value = step.split(" ")
+    found, register = [], NFT_REG32_00
+    for field in fields.split("."):
+        (name, more), size = FIELDS[field]
+        found.append((name, {NFTA_ANY_DREG: register, **more}))
         register += size
-    if test == "&":
-        found.append(("bitwise", {1: NFT_REG32_00, 2: NFT_REG32_00, 3: 4, 4: {1: VALUES[value]},
-                                  5: {1: bytes(4)}}))
-    if test in ("==", "!=", "&"):
-        wanted = VALUES.get(value, encode(value).ljust(16, b"\0")) if test != "&" else bytes(4)
-        return [*found, ("cmp", {1: NFT_REG32_00, 2: int(test != "=="), 3: {1: wanted}})]
-    into = {3: NFT_REG32_00} if test == "map" else {}
-    return [*found, ("lookup", {1: value, 2: NFT_REG32_00, 5: int(test == "not"), **into})]
+    if test in ("in", "not", "map"):
+        return [*found, lookup(test, value)]
+    wanted, operator = VALUES.get(value, encode(value).ljust(16, b"\0")), NFT_CMP_EQ
+    if test == "&":  # not zero, when all other bits are
+        found.append(("bitwise", {
+            NFTA_BITWISE_SREG: NFT_REG32_00, NFTA_BITWISE_DREG: NFT_REG32_00, NFTA_BITWISE_LEN: 4,
+            NFTA_BITWISE_MASK: {NFTA_DATA_VALUE: wanted},
+            NFTA_BITWISE_XOR: {NFTA_DATA_VALUE: bytes(4)}}))
+        wanted = bytes(4)
+    if test != "==":
+        operator = NFT_CMP_NEQ
+    return [*found, ("cmp", {NFTA_CMP_SREG: NFT_REG32_00, NFTA_CMP_OP: operator,
+                             NFTA_CMP_DATA: {NFTA_DATA_VALUE: wanted}})]
 
-def rule_message(rule):
+def lookup(test, name):
+    """The expression that looks for the registers in a set, or what a map has for them."""
+    values = {NFTA_LOOKUP_SET: name, NFTA_LOOKUP_SREG: NFT_REG32_00, NFTA_LOOKUP_FLAGS: 0}
+    if test == "not":
+        values[NFTA_LOOKUP_FLAGS] = NFT_LOOKUP_F_INV
+    if test == "map":
+        values[NFTA_LOOKUP_DREG] = NFT_REG32_00
+    return "lookup", values
+
+def rule_message(rule, note=None):
+    """A message that makes a rule of RULES' form, with a comment, by default the rule itself."""
     chain, _, steps = rule.partition(" ")
-    return NFT_MSG_NEWRULE, {2: chain, 4: [{1: name, 2: more} for step in steps.split(", ")
-                                           for name, more in expressions(step)]}
+    return NFT_MSG_NEWRULE, {
+        NFTA_RULE_CHAIN: chain, NFTA_RULE_USERDATA: comment(note or rule),
+        NFTA_RULE_EXPRESSIONS: [{NFTA_EXPR_NAME: name, NFTA_EXPR_DATA: more}
+                                for step in steps.split(", ") for name, more in expressions(step)]}
 
-def network_elements(network):
-    """What a network adds to the sets."""
-    name, (first, last) = encode(network["link"]).ljust(16, b"\0"), subnet_range(network["subnet"])
-    subnet = [{1: {1: packed(first)}}, {1: {1: packed(last + 1)}, 3: NFT_SET_ELEM_INTERVAL_END}]
-    return [{2: "bridges", 3: [{1: {1: name + name}}]},
-            *[{2: "subnets", 3: subnet}] * (not network["internal"])]
+def table_messages(note):
+    """Messages that make our table, or what it lacks, and all of its rules anew."""
+    chains = [(NFT_MSG_NEWCHAIN, {
+        NFTA_CHAIN_NAME: name, NFTA_CHAIN_TYPE: kind,
+        NFTA_CHAIN_HOOK: {NFTA_HOOK_HOOKNUM: hook, NFTA_HOOK_PRIORITY: priority}})
+        for name, (kind, hook, priority) in CHAINS.items()]
+    sets = [(NFT_MSG_NEWSET, {
+        NFTA_SET_NAME: name, NFTA_SET_FLAGS: flags, NFTA_SET_KEY_TYPE: kind, NFTA_SET_KEY_LEN: size,
+        NFTA_SET_ID: number, **values})
+        for number, (name, flags, kind, size, values) in enumerate(SETS)]
+    return [(NFT_MSG_NEWTABLE, {NFTA_TABLE_USERDATA: comment(note)}), *chains, *sets,
+            (NFT_MSG_DELRULE, {}), *map(rule_message, RULES)]
 
-def all_rules(network):
-    """Messages that make our table, or what it lacks, its rules, and a network's elements."""
-    return [(NFT_MSG_NEWTABLE, {}),
-            *((NFT_MSG_NEWCHAIN, {3: name, 7: kind, 4: {1: hook, 2: priority}})
-              for name, (kind, hook, priority) in CHAINS.items()),
-            *((NFT_MSG_NEWSET, {2: name, 3: flags, 4: kind, 5: size, 10: number, **values})
-              for number, (name, flags, kind, size, values) in enumerate(SETS)),
-            (NFT_MSG_DELRULE, {}), *map(rule_message, RULES),
-            *((NFT_MSG_NEWSETELEM, values) for values in network_elements(network))]
+def rules_standing(table):
+    """True if a table has all of our rules, in their order, and no other. So it has the chains that
+    they are in and the sets that they name: the kernel removes none that is used."""
+    found = {}
+    for _, rule in nft_list(NFT_MSG_GETRULE, NFPROTO_IPV4, table):
+        chain = rule[NFTA_RULE_CHAIN].rstrip(b"\0").decode()
+        found.setdefault(chain, []).append(rule.get(NFTA_RULE_USERDATA))
+    wanted = {}
+    for rule in RULES:
+        wanted.setdefault(rule.partition(" ")[0], []).append(comment(rule))
+    return found == wanted
+
+def element_messages(kind, name, elements):
+    """Messages that put elements into a set, or take them out; a list's length has 16 bits."""
+    return [(kind, {NFTA_SET_ELEM_LIST_SET: name,
+                    NFTA_SET_ELEM_LIST_ELEMENTS: elements[start:start + 500]})
+            for start in range(0, len(elements), 500)]
+
+def bridge_elements(kind, link, subnet):
+    """Messages that put a bridge, and the SUBNET that may go out by it, or none, into the sets, or
+    take them out."""
+    name = encode(link).ljust(16, b"\0")
+    messages = element_messages(kind, "bridges", [
+        {NFTA_SET_ELEM_KEY: {NFTA_DATA_VALUE: name + name}}])
+    if subnet:
+        first, last = subnet_range(subnet)
+        messages += element_messages(kind, "subnets", [
+            {NFTA_SET_ELEM_KEY: {NFTA_DATA_VALUE: packed(first)}},
+            {NFTA_SET_ELEM_KEY: {NFTA_DATA_VALUE: packed(last + 1)},
+             NFTA_SET_ELEM_FLAGS: NFT_SET_ELEM_INTERVAL_END}])
+    return messages
+
+def port_elements(kind, ports, target):
+    """Messages that lead ports, [address or "", port, inner port, protocol], to the address TARGET,
+    or no longer."""
+    elements = {"ports": [], "ports_of": []}
+    for address, taken, port, protocol in ports:
+        key = struct.pack(">B3xH2x", PROTOCOLS[protocol], taken)
+        name = "ports"
+        if address:
+            name, key = "ports_of", packed(address) + key
+        elements[name].append({
+            NFTA_SET_ELEM_KEY: {NFTA_DATA_VALUE: key},
+            NFTA_SET_ELEM_DATA: {NFTA_DATA_VALUE: struct.pack(">4sH2x", packed(target), port)}})
+    return [message for name in elements for message in element_messages(kind, name, elements[name])]
+
+def remove_elements(table, messages):
+    """Take elements out of sets, as far as they, and the sets, are there."""
+    with tolerate(errno.EPROTONOSUPPORT):  # there is no nf_tables: none was made
+        try:
+            nft(table, messages)
+        except FileNotFoundError:  # somebody flushed all, or a few
+            for kind, values in messages:
+                for element in values[NFTA_SET_ELEM_LIST_ELEMENTS]:
+                    with tolerate(errno.ENOENT):
+                        nft(table, [(kind, {**values, NFTA_SET_ELEM_LIST_ELEMENTS: [element]})])
+
+# Flows under way.  NAT is decided by a flow's first packet.  A client of UDP that sends on and on
+# keeps the decision, even if that was made before the port was led anywhere, or elsewhere.
+
+def forget_flows(ports):
+    """Make the kernel forget the flows of UDP to ports of this host, [address or "", port, ...], so
+    that their next packets find the rules as they are now."""
+    wanted = {(address, taken) for address, taken, _, protocol in ports if protocol == "udp"}
+    if not wanted:
+        return
+    local = {address for _, address, _ in host_addresses()}
+    head = struct.pack(">BBH", NFPROTO_IPV4, 0, 0)
+    only_udp = attributes({  # older kernels than 5.8 list all: flow_goes_to looks again
+        CTA_FILTER: {CTA_FILTER_ORIG_FLAGS: CTA_FILTER_F_CTA_PROTO_NUM, CTA_FILTER_REPLY_FLAGS: 0},
+        CTA_TUPLE_ORIG: {CTA_TUPLE_PROTO: {CTA_PROTO_NUM: bytes([_socket.IPPROTO_UDP])}}})
+    kind = NFNL_SUBSYS_CTNETLINK << 8
+    with tolerate(errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):  # no ctnetlink
+        for answer in netlink(NETLINK_NETFILTER, "conntrack", [  # old decisions of NAT
+                (kind | IPCTNL_MSG_CT_GET, NLM_F_ACK | NLM_F_DUMP, head + only_udp)]):
+            flow = parse_attributes(answer[4:])
+            if not flow_goes_to(flow, wanted, local):
+                continue
+            named = {CTA_TUPLE_ORIG | NLA_F_NESTED: flow[CTA_TUPLE_ORIG], CTA_ID: flow[CTA_ID]}
+            if CTA_ZONE in flow:
+                named[CTA_ZONE] = flow[CTA_ZONE]
+            with tolerate(errno.ENOENT):  # it has just ended
+                netlink(NETLINK_NETFILTER, "conntrack", [
+                    (kind | IPCTNL_MSG_CT_DELETE, NLM_F_ACK, head + attributes(named))])
+
+def flow_goes_to(flow, wanted, local):
+    """True if a flow's first packet was of UDP and for one of the WANTED, (address or "", port), at
+    an address of the LOCAL ones."""
+    way = parse_attributes(flow.get(CTA_TUPLE_ORIG, b""))
+    ends = parse_attributes(way.get(CTA_TUPLE_PROTO, b""))
+    target = parse_attributes(way.get(CTA_TUPLE_IP, b"")).get(CTA_IP_V4_DST)
+    if target is None or ends.get(CTA_PROTO_NUM) != bytes([_socket.IPPROTO_UDP]):
+        return False
+    address = _socket.inet_ntop(_socket.AF_INET, target)
+    port = int.from_bytes(ends.get(CTA_PROTO_DST_PORT, b""), "big")
+    if address not in local and not address.startswith("127."):
+        return False
+    return ("", port) in wanted or (address, port) in wanted
+
+# Other firewalls.  What one table accepts, another one may still drop, and that is final.
+
+def list_chains():
+    """The chains of IPv4: [(family, table, name, hook or None, True if its policy is to drop)]."""
+    rows = []
+    for family, chain in nft_list(NFT_MSG_GETCHAIN, NFPROTO_UNSPEC):
+        if family not in (NFPROTO_INET, NFPROTO_IPV4):
+            continue
+        table, name = (chain[kind].rstrip(b"\0").decode("utf-8", "replace")
+                       for kind in (NFTA_ANY_TABLE, NFTA_CHAIN_NAME))
+        hook = parse_attributes(chain.get(NFTA_CHAIN_HOOK, b"")).get(NFTA_HOOK_HOOKNUM)
+        if hook is not None:
+            hook = int.from_bytes(hook, "big")
+        rows.append((family, table, name, hook,
+                     chain.get(NFTA_CHAIN_POLICY) == struct.pack(">I", NF_DROP)))
+    return rows
+
+def table_names_link(family, table, link):
+    """True if a rule of that table speaks of a link: then somebody has seen to it."""
+    name = encode(link) + b"\0"
+    return any(name in rule.get(NFTA_RULE_EXPRESSIONS, b"")
+               for _, rule in nft_list(NFT_MSG_GETRULE, family, table))
+
+def old_iptables():
+    """The entries of iptables' own filter table, of before nf_tables, if its FORWARD drops; else
+    b"". See struct ipt_getinfo and ipt_get_entries in linux/netfilter_ipv4/ip_tables.h."""
+    with tolerate(errno.ENOENT):
+        if "filter" not in read_all("/proc/net/ip_tables_names").split():  # asking would make it
+            return b""
+        raw = _socket.socket(_socket.AF_INET, _socket.SOCK_RAW, _socket.IPPROTO_RAW)
+        with Descriptor(raw.detach()) as fd:
+            info = read_option(fd, IPT_SO_GET_INFO, 84)
+            policy, = struct.unpack_from("I", info, 56 + 4 * NF_INET_FORWARD)  # underflow[]
+            size, = struct.unpack_from("I", info, 80)
+            entries = read_option(fd, IPT_SO_GET_ENTRIES, 40 + size)[40:]
+        target, = struct.unpack_from("H", entries, policy + 88)  # ipt_entry's target_offset
+        verdict, = struct.unpack_from("i", entries, policy + target + 32)
+        if verdict == -NF_DROP - 1:
+            return entries
+    return b""
+
+def read_option(fd, number, size):
+    """What getsockopt(2) says of iptables' table "filter"; that it is asked for stands in front."""
+    words = (INT * (size // 4))()  # all of it is counted in these
+    asked = b"filter".ljust(32, b"\0") + struct.pack("I", max(size - 40, 0))
+    memoryview(words).cast("B")[:len(asked)] = asked
+    length = (INT * 1)(size)
+    getsockopt(fd, _socket.IPPROTO_IP, number, words, length)
+    return bytes(words)
+
+
+# ── 12. Network: networks ──────────────────────────────────────────────────
+# A network namespace has links, addresses, routes and a packet filter of its own; a new one holds
+# lo, and that is down.  A veth pair is a cable into it, a bridge the switch where cables end:
+#
+#   container │ host
+#   eth0 ─────┼─ veth1a2b3c ─┐
+#   eth0 ─────┼─ veth4d5e6f ─┴─ bridge, with the gateway's address ── routing, nf_tables ── uplink
+#
+# `run` makes it from outside while init boots; the kernel removes a cable with its namespace.
+#
+# A network is networks/<name>.json; its bridge has its name, and for an alias the state root that
+# it belongs to.  A lease is networks/<name>/<ip>, a link to "ID NAME ALIAS...": taken in one step,
+# given back by whoever tidies up the container.  Our table of nf_tables is the state root's, too.
+# Whoever connects a container puts back what is missing of all that.
+#
+# The networks that a container is in stand in its network.json, and only there:
+#
+#   pid, pid_start  the process whose namespace the cables lead into
+#   ports           those of the host that its monitor holds: [address or "", port, inner, protocol]
+#   endpoints       one for each network, eth0 first:
+#     network, wanted_ip, wanted_mac, aliases    what was asked for
+#     device, link, ip, mac, prefix, gateway     what it has; nothing while it doesn't run
+#
+# The monitor and the commands change it under network.lock, and read it each time.  Who holds that
+# lock sweeps no dead containers: one of them may be this one.
+#
+# A new option of a network's is a row in NETWORK_OPTIONS, a line in network_wanted or plan_network,
+# and what join_network or plug_in make of it.
+
+NETWORK_OPTIONS = (  # of run
+    ("--network --net", "NAME...", "none, host, bridge, container:ID, a network, or name=NETWORK,"
+                                   "ip=IP,alias=NAME (default: bridge, on the host's own root "
+                                   "none)"),
+    ("-p --publish", "[[IP:]HOST:]PORT[/udp]...", "lead a port of the host's, or more, to it"),
+    ("-P --publish-all", "", "so for all ports that the image names"),
+    ("--ip", "IP", "its address in the first network"), ("--mac-address", "MAC", "its eth0's"),
+    ("--network-alias", "NAME...", "one more name for its neighbours in the first network"),
+    ("--add-host", "NAME:IP...", "a line in its /etc/hosts"),
+    ("--dns", "IP...", "a name server, instead of the host's"),
+    ("--dns-search", "DOMAIN...", "where to look for short names"),
+)
+RLIMIT_NOFILE = 7  # asm-generic/resource.h
+NEIGHBOUR = "\t# neighbour"  # marks our lines in a container's /etc/hosts
+NEEDS = "it needs the kernel's modules nf_tables, nft_chain_nat, nft_masq and nft_fib_ipv4"
+
+class Full(Failure):
+    """A network has no free address; some may be of dead containers."""
+
+# What is asked for.
+
+def network_wanted(options, plan):
+    """A container's network by the options, its first one's name, and what is wanted of it."""
+    wants = parse_networks(options, plan)
+    check_networks(options, wants)
+    first = wants["endpoints"][0]
+    kind, _, other = first["network"].partition(":")
+    if kind == "container":
+        return "container:" + find_container(other)["id"], {**wants, "endpoints": []}
+    if kind in ("none", "host"):
+        return kind, {**wants, "endpoints": []}
+    return kind, wants
+
+def parse_networks(options, plan):
+    """What the options say of networks, in the record's form, as far as it can be read."""
+    default = "none"
+    if plan["reference"]:
+        default = os.environ.get("MYDOCKER_NETWORK", "bridge")
+    endpoints = [parse_network(text) for text in options["network"] or [default]]
+    for number, endpoint in enumerate(endpoints):
+        endpoint["device"] = f"eth{number}"
+    first = endpoints[0]
+    for option, key in (("ip", "wanted_ip"), ("mac-address", "wanted_mac"),
+                        ("network-alias", "aliases")):
+        if options[option] and first[key]:
+            raise Failure(f"--{option}: --network says it, too")
+        first[key] = options[option] or first[key]
+    first["wanted_mac"] = first["wanted_mac"].lower()
+    texts = [*options["publish"]]
+    if options["publish-all"]:
+        texts += plan["image"].get("ExposedPorts") or ()
+    ports = [row for text in texts for row in parse_publish(text)]
+    return {"endpoints": endpoints, "ports": ports, "dns": options["dns"],
+            "hosts": [parse_host(text) for text in options["add-host"]],
+            "search": options["dns-search"]}
+
+def parse_network(text):
+    """A --network argument, NAME or name=NAME,ip=IP,alias=NAME,mac-address=MAC, as an endpoint."""
+    endpoint = {"network": text, "wanted_ip": "", "wanted_mac": "", "aliases": []}
+    if "=" not in text:
+        return endpoint
+    endpoint["network"] = ""
+    keys = {"name": "network", "ip": "wanted_ip", "mac-address": "wanted_mac"}
+    for key, _, value in (pair.partition("=") for pair in text.split(",")):
+        if key == "alias":
+            endpoint["aliases"].append(value)
+        elif key in keys:
+            endpoint[keys[key]] = value
+        else:
+            raise Failure(f"--network, on {text}: unknown key {key or chr(39) * 2}, it is "
+                          "name=NETWORK[,ip=IP][,alias=NAME]...[,mac-address=MAC]")
+    return endpoint
+
+def check_networks(options, wants):
+    """Refuse what can't be, or can't go together, before anything is made."""
+    kinds = [endpoint["network"].partition(":")[0] for endpoint in wants["endpoints"]]
+    alone = [kind for kind in kinds if kind in ("none", "host", "container")]
+    if alone and len(kinds) > 1:
+        raise Failure(f"--network, on {alone[0]}: it can't go with other networks")
+    sysctls = [text for text in options["sysctl"] if text.startswith("net.")]
+    for endpoint, kind in zip(wants["endpoints"], kinds):
+        named = not alone and kind != "bridge"
+        for option, asked, possible in (
+                ("--ip", endpoint["wanted_ip"], not alone),
+                ("--mac-address", endpoint["wanted_mac"], not alone),
+                ("--publish", wants["ports"], not alone),
+                ("--network-alias", endpoint["aliases"], named),
+                ("--sysctl", sysctls, kind not in ("host", "container"))):  # not another's
+            if asked and not possible:
+                raise Failure(f"{option}: it can't go with --network {kind}")
+        check_endpoint(endpoint, "--ip", "--network-alias")
+        if not alone:
+            network_path(endpoint["network"])
+            if kinds.count(kind) > 1:
+                raise Failure(f"--network, on {kind}: it is there twice")
+    for address in wants["dns"]:
+        check_address(address, "--dns", _socket.AF_INET, _socket.AF_INET6)
+    for domain in wants["search"]:
+        if not domain or not domain.isprintable() or " " in domain:
+            raise Failure(f"--dns-search, on {domain or chr(39) * 2}: not a domain, such as "
+                          "example.org")
+
+def check_endpoint(endpoint, ip_option, alias_option):
+    """Refuse an address or names that can't be."""
+    if endpoint["wanted_ip"]:
+        check_address(endpoint["wanted_ip"], ip_option, _socket.AF_INET)
+    for alias in endpoint["aliases"]:
+        check_new_name(alias, alias_option)
+    mac = endpoint["wanted_mac"]
+    parts = mac.split(":")
+    right = len(parts) == 6 and all(len(part) == 2 and {*part} <= {*"0123456789abcdef"}
+                                    for part in parts)
+    if mac and (not right or int(parts[0], 16) & 1 or mac == "00:00:00:00:00:00"):  # a group's
+        raise Failure(f"--mac-address, on {mac}: not one of a link, such as 02:42:0a:09:01:02")
+
+def check_address(text, option, *families):
+    """Refuse what is no IP address of one of these families."""
+    for family in families:
+        with tolerate():
+            return _socket.inet_pton(family, text if text.isascii() else "")
+    example = "10.9.1.2"
+    if _socket.AF_INET6 in families:
+        example += " or fd00::2"
+    raise Failure(f"{option}, on {text or chr(39) * 2}: not an IP address, such as {example}")
+
+def parse_host(text):
+    """An --add-host argument, NAME:IP or NAME=IP, as NAME:IP; IP may be host-gateway."""
+    at = min([index for index in map(text.find, ":=") if index >= 0], default=-1)
+    name, address = text[:max(at, 0)], text[at + 1:].strip("[]")
+    if at < 0 or not name.replace("-", "a").replace(".", "a").replace("_", "a").isalnum():
+        raise Failure(f"--add-host, on {text or chr(39) * 2}: it is NAME:IP")
+    if address != "host-gateway":
+        check_address(address, "--add-host", _socket.AF_INET, _socket.AF_INET6)
+    return f"{name}:{address}"
+
+def parse_publish(text):
+    """A -p argument as [[host address, first and last port of the host's (0: any that is free),
+    container's port, protocol]]."""
+    def port_range(text):
+        first, _, last = text.partition("-")
+        return parse_number(first, "", 0), parse_number(last or first, "", 0)
+
+    rest, _, protocol = text.partition("/")
+    rest, _, inner = rest.rpartition(":")
+    address, _, outer = rest.rpartition(":")
+    protocol = protocol or "tcp"
+    try:
+        (first, last), (low, high) = port_range(inner), port_range(outer or "0")
+        if address:
+            check_address(address, "--publish", _socket.AF_INET)
+        right = 0 < first <= last < 1 << 16 and low <= high < 1 << 16 and protocol in PROTOCOLS
+    except Failure:
+        right = False
+    if not right or (first != last and low and high - low != last - first):
+        raise Failure(f"--publish, on {text or chr(39) * 2}: it is "
+                      "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
+    rows = []
+    for port in range(first, last + 1):
+        if low:
+            rows.append([address, low + port - first, high - last + port, port, protocol])
+        else:
+            rows.append([address, 0, 0, port, protocol])
+    return rows
+
+# Networks: bridges, and what marks them as ours.
+
+def mac_of(address):
+    """The MAC address that goes with an IP address, so that neighbours' ARP caches stay true."""
+    return b"\x02\x42" + packed(address)
+
+def link_mark():
+    """The alias of our links: whose they are."""
+    return os.fsdecode(encode(f"mydocker {state_path()}")[:IFALIASZ - 1])
+
+def own_table():
+    """The name of this state root's table in nf_tables: no two roots share one."""
+    if state_path() == STATE_ROOT:
+        return "mydocker"
+    from binascii import crc32
+    return f"mydocker-{crc32(encode(state_path())):08x}"
+
+def is_ours(link, network):
+    """True if a link carries our mark, or is one of before there were marks."""
+    return link["alias"] == link_mark() or (
+        not link["alias"] and link["mac"] == mac_of(network["gateway"]))
+
+def is_leftover(link):
+    """True if a link may be taken: ours, or of a state root that is gone, and nobody uses it."""
+    owner = link["alias"].partition("mydocker ")[2]
+    if not link["alias"].startswith("mydocker /") or len(encode(link["alias"])) == IFALIASZ - 1:
+        return False  # another's, or not the whole name
+    return link["alias"] == link_mark() or not os.path.isdir(owner) and not has_cables(link["index"])
+
+def refuse_link(name, link):
+    """Say whose a link is that isn't ours, and what helps."""
+    owner = link["alias"].partition("mydocker ")[2]
+    if link["alias"].startswith("mydocker /"):
+        raise Failure(f"network, on {name}: that link is of the state root {owner}",
+                      hint=f"another name, or mydocker --root {owner} network rm {name}")
+    raise Failure(f"network, on {name}: that link is not mydocker's",
+                  hint=f"another name, or ip link delete {name}")
 
 def own_link(network):
-    """The index and flags of a network's bridge, or 0, 0; a Failure if the link is another's."""
-    name, mac = network["link"], mac_of(network["gateway"])
-    with tolerate(errno.ENODEV):
-        answer = netlink(NETLINK_ROUTE, name, [link_message(name, kind=RTM_GETLINK)])[0]  # is it up
-        if attributes({IFLA_ADDRESS: mac}) in answer:
-            return struct.unpack_from("iI", answer, 4)
-        raise Failure(f"network, on {name}: that link is not mydocker's")
-    return 0, 0
+    """A network's bridge, see read_link, or None; a Failure if the link is another's."""
+    link = read_link(network["link"])
+    if link and not is_ours(link, network):
+        refuse_link(network["link"], link)
+    return link
+
+def choose_link(name):
+    """The name of a new network's bridge; one that an earlier life of ours left there is taken."""
+    used = {network["link"]: network["name"] for network in networks()}
+    if name != "bridge":
+        link = read_link(name)
+        if name in used:
+            raise Failure(f"network, on {name}: that link is network {used[name]}'s")
+        if link and not is_leftover(link):
+            refuse_link(name, link)
+        return name
+    for number in range(100):  # the default network takes what is free
+        link = read_link(f"mydocker{number}")
+        if f"mydocker{number}" not in used and (not link or is_leftover(link)):
+            return f"mydocker{number}"
+    raise Failure("network, on bridge: the links mydocker0 to mydocker99 are not ours")
 
 def make_bridge(network):
-    """Make a network's bridge and rules, or what is missing of them; it is up when all is done."""
-    link, inner = network["link"], network["internal"]
-    if not own_link(network)[0]:
-        netlink(NETLINK_ROUTE, link, [link_message(link, {  # the switch of a network
-            IFLA_ADDRESS: mac_of(network["gateway"]), IFLA_MTU: network["mtu"],
-            IFLA_LINKINFO: {IFLA_INFO_KIND: "bridge"}}, MAKE)])
-        with tolerate():  # Docker's own rules drop all but theirs, and what its users add here
-            nft([rule_message(f"DOCKER-USER {way} == {link}, accept")
-                 for way in ("iifname", "oifname")], "filter")
-    for name, value in (("accept_ra", "0"), ("disable_ipv6", "1")):  # CVE-2020-13401
+    """Make a network's bridge, or what is missing of it; it is up when all is done."""
+    name, bits = network["link"], int(network["subnet"].partition("/")[2])
+    settings = {IFLA_ADDRESS: mac_of(network["gateway"]), IFLA_MTU: network["mtu"]}
+    if not read_link(name):
+        netlink(NETLINK_ROUTE, name, [link_message(name, {  # the switch of a network
+            **settings, IFLA_LINKINFO: {IFLA_INFO_KIND: "bridge"}}, MAKE)])
+    netlink(NETLINK_ROUTE, name, [link_message(name, {  # ours, by its alias
+        **settings, IFLA_IFALIAS: encode(link_mark())})])
+    for setting, value in (("accept_ra", "0"), ("disable_ipv6", "1")):  # CVE-2020-13401
         with tolerate(errno.ENOENT):  # a kernel without IPv6
-            write_value(f"/proc/sys/net/ipv6/conf/{link}/{name}", value)
-    try:
-        nft(all_rules(network))
-        if not inner:
-            write_value(f"/proc/sys/net/ipv4/conf/{link}/route_localnet", "1")  # for 127.0.0.1:PORT
-        if not inner and read_all("/proc/sys/net/ipv4/ip_forward") == "0\n":
+            write_value(f"/proc/sys/net/ipv6/conf/{name}/{setting}", value)
+    if not network["internal"]:
+        write_value(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "1")  # for 127.0.0.1:PORT
+        if read_all("/proc/sys/net/ipv4/ip_forward") == "0\n":
             write_value("/proc/sys/net/ipv4/ip_forward", "1")
             warn("net.ipv4.ip_forward was 0 and is 1 now: this host passes on packets")
+    index = read_link(name)["index"]
+    old = [address_message(index, address, prefix, RTM_DELADDR)
+           for other, address, prefix in host_addresses()
+           if other == index and (address, prefix) != (network["gateway"], bits)]
+    netlink(NETLINK_ROUTE, name, [  # the gateway's address, then up
+        *old, address_message(index, network["gateway"], bits), link_message(name, up=IFF_UP)])
+
+def restore_network(network, ports=()):
+    """Put back what is missing of a network: its bridge after a reboot, rules after a flush. Without
+    rules its containers can have no PORTS."""
+    link = own_link(network)
+    if not link or not link["flags"] & IFF_UP:
+        with hold(state_path("networks")):
+            make_bridge(network)
+            make_dirs(network_path(network["name"]))
+    try:
+        restore_rules()
+        if not network["internal"]:
+            pass_firewalls(network["link"])
     except OSError as error:
-        warn(f"network, on {link}: it reaches nothing outside, {NEEDS} ({reason(error)})")
-    netlink(NETLINK_ROUTE, link, [  # the gateway's address, then up
-        address_message(own_link(network)[0], network["gateway"], network["subnet"]),
-        link_message(link, up=IFF_UP)])
+        if ports:
+            raise Failure(f"--publish: {NEEDS}: {reason(error)}") from None
+        warn(f"network, on {network['link']}: it reaches nothing outside, {NEEDS} "
+             f"({reason(error)})")
+
+def restore_rules(with_ports=False):
+    """Put back what somebody took of our rules and of the networks' elements; where rules were
+    missing, or WITH_PORTS, also the ports of all that runs."""
+    table, messages, ports = own_table(), [], []
+    standing = rules_standing(table)
+    if not standing:
+        messages = table_messages(f"mydocker's, of {state_path()}")
+    for network in networks():
+        messages += network_elements(NFT_MSG_NEWSETELEM, network)
+    nft(table, messages)
+    if not standing or with_ports:
+        ports = [message for wiring in map(read_wiring, running_records())
+                 for message in leading_ports(wiring)]
+    try:
+        nft(table, ports)
+    except FileExistsError:  # of a dead one's, and another has that port now
+        for message in ports:
+            with tolerate(errno.EEXIST):
+                nft(table, [message])
+
+def network_elements(kind, network):
+    subnet = None
+    if not network["internal"]:
+        subnet = network["subnet"]
+    return bridge_elements(kind, network["link"], subnet)
+
+def restore_networks():
+    """Put back what is missing of the rules, if a network's bridge stands."""
+    with tolerate():  # it is said when a container is connected
+        if any(read_link(network["link"]) for network in networks()):
+            restore_rules(True)
+
+def pass_firewalls(link):
+    """Let a bridge's packets pass Docker's rules, which leave DOCKER-USER to others; of another
+    firewall that would drop them say what helps."""
+    chains = list_chains()
+    names = [row[2] for row in chains if row[:2] == (NFPROTO_IPV4, "filter")]
+    if "DOCKER-USER" in names and not docker_rules(link):
+        ways = [f"DOCKER-USER {way} == {link}, accept" for way in ("iifname", "oifname")]
+        nft("filter", [rule_message(rule, link_mark()) for rule in ways], 0)
+    for family, table, chain, hook, drops in chains:
+        # firewalld's policy is to accept, but its last rule rejects
+        if hook != NF_INET_FORWARD or table == own_table() or not (drops or table == "firewalld"):
+            continue
+        if not table_names_link(family, table, link):
+            warn(f"network, on {link}: {table}'s chain {chain} stops what it sends out, unless: "
+                 f"{firewall_command(family, table, chain, link, names)}")
+    old = old_iptables()
+    if old and encode(link) + b"\0" not in old:
+        chain = "FORWARD"
+        if b"DOCKER-USER\0" in old:
+            chain = "DOCKER-USER"
+        warn(f"network, on {link}: iptables' FORWARD stops what it sends out, unless: "
+             f"{iptables_commands('iptables-legacy', chain, link)}")
+
+def iptables_commands(program, chain, link):
+    return "; ".join(f"{program} -I {chain} {way} {link} -j ACCEPT" for way in ("-i", "-o"))
+
+def firewall_command(family, table, chain, link, names):
+    """What makes a firewall let a bridge's packets pass; NAMES: iptables' chains."""
+    if table == "firewalld":
+        return f"firewall-cmd --zone=trusted --add-interface={link}"
+    if (family, table, chain) == (NFPROTO_IPV4, "filter", "FORWARD"):
+        if "ufw-user-forward" in names:
+            return f"ufw route allow in on {link}; ufw route allow out on {link}"
+        return iptables_commands("iptables", chain, link)
+    kind = "ip"
+    if family == NFPROTO_INET:
+        kind = "inet"
+    return "; ".join(f"nft insert rule {kind} {table} {chain} {way} {link} accept"
+                     for way in ("iifname", "oifname"))
+
+def docker_rules(link):
+    """The rules of ours for a bridge in Docker's chain: messages that remove them."""
+    return [(NFT_MSG_DELRULE, {NFTA_RULE_CHAIN: "DOCKER-USER",
+                               NFTA_RULE_HANDLE: rule[NFTA_RULE_HANDLE]})
+            for _, rule in nft_list(NFT_MSG_GETRULE, NFPROTO_IPV4, "filter")
+            if rule[NFTA_RULE_CHAIN] == b"DOCKER-USER\0"
+            and rule.get(NFTA_RULE_USERDATA) == comment(link_mark())
+            and encode(link) + b"\0" in rule[NFTA_RULE_EXPRESSIONS]]
 
 def networks():
     return [read_json(state_path("networks", name)) for name in listing(state_path("networks"))
@@ -4590,29 +5260,50 @@ def find_network(name):
         return create_network(name)
     raise Failure(f"network, on {name}: no such network", hint=f"mydocker network create {name}")
 
-def choose_subnet(wanted, gateway):
-    """The subnet that is wanted, or the first of docker's that is free, and its gateway."""
+def choose_subnet(wanted, gateway, link):
+    """The subnet that is wanted, or the first of docker's that is free, and its gateway. The routes
+    of LINK, a bridge that was left there, are no obstacle."""
     import ipaddress
     taken = [(network["subnet"], f"network {network['name']}") for network in networks()]
     for row in map(str.split, read_all("/proc/net/route").split("\n")[1:-1]):  # proc_net_route(5)
         bits = bin(int(row[7], 16)).count("1")
-        if bits >= 8:  # a shorter one is a default route, perhaps in halves
+        if bits >= 8 and row[0] != link:  # a shorter one is a default route, perhaps in halves
             first = _socket.inet_ntoa(struct.pack("=I", int(row[1], 16)))
             taken.append((f"{first}/{bits}", f"this host's route to {row[0]}"))
-    for subnet in [wanted] if wanted is not None else [
-            *(f"172.{n}.0.0/16" for n in range(17, 32)),
-            *(f"192.168.{n}.0/20" for n in range(0, 256, 16))]:
-        try:
-            net = ipaddress.IPv4Network(subnet)
-            own = ipaddress.IPv4Address(gateway or net[1])
-            if own not in net or own in (net[0], net[-1]) or net.is_loopback or net.is_multicast:
-                raise ValueError(f"{own} can't be the gateway in it")
-        except (ValueError, IndexError) as error:
-            raise Failure(f"--subnet, on {subnet or chr(39) * 2}: {error}") from None
-        whose = [name for other, name in taken if net.overlaps(ipaddress.ip_network(other))]
+    choices = [wanted]
+    if wanted is None:
+        choices = [f"172.{number}.0.0/16" for number in range(17, 32)]
+        choices += [f"192.168.{number}.0/20" for number in range(0, 256, 16)]
+    for text in choices:
+        subnet, own = parse_subnet(text, gateway)
+        whose = [name for other, name in taken if subnet.overlaps(ipaddress.ip_network(other))]
         if not whose:
-            return subnet, str(own)
+            return str(subnet), str(own)
     raise Failure(f"--subnet, on {wanted or 'all'}: it overlaps {whose[0]}", hint="--subnet CIDR")
+
+def parse_subnet(text, gateway):
+    """A subnet and the gateway in it, by default its first address, as ipaddress has them."""
+    import ipaddress
+    wrong = Failure(f"--subnet, on {text or chr(39) * 2}: not a subnet, such as 10.9.1.0/24")
+    address, _, bits = text.partition("/")
+    if not bits.isdigit() or not bits.isascii() or not 8 <= int(bits) <= 30:
+        wrong.message += ", with 8 to 30 bits"
+        raise wrong
+    check_address(address, "--subnet", _socket.AF_INET)
+    subnet = ipaddress.IPv4Network(text, strict=False)
+    if str(subnet.network_address) != address:
+        wrong.message = f"--subnet, on {text}: the subnet of that address is {subnet}"
+        raise wrong
+    if subnet.is_loopback or subnet.is_multicast or subnet.is_reserved or address.startswith("0."):
+        wrong.message = f"--subnet, on {text}: no host can have addresses in it"
+        raise wrong
+    own = subnet[1]
+    if gateway:
+        check_address(gateway, "--gateway", _socket.AF_INET)
+        own = ipaddress.IPv4Address(gateway)
+    if own not in subnet or own in (subnet[0], subnet[-1]):
+        raise Failure(f"--gateway, on {own}: it can't be the gateway in {subnet}")
+    return subnet, own
 
 def create_network(name, subnet=None, gateway=None, internal=False, mtu=1500):
     """Make a network and its bridge."""
@@ -4622,13 +5313,14 @@ def create_network(name, subnet=None, gateway=None, internal=False, mtu=1500):
             if name == "bridge":  # another `run` was faster
                 return read_json(path + ".json")
             raise Failure(f"network, on {name}: it exists")
-        subnet, gateway = choose_subnet(subnet, gateway)
-        network = {"name": name, "link": "mydocker0" if name == "bridge" else name,
-                   "driver": "bridge", "subnet": subnet, "gateway": gateway, "mtu": mtu,
-                   "internal": internal, "created": time.time()}
+        link = choose_link(name)
+        subnet, gateway = choose_subnet(subnet, gateway, link)
+        network = {"name": name, "link": link, "driver": "bridge", "subnet": subnet,
+                   "gateway": gateway, "mtu": mtu, "internal": internal, "created": time.time()}
         make_bridge(network)
         make_dirs(path)
         write_json(path + ".json", network)
+    restore_network(network)
     return network
 
 def remove_network(name):
@@ -4636,14 +5328,24 @@ def remove_network(name):
     network, path = find_network(name), network_path(name)
     with hold(state_path("networks")):
         with tolerate(errno.ENOENT):  # an earlier removal was cut short
-            if network_users(network):
-                raise Failure(f"network, on {name}: {network_users(network)[0][2]} is in it")
+            users = network_users(network)
+            if users:
+                raise Failure(f"network, on {name}: {users[0][2]} is in it",
+                              hint=f"mydocker network disconnect {name} {users[0][2]}")
             os.rmdir(path)
-        if own_link(network)[0]:
+        link = read_link(network["link"])
+        if link and is_ours(link, network):
             netlink(NETLINK_ROUTE, name, [link_message(network["link"], kind=RTM_DELLINK)])
         with tolerate():  # the rules may be gone, or never have been
-            nft([(NFT_MSG_DELSETELEM, values) for values in network_elements(network)])
+            nft("filter", docker_rules(network["link"]), 0)
+        with tolerate():
+            nft(own_table(), network_elements(NFT_MSG_DELSETELEM, network))
         unlink_if_there(path + ".json")
+        if not networks():
+            with tolerate():
+                nft(own_table(), [(NFT_MSG_DELTABLE, {})])
+
+# Leases.
 
 def network_users(network):
     """The leases of a network: [(address, container's id, its name, alias...)]."""
@@ -4651,20 +5353,459 @@ def network_users(network):
     leases = [(address, link_target(AT_FDCWD, f"{path}/{address}")) for address in listing(path)]
     return [(address, *lease.split(" ")) for address, lease in leases if lease]
 
-def take_address(network, record, wanted):
+def take_address(network, record, endpoint):
     """Lease an address in a network, the one that is wanted or the first that is free."""
     path, (first, last) = network_path(network["name"]), subnet_range(network["subnet"])
-    lease = " ".join([record["id"], record["name"], *record["wants"]["aliases"]])
-    for attempt in range(2):
-        taken = {network["gateway"], *os.listdir(path)}
-        for address in [packed(wanted)] if wanted else map(packed, range(first + 1, last)):
-            text = _socket.inet_ntop(_socket.AF_INET, address)
+    lease, wanted = " ".join([record["id"], record["name"], *endpoint["aliases"]]), None
+    choices = range(first + 1, last)
+    if endpoint["wanted_ip"]:
+        wanted = int.from_bytes(packed(endpoint["wanted_ip"]), "big")
+        choices = [wanted] if wanted in choices else []
+    taken = {network["gateway"], *os.listdir(path)}
+    for number in choices:
+        address = _socket.inet_ntop(_socket.AF_INET, packed(number))
+        if address not in taken:
             with tolerate(errno.EEXIST):  # another `run` was faster
-                if text not in taken and packed(first) < address < packed(last):
-                    os.symlink(lease, f"{path}/{text}")  # the address is taken, or was, in one step
-                    return text
-        sweep_containers() if attempt == 0 else None  # the dead give back theirs
-    raise Failure(f"--ip, on {wanted or network['name']}: not to be had in {network['subnet']}")
+                os.symlink(lease, f"{path}/{address}")  # it is taken, or was, in one step
+                return address
+    if wanted is None:
+        raise Full(f"network, on {network['name']}: it is full, all {last - first - 1} addresses "
+                   f"of {network['subnet']} are taken")
+    raise Full(f"--ip, on {endpoint['wanted_ip']}: not to be had in {network['subnet']}")
+
+def give_back_address(record, endpoint):
+    """End a lease, if it is this container's."""
+    path = state_path("networks", endpoint["network"], endpoint["ip"])
+    lease = link_target(AT_FDCWD, path)
+    if lease and lease.startswith(record["id"]):
+        unlink_if_there(path)
+
+# A container's place in its networks.
+
+def read_wiring(record):
+    """A container's network.json; before it is first connected, what was asked for."""
+    with tolerate(errno.ENOENT, errno.ENOTDIR):
+        return read_json(container_path(record, "network.json"))
+    wants, endpoints = record.get("wants", {}), []
+    if "endpoints" in wants:
+        endpoints = wants["endpoints"]
+    elif record.get("network", "none") not in ("none", "host") and ":" not in record["network"]:
+        endpoints = [{"network": record["network"], "device": "eth0",  # of an older mydocker
+                      "wanted_ip": wants["ip"], "wanted_mac": wants["mac"],
+                      "aliases": wants["aliases"], **record.get("endpoint", {})}]
+    ports = record.get("endpoint", {}).get("ports", [])
+    return {"pid": 0, "pid_start": None, "ports": ports, "endpoints": endpoints}
+
+class changed_wiring:
+    """A `with` in which a container's network.json is ours to change; written at its end, also by
+    an error: what was taken by then stands there."""
+    def __init__(self, record):
+        self.record = record
+    def __enter__(self):
+        self.lock = hold(container_path(self.record, "network.lock"))
+        self.wiring = read_wiring(self.record)
+        return self.wiring
+    def __exit__(self, *_):
+        with self.lock:
+            write_json(container_path(self.record, "network.json"), self.wiring)
+
+def is_wired(wiring):
+    """True while the process lives whose network namespace the cables lead into."""
+    return bool(wiring["pid"]) and process_start(wiring["pid"]) == wiring["pid_start"]
+
+def running_records():
+    """The records of the containers that may run, without asking whether they do."""
+    paths = [state_path("containers", name) for name in listing(state_path("running"))]
+    return filter(None, map(read_record, paths))
+
+def way_out(wiring):
+    """The endpoint that leads out: the first in a network that isn't internal; or None."""
+    for endpoint in wiring["endpoints"]:
+        if endpoint.get("ip") and not endpoint.get("internal"):
+            return endpoint
+    return None
+
+def leading_ports(wiring, kind=NFT_MSG_NEWSETELEM):
+    """Messages that lead a container's ports to it, or no longer."""
+    out = way_out(wiring)
+    return port_elements(kind, wiring["ports"], out["ip"]) if out else []
+
+def connect_container(state, pid, channel):
+    """Give a container its addresses, ports and cables; init is booting meanwhile.  One that its
+    policy starts again keeps the first two."""
+    record = state["record"]
+    message = None
+    if has_namespace(state["spec"], "network"):
+        message = receive(channel)[0]  # sync 0
+        if message != "apart":
+            raise Failure(*message or ("run: it was killed before the command started", 137))
+    if record["network"] in ("none", "host") or ":" in record["network"]:
+        return
+    taken = None
+    if record["wants"]["ports"] and not state.get("ports"):
+        taken = hold_ports(state)
+    try:
+        wire(record, pid, taken)
+    except Full:
+        sweep_containers()  # the dead give back theirs
+        wire(record, pid, taken)
+
+def wire(record, pid, taken):
+    """Connect a container whose PID 1 is that to all of its networks; TAKEN: its new ports."""
+    with changed_wiring(record) as wiring:
+        wiring.update(pid=pid, pid_start=process_start(pid))
+        if taken is not None:
+            wiring["ports"] = taken
+        found = [join_network(record, endpoint, wiring["ports"])
+                 for endpoint in wiring["endpoints"]]
+        if wiring["ports"] and not way_out(wiring):
+            raise Failure(f"--publish: the network {found[0]['name']} is internal" if found
+                          else "--publish: the container is in no network")
+        write_json(container_path(record, "network.json"), wiring)  # so that all can be swept
+        for endpoint, network in zip(wiring["endpoints"], found):
+            plug_in(wiring, endpoint, network)
+        with blame(f"--publish: {NEEDS}"):
+            nft(own_table(), leading_ports(wiring))
+        forget_flows(wiring["ports"])
+
+def join_network(record, endpoint, ports):
+    """Give an endpoint its address in its network, which is returned, as it should be. With PORTS
+    it must have rules."""
+    network = find_network(endpoint["network"])
+    restore_network(network, ports)
+    if not endpoint.get("ip"):
+        endpoint["ip"] = take_address(network, record, endpoint)
+        endpoint["mac"] = endpoint["wanted_mac"] or mac_of(endpoint["ip"]).hex(":")
+    endpoint["prefix"] = int(network["subnet"].partition("/")[2])
+    endpoint["gateway"] = network["gateway"]
+    endpoint["internal"] = network["internal"]
+    return network
+
+def open_network(wiring):
+    """A descriptor of the network namespace that a container's cables lead into."""
+    fd = Descriptor(os.open(f"/proc/{wiring['pid']}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+    if not is_wired(wiring):  # else the pid wasn't used again before that was open
+        os.close(fd)
+        raise Failure("network: the container has just ended")
+    return fd
+
+class inside_network:
+    """A `with` in a network namespace, of which there is a descriptor."""
+    def __init__(self, theirs):
+        self.theirs = theirs
+    def __enter__(self):
+        self.own = Descriptor(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        os.setns(self.theirs, CLONE_NEWNET)  # where the cable's other end is
+    def __exit__(self, *_):
+        with self.own:
+            os.setns(self.own, CLONE_NEWNET)  # back to the host's
+
+def plug_in(wiring, endpoint, network):
+    """Make the veth pair between a network's bridge and a container; then, for a moment in the
+    container's namespace, its address and route."""
+    veth, mtu = "veth" + os.urandom(5).hex(), network["mtu"]  # an old one may be there a bit longer
+    endpoint["link"], device = veth, endpoint["device"]
+    with open_network(wiring) as theirs:
+        peer = link_message(device, {
+            IFLA_NET_NS_FD: int(theirs), IFLA_MTU: mtu,
+            IFLA_ADDRESS: bytes.fromhex(endpoint["mac"].replace(":", ""))})[2]
+        messages = [link_message(veth, {
+            IFLA_MASTER: own_link(network)["index"], IFLA_MTU: mtu,
+            IFLA_LINKINFO: {IFLA_INFO_KIND: "veth", IFLA_INFO_DATA: {VETH_INFO_PEER: peer}}},
+            MAKE, IFF_UP)]
+        if wiring["ports"]:  # what it sends to its own comes back by this cable (br_netfilter)
+            messages.append(link_message(veth, {IFLA_LINKINFO: {
+                IFLA_INFO_SLAVE_KIND: "bridge", IFLA_INFO_SLAVE_DATA: {IFLA_BRPORT_MODE: b"\1"}}}))
+        netlink(NETLINK_ROUTE, veth, messages)  # a cable from the bridge to its eth0
+        with inside_network(theirs):
+            index = _socket.if_nametoindex(device)
+            messages = [link_message(device, up=IFF_UP),
+                        address_message(index, endpoint["ip"], endpoint["prefix"])]
+            if way_out(wiring) is endpoint:
+                messages.append(route_message(index, endpoint["gateway"]))
+            netlink(NETLINK_ROUTE, device, messages)  # up, with its address and the way out
+            with tolerate(errno.ENOENT):  # no neighbour is its router: CVE-2020-13401
+                write_value(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6", "1")
+
+def hold_ports(state):
+    """Take a container's ports on the host: [host's address, port, container's, protocol]."""
+    state["ports"], taken = [], []
+    with more_descriptors() as limit:
+        for address, first, last, port, protocol in state["record"]["wants"]["ports"]:
+            fd, number = hold_port(address, first, last, protocol)
+            state["ports"].append(limit.out_of_the_way(fd))
+            taken.append([address, number, port, protocol])
+            for signal in _signal.sigpending() & DEADLY:  # it may be about many thousands
+                raise Failure("run: interrupted before the command started", 128 + signal)
+    sweep_containers()  # the ports are ours: who had them is dead, but may have left elements
+    return taken
+
+def close_ports(state):
+    """Let others have a container's ports, and this process their descriptors."""
+    for fd in state.pop("ports", []):
+        os.close(fd)
+
+class more_descriptors:
+    """A `with` in which this process may have as many descriptors as its hard limit allows; the
+    containers that it starts later don't inherit that."""
+    def __enter__(self):
+        self.limits = (LONG * 2)()
+        prlimit(0, RLIMIT_NOFILE, None, self.limits)
+        prlimit(0, RLIMIT_NOFILE, (LONG * 2)(self.limits[1], self.limits[1]), None)
+        return self
+    def __exit__(self, *_):
+        prlimit(0, RLIMIT_NOFILE, self.limits, None)
+    def out_of_the_way(self, fd):
+        """Move a descriptor above the usual limit, so that below it there is room for others."""
+        if self.limits[0] >= self.limits[1]:
+            return fd
+        with Descriptor(fd):
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.limits[0])
+
+def hold_port(address, first, last, protocol):
+    """Take the first free of these ports of the host's: (descriptor, port). As long as that is open
+    no other program can have it, by the kernel's word; no packet comes to it."""
+    tcp = protocol == "tcp"
+    for port in range(first, last + 1):
+        with blame(f"--publish, on {address or '0.0.0.0'}:{port}/{protocol}"):
+            held = _socket.socket(type=_socket.SOCK_STREAM if tcp else _socket.SOCK_DGRAM)
+        try:
+            held.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, tcp)  # TIME_WAIT is free
+            held.bind((address or "0.0.0.0", port))
+            if tcp:
+                held.listen(1)  # from now on SO_REUSEADDR helps nobody
+            taken = held.getsockname()[1]
+            return held.detach(), taken
+        except OSError as error:
+            held.close()
+            why = reason(error)
+    if not last:
+        why = "no port is free"
+    raise Failure(f"--publish, on {address or '0.0.0.0'}:{port}/{protocol}: {why}")
+
+def disconnect_container(record):
+    """Give back a container's ports and addresses; the kernel removes its cables."""
+    if not os.path.isdir(container_path(record)):
+        return
+    with changed_wiring(record) as wiring:
+        remove_elements(own_table(), leading_ports(wiring, NFT_MSG_DELSETELEM))
+        forget_flows(wiring["ports"])
+        for endpoint in wiring["endpoints"]:
+            leave_network(record, endpoint)
+        wiring.update(pid=0, pid_start=None, ports=[])
+
+def leave_network(record, endpoint):
+    """Give back an endpoint's address, and let the neighbours know."""
+    if endpoint.get("ip"):
+        give_back_address(record, endpoint)
+        part_neighbours(record["id"], endpoint)
+    for key in ("ip", "mac", "prefix", "gateway", "internal", "link"):
+        endpoint.pop(key, None)
+
+# `network connect` and `disconnect`: the same for a container that runs.
+
+def connect_later(record, endpoint):
+    """Put a container that was made long ago into one more network: now, if it runs."""
+    if record["network"] in ("none", "host") or ":" in record["network"]:
+        raise Failure(f"network connect, on {record['name']}: it was started with --network "
+                      f"{record['network'][:22]}")
+    network = find_network(endpoint["network"])
+    with changed_wiring(record) as wiring:
+        if any(there["network"] == network["name"] for there in wiring["endpoints"]):
+            raise Failure(f"network connect, on {record['name']}: it is in {network['name']}")
+        used = {there["device"] for there in wiring["endpoints"]}
+        endpoint["device"] = next(f"eth{number}" for number in range(len(used) + 1)
+                                  if f"eth{number}" not in used)
+        if not is_wired(wiring):
+            wiring["endpoints"].append(endpoint)
+            return
+        join_network(record, endpoint, wiring["ports"])
+        before = leading_ports(wiring, NFT_MSG_DELSETELEM)
+        wiring["endpoints"].append(endpoint)
+        write_json(container_path(record, "network.json"), wiring)  # so that it can be swept
+        try:
+            plug_in(wiring, endpoint, network)
+        except (Failure, OSError):
+            wiring["endpoints"].remove(endpoint)
+            leave_network(record, endpoint)
+            raise
+        lead_ports(wiring, before)
+        meet_neighbours(record, endpoint, own_line=True)
+
+def disconnect_now(record, name):
+    """Take a container out of a network: now, if it runs."""
+    with changed_wiring(record) as wiring:
+        found = [there for there in wiring["endpoints"] if there["network"] == name]
+        if not found:
+            raise Failure(f"network disconnect, on {record['name']}: it is not in {name}")
+        before = leading_ports(wiring, NFT_MSG_DELSETELEM)
+        wiring["endpoints"].remove(found[0])
+        if not found[0].get("ip"):
+            return
+        if is_wired(wiring):
+            with tolerate(errno.ENODEV):  # it has removed its end
+                netlink(NETLINK_ROUTE, found[0]["link"], [  # with its other end, inside
+                    link_message(found[0]["link"], kind=RTM_DELLINK)])
+            lead_ports(wiring, before)
+            lead_out(wiring)
+            forget_network(record, found[0])
+        leave_network(record, found[0])
+
+def lead_ports(wiring, before):
+    """Lead a container's ports by the network that is its way out now; BEFORE: not so any more."""
+    now = leading_ports(wiring)
+    if wiring["ports"] and before != leading_ports(wiring, NFT_MSG_DELSETELEM):
+        remove_elements(own_table(), before)
+        nft(own_table(), now)
+        forget_flows(wiring["ports"])
+
+def lead_out(wiring):
+    """Let a container's packets leave by its way out, when the one before is gone."""
+    endpoint = way_out(wiring)
+    if endpoint:
+        with open_network(wiring) as theirs, inside_network(theirs):
+            index = _socket.if_nametoindex(endpoint["device"])
+            netlink(NETLINK_ROUTE, endpoint["device"], [  # the way out
+                route_message(index, endpoint["gateway"])])
+
+# Names.  In a named network everybody's /etc/hosts has everybody's names, on marked lines.  Who
+# comes finds the others by their leases, and then adds one line to each one's file; who goes takes
+# it out.  The file is mounted inside: it is changed in place, beside the container's own lines.
+
+def hosts_line(address, names):
+    return f"{address}\t{' '.join(dict.fromkeys(names))}"
+
+def own_lines(spec, record, wiring):
+    """A container's own lines: one for each network."""
+    rows = []
+    for endpoint in wiring["endpoints"]:
+        names = [spec["hostname"], *endpoint["aliases"]]
+        if endpoint["network"] != "bridge":
+            names.append(record["name"])
+        if endpoint.get("ip"):
+            rows.append(hosts_line(endpoint["ip"], names))
+    return rows
+
+def neighbour_lines(container_id, endpoint):
+    """The others in an endpoint's network: {id: line}; none in the default one, as with docker."""
+    if endpoint["network"] == "bridge" or not endpoint.get("ip"):
+        return {}
+    return {user[1]: hosts_line(user[0], user[2:]) + NEIGHBOUR
+            for user in network_users({"name": endpoint["network"]}) if user[1] != container_id}
+
+def hosts_file(spec, record):
+    """A container's /etc/hosts when it starts; who shares a network has that one's."""
+    wiring, kind = read_wiring(record), record["network"].partition(":")[0]
+    if kind in ("host", "container"):
+        path = "/etc/hosts"
+        if kind == "container":
+            path = state_path("containers", record["network"][10:], "hosts")
+        rows = read_text(path).rstrip("\n").split("\n")
+    else:
+        rows = [hosts_line(address, names.split(" ")) for address, names in (
+            ("127.0.0.1", "localhost"), ("::1", "localhost ip6-localhost ip6-loopback"),
+            ("fe00::", "ip6-localnet"), ("ff00::", "ip6-mcastprefix"),
+            ("ff02::1", "ip6-allnodes"), ("ff02::2", "ip6-allrouters"))]
+        rows += own_lines(spec, record, wiring) or [hosts_line("127.0.1.1", [spec["hostname"]])]
+    gateway = next((endpoint["gateway"] for endpoint in wiring["endpoints"]), "127.0.0.1")
+    for name, _, address in (entry.partition(":") for entry in record["wants"]["hosts"]):
+        rows.append(hosts_line(address.replace("host-gateway", gateway), [name]))
+    for endpoint in wiring["endpoints"]:
+        rows += neighbour_lines(record["id"], endpoint).values()
+    return "\n".join(rows) + "\n"
+
+def write_hosts(spec, record):
+    """Write a container's /etc/hosts; who gets a lease after this was read adds its own line."""
+    path = container_path(record)
+    with hold(path):
+        write_file(path + "/hosts", hosts_file(spec, record))
+        os.chmod(path + "/hosts", 0o644)
+
+def change_hosts(container_id, change):
+    """Change the lines of a container's /etc/hosts by change(lines), in place."""
+    path = state_path("containers", container_id)
+    with tolerate(errno.ENOENT), hold(path):  # it is just being made, or removed
+        fd = os.open(path + "/hosts", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with Descriptor(fd):
+            old = os.read(fd, SMALL_FILE)
+            lines = old.decode("utf-8", "surrogateescape").split("\n")
+            if lines[-1] == "":
+                lines.pop()
+            new = encode("\n".join([*change(lines), ""]))
+            if new != old and len(old) < SMALL_FILE:  # else the container has made a mess of it
+                if new.startswith(old):
+                    os.pwrite(fd, new[len(old):], len(old))
+                else:
+                    os.ftruncate(fd, os.pwrite(fd, new, 0))
+
+def introduce(record):
+    """Let a container's neighbours know it, in all of its networks; it is about to run."""
+    for endpoint in read_wiring(record)["endpoints"]:
+        meet_neighbours(record, endpoint)
+
+def meet_neighbours(record, endpoint, own_line=False):
+    """Put a container's line into its neighbours' /etc/hosts; with OWN_LINE also into its own what
+    is missing there, when a network is new to it."""
+    others = neighbour_lines(record["id"], endpoint)
+    if own_line:
+        spec = read_json(container_path(record, "config.json"))
+        mine = own_lines(spec, record, {"endpoints": [endpoint]})
+        change_hosts(record["id"], lambda lines: lines + [
+            line for line in [*mine, *others.values()] if line not in lines])
+    if endpoint["network"] == "bridge":
+        return
+    line = hosts_line(endpoint["ip"], [record["name"], *endpoint["aliases"]]) + NEIGHBOUR
+    for other in others:
+        change_hosts(other, lambda lines: lines if line in lines else [*lines, line])
+
+def part_neighbours(container_id, endpoint):
+    """Take a container's line out of its neighbours' /etc/hosts."""
+    start = endpoint["ip"] + "\t"
+    for other in neighbour_lines(container_id, endpoint):
+        change_hosts(other, lambda lines: [
+            line for line in lines if not (line.startswith(start) and line.endswith(NEIGHBOUR))])
+
+def forget_network(record, endpoint):
+    """Take the lines of a network out of the /etc/hosts of a container that has left it."""
+    spec = read_json(container_path(record, "config.json"))
+    gone = {*own_lines(spec, record, {"endpoints": [endpoint]}),
+            *neighbour_lines(record["id"], endpoint).values()}
+    change_hosts(record["id"], lambda lines: [line for line in lines if line not in gone])
+
+def resolv_conf(record):
+    """A container's resolv.conf: the host's by Docker's rules, and what the options say."""
+    wants, kind = record["wants"], record["network"].partition(":")[0]
+    servers, search, options = host_resolver(record, kind)
+    if wants["dns"]:
+        servers = wants["dns"]
+    if wants["search"]:
+        search = [] if wants["search"] == ["."] else ["search " + " ".join(wants["search"])]
+    return "\n".join([*(f"nameserver {server}" for server in servers), *search, *options, ""])
+
+def host_resolver(record, kind):
+    """What a container can use of the host's resolv.conf: its servers' addresses, and the lines of
+    search and of options. Servers that only the host's lo, or only IPv6, can reach are none; where
+    systemd has nothing but its stub there, its other file has the real ones."""
+    paths = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"]
+    if kind == "container":
+        paths.insert(0, state_path("containers", record["network"][10:], "resolv.conf"))
+    servers, search, options = [], [], []
+    for path in paths:
+        if servers or not os.path.isfile(path):
+            continue
+        rows = [line.split() for line in read_text(path).split("\n")]
+        servers = [row[1] for row in rows if row[:1] == ["nameserver"] and len(row) > 1]
+        if kind != "host":
+            servers = [server for server in servers
+                       if ":" not in server and not server.startswith("127.")]
+        lines = [(row[0], " ".join(row)) for row in rows if len(row) > 1]
+        search = search or [text for word, text in lines if word in ("search", "domain")][-1:]
+        options = options or [text for word, text in lines if word in ("options", "sortlist")]
+    return servers or ["8.8.8.8", "8.8.4.4"], search, options
+
+def bring_up_loopback():
+    """Set lo up: 127.0.0.1 works inside, and nothing else does."""
+    netlink(NETLINK_ROUTE, "lo", [link_message("lo", up=IFF_UP)])  # the only link it has
 
 def borrow_network(spec, record):
     """Let a container join another one's network; returns the descriptor that stands for that."""
@@ -4672,157 +5813,48 @@ def borrow_network(spec, record):
     fd = Descriptor(os.open(f"/proc/{live_pid(other)}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
     live_pid(other)  # the pid wasn't used again before it was open
     for row in spec["linux"]["namespaces"]:
-        row.update({"path": f"/proc/{os.getpid()}/fd/{fd}"} if row["type"] == "network" else {})
+        if row["type"] == "network":
+            row["path"] = f"/proc/{os.getpid()}/fd/{fd}"
     return fd
 
-def connect_container(state, pid, channel):
-    """Give a container its address, ports and cable; init is booting meanwhile.  One that its
-    policy starts again keeps the first two."""
-    record, spec, wants = state["record"], state["spec"], state["record"]["wants"]
-    kind = record["network"]
-    message = receive(channel)[0] if has_namespace(spec, "network") else "apart"  # sync 0
-    if message != "apart":
-        raise Failure(*message or ("run: it was killed before the command started", 137))
-    if kind in ("none", "host") or ":" in kind:
-        return
-    network = find_network(kind)
-    if not own_link(network)[1] & IFF_UP:  # after a reboot
-        with hold(state_path("networks")):
-            make_bridge(network)
-            make_dirs(network_path(kind))
-    if not record.get("endpoint"):
-        address = take_address(network, record, wants["ip"])
-        record["endpoint"] = {"ip": address, "gateway": network["gateway"], "ports": [],
-                              "mac": wants["mac"] or mac_of(address).hex(":"),
-                              "prefix": int(network["subnet"].partition("/")[2])}
-    if wants["ports"] and not state.get("ports"):
-        publish_ports(state, network)
-    plug_in(pid, record["endpoint"], network)
+# What is shown.
 
-def plug_in(pid, endpoint, network):
-    """Make the veth pair between a network's bridge and a container; then, for a moment in the
-    container's namespace, its address and route."""
-    veth, mtu = "veth" + os.urandom(5).hex(), network["mtu"]  # an old one may be there a bit longer
-    with Descriptor(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as own, \
-            Descriptor(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as theirs:
-        peer = link_message("eth0", {IFLA_NET_NS_FD: int(theirs), IFLA_MTU: mtu, IFLA_ADDRESS:
-                                     bytes.fromhex(endpoint["mac"].replace(":", ""))})[2]
-        netlink(NETLINK_ROUTE, veth, [link_message(veth, {  # a cable from the bridge to its eth0
-            IFLA_MASTER: own_link(network)[0], IFLA_MTU: mtu, IFLA_LINKINFO: {
-                IFLA_INFO_KIND: "veth", IFLA_INFO_DATA: {VETH_INFO_PEER: peer}}}, MAKE, IFF_UP),
-            # What it sends to its own published port comes back by the same cable (br_netfilter)
-            *[link_message(veth, {IFLA_LINKINFO: {IFLA_INFO_SLAVE_KIND: "bridge",
-                                  IFLA_INFO_SLAVE_DATA: {IFLA_BRPORT_MODE: b"\1"}}})
-              for _ in endpoint["ports"][:1]]])
-        os.setns(theirs, CLONE_NEWNET)  # where the cable's other end is
-        try:
-            index = _socket.if_nametoindex("eth0")
-            way_out = struct.pack("8BI", _socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0,
-                                  RTN_UNICAST, 0) + attributes({
-                RTA_GATEWAY: packed(network["gateway"]), RTA_OIF: index})
-            netlink(NETLINK_ROUTE, "eth0", [  # up, with its address and the way out
-                link_message("eth0", up=IFF_UP),
-                address_message(index, endpoint["ip"], network["subnet"]),
-                *[(RTM_NEWROUTE, NLM_F_ACK | MAKE, way_out)] * (not network["internal"])])
-            with tolerate(errno.ENOENT):  # no neighbour is its router: CVE-2020-13401
-                write_value("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1")
-        finally:
-            os.setns(own, CLONE_NEWNET)  # back to the host's
+def published(wiring):
+    """A container's ports: [("80/tcp", "0.0.0.0:8080")]."""
+    return [(f"{port}/{protocol}", f"{address or '0.0.0.0'}:{taken}")
+            for address, taken, port, protocol in wiring["ports"]]
 
-def publish_ports(state, network):
-    """Take a container's ports on the host, and lead them to it."""
-    record, state["ports"] = state["record"], []
-    if network["internal"]:
-        raise Failure(f"--publish: the network {network['name']} is internal")
-    for address, first, last, port, protocol in record["wants"]["ports"]:
-        fd, taken = hold_port(address, first, last, protocol)
-        state["ports"].append(fd)
-        record["endpoint"]["ports"].append([address, taken, port, protocol])
-    sweep_containers()  # the ports are ours: who had them is dead, but may have left elements
-    write_json(container_path(record, "state.json"), record)  # before, so that they are found
-    ports = port_elements(NFT_MSG_NEWSETELEM, record["endpoint"])
-    with blame(f"--publish: {NEEDS}"):
-        try:
-            nft(ports)
-        except FileNotFoundError:  # somebody flushed the rules
-            nft(all_rules(network) + ports)
+def network_names(record, wiring):
+    """What `ps` calls a container's networks."""
+    if record["network"] in ("none", "host") or ":" in record["network"]:
+        return record["network"]
+    return ",".join(endpoint["network"] for endpoint in wiring["endpoints"])
 
-def port_elements(message, endpoint):
-    """Messages that put published ports into their maps, or take them out."""
-    return [(message, {2: "ports_of" if address else "ports", 3: [{
-        1: {1: (packed(address) if address else b"") + struct.pack(">B3xH2x", PROTOCOLS[protocol],
-                                                                   taken)},
-        2: {1: struct.pack(">4sH2x", packed(endpoint["ip"]), port)}}]})
-        for address, taken, port, protocol in endpoint["ports"]]
+def network_settings(record):
+    """A container's place in its networks, in docker's words."""
+    wiring, ports, places = read_wiring(record), {}, {}
+    for port, host in published(wiring):
+        address, _, number = host.rpartition(":")
+        ports.setdefault(port, []).append({"HostIp": address, "HostPort": number})
+    for own in wiring["endpoints"]:
+        places[own["network"]] = {
+            "IPAddress": own.get("ip", ""), "IPPrefixLen": own.get("prefix", 0),
+            "Gateway": own.get("gateway", ""), "MacAddress": own.get("mac", ""),
+            "Aliases": own["aliases"]}
+    first = {"IPAddress": "", "IPPrefixLen": 0, "Gateway": "", "MacAddress": ""}
+    for place in [*places.values()][:1]:
+        first = {key: place[key] for key in first}
+    if not places:
+        places[record["network"]] = {**first, "Aliases": []}
+    return {**first, "Ports": ports, "Networks": places}
 
-PROTOCOLS = {"tcp": _socket.IPPROTO_TCP, "udp": _socket.IPPROTO_UDP}
-
-def hold_port(address, first, last, protocol):
-    """Take the first free of these ports of the host's: (descriptor, port). As long as that is open
-    no other program can have it, by the kernel's word; no packet comes to it."""
-    tcp = protocol == "tcp"
-    for port in range(first, last + 1):
-        held = _socket.socket(type=_socket.SOCK_STREAM if tcp else _socket.SOCK_DGRAM)
-        try:
-            held.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, tcp)  # TIME_WAIT is free
-            held.bind((address or "0.0.0.0", port))
-            held.listen(1) if tcp else None  # from now on SO_REUSEADDR helps nobody
-            taken = held.getsockname()[1]
-            return held.detach(), taken
-        except OSError as error:
-            held.close()
-            why = reason(error)
-    raise Failure(f"--publish, on {address or '0.0.0.0'}:{port}/{protocol}: {why}")
-
-def disconnect_container(record):
-    """Give back a container's ports and address; the kernel removes its cable."""
-    endpoint, top = record.pop("endpoint", None), state_path("networks")
-    if endpoint and endpoint["ports"]:
-        with tolerate():  # they were not made yet, or went with the rules
-            nft(port_elements(NFT_MSG_DELSETELEM, endpoint))
-    for name in [record["network"]] if "network" in record else listing(top):
-        for address in [endpoint["ip"]] if endpoint else listing(f"{top}/{name}"):
-            lease = link_target(AT_FDCWD, f"{top}/{name}/{address}")
-            if lease and lease.startswith(record["id"]):
-                unlink_if_there(f"{top}/{name}/{address}")
-                introduce_neighbours(name)
-
-def introduce_neighbours(name):
-    """Write who is in a named network into the /etc/hosts of all in it: in place, for the file is
-    mounted inside, and beside the container's own lines."""
-    mark = "\t# neighbour"
-    if name == "bridge" or not os.path.isdir(state_path("networks", name)):
-        return
-    with hold(state_path("networks")):
-        lines = {user[1]: f"{user[0]}\t{' '.join(user[2:])}{mark}"
-                 for user in network_users({"name": name})}
-        for own in lines:
-            with tolerate():  # it is just being made, or did something to its file
-                hosts = state_path("containers", own, "hosts")
-                kept = [row for row in read_text(hosts).split("\n")[:-1] if not row.endswith(mark)]
-                text = [*kept, *(text for other, text in lines.items() if other != own), ""]
-                with Descriptor(os.open(hosts, os.O_WRONLY | os.O_CLOEXEC)) as fd:
-                    os.ftruncate(fd, os.pwrite(fd, encode("\n".join(text)), 0))
-
-def hosts_file(spec, record):
-    """A container's /etc/hosts when it starts; who shares a network has that one's."""
-    own = record.get("endpoint") or {"ip": "127.0.1.1", "gateway": "127.0.0.1"}
-    kind, _, other = record["network"].partition(":")
-    names = [spec["hostname"], *record["wants"]["aliases"]]
-    names += [record["name"]] * ("endpoint" in record and kind != "bridge")
-    rows = [("127.0.0.1", "localhost"), ("::1", "localhost ip6-localhost ip6-loopback"),
-            ("fe00::", "ip6-localnet"), ("ff00::", "ip6-mcastprefix"), ("ff02::1", "ip6-allnodes"),
-            ("ff02::2", "ip6-allrouters"), (own["ip"], " ".join(dict.fromkeys(names)))]
-    text = "".join(f"{address}\t{name}\n" for address, name in rows)
-    if other or kind == "host":
-        text = read_text(state_path("containers", other, "hosts") if other else "/etc/hosts")
-    return text.rstrip("\n") + "\n" + "".join(
-        f"{address.replace('host-gateway', own['gateway'])}\t{name}\n" for name, _, address in (
-            entry.partition(":") for entry in record["wants"]["hosts"]))
-
-def bring_up_loopback():
-    """Set lo up: 127.0.0.1 works inside, and nothing else does."""
-    netlink(NETLINK_ROUTE, "lo", [link_message("lo", up=IFF_UP)])  # the only link it has
+def network_info(name):
+    """A network and who is in it, in docker's words and ours."""
+    network = find_network(name)
+    return {**network, "Name": name, "Driver": network["driver"], "Internal": network["internal"],
+            "IPAM": {"Config": [{"Subnet": network["subnet"], "Gateway": network["gateway"]}]},
+            "Containers": {user[1]: {"Name": user[2], "IPv4Address": user[0]}
+                           for user in network_users(network)}}
 
 
 # ── 13. Terminal and logs ──────────────────────────────────────────────────
@@ -5438,6 +6470,7 @@ def start_container(state):
         prepare_container(spec, record)
         spec = dict(spec, filter=assemble_filter(linux))
         tell(channel, spec, [end for _, end in pipes])  # sync 1
+        introduce(record)  # while init works
         master = await_exec(pid, channel, signals)
         record.update(pid=pid, pid_start=process_start(pid), started=time.time())
         write_json(container_path(record, "state.json"), record)
@@ -6383,77 +7416,6 @@ def make_spec(options, words, plan):
     plan_confinement(spec, options)
     return spec
 
-def resolv_conf(record):
-    """The host's resolv.conf by Docker's rules: no server that only the host's lo can reach."""
-    wants, local = record["wants"], record["network"] == "host"
-    shared = [state_path("containers", record["network"][10:], "resolv.conf")]
-    for path in (*shared * (":" in record["network"]), "/etc/resolv.conf",
-                 "/run/systemd/resolve/resolv.conf"):
-        lines = read_text(path).split("\n") if os.path.isfile(path) else []
-        kept = [line for line in lines if local or not " ".join(line.split()).startswith(
-            ("nameserver 127.", "nameserver ::1"))]
-        if any(line.startswith("nameserver") for line in kept):
-            break
-    else:
-        kept = [*filter(None, kept), "nameserver 8.8.8.8", "nameserver 8.8.4.4", ""]
-    said = ("nameserver",) * bool(wants["dns"]) + ("search", "domain") * bool(wants["search"])
-    search = " ".join(["search", *wants["search"]])
-    return "\n".join([*(f"nameserver {address}" for address in wants["dns"]),
-                      *[search] * (search not in ("search", "search .")),
-                      *(line for line in kept if not line.startswith(said))])
-
-def network_wanted(options, plan):
-    """A container's network by the options, its name and what is wanted of it."""
-    name = given(options, "network", os.environ.get("MYDOCKER_NETWORK", "bridge")
-                 if plan["reference"] else "none")
-    (kind, _, other), aliases = name.partition(":"), options["network-alias"]
-    ours = kind not in ("none", "host", "container")
-    ports = [*options["publish"], *(plan["image"].get("ExposedPorts") or () if
-                                    options["publish-all"] else ())]
-    wants = {"ip": options["ip"] or "", "mac": (options["mac-address"] or "").lower(),
-             "aliases": [check_new_name(alias, "--network-alias") for alias in aliases],
-             "ports": sum(map(parse_publish, ports), []), "hosts": options["add-host"],
-             "dns": options["dns"], "search": options["dns-search"]}
-    for option, asked, possible in (
-            ("--ip", wants["ip"], ours), ("--mac-address", wants["mac"], ours),
-            ("--publish", ports, ours), ("--network-alias", aliases, ours and kind != "bridge"),
-            ("--sysctl", [text for text in options["sysctl"] if text.startswith("net.")],
-             kind not in ("host", "container"))):  # not the host's, nor another's
-        if asked and not possible:
-            raise Failure(f"{option}: it can't go with --network {kind}")
-    for address in [*wants["dns"], *filter(None, [wants["ip"]])]:
-        with blame(f"address, on {address}"):
-            packed(address)
-    if wants["mac"] and (len(wants["mac"]) != 17 or not {*wants["mac"]} <= {*"0123456789abcdef:"}):
-        raise Failure(f"--mac-address, on {wants['mac']}: not one, such as 02:42:0a:09:01:02")
-    if kind == "container":
-        return "container:" + find_container(other)["id"], wants
-    return network_path(name) and name if ours else name, wants
-
-def parse_publish(text):
-    """A -p argument as [[host address, first and last port of the host's (0: any that is free),
-    container's port, protocol]]."""
-    def port_range(text):
-        first, _, last = text.partition("-")
-        return int(first), int(last or first)
-
-    rest, _, protocol = text.partition("/")
-    rest, _, inner = rest.rpartition(":")
-    address, _, outer = rest.rpartition(":")
-    wrong = Failure(f"--publish, on {text or chr(39) * 2}: it is "
-                    "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
-    try:
-        (first, last), (low, high) = port_range(inner), port_range(outer or "0")
-        address and packed(address)
-    except (ValueError, OSError):
-        raise wrong from None
-    if not (0 < first <= last < 1 << 16 and low <= high < 1 << 16 and (
-            protocol or "tcp") in PROTOCOLS and (first == last or not low or
-                                                 high - low == last - first)):
-        raise wrong
-    return [[address, low and low + port - first, low and high - last + port, port,
-             protocol or "tcp"] for port in range(first, last + 1)]
-
 def find_or_pull(text, options):
     """The image that TEXT names, fetched first if --pull has it so."""
     when = given(options, "pull", "missing")
@@ -6539,15 +7501,7 @@ STOP_OPTIONS = (
          ("--entrypoint", "PROGRAM", "instead of the image's entrypoint"),
          ("--rootfs", "DIR", "use this directory as the root, as it is"),
          ("--hostname", "NAME", "the container's host name"),
-         ("--network --net", "NAME", "none, host, bridge, container:ID or a network (default: "
-                                     "bridge, on the host's own root none)"),
-         ("-p --publish", "[[IP:]HOST:]PORT[/udp]...", "lead a port of the host's, or more, to it"),
-         ("-P --publish-all", "", "so for all ports that the image names"),
-         ("--ip", "IP", "its address"), ("--mac-address", "MAC", "its eth0's"),
-         ("--network-alias", "NAME...", "one more name for its neighbours"),
-         ("--add-host", "NAME:IP...", "a line in its /etc/hosts"),
-         ("--dns", "IP...", "a name server, instead of the host's"),
-         ("--dns-search", "DOMAIN...", "where to look for short names"),
+         *NETWORK_OPTIONS,
          ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
          ("--read-only", "", "let nothing be written to the root file system"),
          ("--ephemeral", "", "on the host's root: let everything be written, then throw it away"),
@@ -6623,8 +7577,12 @@ def launch(state, guard, cidfile, ready=lambda: None):
         state["stdin"] = choose_stdin(state)
         start_container(state)
     except (Failure, OSError):
-        end_container(record) if "lock" in state else None
-        unlink_if_there(cidfile) if cidfile else None
+        close_ports(state)
+        with tolerate():  # the next command sweeps; what went wrong first is what counts
+            if "lock" in state:
+                end_container(record)
+            if cidfile:
+                unlink_if_there(cidfile)
         raise
     ready()
     return supervise(state, False)
@@ -6659,12 +7617,11 @@ def prepare_container(spec, record):
             os.makedirs(source, exist_ok=True)
     for name in ("rootfs", "scratch"):
         make_dirs(f"{path}/{name}")
-    for name, text in (("hosts", hosts_file(spec, record)), ("hostname", spec["hostname"] + "\n"),
-                       ("resolv.conf", resolv_conf(record))):
+    write_hosts(spec, record)
+    for name, text in (("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf(record))):
         write_file(f"{path}/{name}", text)
         os.chmod(f"{path}/{name}", 0o644)
     write_json(path + "/config.json", spec)
-    introduce_neighbours(record["network"])
 
 def apply_log_options(options):
     """Let --log-level and --explain travel to init: in the environment."""
@@ -6781,14 +7738,10 @@ def container_state(record):
         return "restarting" if record["restarts"] else "created"
     return "paused" if is_paused(record["cgroups"]) else "running"
 
-def published(record):
-    """A container's ports: [("80/tcp", "0.0.0.0:8080")]."""
-    return [(f"{port}/{protocol}", f"{address or '0.0.0.0'}:{taken}")
-            for address, taken, port, protocol in record.get("endpoint", {}).get("ports", [])]
-
 def ps_row(record, options):
     """What `ps` can show of a container, by docker's field names and the tutorial's."""
     state, command = container_state(record), " ".join(record["args"])
+    wiring = read_wiring(record)
     created = time.localtime(record["created"])
     status = {"running": "Up {up}", "paused": "Up {up} (Paused)", "created": "Created",
               "restarting": "Restarting ({status}) {ended} ago",
@@ -6800,9 +7753,10 @@ def ps_row(record, options):
            "Command": shorten(command, len(command) if options["no-trunc"] else 20),
            "RunningFor": age_of(record["created"]) + " ago", "Status": status,
            "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z %Z", created),
-           "PID": str(record.get("pid") or ""), "IP": record.get("endpoint", {}).get("ip", ""),
-           "Ports": ", ".join(f"{host}->{port}" for port, host in published(record)),
-           "Networks": record["network"],
+           "PID": str(record.get("pid") or ""),
+           "IP": next((own["ip"] for own in wiring["endpoints"] if "ip" in own), ""),
+           "Ports": ", ".join(f"{host}->{port}" for port, host in published(wiring)),
+           "Networks": network_names(record, wiring),
            "Labels": ",".join(f"{key}={text}" for key, text in record["labels"].items()),
            "Mounts": ",".join(record["volumes"])}
     if options["size"]:
@@ -7031,7 +7985,9 @@ def relaunch(record, options, ready=lambda: None):
     try:
         start_container(state)
     except (Failure, OSError) as error:
-        end_container(record, describe(error)[1])
+        close_ports(state)
+        with tolerate():  # the next command sweeps; what went wrong first is what counts
+            end_container(record, describe(error)[1])
         raise
     ready()
     return supervise(state, False)
@@ -7377,16 +8333,6 @@ def inspected(name):
                    for row in spec["mounts"] if row["type"] == "bind"],
         "NetworkSettings": network_settings(record), "Record": record, "Spec": spec}
 
-def network_settings(record):
-    """A container's place in its network, in docker's words."""
-    own, ports = record.get("endpoint", {}), {}
-    for port, host in published(record):
-        ports.setdefault(port, []).append(dict(zip(("HostIp", "HostPort"), host.split(":"))))
-    place = {"IPAddress": own.get("ip", ""), "IPPrefixLen": own.get("prefix", 0),
-             "Gateway": own.get("gateway", ""), "MacAddress": own.get("mac", "")}
-    return {**place, "Ports": ports, "Networks": {
-        record["network"]: {**place, "Aliases": record["wants"]["aliases"]}}}
-
 def log_time_of(moment):
     return log_time(int(moment * 10**9)) if moment else "0001-01-01T00:00:00Z"
 
@@ -7457,11 +8403,29 @@ def cmd_network_create(options, words):
          ("--format", "FORMAT", "table, json or a template"))
 def cmd_network_list(options, _):
     """IpRange is the gateway's address and the subnet's size, as in the tutorial."""
+    restore_networks()
     rows = [{"Name": network["name"], "Driver": network["driver"], "Internal": network["internal"],
              "IpRange": network["gateway"] + "/" + network["subnet"].partition("/")[2]}
             for network in networks()]
     show_rows(rows, {"Name": "NAME", "IpRange": "IpRange", "Driver": "Driver"},
               "{{.Name}}" if options["quiet"] else options["format"])
+
+@command("[OPTIONS] NETWORK CONTAINER", "put a container into one more network, now if it runs",
+         ("--ip", "IP", "its address there"),
+         ("--alias", "NAME...", "one more name for its neighbours"))
+def cmd_network_connect(options, words):
+    endpoint = {**parse_network(""), "network": words[0], "wanted_ip": options["ip"] or "",
+                "aliases": options["alias"]}
+    check_endpoint(endpoint, "--ip", "--alias")
+    if endpoint["aliases"] and words[0] == "bridge":
+        raise Failure("--alias: it can't go with the network bridge")
+    sweep_containers()
+    connect_later(find_container(words[1]), endpoint)
+
+@command("NETWORK CONTAINER", "take a container out of a network, now if it runs")
+def cmd_network_disconnect(_, words):
+    sweep_containers()
+    disconnect_now(find_container(words[1]), words[0])
 
 @command("NAME...", "remove networks that no running container is in", many=True)
 def cmd_network_remove(_, name):
@@ -7471,20 +8435,14 @@ def cmd_network_remove(_, name):
 @command("[OPTIONS] NAME...", "show networks as JSON", ("-f --format", "FORMAT", "a template"))
 def cmd_network_inspect(options, words):
     sweep_containers()
+    restore_networks()
     show_json(words, network_info, options["format"])
-
-def network_info(name):
-    """A network and who is in it, in docker's words and ours."""
-    network = find_network(name)
-    return {**network, "Name": name, "Driver": network["driver"], "Internal": network["internal"],
-            "IPAM": {"Config": [{"Subnet": network["subnet"], "Gateway": network["gateway"]}]},
-            "Containers": {user[1]: {"Name": user[2], "IPv4Address": user[0]}
-                           for user in network_users(network)}}
 
 @command("[OPTIONS]", "remove the networks that no running container is in, and say which",
          ("-f --force", "", "without asking, as always"))
 def cmd_network_prune(*_):
     sweep_containers()
+    restore_networks()
     for network in networks():
         if network["name"] != "bridge" and not network_users(network):
             remove_network(network["name"])
@@ -7495,8 +8453,8 @@ COMMANDS.update({"network ls": COMMANDS["network list"], "network rm": COMMANDS[
 @command("CONTAINER [PORT[/PROTOCOL]]", "show a container's ports on the host")
 def cmd_port(_, words):
     wanted = words[1] + "/tcp" * ("/" not in words[1]) if words[1:] else ""
-    rows = [(port, host) for port, host in published(find_container(words[0])) if port == (
-        wanted or port)]
+    rows = [(port, host) for port, host in published(read_wiring(find_container(words[0])))
+            if port == (wanted or port)]
     if wanted and not rows:
         raise Failure(f"port, on {words[0]}: {wanted} is not published")
     for port, host in rows:
@@ -8033,7 +8991,7 @@ def try_overlay():
 def try_nf_tables():
     """Make our rules, in a network namespace of this process's own."""
     os.unshare(CLONE_NEWNET)
-    nft(all_rules({"link": "lo", "subnet": "10.0.0.0/8", "internal": False}))
+    nft("mydocker", table_messages("a probe"))
 
 PROBES = (  # (name, try it, what it is needed for, where to look if it is missing)
     ("root", lambda: os.setuid(0), "all of it", "sudo"),

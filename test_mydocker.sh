@@ -7074,7 +7074,7 @@ test_network_restart() { # net: a policy's restart keeps address and port;
   run 0 run -d --name next --net n1 -p 8080:81 --ip 10.9.1.2 /bin/sleep 1000
   run 0 rm -f next
   for n in 1 2 3 4 5; do run 0 run -d --name "c$n" --net n1 /bin/sleep 1000; done
-  fails 125 'not to be had in 10.9.1.0/29' run --net n1 /bin/true
+  fails 125 'it is full, all 6 addresses of 10.9.1.0/29 are taken' run --net n1 /bin/true
   kill -KILL "$(monitor_of c3)"
   wait_for gone "$(monitor_of c3)"
   run 0 run --net n1 /bin/sh -c 'ip -o -4 addr show eth0'
@@ -7164,7 +7164,330 @@ test_network_docker() { # net: where Docker's rules drop what is forwarded,
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
   says nothing "${lan[@]}" -- tcp 172.17.0.2 80
   "${box[@]}" iptables-nft -S DOCKER-USER >rules # iptables still understands its table
-  has rules '^-A DOCKER-USER -i mydocker0 -j ACCEPT$'
+  has rules '^-A DOCKER-USER -i mydocker0 .*--comment "mydocker /.*" -j ACCEPT$'
+  has rules '^-A DOCKER-USER -o mydocker0 .*--comment "mydocker /.*" -j ACCEPT$'
+  [[ ! -s web.err ]] # no warning: nothing is stopped
+  run 0 run --net bridge /bin/true
+  "${box[@]}" iptables-nft -S DOCKER-USER | diff rules -
+  run 0 rm -f web
+  run 0 network rm bridge
+  is "$("${box[@]}" iptables-nft -S DOCKER-USER)" $'-N DOCKER-USER\n-A DOCKER-USER -j RETURN'
+}
+
+test_network_flush() { # net: whatever is lost of the rules comes back with the next container, or `network ls`
+  need nft
+  own_networks
+  local table loss
+  run 0 network create --subnet 10.9.1.0/24 n1
+  run 0 network create --subnet 10.9.2.0/24 n2
+  table=$("${box[@]}" nft list tables | sed -n 's/^table ip mydocker/mydocker/p')
+  serve away "${lan[@]}" -- tcp:80
+  serve web "${mydocker[@]}" run -d --name web --net n1 -p 8080:80 -- tcp:80
+  for loss in 'flush ruleset' "flush chain ip $table forward" "flush chain ip $table postrouting
+    delete chain ip $table postrouting" "flush set ip $table subnets" "flush set ip $table bridges" \
+    "insert rule ip $table forward accept"; do
+    "${box[@]}" nft "$loss"
+    says 'tcp 10.77.0.1 hello' "${mydocker[@]}" run --net n2 -- tcp 10.77.0.2 80 # masqueraded
+    says nothing "${mydocker[@]}" run --net n2 -- tcp 10.9.1.2 80 # and isolated
+    says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080 # the port of who runs, too
+  done
+  "${box[@]}" nft "flush set ip $table subnets; flush set ip $table bridges"
+  run 0 network ls
+  says 'tcp 10.77.0.1 hello' "${mydocker[@]}" exec web -- tcp 10.77.0.2 80
+  "${box[@]}" nft "flush map ip $table ports"
+  run 0 network inspect n1
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
+  "${box[@]}" nft flush ruleset
+  kill -KILL "$("${mydocker[@]}" inspect -f .State.Pid web)"
+  run 0 wait web
+  rm web
+  run 0 start web
+  wait_for test -e web
+  says 'tcp 10.77.0.1 hello' "${mydocker[@]}" exec web -- tcp 10.77.0.2 80
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
+  run 0 rm -f web
+  run 0 network rm n1 n2
+  is "$("${box[@]}" nft list ruleset)" ''
+}
+
+test_network_udp_flow() { # net: who sends UDP before the container is there, or across a restart, is served; other flows stay
+  own_networks
+  local client
+  "${lan[@]}" "$PYTHON" -I -c '
+import socket, time
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.connect(("10.77.0.1", 8053))
+client.settimeout(0.05)
+while True:
+    try:
+        client.send(b"x")
+        print(client.recv(99).decode(), flush=True)
+    except OSError:
+        time.sleep(0.02)' >>flow 2>flow.err &
+  client=$!
+  run 0 network create --subnet 10.9.1.0/24 n1 # from now on flows are tracked
+  if [[ -e /proc/net/nf_conntrack ]]; then wait_for "${box[@]}" grep -q dport=8053 /proc/net/nf_conntrack; fi
+  serve web "${mydocker[@]}" run -d --name web --net n1 -p 8053:80/udp -- udp:80
+  wait_for has flow 'udp 10.77.0.2 x'
+  run 0 stop -t 0 web
+  run 0 run -d --name other --net n1 --ip 10.9.1.2 /bin/sleep 1000 # web's next address is another
+  rm web
+  : >flow
+  sleep 0.2 # it goes on sending meanwhile, to nobody
+  run 0 start web
+  wait_for has flow 'udp 10.77.0.2 x'
+  kill "$client"
+}
+
+test_network_firewalls() { # net: a firewall that stops what is forwarded is named, with the command that helps
+  need nft
+  own_networks
+  local table
+  run 0 network create --subnet 10.9.1.0/24 n1
+  run 0 network create --internal --subnet 10.9.2.0/24 inner
+  "${box[@]}" nft 'add table inet fw; add chain inet fw way { type filter hook forward priority 5; policy drop; }'
+  run 0 run --net n1 /bin/true
+  one_line "^mydocker: warning: network, on n1: fw's chain way stops what it sends out, unless: nft insert rule inet fw way iifname n1 accept; nft insert rule inet fw way oifname n1 accept"
+  run 0 run --net inner /bin/true
+  is "$err" ''
+  serve away "${lan[@]}" -- tcp:80
+  says nothing "${mydocker[@]}" run --net n1 -- tcp 10.77.0.2 80
+  run 0 run --net n1 /bin/true
+  "${box[@]}" sh -ec "${err##*unless: }"
+  run 0 run --net n1 /bin/true
+  is "$err" ''
+  says 'tcp 10.77.0.1 hello' "${mydocker[@]}" run --net n1 -- tcp 10.77.0.2 80
+  "${box[@]}" nft 'delete table inet fw; add table inet firewalld
+    add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; policy accept; }'
+  run 0 run --net n1 /bin/true
+  one_line ': firewall-cmd --zone=trusted --add-interface=n1$'
+  "${box[@]}" nft 'flush ruleset; add table ip filter; add chain ip filter ufw-user-forward
+    add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'
+  run 0 run --net n1 /bin/true
+  one_line ': ufw route allow in on n1; ufw route allow out on n1$'
+  "${box[@]}" nft 'delete chain ip filter ufw-user-forward'
+  run 0 run --net n1 /bin/true
+  one_line ': iptables -I FORWARD -i n1 -j ACCEPT; iptables -I FORWARD -o n1 -j ACCEPT$'
+  "${box[@]}" nft 'flush ruleset'
+  run 0 run --net n1 /bin/true
+  is "$err" ''
+}
+
+test_network_old_iptables() { # net: iptables from before nf_tables is asked, too
+  need iptables-legacy
+  own_networks
+  "${box[@]}" iptables-legacy -P FORWARD DROP || skip 'the kernel has no such tables'
+  run 0 network create --subnet 10.9.1.0/24 n1
+  one_line ": iptables' FORWARD stops what it sends out, unless: iptables-legacy -I FORWARD -i n1 -j ACCEPT; iptables"
+  "${box[@]}" sh -ec "${err##*unless: }"
+  run 0 run --net n1 /bin/true
+  is "$err" ''
+  "${box[@]}" sh -ec 'iptables-legacy -F FORWARD; iptables-legacy -N DOCKER-USER; iptables-legacy -A FORWARD -j DOCKER-USER'
+  run 0 run --net n1 /bin/true
+  one_line ': iptables-legacy -I DOCKER-USER -i n1 -j ACCEPT; iptables-legacy -I DOCKER-USER -o n1 -j ACCEPT$'
+  "${box[@]}" iptables-legacy -P FORWARD ACCEPT
+  run 0 run --net n1 /bin/true
+  is "$err" ''
+}
+
+test_network_several() { # net: run in several networks; connect and disconnect, running or not: names, ports, the way out
+  make_image box
+  own_networks
+  local n
+  for n in 1 2 3; do run 0 network create --subnet 10.9.$n.0/24 n$n; done
+  run 0 network create --subnet 10.9.4.0/24 --internal n4
+  serve away "${lan[@]}" -- tcp:80
+  run 0 run -d --name two --net n2 box sleep 1000
+  serve web "${mydocker[@]}" run -d --name web --net n4 --net name=n1,ip=10.9.1.9,alias=db -p 8080:80 -- tcp:80
+  run 0 inspect -f '{{.NetworkSettings.Networks.n4.IPAddress}} {{.NetworkSettings.Networks.n1.IPAddress}}' web
+  is "$out" '10.9.4.2 10.9.1.9'
+  run 0 ps --format '{{.Networks}}' --filter name=web
+  is "$out" n4,n1
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
+  says 'tcp 10.77.0.1 hello' "${mydocker[@]}" exec web -- tcp 10.77.0.2 80
+  run 0 network connect --ip 10.9.2.8 --alias cache n2 web
+  run 0 exec web ip -o -4 addr show eth2
+  like "$out" 'inet 10.9.2.8/24 '
+  run 0 exec two cat /etc/hosts
+  like "$out" $'\n10.9.2.8\tweb cache\t# neighbour$'
+  says 'tcp 10.9.2.3 hello' "${mydocker[@]}" run --net n2 -- tcp 10.9.2.8 80
+  fails 125 'web: it is in n2' network connect n2 web
+  run 0 network disconnect n1 web # its way out, and its port's way in
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
+  says 'tcp 10.77.0.1 hello' "${mydocker[@]}" exec web -- tcp 10.77.0.2 80
+  fails 125 'web: it is not in n1' network disconnect n1 web
+  is "$(ls state/networks/n1)" ''
+  run 0 network rm n1
+  fails 125 'n2: (two|web) is in it' network rm n2
+  rm web
+  kill -KILL "$("${mydocker[@]}" inspect -f .State.Pid web)"
+  run 0 wait web
+  is "$(ls state/networks/n2)" 10.9.2.2
+  run 0 exec two cat /etc/hosts
+  unlike "$out" neighbour
+  run 0 network disconnect n2 web
+  run 0 network connect --alias later n3 web # for its next start
+  is "$(ls state/networks/n3)" ''
+  run 0 start web
+  wait_for test -e web
+  like "$(cat state/containers/*/hosts)" $'\n10.9.4.2\t[^\n]*\n10.9.3.2\t[^\n]* later web'
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
+  run 0 network connect n2 web
+  n=$(monitor_of web)
+  kill -KILL "$n"
+  wait_for gone "$n"
+  run 0 ps -q
+  is "$(ls state/networks/{n2,n3,n4})" $'state/networks/n2:\n10.9.2.2\n\nstate/networks/n3:\n\nstate/networks/n4:'
+  fails 125 'two: it is not in n9' network disconnect n9 two
+  fails 125 'no such network' network connect n9 two
+  run 0 run -d --name alone --net none box sleep 1000
+  fails 125 'alone: it was started with --network none' network connect n2 alone
+}
+
+test_network_restart_connected() { # net: what was connected while it ran is there when a policy starts it again
+  make_image box
+  own_networks
+  run 0 network create --subnet 10.9.1.0/24 n1
+  run 0 network create --subnet 10.9.2.0/24 n2
+  run 0 run -d --name again --restart always --net n1 box sh -c 'cat /proc/net/dev; exec sleep 1000'
+  run 0 network connect --ip 10.9.2.7 n2 again
+  run 0 network disconnect n1 again
+  kill -KILL "$("${mydocker[@]}" inspect -f .State.Pid again)"
+  wait_for logs_of again 'eth0.*eth1'
+  run 0 inspect -f .NetworkSettings.Networks.n2.IPAddress again
+  is "$out" 10.9.2.7
+  run 0 inspect -f .NetworkSettings.Networks again
+  unlike "$out" n1
+}
+
+test_network_options() { # net: what can't be an address, a name or a subnet is refused in words
+  own_networks
+  local text
+  run 0 network create --subnet 10.9.1.0/30 n1
+  for text in foo foo:bar : :1.2.3.4 foo: 'a b:1.2.3.4' $'a\tb:1.2.3.4' foo:1.2.3 foo:1.2.3.4.5; do
+    fails 125 '^mydocker: --add-host, on .*: (it is NAME:IP|not an IP address)' run --net n1 --add-host "$text" /bin/touch made
+  done
+  for text in x '' 1.2.3 300.1.1.1 1.2.3.4/24; do
+    fails 125 '^mydocker: --dns, on .*: not an IP address' run --net n1 --dns "$text" /bin/touch made
+    [[ ! $text ]] || fails 125 '^mydocker: --ip, on .*: not an IP address' run --net n1 --ip "$text" /bin/touch made
+  done
+  fails 125 '^mydocker: --ip, on fd00::2: not an IP address' run --net n1 --ip fd00::2 /bin/touch made
+  fails 125 '^mydocker: --dns-search, on .*: not a domain' run --net n1 --dns-search $'a\nnameserver 1.1.1.1' /bin/touch made
+  for text in 01:00:00:00:00:01 02:42:0a:09:01 :::::::::::::::::; do
+    fails 125 '^mydocker: --mac-address, on ' run --net n1 --mac-address "$text" /bin/touch made
+  done
+  for text in 0.0.0.0/8 240.0.0.0/8 255.0.0.0/8 10.9.2.0/255.255.255.0 10.9.2.1/24 10.0.0.0/7 10.9.2.0/31; do
+    fails 125 '^mydocker: --subnet, on .*: (not a subnet|no host|the subnet of)' network create --subnet "$text" n2
+  done
+  fails 125 '^mydocker: --gateway, on x: not an IP address' network create --subnet 10.9.2.0/24 --gateway x n2
+  fails 125 'it is there twice' run --net n1 --net n1 /bin/touch made
+  fails 125 "can't go with other networks" run --net n1 --net host /bin/touch made
+  fails 125 'unknown key frob' run --net name=n1,frob=1 /bin/touch made
+  fails 125 -- '--ip: --network says it' run --net name=n1,ip=10.9.1.2 --ip 10.9.1.2 /bin/touch made
+  run 0 run -d --net n1 /bin/sleep 1000
+  fails 125 '^mydocker: network, on n1: it is full, all 2 addresses of 10.9.1.0/30 are taken$' run --net n1 /bin/touch made
+  [[ ! -e made ]]
+}
+
+test_network_resolv_conf() { # net: search and options survive a stub; servers that only IPv6 reaches aren't handed on
+  make_image box
+  own_networks
+  with_resolver() { # with_resolver TEXT: what a container makes of that
+    printf %b "$1" >resolv
+    run 0 run --rm --network none box cat /etc/resolv.conf
+  }
+  mydocker=(unshare -m sh -c 'mount --bind resolv /etc/resolv.conf; [ ! -d /run/systemd/resolve ] || mount -t tmpfs none /run/systemd/resolve; exec "$@"' sh "${mydocker[@]}")
+  with_resolver 'nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch example.org\n'
+  is "$out" $'nameserver 8.8.8.8\nnameserver 8.8.4.4\nsearch example.org\noptions edns0 trust-ad'
+  with_resolver '# x\nnameserver fd00::53\nnameserver  192.0.2.53\nsearch a.example\nsearch b.example c.example\n'
+  is "$out" $'nameserver 192.0.2.53\nsearch b.example c.example'
+  with_resolver 'nameserver fe80::1%eth0\nnameserver fd00::53\ndomain example.org'
+  is "$out" $'nameserver 8.8.8.8\nnameserver 8.8.4.4\ndomain example.org'
+  run 0 run --rm --network none --dns 192.0.2.1 --dns fd00::1 --dns-search . box cat /etc/resolv.conf
+  is "$out" $'nameserver 192.0.2.1\nnameserver fd00::1'
+  run 0 run --rm --network host box cat /etc/resolv.conf
+  like "$out" $'^nameserver fe80::1%eth0\nnameserver fd00::53\n'
+}
+
+test_network_roots() { # net: two state roots; bridges say whose they are, and one that was left is taken
+  own_networks
+  run 0 run -d --name keep --net bridge /bin/sleep 1000
+  run 0 --root "$PWD/other" run -d --name away --net bridge /bin/sleep 1000
+  wait_for links_are_but_veth 'mydocker0 mydocker1 '
+  like "$("${box[@]}" ip -d link show mydocker1)" "alias mydocker $PWD/other"
+  run 0 network create --subnet 10.9.1.0/24 n1
+  fails 125 "on n1: that link is of the state root $PWD/state" --root "$PWD/other" network create n1
+  like "$err" "hint: .*mydocker --root $PWD/state network rm n1"
+  "${box[@]}" ip link add theirs type bridge
+  fails 125 "on theirs: that link is not mydocker's" network create theirs
+  like "$err" 'hint: .*ip link delete theirs'
+  fails 125 "mydocker0: that link is network bridge's" network create mydocker0
+  run 0 --root "$PWD/other" rm -f away
+  run 0 rm -f keep
+  wait_for links_are 'mydocker0 mydocker1 n1 theirs '
+  rm -r state other
+  run 0 network create --subnet 10.9.5.0/24 n1
+  is "$("${box[@]}" ip -o -4 addr show n1 | sed 's/.*inet \([^ ]*\).*/\1/')" 10.9.5.1/24
+  run 0 run --net n1 /bin/sh -c 'ip -o -4 addr show eth0'
+  like "$out" 'inet 10.9.5.2/24 '
+  run 0 run --net bridge /bin/sh -c 'ip -o -4 addr show eth0'
+  like "$out" 'inet 172.17.0.2/16 '
+  run 0 --root "$PWD/third" run --net bridge /bin/sh -c 'ip -o -4 addr show eth0'
+  like "$out" 'inet 172.18.0.2/16 '
+  wait_for links_are 'mydocker0 mydocker1 n1 theirs '
+  run 0 network rm n1 bridge
+  run 0 --root "$PWD/third" network rm bridge
+  wait_for links_are 'theirs '
+}
+
+links_are_but_veth() {
+  [[ "$(links | tr ' ' '\n' | grep -v veth | tr '\n' ' ')" == "$1 " || "$(links | sed 's/veth[0-9a-f]* //g')" == "$1" ]]
+}
+
+test_network_many_ports() { # net: 1,200 ports at ulimit -n 1024 are held; the container's limit stays; the first error is the one that is said
+  own_networks
+  ulimit -Sn 1024
+  (($(ulimit -Hn) > 2000)) || skip 'needs a hard limit of more descriptors'
+  make_image box
+  run 0 run -d --name many --restart always --net bridge -p 3001-4200:3001-4200 box sh -c 'ulimit -n; sleep 0.2'
+  wait_for logs_of many $'^1024\n1024\n'
+  run 0 port many 4200
+  is "$out" 0.0.0.0:4200
+  run 0 rm -f many
+  ulimit -Hn 1024
+  fails 125 '^mydocker: --publish, on 0.0.0.0:[0-9]*/tcp: too many open files$' run --net bridge -p 3001-4200:3001-4200 box touch /made
+  run 0 ps -aq
+  is "$out" ''
+  run 0 run --net bridge -p 3001-3100:3001-3100 box sh -c :
+}
+
+logs_of() { # logs_of NAME REGEX: what it has said is like that
+  local - text
+  set +x
+  text=$("${mydocker[@]}" logs "$1")
+  [[ $text =~ $2 ]]
+}
+
+test_network_ports_interrupted() { # net: TERM ends a run that takes all ports at once
+  make_image box -c 'EXPOSE 1-65535/tcp'
+  own_networks
+  run 0 run --rm --net bridge box sh -c :
+  start run --name all --net bridge -P box sleep 1000
+  wait_for holds_ports "$pid"
+  kill -TERM "$pid"
+  ended 143
+  has err 'interrupted before the command started'
+  run 0 ps -aq
+  is "$out" ''
+}
+
+holds_ports() { # holds_ports PID: a process below it, or it, has many sockets
+  local - one
+  set +x
+  for one in "$1" $(children "$1"); do
+    (($(find "/proc/$one/fd" -lname 'socket:*' 2>/dev/null | wc -l) < 50)) || return 0
+  done
+  return 1
 }
 
 test_loopback() { # net: the container has its own loopback, which is up
