@@ -216,6 +216,25 @@ if not hasattr(os, "unshare"):  # before Python 3.12
     os.unshare = kernel("unshare", "CLONE_")
     os.setns = kernel("setns", INT, "CLONE_")
 
+def place_of(target):  # a path or a descriptor, as a path
+    return f"/proc/self/fd/{target}" if isinstance(target, int) else target
+
+def read_xattr(call, target, *name):
+    """What listxattr(2) or getxattr(2) say of a path or descriptor: no more than 64 KiB."""
+    room = (INT * (1 << 14))()
+    length = call(place_of(target), *name, room, 1 << 16)
+    return bytes(memoryview(room).cast("B")[:length])
+
+if not hasattr(os, "listxattr"):  # many a Python with musl: CPython asked for glibc here
+    list_xattr = kernel("listxattr", TEXT, BYTES, LONG)
+    get_xattr = kernel("getxattr", TEXT, TEXT, BYTES, LONG)
+    set_xattr = kernel("setxattr", TEXT, TEXT, BYTES, LONG, INT)
+    os.listxattr = lambda target: [
+        os.fsdecode(name) for name in read_xattr(list_xattr, target).split(b"\0") if name]
+    os.getxattr = lambda target, name: read_xattr(get_xattr, target, name)
+    os.setxattr = lambda target, name, value: set_xattr(
+        place_of(target), name, value, len(value), 0)
+
 # What --explain shows of the os module, with the kinds of arguments where they are flags.
 OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
                          "setresgid setresuid fchown".split(), ())
