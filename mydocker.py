@@ -3512,7 +3512,9 @@ def make_device(row, above, name):
     number = os.makedev(row.get("major", 0), row.get("minor", 0))
     remove_tree(name, above)  # one of the six may be asked for, too
     try:
-        mode = stat.S_IMODE(row.get("fileMode") or 0o666)  # docker's holds the kind, too
+        mode = 0o666
+        if row.get("fileMode") is not None:
+            mode = stat.S_IMODE(row["fileMode"])  # docker's holds the kind, too
         os.mknod(name, kind | mode, number, dir_fd=above)  # a device
         os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
     except PermissionError:
@@ -3830,9 +3832,12 @@ def more_limits(resources):
     rows += [(f"cpu.{key}", v1, cpu.get(key), v2, cpu.get(key)) for key, v1, v2 in (
         ("realtimePeriod", "cpu.rt_period_us", ""), ("realtimeRuntime", "cpu.rt_runtime_us", ""),
         ("burst", "cpu.cfs_burst_us", "cpu.max.burst"), ("idle", "cpu.idle", "cpu.idle"))]
-    rows += [("blockIO.weight", "blkio.bfq.weight", weight, "io.bfq.weight", weight)
-             for weight in [io.get("weight"), *(f"{row['major']}:{row['minor']} {row['weight']}"
-                                                for row in io.get("weightDevice") or ())]]
+    rows += [("blockIO.weight", "blkio.bfq.weight", io.get("weight"), "io.bfq.weight",
+              io.get("weight"))]
+    for row in io.get("weightDevice") or ():
+        weight = f"{row['major']}:{row['minor']} {row['weight']}"
+        rows += [("blockIO.weightDevice", "blkio.bfq.weight_device", weight, "io.bfq.weight",
+                  weight)]
     rows += [(f"blockIO.{key}", f"blkio.throttle.{v1}", f"{pair} {row['rate']}", "io.max",
               f"{pair} {v2}={row['rate']}")
              for key, v1, v2 in (("throttleReadBpsDevice", "read_bps_device", "rbps"),
@@ -6807,6 +6812,9 @@ def wait_ready(signals, streams, deadline):
 UNSUPPORTED = ("process.scheduler process.ioPriority process.execCPUAffinity linux.intelRdt vm "
                "linux.personality linux.timeOffsets linux.netDevices linux.memoryPolicy windows "
                "linux.mountLabel linux.seccomp.listenerPath solaris zos freebsd").split()
+USUAL_RULES = [  # what runc and crun add to an engine's: tun, but not the host's console
+    rule for rule in device_rules([{"type": "c", "major": 10, "minor": 200, "access": "rwm"}])[1:]
+    if (rule["major"], rule["minor"]) != (5, 1)]
 OCI_MOUNT = {"destination": str, "type": str, "source": str, "options": [str]}
 U16, U32, U63, U64 = (range(1 << bits) for bits in (16, 32, 63, 64))
 AMOUNT = range(-1, 1 << 63)  # -1: no limit
@@ -6872,13 +6880,19 @@ def load_bundle(bundle, container_id):
         row["source"] = row.get("source", row["type"])
         if {"bind", "rbind"} & set(row["options"]):
             row["source"] = os.path.join(bundle, row["source"])
-    linux["resources"]["devices"] = [{"allow": False, "access": "rwm"}] + [
-        {**{key: value for key, value in rule.items() if value != "a"},
-         "access": rule.get("access") or "rwm"} for rule in linux["resources"].get("devices", [])
-    ] + device_rules([])[1:]
+    rules = [engine_rule(rule, what) for rule in linux["resources"].get("devices", [])]
+    linux["resources"]["devices"] = [{"allow": False, "access": "rwm"}] + rules + USUAL_RULES
     if "seccomp" in linux:
         linux["seccomp"].setdefault("syscalls", [])
     return spec
+
+def engine_rule(rule, what):
+    """A rule for devices as limit_devices() wants it; letters nobody knows mean nothing: runc's."""
+    access = rule.get("access") or "rwm"
+    kept = "".join(letter for letter in "rwm" if letter in access)
+    if not kept:
+        raise Failure(f"{what}: linux.resources.devices: access: {access}: unknown")
+    return {**{key: value for key, value in rule.items() if value != "a"}, "access": kept}
 
 def read_shaped(path, shape):
     """The value in somebody else's JSON file, if it has that SHAPE, without what is null."""
@@ -6924,6 +6938,12 @@ def refuse_malformed(spec, what):
             raise Failure(f"{what}: {name}: {key}: it is missing")
     for hook in hooks:
         check_environment(hook.get("env"), f"{what}: hooks: env")
+    for row in linux["devices"]:
+        numbers = row.get("major", 0), row.get("minor", 0)
+        path, row["path"] = row["path"], os.path.normpath("/" + row["path"].lstrip("/"))
+        if row["type"] not in ("b", "c", "p", "u") or row["path"] == "/" or not all(
+                isinstance(number, int) and 0 <= number < 1 << 32 for number in numbers):
+            raise Failure(f"{what}: linux.devices: {path}: no such device can be made")
     word = linux.get("rootfsPropagation")
     if word and word not in PROPAGATION:
         raise Failure(f"{what}: linux.rootfsPropagation: {word}: unknown")

@@ -7817,6 +7817,29 @@ test_oci_mount_kinds() { # oci: a file over a directory, or the reverse, is no d
   [[ ! -e root/new ]]
 }
 
+test_oci_devices() { # oci: devices are made as they are written, and those that runc always allows can be used
+  local rule
+  bundle_says $'con not permitted\nlog not permitted\n660 /dev/log\n0 /dev/none\n0' "
+c['root']['readonly'] = False
+l['resources'] = {'devices': [{'allow': False, 'access': 'rwm'}, {'allow': True, 'type': 'c', 'major': 1, 'minor': 11, 'access': 'wa'}]}
+l['devices'] = [{'path': '/dev/' + name, 'type': 'c', 'major': major, 'minor': minor, 'fileMode': mode}
+                for name, major, minor, mode in (('net/tun/', 10, 200, 0o666), ('con', 5, 1, 0o666), ('log', 1, 11, 0o20660), ('none', 1, 3, 0))]" \
+    /bin/sh -c '
+for name in net/tun con log; do
+  case $( (: </dev/$name) 2>&1) in *"not permitted"*) echo "$name not permitted" ;; esac
+done
+busybox stat -c "%a %n" /dev/log /dev/none
+(: >/dev/log); echo $?'
+  for rule in "'/dev/x', 'type': 'z'" "'/', 'type': 'c'" "'/dev/x', 'type': 'c', 'major': -1"; do
+    configure "l['devices'] = [{'path': $rule}]"
+    fails 125 'config.json: linux.devices: /(dev/x)?: no such device' create t
+  done
+  configure "l['devices'] = []; l['resources']['devices'][1]['access'] = 'x'"
+  fails 125 'linux.resources.devices: access: x: unknown' create t
+  configure "l['resources'] = {'blockIO': {'weightDevice': [{'major': 0, 'minor': 0, 'weight': 300}]}}"
+  fails 125 'blockIO.weightDevice, on 0:0 300: ' create t
+}
+
 test_oci_workdir() { # oci: a working directory that isn't there is made, in a read-only root, too
   bundle_says '/made/up' "p['cwd'] = '/made/up'; c['root']['readonly'] = True" /bin/sh -c pwd
   bundle_says '/m/a' "p['cwd'] = '/m/a'; c['mounts'].append({'destination': '/m', 'type': 'tmpfs'})" /bin/sh -c pwd
