@@ -3279,7 +3279,8 @@ YAML
 # first, FILE.type with them.  head=STATUS: what HEAD gets, without headers.  digest=none|upper|wrong: what it says of one.
 # type=TYPE, length=N: of manifests.  challenge=LINE|LINE: instead of its own, with REALM.  key=KEY: of the token in JSON.
 # refresh=TOKEN: POST /token wants it.  moved=STATUS: uploads are redirected first.  relative=1: uploads' places are.
-# most=N: bytes of a PUT, else 413.  least=N: bytes of an upload's piece.
+# most=N: bytes of a PUT, else 413.  least=N: bytes of an upload's piece.  tls=FILE: it speaks TLS, with that key and
+# certificate.
 front() {
   local -n address=$1
   local name=$1 port
@@ -3402,7 +3403,13 @@ class Front(http.server.BaseHTTPRequestHandler):
         pass
 
 http.server.ThreadingHTTPServer.request_queue_size = 50
-http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Front).serve_forever()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Front)
+if "tls" in opt:
+    import ssl
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trust.load_cert_chain(opt["tls"])
+    server.socket = trust.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+server.serve_forever()
 PYTHON
   wait_for answers "$address"
 }
@@ -4098,6 +4105,31 @@ test_registry_certificates() { # registry: SSL_CERT_DIR has authorities, too
   cp crt "certs/$(openssl x509 -hash -noout -in crt).0"
   SSL_CERT_DIR=$PWD/certs run 0 pull -q "$reg/box/made:1"
   SSL_CERT_DIR=$PWD fails 125 'certificate verify failed' pull "$reg/box/made:1"
+}
+
+test_registry_https() { # registry: over https the token, and what is redirected, come over https as well; bad addresses are said
+  local place
+  need openssl
+  registry
+  publish box/made:1
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 -keyout key -out crt
+  cat key crt >pem
+  front gate "$reg" tls=pem tokens=100 'challenge=Bearer realm="/token"' # relative: by https, too
+  run 0 pull -q --cacert crt "$gate/box/made:1"
+  front door "$reg" tls=pem tokens=100
+  fails 125 "tokens from 'http://[^']*/token', not by https" pull --cacert crt "$door/box/made:1"
+  front store "$reg"
+  front door "$reg" tls=pem "redirect=$store"
+  run 0 rmi "$gate/box/made:1"
+  fails 125 'it redirects to http, not https.*hint: --insecure' pull --cacert crt "$door/box/made:1"
+  run 0 pull -q --insecure "$door/box/made:1"
+  run 0 rmi "$door/box/made:1"
+  for place in '[' '[x]:y' 'x:99999999' $'\xff'; do
+    front door "$reg" "redirect=$place"
+    broken 'registry' pull "$door/box/made:1"
+    front door "$reg" tokens=1 "challenge=Bearer realm=\"http://$place/token\""
+    broken 'registry' pull "$door/box/made:1"
+  done
 }
 
 test_registry_login_planted() { # security: login and logout write where another user may write, and follow none of his links
