@@ -2443,10 +2443,9 @@ class Site:
     def request(self, method, path, headers=(), body=None, allowed=()):
         """The response to one request, with a token if that is asked for; else raises Trouble."""
         from http.client import responses
-        from urllib.request import urljoin
         for is_last in (False, True):
             base = self.base()
-            url = urljoin(base, path)
+            url = join_url(base, path)
             secret = self.auth if origin(url) == origin(base) else ""
             response = self.follow(method, url, headers, body, secret)
             status, ours = response.status, origin(response.url) == origin(base)
@@ -2466,14 +2465,13 @@ class Site:
     def follow(self, method, url, headers=(), body=None, secret=""):
         """The response to a request after redirects; 307 and 308 take the body along (RFC 9110,
         15.4). SECRET is for this server, not for whom it redirects to (CVE-2020-15157)."""
-        from urllib.request import urljoin
         home = origin(url)
         for _ in range(HOPS):
             response = self.send(method, url, headers, body, secret if origin(url) == home else "")
             place, moved = response.headers["Location"], (301, 302, 303, 307, 308)
             if response.status not in (moved[3:] if body else moved) or not place:
                 return response
-            url = urljoin(url, place)
+            url = join_url(url, place)
             if home[0] == "https" and origin(url)[0] != "https" and not self.insecure:
                 raise Trouble(f"it redirects to {origin(url)[0]}, not https", "--insecure")
         raise Trouble(f"more than {HOPS} redirects")
@@ -2504,10 +2502,10 @@ class Site:
     def get_token(self, challenge, url):
         """A token from the server that a challenge names: Docker's "Token Authentication", and its
         "OAuth2" where what we have is a refresh token."""
-        from urllib.parse import urlencode, urljoin
+        from urllib.parse import urlencode
         if not challenge.get("realm"):
             raise Failure(f"registry {self.host}: it wants a token, but doesn't say from where")
-        realm = urljoin(url, challenge["realm"])
+        realm = join_url(url, challenge["realm"])
         if self.schemes[0] == "https" and origin(realm)[0] != "https":
             raise Failure(f"registry {self.host}: tokens from {realm.partition('?')[0]!r:.200}, "
                           "not by https")
@@ -2550,7 +2548,16 @@ class Site:
 
 def origin(url):
     """(scheme, host and port) of a URL."""
-    return tuple(url.partition("?")[0].lower().split("/")[:3:2])
+    scheme, _, rest = url.partition("?")[0].lower().partition("://")
+    return scheme, rest.partition("/")[0]
+
+def join_url(base, place):
+    """The URL that PLACE, which a server wrote, means on the page BASE."""
+    from urllib.parse import urljoin
+    try:
+        return urljoin(base, place)
+    except ValueError:
+        raise Failure(f"registry {origin(base)[1]}: it names an address that is none") from None
 
 def challenges(lines):
     """What WWW-Authenticate headers ask for: {scheme: {key: value}}, RFC 9110, 11.6.1.  There may
@@ -2620,8 +2627,11 @@ def make_opener(options, near):
         """A connection that reads an answer, such as a redirect, also before all is sent."""
         class Patient(connection):
             def request(self, *words, **more):
-                with tolerate(errno.EPIPE, errno.ECONNRESET):
+                try:
                     super().request(*words, **more)
+                except (BrokenPipeError, ConnectionResetError):
+                    if not self.sock:  # it didn't come to that
+                        raise
         return Patient
 
     class Http(urllib.request.HTTPHandler):
@@ -3131,8 +3141,7 @@ def read_range(path, begin, end):
 
 def upload_place(response, digest=""):
     """Where an upload goes on: the Location of an answer, relative to where that came from."""
-    from urllib.parse import urldefrag, urljoin
-    place = urldefrag(urljoin(response.url, response.headers["Location"] or "")).url
+    place = join_url(response.url, response.headers["Location"] or "").partition("#")[0]
     if digest:
         place += ("&" if "?" in place else "?") + "digest=" + digest
     return place

@@ -5557,7 +5557,8 @@ YAML
 # first, FILE.type with them.  head=STATUS: what HEAD gets, without headers.  digest=none|upper|wrong: what it says of one.
 # type=TYPE, length=N: of manifests.  challenge=LINE|LINE: instead of its own, with REALM.  key=KEY: of the token in JSON.
 # refresh=TOKEN: POST /token wants it.  moved=STATUS: uploads are redirected first.  relative=1: uploads' places are.
-# most=N: bytes of a PUT, else 413.  least=N: bytes of an upload's piece.
+# most=N: bytes of a PUT, else 413.  least=N: bytes of an upload's piece.  tls=FILE: it speaks TLS, with that key and
+# certificate.
 front() {
   local -n address=$1
   local name=$1 port
@@ -5684,7 +5685,13 @@ class Front(http.server.BaseHTTPRequestHandler):
         pass
 
 http.server.ThreadingHTTPServer.request_queue_size = 50
-http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Front).serve_forever()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Front)
+if "tls" in opt:
+    import ssl
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trust.load_cert_chain(opt["tls"])
+    server.socket = trust.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+server.serve_forever()
 PYTHON
   wait_for answers "$address"
 }
@@ -6425,6 +6432,31 @@ test_registry_certificates() { # registry: SSL_CERT_DIR has authorities, too
   cp crt "certs/$(openssl x509 -hash -noout -in crt).0"
   SSL_CERT_DIR=$PWD/certs run 0 pull -q "$reg/box/made:1"
   SSL_CERT_DIR=$PWD fails 125 'certificate verify failed' pull "$reg/box/made:1"
+}
+
+test_registry_https() { # registry: over https the token, and what is redirected, come over https as well; bad addresses are said
+  local place
+  need openssl
+  registry
+  publish box/made:1
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 -keyout key -out crt
+  cat key crt >pem
+  front gate "$reg" tls=pem tokens=100 'challenge=Bearer realm="/token"' # relative: by https, too
+  run 0 pull -q --cacert crt "$gate/box/made:1"
+  front door "$reg" tls=pem tokens=100
+  fails 125 "tokens from 'http://[^']*/token', not by https" pull --cacert crt "$door/box/made:1"
+  front store "$reg"
+  front door "$reg" tls=pem "redirect=$store"
+  run 0 rmi "$gate/box/made:1"
+  fails 125 'it redirects to http, not https.*hint: --insecure' pull --cacert crt "$door/box/made:1"
+  run 0 pull -q --insecure "$door/box/made:1"
+  run 0 rmi "$door/box/made:1"
+  for place in '[' '[x]:y' 'x:99999999' $'\xff'; do
+    front door "$reg" "redirect=$place"
+    broken 'registry' pull "$door/box/made:1"
+    front door "$reg" tokens=1 "challenge=Bearer realm=\"http://$place/token\""
+    broken 'registry' pull "$door/box/made:1"
+  done
 }
 
 test_registry_login_planted() { # security: login and logout write where another user may write, and follow none of his links
@@ -8962,34 +8994,167 @@ unpack_and_remove() { # unpack_and_remove COMMAND... -- COMMAND...: the second w
   "$@" && "${remove[@]}"
 }
 
-prepare_pull() { # a registry with a 300 MB image: 6,000 files in one gzip layer
+prepare_pull() { # once for pull to export: ./moved, an image of 300 MB and 20,000 files, and containers that wrote as much
+  [[ ! -e moved/registry ]] || return 0
+  mkdir -p moved/empty
+  cd moved || return
   registry
-  big_root big 6000 50000
-  MYDOCKER_ROOT=$PWD/made "${mydocker[@]}" import big big:1
-  MYDOCKER_ROOT=$PWD/made "${mydocker[@]}" save --format oci -o saved.tar big:1
-  skopeo copy -q --dest-tls-verify=false oci-archive:saved.tar "docker://$reg/big:1"
-  rm -rf big made
+  echo "$reg" >registry
+  big_root root 20000 15000
+  tar --format=pax -C root -cf big.tar .
+  export MYDOCKER_ROOT=$PWD/state
+  "${mydocker[@]}" import big.tar big:1
+  "${mydocker[@]}" save -o saved.tar big:1
+  skopeo copy -q oci-archive:saved.tar oci:layout:1
+  skopeo copy -q --dest-tls-verify=false oci:layout:1 "docker://$reg/big:1"
+  "${mydocker[@]}" run --name c big:1 /none || : # it fails, and stays
+  "${mydocker[@]}" cp root c:/copy
+  peer_podman
+  podman=("${podman[@]/vfs/overlay}")
+  "${podman[@]}" load -q -i saved.tar
+  "${podman[@]}" create --name c big:1 /none
+  "${podman[@]}" cp root c:/copy
+  umoci unpack --image layout:1 bundle
+  cp -a root bundle/rootfs/copy
+  cd ..
 }
 
+prepare_push() { prepare_pull; }
+
+prepare_load() { prepare_pull; }
+
+prepare_import() { prepare_pull; }
+
+prepare_commit() { prepare_pull; }
+
+prepare_export() { prepare_pull; }
+
+moved_podman() { # podman with a storage of its own, with overlay; with ours: the one that has the image and the container
+  need podman
+  peer_podman
+  podman=("${podman[@]/vfs/overlay}")
+  if [[ ${1-} ]]; then podman=("${podman[@]/$PWD/$PWD/moved}"); fi
+}
+
+emptied() { # emptied COMMAND...: with nothing in the registry
+  rm -rf "moved/registry-$(<moved/registry)/docker"
+  "$@"
+}
+
+<<<<<<< ours
 bench_pull() { # pull: mydocker.py pull of a 300 MB image (6,000 files) from a registry on loopback,
   # then rm -r
   row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" pull
     "$reg/big:1")
+||||||| base
+bench_pull() { # pull: mydocker.py pull of a 300 MB image (6,000 files) from a registry on loopback, then rm -r
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" pull "$reg/big:1")
+=======
+bench_pull() { # pull: mydocker.py pull of a 300 MB image (20,000 files) from a registry on loopback, then rm -r
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" pull "$(<moved/registry)/big:1")
+>>>>>>> theirs
 }
 
 bench_pull_podman() { # pull: podman pull (overlay) of it, then podman rmi
+<<<<<<< ours
   need podman
   peer_podman
   podman=("${podman[@]/vfs/overlay}")
   row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" pull -q --tls-verify=false
     "$reg/big:1")
+||||||| base
+  need podman
+  peer_podman
+  podman=("${podman[@]/vfs/overlay}")
+  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" pull -q --tls-verify=false "$reg/big:1")
+=======
+  moved_podman
+  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" pull -q --tls-verify=false "$(<moved/registry)/big:1")
+>>>>>>> theirs
 }
 
 bench_pull_umoci() { # pull: skopeo copy of it to a layout and umoci unpack, then rm -r
   need skopeo umoci
+<<<<<<< ours
   row=(unpack_and_remove rm -rf out -- sh -c '
     skopeo copy -q --src-tls-verify=false "docker://$1/big:1" oci:out/l:1 &&
     umoci unpack --image out/l:1 out/bundle' sh "$reg")
+||||||| base
+  row=(unpack_and_remove rm -rf out -- sh -c 'skopeo copy -q --src-tls-verify=false "docker://$1/big:1" oci:out/l:1 &&
+    umoci unpack --image out/l:1 out/bundle' sh "$reg")
+=======
+  row=(unpack_and_remove rm -rf out -- sh -c 'skopeo copy -q --src-tls-verify=false "docker://$1/big:1" oci:out/l:1 &&
+    umoci unpack --image out/l:1 out/bundle' sh "$(<moved/registry)")
+>>>>>>> theirs
+}
+
+bench_push() { # push: mydocker.py tag, push of it to an empty registry, rmi
+  row=(emptied env "MYDOCKER_ROOT=$PWD/moved/state" sh -c '"$@" tag big:1 "$0" && "$@" push "$0"; "$@" rmi "$0"'
+    "$(<moved/registry)/new:1" "${mydocker[@]}")
+}
+
+bench_push_podman() { # push: podman push of it
+  moved_podman ours
+  row=(emptied "${podman[@]}" push -q --tls-verify=false big:1 "$(<moved/registry)/new:1")
+}
+
+bench_push_skopeo() { # push: skopeo copy of it from a layout
+  need skopeo
+  row=(emptied skopeo copy -q --dest-tls-verify=false oci:moved/layout:1 "docker://$(<moved/registry)/new:1")
+}
+
+bench_load() { # load: mydocker.py load of it, then rm -r
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" load -i moved/saved.tar)
+}
+
+bench_load_podman() { # load: podman load (overlay), then podman rmi
+  moved_podman
+  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" load -q -i moved/saved.tar)
+}
+
+bench_load_umoci() { # load: skopeo copy of it to a layout and umoci unpack, then rm -r
+  need skopeo umoci
+  row=(unpack_and_remove rm -rf out -- sh -c 'skopeo copy -q oci-archive:moved/saved.tar oci:out/l:1 && umoci unpack --image out/l:1 out/bundle')
+}
+
+bench_import() { # import: mydocker.py import of its plain tar, then rm -r
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" import moved/big.tar big:1)
+}
+
+bench_import_podman() { # import: podman import (overlay), then podman rmi
+  moved_podman
+  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" import -q moved/big.tar big:1)
+}
+
+bench_import_tar() { # import: tar -x of it, then rm -r
+  row=(unpack_and_remove rm -rf out -- tar -C out -xf moved/big.tar)
+}
+
+bench_commit() { # commit: mydocker.py commit of a container that wrote 20,000 files, 300 MB; then rmi
+  row=(env "MYDOCKER_ROOT=$PWD/moved/state" sh -c '"$@" commit c new:1 && "$@" rmi new:1' sh "${mydocker[@]}")
+}
+
+bench_commit_podman() { # commit: podman commit (overlay) of such a one, then podman rmi
+  moved_podman ours
+  row=(sh -c '"$@" commit -q c new:1 && "$@" rmi new:1' sh "${podman[@]}")
+}
+
+bench_commit_umoci() { # commit: umoci repack of a bundle with these files
+  need umoci
+  row=(umoci repack --image moved/layout:new moved/bundle)
+}
+
+bench_export() { # export: mydocker.py export of the container, 40,000 files, 600 MB
+  row=(env "MYDOCKER_ROOT=$PWD/moved/state" "${mydocker[@]}" export -o exported.tar c)
+}
+
+bench_export_podman() { # export: podman export (overlay) of it
+  moved_podman ours
+  row=("${podman[@]}" export -o exported.tar c)
+}
+
+bench_export_tar() { # export: tar -c of the bundle's root
+  row=(tar -C moved/bundle/rootfs -cf exported.tar .)
 }
 
 prepare_images() { # images that differ in one thing: files, layers
