@@ -5755,21 +5755,37 @@ def write_hosts(spec, record):
         os.chmod(path + "/hosts", 0o644)
 
 def change_hosts(container_id, change):
-    """Change the lines of a container's /etc/hosts by change(lines), in place."""
+    """Change the bytes of a container's /etc/hosts by change(bytes), in place."""
     path = state_path("containers", container_id)
-    with tolerate(errno.ENOENT), hold(path):  # it is just being made, or removed
-        fd = os.open(path + "/hosts", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with Descriptor(fd):
+    with tolerate(errno.ENOENT), Descriptor(os.open(path, OPEN_DIR)) as folder:  # it may just go
+        fcntl.flock(folder, fcntl.LOCK_EX)  # not the file: the container could hold that lock
+        with Descriptor(os.open("hosts", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC,
+                                dir_fd=folder)) as fd:
             old = os.read(fd, SMALL_FILE)
-            lines = old.decode("utf-8", "surrogateescape").split("\n")
-            if lines[-1] == "":
-                lines.pop()
-            new = encode("\n".join([*change(lines), ""]))
-            if new != old and len(old) < SMALL_FILE:  # else the container has made a mess of it
-                if new.startswith(old):
-                    os.pwrite(fd, new[len(old):], len(old))
-                else:
-                    os.ftruncate(fd, os.pwrite(fd, new, 0))
+            new = change(old)
+            if new == old or len(old) == SMALL_FILE:  # that large the container has made it
+                return
+            if new.startswith(old):
+                os.pwrite(fd, new[len(old):], len(old))
+            else:
+                os.ftruncate(fd, os.pwrite(fd, new, 0))
+
+def with_lines(old, lines):
+    """The bytes of a hosts file, and at their end the lines that aren't there."""
+    if old and not old.endswith(b"\n"):
+        old += b"\n"
+    more = [encode(line) + b"\n" for line in lines]
+    return old + b"".join(line for line in more if b"\n" + line not in old)
+
+def without_neighbour(old, address):
+    """The bytes of a hosts file without the line of the neighbour who had an address."""
+    start = old.find(encode(f"\n{address}\t"))
+    while start >= 0:
+        end = old.find(b"\n", start + 1)
+        if end >= 0 and old.endswith(encode(NEIGHBOUR), start, end):
+            return old[:start] + old[end:]
+        start = old.find(encode(f"\n{address}\t"), start + 1)
+    return old
 
 def introduce(record):
     """Let a container's neighbours know it, in all of its networks; it is about to run."""
@@ -5783,27 +5799,25 @@ def meet_neighbours(record, endpoint, own_line=False):
     if own_line:
         spec = read_json(container_path(record, "config.json"))
         mine = own_lines(spec, record, {"endpoints": [endpoint]})
-        change_hosts(record["id"], lambda lines: lines + [
-            line for line in [*mine, *others.values()] if line not in lines])
+        change_hosts(record["id"], lambda old: with_lines(old, [*mine, *others.values()]))
     if endpoint["network"] == "bridge":
         return
     line = hosts_line(endpoint["ip"], [record["name"], *endpoint["aliases"]]) + NEIGHBOUR
     for other in others:
-        change_hosts(other, lambda lines: lines if line in lines else [*lines, line])
+        change_hosts(other, lambda old: with_lines(old, [line]))
 
 def part_neighbours(container_id, endpoint):
     """Take a container's line out of its neighbours' /etc/hosts."""
-    start = endpoint["ip"] + "\t"
     for other in neighbour_lines(container_id, endpoint):
-        change_hosts(other, lambda lines: [
-            line for line in lines if not (line.startswith(start) and line.endswith(NEIGHBOUR))])
+        change_hosts(other, lambda old: without_neighbour(old, endpoint["ip"]))
 
 def forget_network(record, endpoint):
     """Take the lines of a network out of the /etc/hosts of a container that has left it."""
     spec = read_json(container_path(record, "config.json"))
-    gone = {*own_lines(spec, record, {"endpoints": [endpoint]}),
-            *neighbour_lines(record["id"], endpoint).values()}
-    change_hosts(record["id"], lambda lines: [line for line in lines if line not in gone])
+    gone = {*map(encode, own_lines(spec, record, {"endpoints": [endpoint]})),
+            *map(encode, neighbour_lines(record["id"], endpoint).values())}
+    change_hosts(record["id"], lambda old: b"\n".join(
+        line for line in old.split(b"\n") if line not in gone))
 
 def resolv_conf(record):
     """A container's resolv.conf: the host's by Docker's rules, and what the options say."""

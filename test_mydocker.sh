@@ -7131,6 +7131,8 @@ test_network_many() { # net: 24 containers (FULL=1: 200) 8 at a time, a third ki
   is "$(cut -d' ' -f1 addresses | sort -u | wc -l)" "$count"
   is "$(ls state/networks/n1)" "$(cut -d' ' -f1 addresses)"
   is "$(links | tr ' ' '\n' | grep -c veth)" "$count"
+  grep -c '# neighbour$' state/containers/*/hosts | sed 's/.*://' | sort -u >known # everybody knows everybody
+  is "$(<known)" "$((count - 1))"
   for ((n = 3; n <= count; n += 3)); do kill -KILL "$(monitor_of "c$n")"; done
   seq "$((count + 1))" "$((count + count / 3))" | xargs -P 8 -I %N% "${mydocker[@]}" run \
     -d --name c%N% --net n1 /bin/sleep 1000 >later
@@ -7138,6 +7140,8 @@ test_network_many() { # net: 24 containers (FULL=1: 200) 8 at a time, a third ki
   "${mydocker[@]}" ps --format '{{.IP}} {{.ID}}' | sort >addresses
   is "$(wc -l <addresses) $(cut -d' ' -f1 addresses | sort -u | wc -l)" "$count $count"
   is "$(ls state/networks/n1)" "$(cut -d' ' -f1 addresses)"
+  "${mydocker[@]}" ps -q --no-trunc | sed 's,.*,state/containers/&/hosts,' | xargs grep -c '# neighbour$' | sed 's/.*://' | sort -u >known
+  is "$(<known)" "$((count - 1))"
   # shellcheck disable=SC2046 # a list
   run 0 rm -f $("${mydocker[@]}" ps -aq)
   wait_for is_empty_box
