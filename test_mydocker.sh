@@ -3342,18 +3342,18 @@ test_truth() { # life: ps tells the truth after kill -9, after a reboot,
   is "$out" exited
   # half a state file is never there: a write that was cut off left its temporary file alone
   run 0 run -d --name c /bin/sleep 1000
-  echo '{"id' >"state/containers/$out/state.json.1"
+  echo '{"id' >"state/containers/$out/record.json.1"
   run 0 ps -q
   run 0 rm -f c
   run 0 run -d --name e /bin/sleep 1000
   id=$out
   kill -KILL "$(monitor_of e)"
-  : >"state/containers/$id/state.json" # and what wasn't on the disk in time
+  : >"state/containers/$id/record.json" # and what wasn't on the disk in time
   run 0 ps -a
   unlike "$out" "${id:0:12}"
-  like "$err" "^mydocker: warning: container, on [^ ]*$id: its state.json is damaged, ignoring"
+  like "$err" "^mydocker: warning: container, on [^ ]*$id: its record is damaged, ignoring"
   [[ -d state/containers/$id/rootfs ]] # it is there for whoever wants to look
-  rm "state/containers/$id/state.json"
+  rm "state/containers/$id/record.json"
   run 0 ps -a
   is "$(find state after -path '*/running/*')" ''
 }
@@ -3540,7 +3540,7 @@ test_exec_closed() { # exec: a pid that was used again, or a namespace that can'
   background --name f /bin/sleep 1000
   sleep 1000 &
   # the record says that e is the host's sleep, started when another process was; f's monitor lives
-  "$PYTHON" -I - state/containers/"$id"/state.json $! <<'PYTHON'
+  "$PYTHON" -I - state/containers/"$id"/record.json $! <<'PYTHON'
 import json, sys
 record = json.load(open(sys.argv[1]))
 record["pid"] = int(sys.argv[2])
@@ -9045,51 +9045,19 @@ emptied() { # emptied COMMAND...: with nothing in the registry
   "$@"
 }
 
-<<<<<<< ours
-bench_pull() { # pull: mydocker.py pull of a 300 MB image (6,000 files) from a registry on loopback,
-  # then rm -r
-  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" pull
-    "$reg/big:1")
-||||||| base
-bench_pull() { # pull: mydocker.py pull of a 300 MB image (6,000 files) from a registry on loopback, then rm -r
-  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" pull "$reg/big:1")
-=======
 bench_pull() { # pull: mydocker.py pull of a 300 MB image (20,000 files) from a registry on loopback, then rm -r
   row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" pull "$(<moved/registry)/big:1")
->>>>>>> theirs
 }
 
 bench_pull_podman() { # pull: podman pull (overlay) of it, then podman rmi
-<<<<<<< ours
-  need podman
-  peer_podman
-  podman=("${podman[@]/vfs/overlay}")
-  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" pull -q --tls-verify=false
-    "$reg/big:1")
-||||||| base
-  need podman
-  peer_podman
-  podman=("${podman[@]/vfs/overlay}")
-  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" pull -q --tls-verify=false "$reg/big:1")
-=======
   moved_podman
   row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" pull -q --tls-verify=false "$(<moved/registry)/big:1")
->>>>>>> theirs
 }
 
 bench_pull_umoci() { # pull: skopeo copy of it to a layout and umoci unpack, then rm -r
   need skopeo umoci
-<<<<<<< ours
-  row=(unpack_and_remove rm -rf out -- sh -c '
-    skopeo copy -q --src-tls-verify=false "docker://$1/big:1" oci:out/l:1 &&
-    umoci unpack --image out/l:1 out/bundle' sh "$reg")
-||||||| base
-  row=(unpack_and_remove rm -rf out -- sh -c 'skopeo copy -q --src-tls-verify=false "docker://$1/big:1" oci:out/l:1 &&
-    umoci unpack --image out/l:1 out/bundle' sh "$reg")
-=======
   row=(unpack_and_remove rm -rf out -- sh -c 'skopeo copy -q --src-tls-verify=false "docker://$1/big:1" oci:out/l:1 &&
     umoci unpack --image out/l:1 out/bundle' sh "$(<moved/registry)")
->>>>>>> theirs
 }
 
 bench_push() { # push: mydocker.py tag, push of it to an empty registry, rmi
@@ -9372,9 +9340,9 @@ first = os.listdir("containers")[0]
 for number in range(1, int(sys.argv[2])):
     name = os.urandom(32).hex()
     shutil.copytree("containers/" + first, "containers/" + name)
-    record = json.load(open("containers/" + name + "/state.json"))
+    record = json.load(open("containers/" + name + "/record.json"))
     record.update(id=name, name="c%d" % number)
-    json.dump(record, open("containers/" + name + "/state.json", "w"))
+    json.dump(record, open("containers/" + name + "/record.json", "w"))
     os.symlink(name, "names/" + record["name"])
 PYTHON
   done
