@@ -10,7 +10,7 @@ few walls, one kernel call each, and this file is those calls in their order.  T
     outside (run)                                inside (init)
     cmd_run: options become one dict, the
         spec, in the form of the OCI's config.json
-    start_inside: unshare(CLONE_NEWPID), fork ─▶ reexec_inside: unshare the other namespaces,
+    Birth, reexec_inside: fork, unshare ─────▶ execvp this file again, as `init`, in namespaces
     connect_container: address, cable ◀─ sync 0 ─    execvp this file again, as `init`
     send the spec ─────────── sync 1 ──────────▶ container_main: mounts, root, hostname, terminal
     keep the terminal ◀────── sync 2 ─────────── the pty's master end
@@ -26,15 +26,11 @@ Needs Linux 5.4, Python 3.8 and root.  Only modules that `run` needs at once are
 each costs every container milliseconds, so the others are imported where they are used.
 """
 
-# ── 1. Imports and settings ────────────────────────────────────────────────
+# ── 1. Imports and settings ──────────────────────────────────────────────────
 # _ctypes, _signal and _socket are the C halves of ctypes, signal and socket.  The Python halves add
 # enums and data types that nothing here needs, for 10 ms at the two starts that each container
 # takes (README, "Where the time goes").  Whatever init needs must be imported before it changes its
 # root: afterwards an `import` would find the container's files, and run them.
-#
-# Nothing but the standard library is ever imported: a file called struct.py beside this one, in the
-# current directory or in PYTHONPATH must not run as root.  So sys.path is cut down before the first
-# import that looks at it; sys itself is part of the interpreter.
 
 import sys
 
@@ -50,7 +46,6 @@ def standard_paths():
     return [path for path in sys.path if path in paths]
 
 sys.path[:] = standard_paths()
-
 import errno
 import fcntl
 import marshal
@@ -59,11 +54,9 @@ import select
 import stat
 import struct
 import time
-
 import _ctypes
 import _signal
 import _socket
-
 VERSION = "0.1.0"
 STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -71,48 +64,11 @@ LEVELS = ("debug", "info", "warning", "error")
 SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and may be hostile
 SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itself: musl's are three
 
-# ── 2. Kernel numbers ──────────────────────────────────────────────────────
-# Names and values as in the kernel's headers, so that a search there finds them; only those in
-# use.  System calls from 424 on have the same number on every architecture that matters here.
-
-# linux/sched.h
-CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
-CLONE_NEWIPC, CLONE_NEWUSER = 0x08000000, 0x10000000
-CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWTIME = 0x20000000, 0x40000000, 0x80
-
-# linux/mount.h
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT = 1, 2, 4, 8, 16, 32
-MS_MANDLOCK, MS_DIRSYNC, MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME = 64, 128, 256, 1024, 2048
-MS_SILENT, MS_I_VERSION, MS_LAZYTIME = 1 << 15, 1 << 23, 1 << 25
-MOUNT_ATTR__ATIME, MOUNT_ATTR_NOATIME, MOUNT_ATTR_STRICTATIME = 0x70, 0x10, 0x20
-MS_BIND, MS_REC, MS_UNBINDABLE, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 17, 1 << 18
-MS_SLAVE, MS_SHARED, MS_RELATIME, MS_STRICTATIME = 1 << 19, 1 << 20, 1 << 21, 1 << 24
-MNT_DETACH = 2
-
-# linux/fcntl.h, linux/openat2.h, linux/memfd.h
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
-OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
-MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 0x04, 0x10
-RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
-MFD_NOEXEC_SEAL = 8
-
-# linux/prctl.h, linux/seccomp.h, linux/capability.h
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER = 1, 4, 8, 36
-PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
-PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER, LINUX_CAPABILITY_VERSION_3 = 2, 2, 0x20080522
-
-# asm-generic/ioctls.h
-TIOCSCTTY, TIOCGWINSZ, TIOCSWINSZ = 0x540E, 0x5413, 0x5414
-TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
-
-# linux/bpf.h
-BPF_PROG_LOAD, BPF_PROG_ATTACH, BPF_PROG_TYPE_CGROUP_DEVICE = 5, 8, 15
-BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI = 6, 2
-
-# linux/magic.h
-PROC_SUPER_MAGIC = 0x9FA0
-
-# ── 3. System calls ────────────────────────────────────────────────────────
+# ── 2. Kernel calls, and --explain ───────────────────────────────────────────
+# Numbers have the names and values of the kernel's headers, so that a search there finds them; a
+# chapter holds those that only it uses.  System calls from 424 on have the same number on every
+# architecture that matters here.
+#
 # One binder makes a Python function of a libc function: text goes in as str, -1 comes out as
 # OSError, and the error carries the call as C would write it.  A new call is one line below.
 # An argument is TEXT, INT, LONG, BYTES or, for flags, the prefix of their names ("MS_").
@@ -120,6 +76,39 @@ PROC_SUPER_MAGIC = 0x9FA0
 # --explain hangs here: it puts a printing shell around these functions and around those of `os`
 # in OS_CALLS.  What the call is for is the comment behind the line that makes it, so a reader of
 # the file and a reader of the output are told the same.
+
+# linux/sched.h
+
+# linux/sched.h
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
+CLONE_NEWIPC, CLONE_NEWUSER = 0x08000000, 0x10000000
+CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWTIME = 0x20000000, 0x40000000, 0x80
+
+# linux/mount.h
+
+# linux/mount.h
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT = 1, 2, 4, 8, 16, 32
+MS_MANDLOCK, MS_DIRSYNC, MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME = 64, 128, 256, 1024, 2048
+MS_SILENT, MS_I_VERSION, MS_LAZYTIME = 1 << 15, 1 << 23, 1 << 25
+MS_BIND, MS_REC, MS_UNBINDABLE, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 17, 1 << 18
+MS_SLAVE, MS_SHARED, MS_RELATIME, MS_STRICTATIME = 1 << 19, 1 << 20, 1 << 21, 1 << 24
+MNT_DETACH, MOUNT_ATTR_RDONLY = 2, 1
+
+# linux/fcntl.h, linux/openat2.h
+
+# linux/fcntl.h, linux/openat2.h, linux/memfd.h
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 0x04, 0x10
+RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
+
+# linux/prctl.h
+
+# linux/prctl.h, linux/seccomp.h, linux/capability.h
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER = 1, 4, 8, 36
+PR_SET_NAME = 15
+
+# The binder
 
 def encode(text):  # the bytes of a path or argument; undecodable ones are surrogates, PEP 383
     return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
@@ -161,42 +150,13 @@ def kernel(name, *kinds, number=None):
     call.kinds, call.__name__ = kinds, name
     return call
 
-def c_call(name, args, kinds=()):
-    """A call as C would write it: mount("proc", "/proc", "proc", MS_NOSUID, NULL)."""
-    kinds = (*kinds, *[None] * len(args))
-    return f"{name}({', '.join(c_value(arg, kind) for arg, kind in zip(args, kinds))})"
-
-def c_value(value, kind=None):
-    """One argument of a call as C would write it, by its kind; /proc/self/fd/N by its real name."""
-    if value is None:
-        return "NULL"
-    if isinstance(kind, str):
-        return c_flags(value, kind)
-    if kind is BYTES:
-        return "{...}"
-    if isinstance(value, dict):
-        value = [encode(key) + b"=" + encode(text) for key, text in value.items()]
-    if isinstance(value, (list, tuple)):
-        return "{" + ", ".join(map(c_value, value)) + "}"
-    if kind is TEXT and encode(value).startswith(b"/proc/self/fd/") and os.path.islink(value):
-        value = os.readlink(value)
-    if isinstance(value, (str, bytes)):
-        return '"' + encode(value).decode("utf-8", "backslashreplace").replace('"', '\\"') + '"'
-    return str(value)
-
-def c_flags(value, prefix):
-    """The names of the bits of VALUE, from the constants that start with PREFIX."""
-    known = {name: bits for name, bits in globals().items() if name.startswith(prefix)}
-    exact = [name for name, bits in known.items() if bits == value]
-    names = exact or [n for n, bits in known.items() if bits & value == bits]
-    return "|".join(names) if value and names else hex(value) if value else "0"
-
 mount = kernel("mount", TEXT, TEXT, TEXT, "MS_", TEXT)  # mount(2)
 umount2 = kernel("umount2", TEXT, "MNT_")  # umount(2)
 sethostname = kernel("sethostname", TEXT, LONG)  # sethostname(2)
 setdomainname = kernel("setdomainname", TEXT, LONG)  # setdomainname(2)
 pivot_root = kernel("pivot_root", TEXT, TEXT)  # pivot_root(2)
 prctl = kernel("prctl", "PR_", LONG, LONG, LONG, LONG)  # prctl(2)
+prctl_text = kernel("prctl", "PR_", TEXT)  # prctl(2)
 signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
 statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
 syncfs = kernel("syncfs", INT)  # syncfs(2)
@@ -235,6 +195,38 @@ if not hasattr(os, "listxattr"):  # many a Python with musl: CPython asked for g
     os.setxattr = lambda target, name, value: set_xattr(
         place_of(target), name, value, len(value), 0)
 
+# --explain
+
+def c_call(name, args, kinds=()):
+    """A call as C would write it: mount("proc", "/proc", "proc", MS_NOSUID, NULL)."""
+    kinds = (*kinds, *[None] * len(args))
+    return f"{name}({', '.join(c_value(arg, kind) for arg, kind in zip(args, kinds))})"
+
+def c_value(value, kind=None):
+    """One argument of a call as C would write it, by its kind; /proc/self/fd/N by its real name."""
+    if value is None:
+        return "NULL"
+    if isinstance(kind, str):
+        return c_flags(value, kind)
+    if kind is BYTES:
+        return "{...}"
+    if isinstance(value, dict):
+        value = [encode(key) + b"=" + encode(text) for key, text in value.items()]
+    if isinstance(value, (list, tuple)):
+        return "{" + ", ".join(map(c_value, value)) + "}"
+    if kind is TEXT and encode(value).startswith(b"/proc/self/fd/") and os.path.islink(value):
+        value = os.readlink(value)
+    if isinstance(value, (str, bytes)):
+        return '"' + encode(value).decode("utf-8", "backslashreplace").replace('"', '\\"') + '"'
+    return str(value)
+
+def c_flags(value, prefix):
+    """The names of the bits of VALUE, from the constants that start with PREFIX."""
+    known = {name: bits for name, bits in globals().items() if name.startswith(prefix)}
+    exact = [name for name, bits in known.items() if bits == value]
+    names = exact or [n for n, bits in known.items() if bits & value == bits]
+    return "|".join(names) if value and names else hex(value) if value else "0"
+
 # What --explain shows of the os module, with the kinds of arguments where they are flags.
 OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
                          "setresgid setresuid fchown".split(), ())
@@ -260,18 +252,17 @@ def explain_calls():
 
 def source_comments():
     """What stands behind the lines of this file: {line number: comment}; {} without the source."""
-    lines = []
-    with tolerate():
+    try:
         lines = read_all(sys._getframe().f_code.co_filename).split("\n")
+    except OSError:
+        return {}
     lines = enumerate((line.partition("  # ") for line in lines), 1)
     return {number: why for number, (code, _, why) in lines if why and code.strip()}
 
-
-# ── 4. Failing ─────────────────────────────────────────────────────────────
+# ── 3. Failing ───────────────────────────────────────────────────────────────
 # Two kinds of error and no third: Failure says that what was asked for can't be done; OSError,
 # that the kernel refused.  Nothing below prints or exits: `main` turns both into one line,
-# `mydocker: what, on what: why`, with a hint where the cause is known.  An OSError doesn't say
-# what was being done, but the function that it came out of does, by its name.
+# `mydocker: what, on what: why`, with a hint where the cause is known.
 
 class Failure(Exception):
     """What the user asked for can't be done: one sentence, an exit status, perhaps a hint."""
@@ -281,6 +272,13 @@ class Failure(Exception):
 
 class NotFound(Failure):
     """There is nothing of the name that was given."""
+
+class Interrupted(Failure):
+    """Something from outside broke in: a signal, the network, a server.  What has come so far is
+    good, for another try."""
+    def __init__(self, message, status=125, hint="", http_status=0):
+        super().__init__(message, status, hint)
+        self.http_status = http_status
 
 def reason(error):
     """The kernel's word for an errno, as a clause: "no such file or directory"."""
@@ -308,32 +306,45 @@ class blame:
 
 NOT_TO_BE_HAD = errno.ENOSYS, errno.EPERM  # an old kernel; a seccomp filter around us
 
-def describe(error):
-    """An error as what Failure is made of: (message, status, hint)."""
+def describe(error, what):
+    """An error as what Failure is made of: (message, status, hint).  WHAT was being done, for an
+    error of the kernel's, which doesn't say: a command, an option, a step, in the user's words."""
     if isinstance(error, Failure):
         return error.message, error.status, error.hint
-    step = error.__traceback__
-    while step.tb_next and step.tb_next.tb_frame.f_code.co_name not in ("call", "shell", "kernel"):
-        step = step.tb_next
-    what = step.tb_frame.f_code.co_name.replace("_", " ")
     if not isinstance(error, OSError):
-        return f"{what}, line {step.tb_lineno}: {error!r}", 125, "this is a bug in mydocker"
-    on = f", on {os.fsdecode(error.filename)}" if error.filename else ""
-    return f"{what}{on}: {reason(error)}", 125, hint_for(error, what)
+        where = error.__traceback__
+        while where.tb_next:
+            where = where.tb_next
+        return f"{what}, line {where.tb_lineno}: {error!r}", 125, "this is a bug in mydocker"
+    on = ""
+    if error.filename is not None:
+        on = ", on " + str(error.filename)
+        if isinstance(error.filename, bytes):
+            on = ", on " + os.fsdecode(error.filename)
+    return f"{what}{on}: {reason(error)}", 125, hint_for(error)
 
-def hint_for(error, what):
+def hint_for(error):
     """What to look at after an error of the kernel's, or ""."""
-    call = str(error.filename).partition("(")[0]  # the os module doesn't name its calls
-    unshared = call == "unshare" or what in ("start inside", "reexec inside")
-    if error.errno == errno.ENOSPC and unshared:
+    call = str(error.filename).partition("(")[0]
+    if error.errno == errno.ENOSPC and call in ("unshare", "fork"):
         limits = [f"user.{name}" for name in sorted(os.listdir("/proc/sys/user"))
                   if name.endswith("_namespaces") and read_all(f"/proc/sys/user/{name}") == "0\n"]
         return f"no more namespaces are allowed, see sysctl {' '.join(limits) or 'user'}"
-    if error.errno == errno.EACCES and what == "reexec inside":
+    if error.errno == errno.EACCES and call == "execvp":
         return "the user namespace's root can't reach this Python: one in /usr/bin can be reached"
-    if error.errno == errno.EPERM and (unshared or call in ("mount", "pivot_root", "setns")):
+    if error.errno == errno.EPERM and call in ("unshare", "mount", "pivot_root", "setns"):
         return "CAP_SYS_ADMIN is missing, or a seccomp filter forbids it: inside a container?"
     return ""
+
+class call_named:
+    """A `with` that gives an OSError of the os module, which doesn't know its call, that CALL."""
+    def __init__(self, call):
+        self.call = call
+    def __enter__(self):
+        return self
+    def __exit__(self, _, error, __):
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = self.call
 
 def show(text):
     """Print a command's answer; an output that is full or closed is a Failure."""
@@ -380,9 +391,30 @@ def log_for_engine(level, message):
         file.write("\n")
     return True
 
+# ── 4. Files, locks, processes, channels ─────────────────────────────────────
+# A path inside a container is attacker input: its links are the container's, and may change while
+# we look.  So it is resolved by the kernel with the container's root as "/", and what comes back
+# is a descriptor; all further work is on that, never on the path again.
+#
+# A process is only known by its pid together with the time it started: pids are used again.
 
-# ── 5. Small tools ─────────────────────────────────────────────────────────
-# Plain answers: no function here changes anything.
+OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+OPEN_ENTRY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+OPEN_CHILD = OPEN_ENTRY | os.O_DIRECTORY
+OPEN_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# Files
+
+class Descriptor(int):
+    """A file descriptor that is closed after a `with`."""
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        os.close(self)
+
+def read_all(path):
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
 
 def read_text(path):
     """A small file's text.  Safe on what a container made: no FIFO blocks, no device is read."""
@@ -391,76 +423,6 @@ def read_text(path):
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise Failure(f"read, on {path}: not a regular file")
         return file.read(SMALL_FILE).decode("utf-8", "surrogateescape")
-
-def to_number(text, end=1 << 63):
-    """The number that TEXT is, if it's nothing but ASCII's digits, and below END; else None."""
-    if text.isascii() and text.isdigit() and len(text) < 4300 and int(text) < end:  # int()'s limit
-        return int(text)
-    return None
-
-def parse_size(text, option):
-    """A size as docker reads it, 64m, 1.5g, 1024, in bytes."""
-    number, unit = text.rstrip("bkmgtBKMGTiI"), text.lower().lstrip("0123456789.")
-    power = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}.get(unit[:1] if unit in (
-        "", "b", *(letter + end for letter in "kmgt" for end in ("", "b", "ib"))) else "?")
-    if power is None or not number.isascii() or not number.replace(".", "", 1).isdigit():
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a size, such as 64m or 1g")
-    size = float(number) * 1024 ** power
-    if size >= 1 << 63:
-        raise Failure(f"{option}, on {text}: more than the kernel can count")
-    return int(size)
-
-def humane_size(size):
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g}{unit}"
-        size /= 1000
-    return f"{size:.3g}TB"
-
-def shorten(text, width):
-    """Text cut to WIDTH, as docker shows commands, and safe to print."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    return f'"{text if len(text) <= width else text[:width - 1] + "…"}"'
-
-def age_of(moment):
-    seconds = max(0, int(time.time() - moment))
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} seconds"
-
-def long_name(row):
-    """The name of an option in a table, by which the parsed options have it."""
-    return next(name[2:] for name in row[0].split() if name.startswith("--"))
-
-def exit_status(wait_status):
-    signal = os.WTERMSIG(wait_status)
-    return 128 + signal if signal else os.WEXITSTATUS(wait_status)
-
-def columns(rows):
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["   ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
-
-def parse_signal(text, option):
-    """A signal's number, from that or its name with or without SIG."""
-    name = text.upper() if text.upper().startswith("SIG") else "SIG" + text.upper()
-    number = int(text) if text.isdigit() else getattr(_signal, name, 0)
-    if not 0 < number < _signal.NSIG:
-        raise Failure(f"{option}, on {text or chr(39) * 2}: there is no such signal")
-    return int(number)
-
-def parse_number(text, option, least=0):
-    number = to_number(text[1:] if text[:1] == "-" else text)
-    number = -number if number and text[:1] == "-" else number
-    if number is None or number < least:
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a number from {least} up")
-    return number
-
-
-# ── 6. Files and locks ─────────────────────────────────────────────────────
-# A path inside a container is attacker input: its links are the container's, and may change while
-# we look.  So it is resolved by the kernel with the container's root as "/", and what comes back
-# is a descriptor; all further work is on that, never on the path again.
 
 def open_in_root(root, path, flags=os.O_PATH, resolve=0):
     """Open PATH with the directory ROOT (a descriptor) as "/": neither ".." nor a link leaves it.
@@ -565,6 +527,82 @@ def open_named(path, flags):
             path = os.path.join(os.path.dirname(path), os.readlink("", dir_fd=link))
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
 
+def listing(path):
+    """The names in a directory, in order; none where it doesn't exist."""
+    return sorted(os.listdir(path)) if os.path.isdir(path) else []
+
+def unlink_if_there(path):
+    """Remove a file that another process may be removing, too."""
+    with tolerate(errno.ENOENT):  # it was faster
+        os.unlink(path)
+
+def touch_if_there(path):
+    """Make an empty file in a directory that may go any moment."""
+    with tolerate(errno.ENOENT):
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+def tree_size(path):
+    return sum(os.lstat(os.path.join(top, name)).st_size
+               for top, _, names in os.walk(path) for name in names)
+
+def readable(fd):
+    try:
+        return os.open(f"/proc/self/fd/{fd}", OPEN_DIR)
+    finally:
+        os.close(fd)
+
+def remove_tree(name, dir_fd=None):
+    """Remove NAME, whatever it is, if it is there; what is mounted in it is an error and stays. Its
+    directories are laid flat, so that none is too deep, and ".." isn't used: in a running
+    container, it could lead anywhere by now."""
+    if remove_entry(name, dir_fd):
+        return
+    with Descriptor(os.open(name, OPEN_CHILD, dir_fd=dir_fd)) as top:
+        folders = ["."]
+        for folder in folders:  # it grows meanwhile
+            with Descriptor(os.open(folder, OPEN_CHILD, dir_fd=top)) as fd:
+                for entry in list(os.scandir(fd)):
+                    if remove_entry(entry.name, fd):
+                        continue
+                    flat = os.urandom(16).hex()
+                    try:
+                        os.rename(entry.name, flat, src_dir_fd=fd, dst_dir_fd=top)
+                        folders.append(flat)
+                    except OSError:  # EXDEV: overlayfs doesn't move a lower layer's
+                        remove_tree(entry.name, fd)
+        for folder in folders[1:]:
+            os.rmdir(folder, dir_fd=top)
+    os.rmdir(name, dir_fd=dir_fd)
+
+def remove_entry(name, dir_fd):
+    """Remove anything but a directory with something in it: False. Both calls refuse what a file
+    system is mounted on before they look at what is in it: EBUSY, see rmdir(2)."""
+    try:
+        try:
+            os.unlink(name, dir_fd=dir_fd)
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+    except OSError as why:
+        if why.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        if why.errno == errno.EBUSY:
+            above = "" if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}") + "/"
+            raise Failure(f"remove, on {above}{os.fsdecode(name)}: something is mounted there"
+                          ) from None
+        raise
+    return True
+
+def write_all(fd, data):
+    while data:
+        data = data[os.write(fd, data):]  # write(2) may take less
+
+# JSON
+
+def read_json(path):
+    return from_json(read_all(path))
+
 def from_json(text):
     """The value of a text, or of bytes, in JSON; raises ValueError, RecursionError.  All JSON is
     read here, by json's C half: json itself would cost each start 5 ms."""
@@ -609,9 +647,6 @@ def plain_texts(value):
             raise ValueError("half a character in a text (a lone surrogate)") from None
     return value
 
-def read_json(path):
-    return from_json(read_all(path))
-
 def to_json(value):
     """A value as JSON; strings that are not UTF-8 survive as \\udcXX escapes."""
     if isinstance(value, dict):
@@ -626,359 +661,13 @@ def to_json(value):
 def write_json(path, value, durable=False):
     write_file(path, to_json(value) + "\n", durable)
 
-def listing(path):
-    """The names in a directory, in order; none where it doesn't exist."""
-    return sorted(os.listdir(path)) if os.path.isdir(path) else []
-
-def unlink_if_there(path):
-    """Remove a file that another process may be removing, too."""
-    with tolerate(errno.ENOENT):  # it was faster
-        os.unlink(path)
-
-class Descriptor(int):
-    """A file descriptor that is closed after a `with`."""
-    def __enter__(self):
-        return self
-    def __exit__(self, *_):
-        os.close(self)
-
-def hold(path, mode=fcntl.LOCK_EX):
-    """Lock a file or directory until the descriptor that is returned is closed: flock(2)."""
-    flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
-    fd = Descriptor(os.open(path, flags | os.O_CLOEXEC, 0o600))
-    try:
-        fcntl.flock(fd, mode)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-def mounts_here():
-    """This process's mounts: [(place, type, options, the type's own, what of it is mounted there)].
-    See proc_pid_mountinfo(5)."""
-    rows = []
-    for line in read_all("/proc/self/mountinfo").split("\n")[:-1]:
-        before, _, after = line.partition(" - ")
-        fields = before.split(" ")
-        for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-            fields[4] = fields[4].replace(code, character)
-        kind, *_, more = after.split(" ")
-        rows.append((fields[4], kind, fields[5].split(","), more.split(","), fields[3]))
-    return rows
-
-def read_all(path):
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
-
-
-# ── 7. Containers on disk ──────────────────────────────────────────────────
-# One directory for each container, containers/<id>/ below the state root:
-#
-#   config.json   the spec: all that init was told, in the OCI's form
-#   state.json    the record: id, name, image, created, command; pid while it runs, status after
-#   lock          held by the container's monitor for as long as that lives; its status at the end
-#   stop          there when somebody asked it to end: its restart policy doesn't count
-#   container.log, .1, .2    what it said, the oldest last
-#   upper, work   what the container wrote over its image's layers (overlayfs)
-#   rootfs        where its root is mounted, seen from inside only
-#   hosts, hostname, resolv.conf    bind-mounted over the image's
-#
-# names/<name> is a link with the id for target: a name is taken and looked up in one step.
-#
-# Whether a container runs is never read from a file: a lock that can be had belongs to a dead one.
-# No pid is guessed from.  running/<id> only marks where to look: it is there from before the
-# directory is made until after the monitor has tidied up, so whatever a killed monitor left has a
-# mark, and sweeping costs what runs, not what is on record.  Whoever makes or sweeps holds
-# containers/ itself for that moment, shared or alone, so nobody meets a half-made directory.
-
-ADJECTIVES = "bold brave bright calm clever eager fair fond glad happy keen kind lucky wise".split()
-NOUNS = "badger beaver bison crane crow duck eagle falcon fox hare heron otter owl wolf".split()
-
-def state_path(*names):
-    return os.path.join(os.environ["MYDOCKER_ROOT"], *names)
-
-def container_path(record, *names):
-    return state_path(record.get("folder", "containers"), record["id"], *names)
-
-def make_dirs(path):
-    """Make a directory of the state root's, with what is above it, closed to others."""
-    if not os.path.isdir(path):
-        make_dirs(os.path.dirname(path) or ".")
-        with tolerate(errno.EEXIST):  # somebody was faster; if it isn't a directory, that's found
-            os.mkdir(path, 0o700)  # CVE-2021-41091: nobody but root walks into images' files
-    return path
-
-def make_container_dir(record):
-    """Make a container's directory, marked and locked, and name it; returns the lock."""
-    path = container_path(record)
-    with hold(make_dirs(state_path("containers")), fcntl.LOCK_SH):
-        mark_running(record)
-        os.mkdir(path, 0o700)
-        lock = hold(path + "/lock")
-    write_status(lock, "")
-    try:
-        record["name"] = take_name(record["name"], record["id"])
-        write_json(path + "/state.json", record)
-    except (Failure, OSError):
-        end_container(record)
-        raise
-    return lock
-
-def write_status(lock, status):
-    """Leave an exit status in a container's lock: there is room for it on a full disk, too."""
-    os.pwrite(lock, b"%-8s" % str(status).encode(), 0)
-
-def read_status(lock):
-    """The exit status in a container's lock; without one its monitor was killed, and so was it."""
-    said = os.pread(lock, 8, 0).split()
-    return int(said[0]) if said else 128 + _signal.SIGKILL  # PR_SET_PDEATHSIG
-
-def mark_running(record):
-    """Leave word that this process is a container's monitor, before anything is made for it."""
-    path = make_dirs(state_path("running")) + "/" + record["id"]
-    os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
-    record.update(monitor=os.getpid(), monitor_start=process_start("self"))
-
-def take_name(wanted, container_id):
-    """Make a name mean a container; without one, a free one is made up.  Returns it."""
-    top = make_dirs(state_path("names"))
-    for extra in range(1 if wanted else 1000):
-        name = wanted or "_".join(words[os.urandom(1)[0] % len(words)]
-                                  for words in (ADJECTIVES, NOUNS)) + str(extra or "")
-        with tolerate(errno.EEXIST):
-            os.symlink(container_id, f"{top}/{name}")  # the name is taken, or was, in one step
-            return name
-    raise Failure(f"--name, on {wanted}: a container of that name exists",
-                  hint=f"mydocker rm {wanted}")
-
-def end_container(record, status=None):
-    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
-    record.update(pid=0, status=status, finished=time.time())
-    remove_cgroups(record)
-    disconnect_container(record)
-    if record["keep"] and "started" in record:
-        write_json(container_path(record, "state.json"), record)
-    else:
-        remove_container_dir(record)
-        for name in record.get("own_volumes", []):
-            remove_tree(state_path("volumes", name))
-    unlink_if_there(state_path("running", record["id"]))
-
-def remove_container_dir(record):
-    """Remove a container's name and directory.  No volume is there: they were mounted inside."""
-    path = container_path(record)
-    for name in [record["name"]] if record.get("name") else listing(state_path("names")):
-        if link_target(AT_FDCWD, state_path("names", name)) == record["id"]:
-            unlink_if_there(state_path("names", name))
-    unlink_if_there(path + "/state.json")  # it is no container from here on; a sweep goes on
-    for name in set(listing(path)) - {"lock"}:
-        remove_tree(f"{path}/{name}")
-    with hold(state_path("containers"), fcntl.LOCK_SH):
-        unlink_if_there(path + "/lock")
-        while os.path.isdir(path):
-            with tolerate(errno.ENOTEMPTY):  # somebody just asked it to stop
-                remove_tree(path)
-
-def sweep_containers():
-    """Tidy up after killed monitors; every command that makes or shows containers does it."""
-    dead = []
-    with hold(make_dirs(state_path("containers"))):  # nothing is half made or half gone now
-        for container_id in listing(make_dirs(state_path("running"))):
-            path = state_path("containers", container_id)
-            if not os.path.exists(path + "/lock"):
-                remove_tree(path)
-                unlink_if_there(state_path("running", container_id))
-            elif not is_running(path):
-                dead.append(container_id)
-    for container_id in dead:
-        path = state_path("containers", container_id)
-        lock = lock_container(path)
-        if lock is not None and os.path.exists(state_path("running", container_id)):
-            record = read_record(path)
-            if record or not os.path.exists(path + "/state.json"):
-                end_container(record or {"id": container_id, "keep": False}, read_status(lock))
-            else:  # a damaged one is kept as it is
-                remove_cgroups({"cgroups": cgroup_dirs(f"mydocker/{container_id}")})
-        if lock is not None:
-            os.close(lock)
-
-def lock_container(path):
-    """Lock a container: returns the lock, or None if a monitor has it or the container is gone."""
-    with tolerate(errno.ENOENT):
-        lock = os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)
-        with tolerate(errno.EAGAIN):
-            while True:
-                with tolerate(errno.EAGAIN):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return lock
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # else it was is_running's
-        os.close(lock)
-    return None
-
-def is_running(path):
-    """True while the monitor of the container at PATH lives: its lock can't even be shared."""
-    try:
-        with Descriptor(os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except (FileNotFoundError, BlockingIOError) as error:  # all of it goes; the monitor has it
-        return isinstance(error, BlockingIOError)
-
-def read_record(path):
-    """The record of the container at PATH, with "running" as it is now; None while it has none."""
-    with tolerate(errno.ENOENT):  # being made or removed
-        try:
-            record = read_json(path + "/state.json")
-        except ValueError:  # the box lost its power: what the container wrote may be well
-            return warn(f"container, on {path}: its state.json is damaged, ignoring")
-        marked = os.path.exists(state_path("running", record["id"]))
-        return {"cgroups": [], **record, "running": marked and is_running(path)}
-    return None
-
-def container_records():
-    top = state_path("containers")
-    found = map(read_record, [f"{top}/{name}" for name in listing(top)])
-    return sorted(filter(None, found), key=lambda record: record["created"], reverse=True)
-
-def is_name(text):
-    plain = text.replace("_", "a").replace(".", "a").replace("-", "a")
-    return text[:1].isalnum() and plain.isalnum() and text.isascii() and len(text) < 129
-
-def check_new_name(name, what):
-    if not is_name(name):
-        raise Failure(f"{what}, on {name or chr(39) * 2}: a name has letters, digits and _ . -, "
-                      "and starts with one of the first two")
-    return name
-
-def find_container(text):
-    """The record of the container that a name, an id or the unique beginning of one means."""
-    top, ids = state_path("containers"), []
-    if is_name(text):
-        named = link_target(AT_FDCWD, state_path("names", text))
-        ids = [text] if os.path.isdir(f"{top}/{text}") else [named] if named else [
-            name for name in listing(top) if name.startswith(text)]
-    found = [*filter(None, map(read_record, [f"{top}/{name}" for name in ids]))]
-    if len(found) != 1:
-        why = "more than one container's id begins so" if found else "no such container"
-        raise Failure(f"container, on {text or chr(39) * 2}: {why}")
-    return found[0]
-
-def volume_path(name):
-    return state_path("volumes", check_new_name(name, "volume"), "_data")
-
-
-# ── 8. Images ──────────────────────────────────────────────────────────────
-# An image is three kinds of files, each named after its own sha256 (OCI image-spec):
-#
-#   index.json ──name──▶ manifest ──▶ config   what to run; its digest is the image's id
-#                               └───▶ layers   tar archives, bottom first, mostly compressed
-#
-# images/ is an OCI image layout, which other tools read and write in place, `skopeo inspect
-# oci:/var/lib/mydocker/images:docker.io/library/alpine:latest`.  A layer is also unpacked, once,
-# in layers/<diff id>, the digest of the plain tar, for overlayfs to stack.  A "whiteout", which
-# hides a lower file, is ".wh.NAME" in a tar and a 0/0 character device in overlayfs.
-#
-# All of it comes from strangers.  A digest is checked for its form before it becomes a path, and
-# against the bytes before they count; JSON is small and of the right shape or refused; a layer is
-# unpacked by descriptors in a directory that no name and no link leads out of, and gets its real
-# name by one rename at the very end.  Nothing is counted: what index.json and the containers reach
-# stays, the rest is swept.  Who adds or uses holds images.lock shared, who sweeps holds it alone.
-#
-# Bytes travel as iterables of chunks, and stages stack up: read, measure, save, decompress, unpack.
-# A new source (a registry) is a function that yields chunks; a new compression, a row in MAGIC.
+# Documents from elsewhere have a shape: a type, [SHAPE], {key: SHAPE}, {str: SHAPE} for whatever keys
+# there are, or the range in which a number must lie: C's types would make another of it.  An int or
+# a range must be there, (int,) needn't.
 
 JSON_LIMIT = 4 << 20  # bytes of one manifest, config or index; registries use the same limit
-CHUNK = 1 << 18
-OCI_TYPE = "application/vnd.oci.image."
-MANIFEST_TYPE = OCI_TYPE + "manifest.v1+json"
-DOCUMENT_TYPES = (  # the first two: an index
-    OCI_TYPE + "index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json",
-    MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json")
-CONFIG_TYPES = (OCI_TYPE + "config.v1+json", "application/vnd.docker.container.image.v1+json",
-                "application/octet-stream")  # the last: old builders'
-REF_NAME = "org.opencontainers.image.ref.name"
-DOCKER_NAME = "io.containerd.image.name"  # docker's and containerd's place for the full name
-MAGIC = {  # how compressed bytes begin → the module whose open() reads them
-    b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "lzma", b"\x28\xb5\x2f\xfd": "compression.zstd"}
-LAYER_TYPES = {"plain": OCI_TYPE + "layer.v1.tar", "gzip": OCI_TYPE + "layer.v1.tar+gzip",
-               "compression.zstd": OCI_TYPE + "layer.v1.tar+zstd"}  # others are stored plain
-PLATFORMS = {  # what a machine can run, best first; unlisted ones are called as by uname -m
-    "x86_64": "amd64 386", "i686": "386", "aarch64": "arm64/v8 arm/v8 arm/v7 arm/v6 arm/v5",
-    "armv7l": "arm/v7 arm/v6 arm/v5", "armv6l": "arm/v6 arm/v5"}
-SAME_PLATFORM = {"arm64": "arm64/v8", "arm": "arm/v7", "amd64/v1": "amd64", "x86_64": "amd64",
-                 "aarch64": "arm64/v8"}
-OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-OPEN_ENTRY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-OPEN_CHILD = OPEN_ENTRY | os.O_DIRECTORY
-OPEN_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-# Names
-
-WORD = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
-HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?"
-TAG = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
-NAME = rf"({HOST}(?:/{WORD})+)(?::({TAG}))?(?:@(sha256:[0-9a-f]{{64}}))?"
-
-def full_name(text):
-    """An image name with docker.io/, library/ and, unless there is a digest, :latest put in."""
-    import re
-    host, slash, path = text.partition("/")
-    if not slash or not ("." in host or ":" in host or host == "localhost"):
-        host, path = "docker.io", text
-    if host in ("docker.io", "index.docker.io"):
-        host, path = "docker.io", path if "/" in path else "library/" + path
-    found = re.fullmatch(NAME, f"{host}/{path}")
-    if not found or len(found[1]) > 255:
-        rest, _, digest = path.partition("@")
-        folder, _, last = rest.rpartition("/")
-        last, _, tag = last.partition(":")
-        words = [*folder.split("/"), last] if folder else [last]
-        bad = next((word for word in words if not re.fullmatch(WORD, word)), digest or tag or host)
-        raise Failure(f"image name, on {text!r:.300}: {bad!r:.300} can't stand there", hint="it is "
-                      "[HOST[:PORT]/]PATH[:TAG][@sha256:DIGEST], PATH of lower-case words")
-    name, tag, digest = found.groups()
-    tag = f":{tag or 'latest'}" if tag or not digest else ""
-    return name + tag + (f"@{digest}" if digest else "")
-
-def short_name(name):
-    for prefix in ("docker.io/", "library/"):
-        name = name[len(prefix):] if name.startswith(prefix) else name
-    return name
-
-def check_digest(digest, what):
-    """Refuse what isn't exactly "sha256:" and 64 hex digits: it is going to be a path."""
-    import re
-    if not (isinstance(digest, str) and re.fullmatch("sha256:[0-9a-f]{64}", digest)):
-        raise Failure(f"{what}: bad digest {digest!r:.100}")  # CVE-2014-9357
-    return digest
-
-def blob_member(digest):
-    return "blobs/sha256/" + check_digest(digest, "blob")[7:]
-
-def blob_path(digest):
-    return state_path("images", blob_member(digest))
-
-def layer_path(diff_id):
-    return state_path("layers", check_digest(diff_id, "layer")[7:])
-
-# Documents: their shapes, as far as they matter here.  A shape is a type, [SHAPE], {key: SHAPE},
-# {str: SHAPE} for whatever keys there are, or the range in which a number must lie: C's types would
-# make another of it.  An int or a range must be there, (int,) needn't.
-
 ID = range(1 << 31)  # of a user or group, as runc has it: -1, and what C makes -1 of, is no id
 DIGEST = "sha256:"  # the shape of what check_digest accepts
-DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str,
-              "annotations": {REF_NAME: str, DOCKER_NAME: str},
-              "platform": {"architecture": str, "variant": str, "os": str}}
-MANIFEST = {"manifests": [DESCRIPTOR],  # an index
-            "layers": [DESCRIPTOR], "config": DESCRIPTOR, "mediaType": str}
-RUN_CONFIG = {"Entrypoint": [str], "Cmd": [str], "Env": [str], "WorkingDir": str, "User": str,
-              "StopSignal": str, "Volumes": {str: dict}, "Labels": {str: str},
-              "ExposedPorts": {str: dict}}
-HISTORY = {"created": str, "created_by": str, "author": str, "comment": str, "empty_layer": bool}
-CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [HISTORY],
-          "created": str, "author": str, **DESCRIPTOR["platform"]}
-DOCKER_ARCHIVE = [{"Config": str, "Layers": [str], "RepoTags": [str]}]
 
 def parse_json(data, what, shape):
     """The value in DATA if it has that SHAPE; whoever wrote it is not trusted."""
@@ -1018,282 +707,3914 @@ def check_environment(items, what):
         if item[:1] in ("", "="):
             raise Failure(f"{what}, on {item or chr(39) * 2}: a variable must have a name")
 
-def read_member(layout, path):
-    """The bytes of a file in an OCI layout or the like, in chunks; no link leads out of it."""
+# The state root, locks
+
+def state_path(*names):
+    return os.path.join(os.environ["MYDOCKER_ROOT"], *names)
+
+def make_dirs(path):
+    """Make a directory of the state root's, with what is above it, closed to others."""
+    if not os.path.isdir(path):
+        make_dirs(os.path.dirname(path) or ".")
+        with tolerate(errno.EEXIST):  # somebody was faster; if it isn't a directory, that's found
+            os.mkdir(path, 0o700)  # CVE-2021-41091: nobody but root walks into images' files
+    return path
+
+def temporary_path(*parts):
+    return os.path.join(make_dirs(state_path(*parts)), f"tmp.{os.getpid()}.{os.urandom(8).hex()}")
+
+def hold(path, mode=fcntl.LOCK_EX):
+    """Lock a file or directory until the descriptor that is returned is closed: flock(2)."""
+    flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
+    fd = Descriptor(os.open(path, flags | os.O_CLOEXEC, 0o600))
     try:
-        with Descriptor(os.open(layout, OPEN_DIR)) as root, Descriptor(
-                open_in_root(root, path)) as fd:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise Failure(f"image, on {path}: not a regular file")
-            return read_path(f"/proc/self/fd/{fd}")
-    except FileNotFoundError:
-        raise Failure(f"image, on {path}: it isn't there") from None
+        fcntl.flock(fd, mode)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
-def read_document(layout, path, digest="", size=None, chunks=None):
-    """The bytes of a small file of a layout, or CHUNKS, checked against what is known of them."""
-    data = b""
-    for chunk in measure(chunks or read_member(layout, path), {}, digest, size):
-        data += chunk
-        if max(len(data), size or 0) > JSON_LIMIT:
-            raise Failure(f"image, on {path}: larger than {humane_size(JSON_LIMIT)}")
-    return data
+def mounts_here():
+    """This process's mounts: [(place, type, options, the type's own, what of it is mounted there)].
+    See proc_pid_mountinfo(5)."""
+    rows = []
+    for line in read_all("/proc/self/mountinfo").split("\n")[:-1]:
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+            fields[4] = fields[4].replace(code, character)
+        kind, *_, more = after.split(" ")
+        rows.append((fields[4], kind, fields[5].split(","), more.split(","), fields[3]))
+    return rows
 
-def read_blob(source, descriptor):
-    digest = descriptor["digest"]
-    chunks = None if isinstance(source, str) else source.read(descriptor)
-    return read_document(source, blob_member(digest), digest, descriptor["size"], chunks)
+def is_name(text):
+    plain = text.replace("_", "a").replace(".", "a").replace("-", "a")
+    return text[:1].isalnum() and plain.isalnum() and text.isascii() and len(text) < 129
 
-def read_index(layout=None):
-    """The descriptors in the index.json of a layout, of the store if none is named."""
-    layout, what = layout or state_path("images"), "index.json"
-    if not os.path.exists(os.path.join(layout, what)):
-        return []
-    return parse_json(read_document(layout, what), what, MANIFEST).get("manifests") or []
+def check_new_name(name, what):
+    if not is_name(name):
+        raise Failure(f"{what}, on {name or chr(39) * 2}: a name has letters, digits and _ . -, "
+                      "and starts with one of the first two")
+    return name
 
-def read_image(source, descriptor, wanted=None):
-    """The image that DESCRIPTOR leads to, through an index to the one for this machine or WANTED.
-    It is a dict; layers holds descriptors, bottom first, and raw the documents' own bytes."""
-    for _ in range(3):
-        data, what = read_blob(source, descriptor), descriptor["digest"]
-        manifest = parse_json(data, what, dict)
-        is_index, told = "manifests" in manifest, descriptor.get("mediaType")
-        if is_index and ("layers" in manifest or "config" in manifest) or (
-                told in DOCUMENT_TYPES and is_index != (told in DOCUMENT_TYPES[:2])):
-            raise Failure(f"image, on {what}: manifest and index in one")  # CVE-2021-41190
-        if "manifests" not in check(manifest, MANIFEST, f"image, on {what}"):
+# Processes
+
+def open_fds():
+    return [int(name) for name in os.listdir("/proc/self/fd")  # whose own is closed by then
+            if int(name) > 2 and os.path.exists(f"/proc/self/fd/{name}")]
+
+def process_state(pid):
+    """A process's state, a letter, and when it started, in clock ticks since boot: with its pid
+    that names it for good.  (None, None) if it is gone."""
+    with tolerate(errno.ENOENT, errno.ESRCH):
+        fields = read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        return fields[0], int(fields[19])
+    return None, None
+
+def process_start(pid):
+    return process_state(pid)[1]
+
+def process_fd(pid, start):
+    """A pidfd of the process that has that PID and started then; None if it is gone."""
+    try:
+        fd = Descriptor(pidfd_open(pid or -1, 0))
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.EINVAL):
+            raise
+        return None
+    if process_start(pid) == start:  # it is that one, and no later one with its pid
+        return fd
+    os.close(fd)
+    return None
+
+def send_signal(pid, start, number):
+    """Send a signal to that process; False if it is gone."""
+    fd = process_fd(pid, start)
+    if fd is None:
+        return False
+    with fd, tolerate(errno.ESRCH):
+        pidfd_send_signal(fd, number, 0, 0)
+        return True
+    return False
+
+def wait_process(pid, start, seconds):
+    """Wait for that process to end, at most so long."""
+    fd = process_fd(pid, start)
+    if fd is not None:
+        with fd:
+            readable_fds([fd], seconds)
+
+def readable_fds(fds, seconds=None):
+    """Wait until one of the descriptors can be read, or for that time; returns those that can."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(None if seconds is None else max(0, seconds) * 1000 + 1)]
+
+def kill_child(pid):
+    """Kill a container's PID 1, and with it all of its processes, and wait for it."""
+    with tolerate(errno.ESRCH, errno.ECHILD):  # it has been waited for already
+        os.kill(pid, _signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+def exit_status(wait_status):
+    signal = os.WTERMSIG(wait_status)
+    return 128 + signal if signal else os.WEXITSTATUS(wait_status)
+
+# Channels: the outside and the inside of a container talk by them
+
+def send(channel, message, fds=()):
+    """Send a value to the other side, and descriptors with it (unix(7), SCM_RIGHTS)."""
+    data = marshal.dumps(message)
+    data = struct.pack("I", len(data)) + data
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
+    sent = channel.sendmsg([data], rights if fds else [])
+    if data[sent:]:  # nothing at all is sent, too, and refused when the other side is done
+        channel.sendall(data[sent:])
+
+def receive(channel):
+    """The next value and descriptors from the other side: (message, fds); (None, []) at its end."""
+    header, ancillary, _, _ = channel.recvmsg(4, _socket.CMSG_SPACE(4 * 253), _socket.MSG_WAITALL
+                                              | _socket.MSG_CMSG_CLOEXEC)
+    if len(header) < 4:
+        return None, []
+    fds = [fd for _, _, data in ancillary for fd in struct.unpack(f"{len(data) // 4}i", data)]
+    data, size = b"", struct.unpack("I", header)[0]
+    while len(data) < size and (more := channel.recv(size - len(data))):
+        data += more
+    return (marshal.loads(data), fds) if len(data) == size else (None, [])
+
+def tell(channel, message, fds=()):
+    """Send what the other side may not be there for any more; why, it has sent itself."""
+    with tolerate(errno.EPIPE):
+        send(channel, message, fds)
+
+# ── 5. The command line ──────────────────────────────────────────────────────
+# One function for each command, below its row: usage, summary, options.  The parser and the help
+# are both driven by the row, so they can't drift apart.  An option is (names, argument, help): no
+# argument makes it a switch, "..." at the end of the argument lets it be repeated.
+# Docker's conventions: options end at the first positional or at `--`; -it is -i -t; --name=x is
+# --name x.  The tutorial's: every long option may have one dash only.
+
+# {name: its row, see `command`}, {name of a command: {the names of an option: its row}}; an installed
+# copy knows all of them from the start, and the chapters that it loads say the same once more.
+COMMANDS, OPTIONS = globals().get("KNOWN_COMMANDS") or ({}, {})
+HIDDEN = "not for typing"  # the summary of what the program starts as by itself
+NONE, ONE, SOME, ANY = (0, 0), (1, 1), (1, 1 << 30), (0, 1 << 30)  # how many words there may be
+
+def command(usage, summary, *rows, takes=NONE, many=False, mixed=True):
+    """Make a function cmd_NAME the command NAME; cmd_GROUP_NAME is GROUP NAME.  It gets its options
+    and words, TAKES of them.  MANY: it is called for every word, and what it returns is printed, or
+    else the word.  MIXED: options may follow words, as docker has it where no command follows."""
+    def register(function):
+        name = function.__name__[4:].replace("_", " ")
+        offer(name, *rows)
+        COMMANDS[name] = {"usage": usage, "summary": summary, "takes": SOME if many else takes,
+                          "many": many, "mixed": mixed, "function": function.__name__}
+        return function
+
+    return register
+
+def offer(name, *rows):
+    """Add options to the command of that name: each chapter has those that it carries out."""
+    OPTIONS.setdefault(name, {}).update({row[0]: row for row in rows})
+
+def also_called(alias, name):
+    """Give a command a second name."""
+    COMMANDS[alias], OPTIONS[alias] = COMMANDS[name], OPTIONS[name]
+
+def run_command(name, options, words):
+    """Carry out a command that was typed; returns the exit status."""
+    row = COMMANDS[name]
+    function = globals()[row["function"]]
+
+    def call(word):
+        said = function(options, word)
+        return word if said is None else said
+
+    if row["many"]:
+        each(name, words, call)
+        return 0
+    try:
+        return function(options, words) or 0
+    except OSError as error:  # the kernel's errors don't say what was being done
+        raise Failure(*describe(error, name)) from None
+
+def parse_options(rows, words, where, anywhere=False):
+    """Split WORDS by an option table: ({name: value}, the positional words). ANYWHERE: options may
+    follow positional words, too, as docker has it where no command follows."""
+    by_name = {name.lstrip("-"): row for row in rows for name in row[0].split()}
+    options = {long_name(row): [] if row[1].endswith("...") else None if row[1] else False
+               for row in rows}
+    words, rest = list(words), []
+    while words and (anywhere or not rest):
+        word = words.pop(0)
+        if word == "--":
             break
-        descriptor = choose_platform(manifest["manifests"] or (), what, wanted)
-    else:
-        raise Failure(f"image, on {what}: an index in an index in an index")
-    kind = (manifest.get("config") or {}).get("mediaType") or CONFIG_TYPES[0]
-    if kind not in CONFIG_TYPES:  # a chart, a signature, ...
-        raise Failure(f"image, on {what}: an artifact, not an image: {kind!r:.99}")
-    if not manifest.get("config") or "layers" not in manifest:
-        raise Failure(f"image, on {what}: not an image manifest of OCI or Docker's schema 2")
-    layers, image_id = manifest["layers"] or [], manifest["config"]["digest"]
-    config_data = read_blob(source, manifest["config"])
-    config, diff_ids = parse_config(config_data, image_id, len(layers))
-    return {"id": image_id, "digest": what, "layers": layers, "diff_ids": diff_ids,
-            "config": config, "raw": (config_data, data), "descriptor": {
-                "mediaType": manifest.get("mediaType") or MANIFEST_TYPE,
-                "digest": what, "size": len(data)}}
+        if not word.startswith("-") or word == "-":
+            rest.append(word)
+            continue
+        for row, value in split_option(by_name, word, where):
+            name = long_name(row)
+            if not row[1] and value not in (None, "true", "false"):
+                raise Failure(f"{where}, on --{name}={value}: it takes no value")
+            if row[1] and value is None and not words:
+                raise Failure(f"{where}, on {word}: it needs a value, {row[1].rstrip('.')}")
+            if row[1]:
+                value = words.pop(0) if value is None else value
+                options[name] = options[name] + [value] if row[1].endswith("...") else value
+            else:
+                options[name] = value != "false"
+    return options, rest + words
 
-def parse_config(data, what, count):
-    """An image's config and the digests of its COUNT unpacked layers, bottom first."""
-    config = parse_json(data, what, CONFIG)
-    try:
-        plain_texts(config)
-    except ValueError as why:
-        raise Failure(f"image, on {what}: {why}") from None
-    check_environment((config.get("config") or {}).get("Env"), f"image, on {what}: Env")
-    diff_ids = (config.get("rootfs") or {}).get("diff_ids") or []
-    if len(diff_ids) != count:
-        raise Failure(f"image, on {what}: {count} layers, but {len(diff_ids)} diff ids")
-    return config, diff_ids
+def split_option(by_name, word, where):
+    """The options in one word as [(row, value)]; the value is None where it isn't in the word.
+    Grammar: -name, --name, --name=value (one dash will do) | -abc | -abVALUE"""
+    name, equals, value = word.lstrip("-").partition("=")
+    if name in by_name and (len(name) > 1 or equals or len(word) == 2):
+        return [(by_name[name], value if equals else None)]
+    found = []
+    for end, letter in enumerate(word[1:], 2):
+        if letter not in by_name:
+            raise Failure(f"{where}, on {word}: unknown option", hint=f"see {where} --help")
+        row = by_name[letter]
+        if row[1]:
+            return found + [(row, word[end:] or None)]
+        found.append((row, None))
+    return found
 
-def platforms():
-    machine = os.uname().machine
-    return PLATFORMS.get(machine, machine).split()
+def long_name(row):
+    """The name of an option in a table, by which the parsed options have it."""
+    return next(name[2:] for name in row[0].split() if name.startswith("--"))
 
-def choose_platform(manifests, what, wanted=None):
-    """The descriptor, of those in an index, that suits this machine, or [linux/]WANTED, best."""
-    found, names = {}, [*platforms(), ""]
-    if wanted and wanted != "linux":
-        names = [platform_name(*wanted.lower().split("/"))]
-    for entry in manifests:
-        platform, notes = entry.get("platform") or {}, entry.get("annotations") or {}
-        name = platform_name(platform.get("os") or "linux", platform.get("architecture") or "",
-                             platform.get("variant") or "")
-        if name != "unknown" and "vnd.docker.reference.type" not in notes:  # not an attestation
-            found.setdefault(name, entry)
-    for name in names:
-        if name in found:
-            return found[name]
-    there = ", ".join(name for name in found if name) or "no image at all, nor for linux"
-    raise Failure(f"image, on {what}: not for {wanted or f'this machine ({names[0]})'}: {there}")
+def option_lines(rows):
+    return columns([(f"  {', '.join(names.split())} {argument}".rstrip(), text)
+                    for names, argument, text in rows])
 
-def platform_name(*words):
-    """OS, architecture and variant as one name, without linux, and one for what has several."""
-    name = "/".join(filter(None, words))
-    if name.startswith("unknown"):
-        return "unknown"
-    if name == "linux" or name.startswith("linux/"):
-        name = name[6:]
-    return SAME_PLATFORM.get(name, name)
+def help_text(name):
+    row, rows = COMMANDS[name], OPTIONS[name].values()
+    lines = [f"Usage: mydocker {name} {row['usage']}".rstrip(), "",
+             row["summary"][0].upper() + row["summary"][1:] + "."]
+    if rows:
+        lines += ["", "Options (one dash is as good as two):", *option_lines(rows)]
+    return "\n".join(lines)
 
-# Bytes on the move
+def given(options, name, default):
+    return default if options[name] is None else options[name]
 
-def measure(chunks, found, digest="", size=None):
-    """Pass CHUNKS on; at their end refuse what isn't what was promised, else fill FOUND in."""
-    import hashlib
-    sha256, passed = hashlib.sha256(), 0
-    for chunk in chunks:
-        passed += len(chunk)
-        if size is not None and passed > size:
-            raise Failure(f"blob, on {digest}: longer than its {size} bytes")
-        sha256.update(chunk)
-        yield chunk
-    found.update(digest="sha256:" + sha256.hexdigest(), size=passed)
-    if size not in (None, passed) or digest not in ("", found["digest"]):
-        raise Failure(f"blob, on {digest}: cut off, damaged or forged: {passed} bytes of "
-                      f"{size}, {found['digest']}")
-
-def read_path(path, seen=()):
-    """Yield the bytes of a file (or a descriptor); a terminal shows how far it is, if that takes
-    long: how many, how fast, and how many entries an unpacker has SEEN in them."""
-    return read_chunks(open(path, "rb", buffering=0, closefd=path != 0), seen)
-
-def read_chunks(file, seen):
-    """What read_path does when the file is open, which it is at once."""
-    passed, begin, size = 0, time.monotonic(), os.fstat(file.fileno()).st_size
-    watched, drawn = sys.stderr.isatty(), begin
-    while chunk := file.read(CHUNK):
-        passed, now = passed + len(chunk), time.monotonic()
-        if watched and now > drawn + 0.1:
-            drawn = now
-            entries = f", {len(seen)} entries" if seen else ""
-            draw(how_far(passed, size, now - begin) + entries)
-        yield chunk
-    if drawn > begin:
-        draw("")
-
-def draw(text):
-    """Show TEXT in place of the terminal's last line."""
-    print(end="\r\033[K" + text, file=sys.stderr, flush=True)
-
-def how_far(passed, size, seconds):
-    bar = f"[{'=' * (20 * passed // size):20.20}] " if size else ""
-    return f"{bar}{humane_size(passed)}, {humane_size(passed / max(seconds, 0.001))}/s"
-
-def save_chunks(chunks, path):
-    """Write what passes to a new file."""
-    with Descriptor(os.open(path, OPEN_NEW, 0o644)) as fd:
-        for chunk in chunks:
-            write_all(fd, chunk)
-            yield chunk
-
-def read_ahead(chunks):
-    """Run CHUNKS in a thread, a little ahead: hashing and inflating use a second processor."""
-    import queue, threading
-    pipe = queue.Queue(16)
-
-    def feed():
+def each(name, words, action):
+    """Do something for every word, and print what comes of it.  All are tried: what fails is said,
+    and the last one's failure is raised at the end.  NAME: of the command."""
+    failed = None
+    for word in words:
         try:
-            for chunk in chunks:
-                pipe.put(chunk)
-            pipe.put(None)
-        except BaseException as why:  # to be raised where the bytes are wanted
-            pipe.put(why)
+            answer = action(word)
+            if answer:
+                show(answer)
+        except (Failure, OSError) as error:
+            if failed:
+                print_line(f"mydocker: {failed.message}")
+            failed = Failure(*describe(error, f"{name}, on {word}"))
+    if failed:
+        raise failed
 
-    threading.Thread(target=feed, daemon=True).start()  # it ends with the process at the latest
-    while isinstance(item := pipe.get(), bytes):
-        yield item
-    if item:
-        raise item
+# What is typed
 
-def sniff(chunks):
-    """How CHUNKS are compressed, and chunks again."""
-    from itertools import chain
-    head, chunks = b"", iter(chunks)
-    while len(head) < 512 and (more := next(chunks, b"")):
-        head += more
-    kind = next((MAGIC[magic] for magic in MAGIC if head.startswith(magic)), "plain")
-    return "plain" if head[257:262] == b"ustar" else kind, chain([head], chunks)
+def to_number(text, end=1 << 63):
+    """The number that TEXT is, if it's nothing but ASCII's digits, and below END; else None."""
+    if text.isascii() and text.isdigit() and len(text) < 4300 and int(text) < end:  # int()'s limit
+        return int(text)
+    return None
 
-def opener_of(kind):
-    """The function that opens compressed data of this KIND, a module's name, for reading."""
-    from importlib import import_module
+def parse_size(text, option):
+    """A size as docker reads it, 64m, 1.5g, 1024, in bytes."""
+    number, unit = text.rstrip("bkmgtBKMGTiI"), text.lower().lstrip("0123456789.")
+    power = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}.get(unit[:1] if unit in (
+        "", "b", *(letter + end for letter in "kmgt" for end in ("", "b", "ib"))) else "?")
+    if power is None or not number.isascii() or not number.replace(".", "", 1).isdigit():
+        raise Failure(f"{option}, on {text or chr(39) * 2}: not a size, such as 64m or 1g")
+    size = float(number) * 1024 ** power
+    if size >= 1 << 63:
+        raise Failure(f"{option}, on {text}: more than the kernel can count")
+    return int(size)
+
+def parse_signal(text, option):
+    """A signal's number, from that or its name with or without SIG."""
+    name = text.upper() if text.upper().startswith("SIG") else "SIG" + text.upper()
+    number = int(text) if text.isdigit() else getattr(_signal, name, 0)
+    if not 0 < number < _signal.NSIG:
+        raise Failure(f"{option}, on {text or chr(39) * 2}: there is no such signal")
+    return int(number)
+
+def parse_number(text, option, least=0):
+    number = to_number(text[1:] if text[:1] == "-" else text)
+    number = -number if number and text[:1] == "-" else number
+    if number is None or number < least:
+        raise Failure(f"{option}, on {text or chr(39) * 2}: not a number from {least} up")
+    return number
+
+def parse_moment(text, option):
+    """A time as docker's --since has it, RFC 3339, seconds since 1970 or 1h30m ago, as logs do."""
+    import datetime
+    import re
+    span = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text or "-")
     try:
-        return import_module(kind).open
-    except ImportError:
-        if kind == "compression.zstd" and Zstd.find_library():
-            return Zstd
-    raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
-                  hint="zstd needs Python 3.14 or the host's libzstd.so.1, or: skopeo copy "
-                       "--dest-compress-format gzip")
+        if span:
+            ago = sum(float(n or 0) * unit for n, unit in zip(span.groups(), (3600, 60, 1)))
+            return log_time(int((time.time() - ago) * 10**9))
+        head, part, zone = re.fullmatch(r"(.+?)(?:\.(\d*))?(Z|z|[+-]\d\d:\d\d)?", text).groups()
+        moment = int(head) if head.isdigit() and not zone else datetime.datetime.fromisoformat(
+            head + (zone or "").upper().replace("Z", "+00:00")).timestamp()
+        return log_time(int(moment) * 10**9 + int((part or "")[:9].ljust(9, "0")))
+    except (AttributeError, ValueError, OverflowError, OSError):
+        raise Failure(f"{option}, on {text}: not a time, such as 2026-01-08T09:32:52Z, 1767835972 "
+                      "or 10m") from None
 
-class Zstd:
-    """What compression.zstd.open gives from Python 3.14 on, by the host's own libzstd: zstd.h,
-    "Streaming decompression - HowTo".  A frame that wants more than 128 MB at once is an error."""
-    library = None
+def apply_log_options(options):
+    """Let --log-level and --explain travel to init: in the environment."""
+    level = options["log-level"] or os.environ.get("MYDOCKER_LOG") or (
+        "info" if options["tty"] and options["interactive"] and not options["detach"]
+        else "warning")
+    if level not in LEVELS:
+        raise Failure(f"--log-level, on {level}: not one of {', '.join(LEVELS)}")
+    os.environ["MYDOCKER_LOG"] = level
+    if options["explain"]:
+        os.environ["MYDOCKER_EXPLAIN"] = "1"
+        explain_calls()
 
-    @classmethod
-    def find_library(cls):
-        """Load the library, once; False if the host has none."""
-        import ctypes
-        with tolerate():
-            library = cls.library = cls.library or ctypes.CDLL("libzstd.so.1")
-            library.ZSTD_createDStream.restype = ctypes.c_void_p
-            library.ZSTD_freeDStream.argtypes = [ctypes.c_void_p]
-            library.ZSTD_decompressStream.argtypes = [ctypes.c_void_p] * 3
-            library.ZSTD_decompressStream.restype = ctypes.c_size_t
-            library.ZSTD_isError.argtypes = library.ZSTD_getErrorName.argtypes = [ctypes.c_size_t]
-            library.ZSTD_getErrorName.restype = ctypes.c_char_p
-        return cls.library is not None
+offer("run",
+      ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"),
+      ("--explain", "", "print each kernel call that makes the container, and why"))
 
-    def __init__(self, source):
-        import ctypes
-        self.ctypes, self.source, self.packed = ctypes, source, b""
-        self.stream, self.unfinished, self.full = self.library.ZSTD_createDStream(), 0, False
-        self.plain, buffer = ctypes.create_string_buffer(CHUNK), ctypes.c_size_t * 3
-        self.input = buffer()  # a ZSTD_inBuffer: where it is, its size, how far it is read
-        self.output = buffer(ctypes.addressof(self.plain), CHUNK)
+# What is shown
+
+def log_time(moment):
+    seconds, rest = divmod(moment, 10**9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09}Z"
+
+def log_time_of(moment):
+    return log_time(int(moment * 10**9)) if moment else "0001-01-01T00:00:00Z"
+
+def humane_size(size):
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g}{unit}"
+        size /= 1000
+    return f"{size:.3g}TB"
+
+def shorten(text, width):
+    """Text cut to WIDTH, as docker shows commands, and safe to print."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return f'"{text if len(text) <= width else text[:width - 1] + "…"}"'
+
+def age_of(moment):
+    seconds = max(0, int(time.time() - moment))
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} seconds"
+
+def columns(rows):
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["   ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+
+def show_rows(rows, headers, form):
+    """Print dicts as --format says: a table, json, a template, or "table" and a template."""
+    if form == "json":
+        lines = map(to_json, rows)
+    elif form in (None, "table"):
+        lines = columns([[*headers.values()]] + [[row[key] for key in headers] for row in rows])
+    elif form.startswith("table "):
+        titles = {key: headers.get(key, key.upper()) for row in rows or [headers] for key in row}
+        lines = columns([render(form[6:], row).split("\t") for row in [titles, *rows]])
+    else:
+        lines = [render(form, row) for row in rows]
+    for line in lines:
+        show(line)
+
+def render(template, value):
+    """A template in the manner of Go's, with {{.Name.Inner}} and {{json .Name}}, filled in."""
+    import re
+
+    def look_up(match):
+        found = value
+        for key in filter(None, match[2].split(".")):
+            try:
+                found = found[int(key) if isinstance(found, list) else key]
+            except (KeyError, IndexError, ValueError, TypeError):
+                raise Failure(f"--format, on {template}: there is no {match[2]}") from None
+        return found if isinstance(found, str) and not match[1] else to_json(found)
+
+    if template.startswith("."):
+        template = "{{" + template + "}}"
+    template = template.replace("\\t", "\t").replace("\\n", "\n")
+    return re.sub(r"\{\{\s*(json\s+)?((?:\.\w*)+)\s*\}\}", look_up, template)
+
+def show_json(words, look_up, template=None):
+    """Print an array of what LOOK_UP finds for each name."""
+    import json
+    found = []
+    try:
+        each("inspect", words, lambda name: found.append(look_up(name)))
+    finally:
+        if template and found:
+            show("\n".join(render(template, value) for value in found))
+        elif found:
+            show(json.dumps(found, indent=4))
+
+# ── 6. Outside the container ─────────────────────────────────────────────────
+# `run` makes the child, does what must be done outside, says go, and then only carries signals and
+# bytes until the child is gone.  From the child's first moment it holds that PR_SET_PDEATHSIG kills
+# it when this process dies: no container outlives its monitor.
+#
+# `run` itself is the monitor.  With -d it forks first, and a child in a session of its own is; the
+# parent leaves when it hears that the command runs.  What a monitor needs is one dict, so that it
+# can execute itself again, smaller, and hand that on.
+
+MFD_NOEXEC_SEAL = 8  # linux/memfd.h
+NAMESPACES = {  # the OCI's names, in the order to enter them: (flag, name in /proc/PID/ns)
+    "user": (CLONE_NEWUSER, "user"), "pid": (CLONE_NEWPID, "pid"), "time": (CLONE_NEWTIME, "time"),
+    "uts": (CLONE_NEWUTS, "uts"), "ipc": (CLONE_NEWIPC, "ipc"), "network": (CLONE_NEWNET, "net"),
+    "cgroup": (CLONE_NEWCGROUP, "cgroup"), "mount": (CLONE_NEWNS, "mnt")}
+OWN_NAMESPACES = "pid", "mount", "uts", "ipc", "network", "cgroup"  # Docker's
+FOR_CHILDREN = CLONE_NEWPID | CLONE_NEWTIME  # a process makes these for its next child
+FORWARDED = SIGNALS - {getattr(_signal, "SIG" + name) for name in (
+    "CHLD PIPE URG TSTP TTIN TTOU CONT KILL STOP SYS SEGV BUS ILL FPE TRAP ABRT").split()}
+DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
+GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
+LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
+
+# Namespaces
+
+def has_namespace(spec, kind):
+    """True if the container gets a namespace of this kind of its own."""
+    return any(row["type"] == kind and not row.get("path") for row in spec["linux"]["namespaces"])
+
+def new_namespaces(spec):
+    """The flags of the namespaces that are made for a container before it is in its cgroup."""
+    return sum(flag for kind, (flag, _) in NAMESPACES.items()
+               if kind != "cgroup" and has_namespace(spec, kind))
+
+def joined_namespaces(spec):
+    """The namespaces that are somebody else's, open: [(descriptor, flag)]."""
+    paths = {row["type"]: row.get("path") for row in spec["linux"]["namespaces"]}
+    return [(open_namespace(paths[kind]), flag) for kind, (flag, _) in NAMESPACES.items()
+            if paths.get(kind)]
+
+def open_namespace(path):
+    with blame(f"namespace, on {path}"):
+        return Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+def back_to_own_pids():
+    """Have threads again, and children that outlive a container's PID 1; False where a user
+    namespace around us has no say in its PID namespace."""
+    with tolerate(errno.EPERM), open_namespace("/proc/self/ns/pid") as own:
+        os.setns(own, CLONE_NEWPID)  # the next child is a neighbour again
+        return True
+    return False
+
+# Birth
+
+INIT_NAME = "mydocker:init"  # until it becomes the command: proc_pid_comm(5)
+
+class Birth:
+    """A process on its way inside: init, or join for `exec`.  Its interpreter boots while we find out
+    what it is to be; before that only its PID and mount namespaces are made.  A user or time
+    namespace, or another's PID namespace, must be known first: then SPEC is given.
+    OUTLIVE: it may live longer than we.  `with` kills it if something fails."""
+    def __init__(self, role, outlive=False, program=None, spec=None):
+        self.role, self.outlive, self.program = role, outlive, program or own_bytecode()
+        self.joins, self.flags = [], CLONE_NEWPID if role == "init" else 0
+        if spec:
+            self.joins, self.flags = joined_namespaces(spec), new_namespaces(spec)
+        self.mapped = CLONE_NEWUSER in (self.flags & CLONE_NEWUSER, *(f for _, f in self.joins))
+        self.channel, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, it would take the exit status
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED | {_signal.SIGCHLD})
+        self.pid = self.fork(theirs)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+        theirs.close()
+        if self.mapped:
+            self.pid = map_ids(self.pid, self.channel, spec["linux"])
+
+    def fork(self, channel):
+        """Make the process; what belongs to a user namespace is made when it is in that."""
+        early = 0 if self.mapped else FOR_CHILDREN
+        for fd, flag in self.joins:
+            if flag & early:
+                os.setns(fd, flag)  # the next child is in another's
+        if self.flags & early:
+            with call_named("unshare"):
+                os.unshare(self.flags & early)  # the next child is PID 1 of a new PID namespace
+        with call_named("fork"):
+            pid = os.fork()  # this process goes on outside, the child inside
+        if pid:
+            back_to_own_pids()
+            return pid
+        try:
+            for fd, flag in self.joins:
+                if flag & ~early & (FOR_CHILDREN | CLONE_NEWUSER):
+                    os.setns(fd, flag)
+            if self.mapped:
+                become_mapped(channel, self.flags)
+            reexec_inside(self.role, channel, self.program, self.outlive)
+        except Exception as error:
+            send(channel, describe(error, "container"))
+        finally:
+            os._exit(125)
+
+    def tell_place(self, stdin, spec=None, preserved=0, report=False):
+        """Tell it what it starts with: its fd 0, the namespaces that are left to make or to join,
+        mounts to be shared with the host, and how many descriptors from 3 on are the command's.  It is
+        to REPORT when there is a network namespace."""
+        flags, joins, trees = 0, [], []
+        if spec:
+            flags = new_namespaces(spec) & ~(FOR_CHILDREN | CLONE_NEWUSER | CLONE_NEWNS)
+            joins = [row for row in self.joins or joined_namespaces(spec)
+                     if not row[1] & (FOR_CHILDREN | CLONE_NEWUSER)]
+            # Copied here, where they still are the host's own's peers
+            trees = [Descriptor(open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | AT_RECURSIVE
+                                          | OPEN_TREE_CLOEXEC)) for row in shared_rows(spec)]
+        message = flags, [flag for _, flag in joins], preserved, report
+        tell(self.channel, message, [stdin, *(fd for fd, _ in joins), *trees])  # sync 0
+        for fd in [*trees, *(fd for fd, _ in self.joins or joins)]:
+            os.close(fd)
+
+    def await_command(self):
+        """Wait until the command runs; returns its terminal's master end, or None.  Raises what
+        stopped it.  That it runs is said, not concluded from silence."""
+        master, executes = None, False
+        with Descriptor(watch_signals()) as signals:
+            while True:
+                if self.channel.fileno() in readable_fds([signals, self.channel.fileno()]):
+                    message, fds = receive(self.channel)
+                    if message is None:
+                        if executes and self.has_executed():
+                            return master  # sync 3: closed by the exec
+                        wait_status = os.waitpid(self.pid, 0)[1]
+                        raise Failure(f"{self.role}: it was killed before the command started",
+                                      exit_status(wait_status) or 125)
+                    if fds:
+                        master = fds[0]  # sync 2
+                    elif message == "executes":
+                        executes = True
+                    elif isinstance(message, tuple):
+                        raise Failure(*message)
+                for number in set(take_signals(signals)) & DEADLY:
+                    raise Interrupted("run: interrupted before the command started", 128 + number)
+
+    def has_executed(self):
+        """True if init's name went with its program: an exec gives a process a new one."""
+        with tolerate(errno.ENOENT, errno.ESRCH):
+            return read_all(f"/proc/{self.pid}/comm") != INIT_NAME + "\n"
+        return True
+
+    def end(self):
+        """Let it be nothing."""
+        self.channel.close()
+        kill_child(self.pid)
 
     def __enter__(self):
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED | {_signal.SIGCHLD})
         return self
 
-    def __exit__(self, *_):
-        self.library.ZSTD_freeDStream(self.stream)
+    def __exit__(self, kind, *_):
+        self.channel.close()
+        if kind:
+            kill_child(self.pid)
 
-    def read(self, _):
-        """Some plain bytes; none at the end only."""
-        self.output[2] = 0
-        while not self.output[2]:
-            if self.input[2] == self.input[1] and not self.full and not self.fill():
-                return b""
-            left = self.library.ZSTD_decompressStream(self.stream, self.output, self.input)
-            if self.library.ZSTD_isError(left):
-                raise ValueError(self.library.ZSTD_getErrorName(left).decode())
-            self.unfinished = left  # 0 at the end of a frame; another may follow
-            self.full = left and self.output[2] == CHUNK
-        return self.ctypes.string_at(self.plain, self.output[2])
+def start_early(role, outlive=False):
+    """A Birth that begins before the spec is known; None where we couldn't do the rest then."""
+    return Birth(role, outlive) if role == "join" or back_to_own_pids() else None
 
-    def fill(self):
-        """Get more of the input; False at its end."""
-        self.packed = self.source.read(CHUNK)
-        if self.unfinished and not self.packed:
-            raise EOFError("it breaks off")
-        where = self.ctypes.cast(self.ctypes.c_char_p(self.packed), self.ctypes.c_void_p)
-        self.input[:] = where.value, len(self.packed), 0
-        return bool(self.packed)
+def start_init(spec, birth=None, **how):
+    """A Birth that fits a spec: the one that has begun, or one that is begun with it."""
+    kinds = {row["type"] for row in spec["linux"]["namespaces"]}
+    if has_namespace(spec, "pid") and not kinds & {"user", "time"}:
+        return birth or Birth("init", **how)
+    if birth:
+        birth.end()
+    return Birth("init", spec=spec, **how)
 
-def decompress(kind, chunks):
-    """Yield CHUNKS decompressed, a piece at a time, so that a bomb needs no memory."""
-    if kind == "plain":
-        yield from chunks
-        return
-    source, open_packed = Stream(chunks), opener_of(kind)
+def own_bytecode():
+    """A sealed memfd with this program, compiled: init starts from it. It compiles nothing a second
+    time, reads no file that somebody could have changed since, and finds its code with any root.
+    See memfd_create(2), fcntl(2) "File Sealing"."""
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
-        with open_packed(source) as file:
-            yield from iter(lambda: file.read(CHUNK), b"")
-    except Failure:
+        fd = os.memfd_create("mydocker", flags | MFD_NOEXEC_SEAL)
+    except OSError:  # before Linux 6.3
+        fd = os.memfd_create("mydocker", flags)
+    data = memoryview(globals().get("BOOK") or whole_bytecode())
+    while data:
+        data = data[os.write(fd, data):]
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK
+                | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    return fd
+
+def whole_bytecode():
+    """This program as a .pyc, where it was compiled at its start."""
+    from _frozen_importlib_external import MAGIC_NUMBER  # importlib.util would cost 3 ms
+    frame = sys._getframe()
+    while frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    return MAGIC_NUMBER + bytes(12) + marshal.dumps(frame.f_code)
+
+def shared_rows(spec):
+    """The rows that show something of the host's, and stay its peers."""
+    return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])
+            and {"bind", "rbind"} & set(row["options"])]
+
+def inherit(pid, channel):
+    """Inherit the child that a process has made in a PID namespace: see fork_inside; its pid."""
+    answer = receive(channel)[0]
+    if not isinstance(answer, int):
+        raise Failure(*answer or ("exec: it was killed before the command started", 137))
+    os.waitpid(pid, 0)
+    return answer
+
+def reexec_inside(role, channel, program, outlive):
+    """In the child: execute this file again, as `init` or `join`, with mounts of its own.  Nothing
+    inside must overwrite what it maps of the host: CVE-2019-5736.  OUTLIVE: it may live longer than
+    we."""
+    python = os.readlink("/proc/self/exe")  # in a chroot it has another name afterwards
+    if not outlive:
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # if run dies, however it dies, so do we
+    with call_named("unshare"):
+        os.unshare(CLONE_NEWNS)  # a mount table of its own
+    mount(None, "/", None, MS_REC | MS_SLAVE, None)  # what we mount, the host must not see
+    places = mapped_places(python)
+    for path in places:
+        mount(path, path, None, MS_BIND, None)  # a mount for the next line to act on
+        set_read_only(path)  # so nobody inside can open it for writing
+    for fd in (channel.fileno(), program):
+        os.set_inheritable(fd, True)
+    words = [python, "-I", "-S", "-X", "utf8", f"/proc/self/fd/{program}"]
+    for name in {*os.environ} - {"LD_LIBRARY_PATH", "MYDOCKER_LOG", "MYDOCKER_EXPLAIN"}:
+        del os.environ[name]  # nothing of the caller's is to be seen inside
+    with call_named("execvp"):
+        os.execvp(python, [*words, role, str(channel.fileno()), *places])  # this file again
+
+def mapped_places(python):
+    """Where on the host lies what this program maps: PYTHON itself, its libraries and modules."""
+    rows = [row.split(None, 5) for row in read_all("/proc/self/maps").split("\n")]
+    files = {row[5] for row in rows if len(row) > 5 and ".so" in row[5]} - {python}
+    folders = {os.path.dirname(path) for path in files}
+    folders |= {path for path in sys.path if path.endswith("/lib-dynload")}
+    places = {python} | {path for path in folders if os.path.isdir(path)} - {"/"}
+    return [path for path in places  # without those that another one holds
+            if not any(path.startswith(other + "/") for other in places)]
+
+def set_read_only(path):
+    """Make the mount at PATH, alone, read-only."""
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
+    with tolerate(*NOT_TO_BE_HAD):
+        mount_setattr(AT_FDCWD, path, 0, attributes, len(attributes))  # read-only, the rest stays
+        return
+    set_mount_flags(path, MS_RDONLY, whole=0)
+
+# Life
+
+def watch_signals():
+    """A descriptor that becomes readable when one of the blocked signals arrives: signalfd(2)."""
+    mask = bytearray(128)  # sigset_t of both C libraries
+    for number in FORWARDED | {_signal.SIGCHLD}:
+        mask[(number - 1) // 8] |= 1 << (number - 1) % 8
+    return signalfd(-1, bytes(mask), os.O_CLOEXEC | os.O_NONBLOCK)  # signals as bytes to read
+
+def take_signals(signals):
+    """The numbers of the signals that have arrived: signalfd_siginfo's first field, ssi_signo."""
+    data = b""
+    with tolerate(errno.EAGAIN):
+        data = os.read(signals, 128 * 64)
+    return [struct.unpack_from("I", data, start)[0] for start in range(0, len(data), 128)]
+
+def output_pipes(process, attached):
+    """The pipes by which a command's output comes to us, [(read end, write end)] for 1 and 2.
+    In the foreground it has the caller's own 1 and 2, but another user than root couldn't open the
+    caller's file or terminal by /dev/stdout; and a pipe can be given away."""
+    if process["terminal"]:
+        return []
+    name = process["user"].get("username", "0").partition(":")[0]
+    is_root = name.strip("0") in ("", "root")
+    if attached and (is_root or not (needs_pipe(1) or needs_pipe(2))):
+        return []
+    pipe, (one, two) = os.pipe(), map(os.fstat, (1, 2))
+    if attached and os.path.samestat(one, two):
+        return [pipe, pipe]  # in one, what is said keeps its order
+    return [pipe, os.pipe()]
+
+def needs_pipe(fd):
+    """True for files, sockets, fifos with a name and terminals: neither a pipe nor /dev/null."""
+    info = os.fstat(fd)
+    return info.st_dev != pipe_device() and (os.isatty(fd) or not stat.S_ISCHR(info.st_mode))
+
+def read_ends(pipes):
+    return sorted({end for end, _ in pipes}, key=[end for end, _ in pipes].index)
+
+def start_container(monitor, birth=None):
+    """Start the container of MONITOR, and add to that what is needed to watch it."""
+    spec, record = monitor["spec"], monitor["record"]
+    pipes = output_pipes(spec["process"], monitor["attached"])
+    lender = []
+    if ":" in record["network"]:
+        spec, lender = borrow_network(spec, record)
+    try:
+        with start_init(spec, birth, program=monitor.get("program")) as birth:
+            monitor["program"] = birth.program
+            birth.tell_place(monitor["stdin"], spec, report=has_cable(record))
+            record["cgroups"] = make_cgroups(record["cgroups"], spec["linux"]["resources"],
+                                             birth.pid)
+            if has_cable(record):
+                connect_container(monitor, birth.pid, birth.channel)
+            prepare_container(spec, record)
+            spec = dict(spec, filter=assemble_filter(spec["linux"]))
+            tell(birth.channel, spec, [end for _, end in pipes])  # sync 1
+            if has_cable(record):
+                introduce(record)  # while init works
+            master = birth.await_command()
+            change_record(record, pid=birth.pid, pid_start=process_start(birth.pid),
+                          started=time.time())
+    except (Failure, OSError):
+        for end, _ in pipes:
+            os.close(end)
         raise
-    except Exception as why:  # each module has its own
-        if getattr(why, "errno", None):  # a full disk, where the bytes pass
+    finally:
+        for fd in {*lender, *[end for _, end in pipes]}:
+            os.close(fd)
+    monitor.update(pid=birth.pid, master=master, outputs=read_ends(pipes), typed=b"",
+                   logged=record["keep"] or not monitor["attached"])
+
+def in_background(work):
+    """Call work(report) in a child in a session of its own; returns when it calls report(). Raises
+    what it raises before that."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    child = os.fork()  # the monitor
+    if child:
+        theirs.close()
+        message = receive(ours)[0]
+        if message != "ready":
+            raise Failure(*message or ("run: the monitor was killed", 137))
+        return
+
+    def leave_caller():
+        """Keep nothing of the parent's terminal and directory, and tell it that all is well."""
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.chdir("/")
+        tell(theirs, "ready")
+        theirs.close()
+
+    try:
+        os.setsid()
+        for fd in open_fds():
+            if os.get_inheritable(fd):  # the caller's: ours close on exec
+                os.close(fd)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        work(leave_caller)
+    except Exception as error:
+        send(theirs, describe(error, "run"))
+    finally:
+        os._exit(0)
+
+def supervise(monitor, small):
+    """Stay with a container, start it again as its restart policy says, then tidy up. Returns its
+    exit status.  SMALL: this process has compiled nothing."""
+    record, status = monitor["record"], None
+    try:
+        status = attend(monitor, small)
+        read_again(record)
+        while restarts(record, status) and back_off(record, status):
+            status = None
+            remove_cgroups(record)
+            monitor["spec"] = read_json(container_path(record, "config.json"))
+            start_container(monitor)
+            status = attend(monitor, small)
+            read_again(record)
+        return status
+    except Exception as error:
+        record["error"], status, _ = describe(error, "run")
+        raise
+    finally:
+        if status is None:
+            status = 125
+        write_status(monitor["lock"], status)  # for `wait`
+        end_container(record, status)
+        for fd in [*monitor.get("ports", []), monitor["lock"]]:
+            os.close(fd)
+        sweep_containers()  # what killed commands left
+
+def attend(monitor, small):
+    """Carry signals and bytes until a container's PID 1 is gone; returns its exit status."""
+    status, attached = None, monitor["attached"]
+    if monitor["master"] is not None and attached and monitor["interactive"] and os.isatty(0):
+        if not monitor.get("before"):
+            monitor["before"] = raw_mode(0)
+    try:
+        with Descriptor(watch_signals()) as signals:
+            status = Watch(monitor, small).carry(signals)
+        return status
+    finally:
+        if monitor.get("before"):
+            set_terminal(0, monitor.pop("before"))
+        if status is None:  # something failed here: no container outlives that
+            kill_child(monitor["pid"])
+        for fd in monitor["outputs"]:
+            os.close(fd)
+        if monitor["master"] is not None:
+            os.close(monitor["master"])
+
+class Watch:
+    """The loop in which a monitor carries signals and bytes while a container runs."""
+    def __init__(self, monitor, small):
+        self.monitor, self.pid, self.terminal = monitor, monitor["pid"], monitor["master"]
+        self.outputs, self.inputs = relays(monitor)
+        self.status = self.kill_at = self.make_room_at = None  # times are time.monotonic()'s
+        if not small:
+            self.make_room_at = time.monotonic() + (1 if monitor["attached"] else 0)
+    def carry(self, signals):
+        """Go on until PID 1 is gone and all that it said is delivered; returns its exit status."""
+        arrived = [_signal.SIGCHLD]  # it may be gone already, and its signal taken as it started
+        while True:
+            for number in arrived:
+                self.on_signal(number)
+            if self.status is not None and not any(stream.busy() for stream in self.outputs):
+                return self.status
+            self.act_in_time()
+            ready = wait_ready(signals, self.streams(), self.next_deadline())
+            if self.status is not None and self.is_idle() and not ready:
+                return self.status  # somebody outside holds the other end: no end of file will come
+            hung_up = not all([moved(stream) for stream in ready])
+            arrived = take_signals(signals)
+            if hung_up or _signal.SIGHUP in arrived:
+                self.hang_up()
+    def on_signal(self, number):
+        """Bury PID 1, or pass a signal on to it."""
+        if self.status is not None:
+            return
+        if number == _signal.SIGCHLD:
+            gone, wait_status = os.waitpid(self.pid, os.WNOHANG)
+            if gone:
+                self.status = exit_status(wait_status)
+        elif number == _signal.SIGWINCH and self.terminal is not None and self.monitor["attached"]:
+            resize(self.terminal)
+        else:
+            os.kill(self.pid, number)
+    def act_in_time(self):
+        """Do what was to be done at a certain time."""
+        now = time.monotonic()
+        if self.status is not None:
+            return
+        if self.kill_at and now > self.kill_at:
+            os.kill(self.pid, _signal.SIGKILL)
+        if self.make_room_at is not None and now > self.make_room_at and self.is_idle():
+            self.make_room_at = None
+            keys = self.inputs[0] if self.inputs else None
+            self.monitor["typed"] = keys.last if keys and keys.open else None
+            make_room(self.monitor)
+    def streams(self):
+        return self.outputs if self.status is not None else self.outputs + self.inputs
+    def is_idle(self):  # no byte is on its way
+        return not any(stream.waiting for stream in self.outputs + self.inputs)
+    def next_deadline(self):
+        """When to look again without any event, or None."""
+        if self.status is None:
+            return self.kill_at or self.make_room_at
+        return time.monotonic() + LINGER if self.is_idle() else None
+    def hang_up(self):
+        """The caller's terminal is gone: so is the one inside, and PID 1 has GRACE seconds."""
+        if self.terminal is None or not self.monitor["attached"]:
+            return
+        os.close(self.terminal)  # the kernel tells all inside: SIGHUP, and end of file
+        self.outputs, self.inputs, self.terminal, self.make_room_at = [], [], None, None
+        self.monitor["master"] = None
+        self.kill_at = time.monotonic() + GRACE
+
+def moved(stream):
+    """Let a stream move; False if the terminal at its end is gone."""
+    try:
+        stream.move()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise Failure(f"write, on standard output: {reason(error)}") from None
+        stream.waiting, stream.sink = b"", None
+        return False
+    return True
+
+def wait_ready(signals, streams, deadline):
+    """Wait for a signal or for bytes to move; returns the streams that can."""
+    poll, wanted = select.poll(), {}
+    poll.register(signals, select.POLLIN)
+    busy = [stream for stream in streams if stream.busy()]
+    for stream in busy:
+        fd, events = stream.wants()
+        wanted[fd] = wanted.get(fd, 0) | events
+        poll.register(fd, wanted[fd])
+    left = None if deadline is None else max(0, deadline - time.monotonic()) * 1000 + 1
+    ready = dict(poll.poll(left))
+    ended = select.POLLHUP | select.POLLERR
+    return [stream for stream in busy
+            if ready.get(stream.wants()[0], 0) & (stream.wants()[1] | ended)]
+
+def restarts(record, status):
+    """True if a container that has ended so is to be started again."""
+    policy, _, most = record["restart"].partition(":")
+    if os.path.exists(container_path(record, "stop")) or policy == "no":
+        return False
+    if policy != "on-failure":
+        return True
+    return status != 0 and record["restarts"] < int(most or 1 << 63)
+
+def back_off(record, status):
+    """Wait before a restart, 0.1 s and then each time twice as long; False if told to end. As
+    docker has it: a minute at most, and from the start again after a run of 10 seconds."""
+    now, delay = time.time(), 0.1
+    if now < record["started"] + 10:
+        delay = min(2 * record.get("delay", 0.05), 60)
+    change_record(record, pid=0, status=status, finished=now, delay=delay,
+                  restarts=record["restarts"] + 1)
+    with Descriptor(watch_signals()) as signals:
+        while time.time() < now + delay:
+            readable_fds([signals], now + delay - time.time())
+            if DEADLY & set(take_signals(signals)):
+                return False
+    return not os.path.exists(container_path(record, "stop"))
+
+def make_room(monitor):
+    """Execute this program again, from its bytecode, as `monitor`: compiling took 15 MB. The
+    process stays the same: its child, its blocked signals and its locks come along."""
+    carried = os.memfd_create("monitor", 0)
+    os.write(carried, marshal.dumps(monitor))
+    for fd in map(monitor.get, ("lock", "program", "master", "stdin", "typist")):
+        if fd is not None:
+            os.set_inheritable(fd, True)
+    for fd in monitor["outputs"] + monitor.get("ports", []):
+        os.set_inheritable(fd, True)
+    words = [os.readlink("/proc/self/exe"), "-I", "-S", "-X", "utf8",
+             f"/proc/self/fd/{monitor['program']}", "monitor", str(carried)]
+    try:
+        os.execv("/proc/self/exe", words + sys.argv)  # the last for those who read ps
+    except OSError:  # then it stays as large as it is
+        os.close(carried)
+
+@command("FD [ARG...]", HIDDEN, takes=ANY, mixed=False)
+def cmd_monitor(_, words):
+    try:
+        with open(int(words[0]), "rb") as file:
+            file.seek(0)
+            monitor = marshal.loads(file.read())
+    except (IndexError, ValueError, OSError, EOFError, TypeError):
+        raise Failure("monitor: it can't be typed, only `run` becomes it") from None
+    return supervise(monitor, True)
+
+# ── 7. Inside the container ──────────────────────────────────────────────────
+# What runs on this side is `init`: this file again, started by `run` in the new namespaces, and
+# soon to be replaced by the command.  It knows nothing but the spec.  Each step says why it
+# stands where it does; if one fails, the command never starts.
+#
+# `exec` starts this file as `join`, which enters namespaces that are there and takes the same last
+# steps.  It fails closed: a namespace that can't be entered ends it, long before the command.
+
+TIOCSCTTY = 0x540E  # asm-generic/ioctls.h
+
+@command("FD", HIDDEN, takes=ANY)
+def cmd_init(_, words):
+    go_inside("init", words, container_main)
+
+@command("FD", HIDDEN, takes=ANY)
+def cmd_join(_, words):
+    go_inside("join", words, joined_main)
+
+def go_inside(role, words, become):
+    """Let BECOME replace this process; whatever stops it is told to the other side."""
+    try:
+        channel = _socket.socket(fileno=int(words[0]))
+    except (IndexError, ValueError, OSError):
+        raise Failure(f"{role}: it can't be typed, only `run` starts it, inside the new namespaces",
+                      hint="mydocker run -it /bin/sh") from None
+    os.set_inheritable(channel.fileno(), False)
+    if os.environ.get("MYDOCKER_EXPLAIN"):
+        explain_calls()
+    try:
+        become(channel, take_place(channel), words[1:])
+    except Exception as error:
+        if channel.fileno() < 0:  # `create` has left
+            message, status, _ = describe(error, "container")
+            print_line(f"mydocker: {message}")
+            os._exit(status)
+        tell(channel, describe(error, "container"))
+    finally:
+        os._exit(125)  # nothing of the outside's clean-up may run twice
+
+def take_place(channel):
+    """Go where the outside says, with its descriptors and no others (CVE-2024-21626); returns those
+    of the mounts to be shared with the host."""
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # nobody inside may look into this process: CVE-2016-9962
+    prctl_text(PR_SET_NAME, INIT_NAME)  # what `ps` shows, until it becomes the command
+    message, fds = receive(channel)  # sync 0: the outside knows what this is to be
+    if message is None:
+        os._exit(125)  # it died meanwhile
+    flags, joins, preserved, report = message
+    stdin, *others = fds
+    os.dup2(stdin, 0)  # the caller's with -i, else /dev/null
+    for fd in open_fds():
+        if fd > 2 + preserved and os.get_inheritable(fd):  # ours close on exec
+            os.close(fd)
+    for flag in joins:
+        with Descriptor(others.pop(0)) as fd:
+            os.setns(fd, flag)  # a namespace that is there already
+    if flags:
+        with call_named("unshare"):
+            os.unshare(flags)  # a host name, IPC and network of its own
+    if report:
+        send(channel, "apart")  # there is a network namespace to lay a cable to
+    return others
+
+def container_main(channel, trees, places):
+    """Turn this process into the container's command, in runc's order.  Returns only by raising."""
+    narrate("init come on")
+    spec, outputs = receive(channel)  # sync 1: the outside has done its part
+    if spec is None:
+        os._exit(125)  # it died meanwhile
+    for row, tree in zip(shared_rows(spec), trees):
+        row["tree"] = tree
+    process, gate = spec["process"], None
+    if spec.get("gate"):
+        gate = outputs.pop()
+    narrate("command: " + " ".join(process["args"]))
+    narrate("command:" + process["args"][0])
+    own_root = spec["root"]["path"] != "/"
+    for path in places:
+        umount2(path, MNT_DETACH)  # out of sight, and still read-only
+    if has_namespace(spec, "network"):
+        bring_up_loopback()
+    if has_namespace(spec, "cgroup"):
+        os.unshare(CLONE_NEWCGROUP)  # after run chose our cgroup: it becomes the namespace's "/"
+    build_root(spec)
+    if spec.get("hooks"):
+        import subprocess  # for all of them: soon it would be the container's, CVE-2019-14271
+        send(channel, "hooks")  # the outside runs its own now
+        receive(channel)
+        run_hooks(spec, spec["states"]["creating"], "createContainer", environment={},
+                  directory=spec["root"]["path"])
+    if own_root:
+        enter_root(spec)
+    set_sysctls(spec["linux"].get("sysctl") or {})  # through the container's own /proc
+    hide_paths(spec["linux"])
+    name_host(spec)
+    user = find_user(process["user"])  # by the container's files
+    for row in spec["mounts"]:
+        if row.get("chown"):
+            chown_tree(os.open("/", os.O_PATH | os.O_CLOEXEC), row["destination"][1:], *user[:2])
+    slave = hand_out_terminal(channel, process, user[0])
+    if slave is not None and own_root and dev_row(spec):  # /dev is still as we made it
+        os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # for boot messages
+    close_dev(spec)
+    enter_workdir(process["cwd"])
+    pipes = pipe_device()
+    limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
+    set_label(process)
+    if not process["terminal"]:
+        give_streams([0, *(outputs or (1, 2))], user[0], pipes, gate is not None)
+    confine(process, user, spec["filter"])
+    if gate is None:
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
+    if spec["annotations"].get("mydocker.init"):
+        become_reaper(channel, slave, outputs)  # returns in the child; PID 1 stays behind
+    take_session(slave, outputs)
+    if gate is not None:
+        wait_at_gate(channel, gate, process)
+        run_hooks(spec, spec["states"]["created"], "startContainer",
+                  environment=read_environment(process["env"]))
+    become_command(channel, process, user[3])
+
+def name_host(spec):
+    """Give the container's UTS namespace its names: not the host's."""
+    for call, name in ((sethostname, "hostname"), (setdomainname, "domainname")):
+        if spec.get(name):
+            call(spec[name], len(encode(spec[name])))  # the UTS namespace's, not the host's
+
+def joined_main(channel, *_):
+    """Turn this process into one more command of a running container.  Returns only by raising."""
+    (process, outlive, program, outputs, flags, engine), namespaces = receive(channel)  # sync 1
+    if outputs == "piped":
+        outputs = [namespaces.pop(-2), namespaces.pop()]
+    pipes = pipe_device()
+    set_label(process)  # while /proc is the host's: a container's can be a fake, CVE-2025-52881
+    join_namespaces(namespaces, flags)
+    for fd in namespaces:
+        os.close(fd)  # nothing of the host's is to be seen inside but the channel
+    user = find_user(process["user"])
+    enter_workdir(process["cwd"])
+    if not process["terminal"]:
+        give_streams([0, *(outputs or (1, 2))], user[0], pipes, engine)
+    confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
+    fork_inside(channel)  # the outside limits what comes of it
+    if not outlive:
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # `exec` takes it along when it dies
+    slave = hand_out_terminal(channel, process, user[0])
+    take_session(slave, outputs)
+    become_command(channel, process, user[3])
+
+def fork_inside(channel):
+    """Fork into a PID namespace, as only a new process can be in it; returns in the child, when the
+    outside has inherited it."""
+    child = os.fork()  # into the PID namespace
+    if child:
+        send(channel, child)
+        os._exit(0)
+    if receive(channel)[0] is None:  # sync 1, once more: it has
+        os._exit(125)
+
+def join_namespaces(fds, flags):
+    """Enter namespaces, all or none by the pidfd that FDS may start with, or else one by one."""
+    if len(fds) > len(flags):
+        with tolerate(errno.EINVAL):  # before Linux 5.8 a pidfd is no namespace
+            os.setns(fds[0], sum(flags))  # where the container is, in one step
+            return
+    for fd, flag in zip(fds[-len(flags):], flags):
+        os.setns(fd, flag)  # where the container is
+
+def enter_workdir(path):
+    """Change to the command's working directory."""
+    os.chdir(path)  # where the command starts
+    if not os.getcwd().startswith("/"):  # CVE-2024-21626: "(unreachable)" is outside
+        raise Failure(f"--workdir, on {path}: it lies outside of the container")
+
+def take_session(slave, outputs):
+    """Leave the caller's session, and its descriptors where the container has its own."""
+    os.setsid()  # away from the caller's session: its terminal can't be ours
+    if slave is not None:
+        fcntl.ioctl(slave, TIOCSCTTY, 0)  # job control works from the first line on
+    take_descriptors(slave, outputs)
+
+def take_descriptors(slave, outputs):
+    """Make the container's terminal, or the pipes to its log, the standard descriptors."""
+    for source, fd in zip(outputs or [slave] * 3, (1, 2) if outputs else (0, 1, 2)):
+        if source is not None:
+            os.dup2(source, fd)  # the caller's own descriptor is gone with this
+
+def pipe_device():
+    """The device, the kernel's own, on which all pipes without a name are."""
+    ends = os.pipe()
+    device = os.fstat(ends[0]).st_dev
+    for end in ends:
+        os.close(end)
+    return device
+
+def give_streams(fds, uid, pipes, engine):
+    """Let the command's user open /dev/stdout and the like, which is to open what they are anew.
+    PIPES: see pipe_device().  ENGINE: files are the container's, too, as with runc.  A device never
+    is: it could be the host's /dev/null or somebody's terminal."""
+    for fd in fds:
+        info = os.fstat(fd)
+        theirs = engine and not (stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode))
+        if info.st_uid != uid and (theirs or info.st_dev == pipes):
+            with tolerate(errno.EPERM, errno.EINVAL, errno.EROFS):  # a user namespace; runc does so
+                os.fchown(fd, uid, -1)  # its user's, who may open /dev/stdout
+
+def become_reaper(channel, slave, outputs):
+    """Fork; the child goes on to be the command, PID 1 passes signals to it and buries the dead."""
+    prctl_text(PR_SET_NAME, "mydocker-reaper")  # it is past what INIT_NAME stands for
+    child = os.fork()  # --init: the command is not PID 1 and needn't act like it
+    if not child:
+        return
+    channel.close()  # its end of file must mean that the child has executed
+    take_descriptors(slave, outputs)  # nor does PID 1 keep the caller's
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, SIGNALS)
+    while True:
+        number = _signal.sigwait(SIGNALS)
+        if number != _signal.SIGCHLD:
+            os.kill(child, number)
+            continue
+        while (gone := os.waitpid(-1, os.WNOHANG))[0]:
+            if gone[0] == child:
+                os._exit(exit_status(gone[1]))
+
+# The last steps
+
+def become_command(channel, process, home):
+    """The last steps, the same for every process of a container."""
+    environment = read_environment(process["env"])
+    environment["HOME"] = environment.get("HOME") or home
+    forget_signals()
+    if channel.fileno() >= 0:  # `create` has left long ago
+        send(channel, "executes")
+    execute(process["args"], environment)
+
+def read_environment(rows):
+    """An environment in the specification's form, ["NAME=value"], as a dict."""
+    return dict(item.partition("=")[::2] for item in rows)
+
+def forget_signals():
+    """Give the command the signals of a fresh process: Python ignores two, `run` blocks most."""
+    for number in SIGNALS - {_signal.SIGKILL, _signal.SIGSTOP}:
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+def find_program(name, path):
+    """Where a command's file is, by PATH as execvp(3) does; 127 if nowhere, 126 if unusable."""
+    if "/" in name:
+        return name
+    found = [f"{directory or '.'}/{name}" for directory in path.split(":")]
+    found = [program for program in found if os.path.isfile(program)]
+    if not found:
+        raise Failure(f"exec, on {name}: executable file not found in $PATH", 127)
+    return next((program for program in found if os.access(program, os.X_OK)), found[0])
+
+def execute(args, environment):
+    """Become the command: execve(2).  Raises Failure with Docker's statuses, 126 and 127."""
+    program = find_program(args[0], environment.get("PATH", DEFAULT_PATH))
+    try:
+        os.execve(encode(program), list(map(encode, args)),  # from here on it's the command's
+                  {encode(key): encode(value) for key, value in environment.items()})
+    except OSError as error:
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        why = reason(error)  # "permission denied" for a directory, too: engines look for that
+        if missing and os.path.exists(program):
+            why += f" (its interpreter, {interpreter_of(program)})"
+        raise Failure(f"exec, on {program}: {why}", 127 if missing else 126) from None
+
+def interpreter_of(program):
+    """The program that a script or an ELF file names as its interpreter, for an error message."""
+    with open(program, "rb") as file:
+        head = file.read(4096)
+    if head.startswith(b"#!"):
+        return os.fsdecode(head[2:].split(b"\n")[0].strip())
+    start = head.find(b"/", 64)  # PT_INTERP's text lies in the first page
+    return os.fsdecode(head[start:].split(b"\0")[0]) if start > 0 else "?"
+
+# ── 8. Root file system ──────────────────────────────────────────────────────
+# What a container sees of files is a list of mounts, applied in order in a mount namespace of its
+# own, so that the host never sees one and the kernel removes them all with the last process.  A
+# mount is a row {destination, type, source, options} as in the OCI's config.json: adding one means
+# adding a row outside; nothing here needs to change.
+#
+# On the host's own root ("/") the rows are put over the host's directories and that is all.  A
+# root of the container's own is built from below, while the host's paths can still be reached,
+# then pivot_root swaps it for the host's, which is detached: there is no way back because there
+# is nothing to go back to.
+
+# linux/magic.h
+PROC_SUPER_MAGIC = 0x9FA0
+MOUNT_ATTR__ATIME, MOUNT_ATTR_NOATIME, MOUNT_ATTR_STRICTATIME = 0x70, 0x10, 0x20
+MOUNT_FLAGS = {  # mount(8)'s words, the one that sets a flag and its opposite: (flag, set it?)
+    word: (flag, wanted) for words, flag in (
+        ("defaults", 0), ("ro rw", MS_RDONLY), ("nosuid suid", MS_NOSUID), ("nodev dev", MS_NODEV),
+        ("noexec exec", MS_NOEXEC), ("sync async", MS_SYNCHRONOUS), ("dirsync", MS_DIRSYNC),
+        ("remount", MS_REMOUNT), ("noatime atime", MS_NOATIME), ("bind", MS_BIND),
+        ("nodiratime diratime", MS_NODIRATIME), ("relatime norelatime", MS_RELATIME),
+        ("strictatime nostrictatime", MS_STRICTATIME), ("rbind", MS_BIND | MS_REC),
+        ("nosymfollow symfollow", MS_NOSYMFOLLOW), ("silent loud", MS_SILENT),
+        ("mand nomand", MS_MANDLOCK), ("iversion noiversion", MS_I_VERSION),
+        ("lazytime nolazytime", MS_LAZYTIME))
+    for word, wanted in zip(words.split(), (True, False))}
+MOUNT_ATTRS = {  # what each mount has of its own, a bind mount too: {flag: mount_setattr(2)'s}
+    MS_RDONLY: 1, MS_NOSUID: 2, MS_NODEV: 4, MS_NOEXEC: 8, MS_NODIRATIME: 0x80,
+    MS_NOSYMFOLLOW: 0x200000, MS_NOATIME: MOUNT_ATTR_NOATIME,
+    MS_STRICTATIME: MOUNT_ATTR_STRICTATIME, MS_RELATIME: 0}
+ATIMES = MS_NOATIME | MS_STRICTATIME | MS_RELATIME  # one of the three
+RECURSIVE = {  # the OCI's words for a mount with all below it
+    "r" + word: bits for word, bits in MOUNT_FLAGS.items() if bits[0] in MOUNT_ATTRS}
+PROC_FILES = ["/proc/" + name for name in (  # what lxcfs and the like give a container of its own
+    "cpuinfo diskstats meminfo stat swaps uptime loadavg slabinfo kernel/ns_last_pid "
+    "sys/crypto/fips_enabled").split()]
+PROPAGATION = {
+    prefix + word: flag | more for prefix, more in (("", 0), ("r", MS_REC)) for word, flag in (
+        ("private", MS_PRIVATE), ("slave", MS_SLAVE), ("shared", MS_SHARED),
+        ("unbindable", MS_UNBINDABLE))}
+NOT_FILES = (  # file systems that show the kernel's state: a throw-away copy makes no sense
+    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl "
+    "hugetlbfs mqueue nsfs proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs").split()
+DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9),
+           ("tty", 5, 0))
+DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
+             ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"))
+offer("run",
+      ("--rootfs", "DIR", "use this directory as the root, as it is"),
+      ("--read-only", "", "let nothing be written to the root file system"),
+      ("--ephemeral", "", "on the host's root: let everything be written, then throw it away"),
+      ("--tmpfs", "PLACE[:OPTS]...", "mount an empty file system in memory"),
+      ("--shm-size", "SIZE", "size of /dev/shm (default: 64m)"))
+
+# Outside: the rows
+
+def mount_row(destination, kind, *options, source=None):
+    return {"destination": destination, "type": kind, "source": source or kind,
+            "options": list(options)}
+
+def kernel_mounts(shm_size=64 << 20):
+    """The rows that give a container its own view of the kernel: Docker's, in Docker's order."""
+    return [mount_row(*words.split()) for words in (
+        "/proc proc nosuid noexec nodev",
+        "/dev tmpfs nosuid strictatime mode=755 size=65536k",
+        "/dev/pts devpts nosuid noexec newinstance ptmxmode=0666 mode=0620 gid=5",
+        "/sys sysfs nosuid noexec nodev ro",
+        "/sys/fs/cgroup cgroup nosuid noexec nodev ro",
+        "/dev/mqueue mqueue nosuid noexec nodev",
+        f"/dev/shm tmpfs nosuid noexec nodev mode=1777 size={shm_size}")]
+
+def layers_row(destination, layers, path):
+    return mount_row(destination, "layers", *[f"lowerdir={layer}" for layer in layers],
+                     f"upperdir={path}/upper", f"workdir={path}/work")
+
+def image_row(layers, path):  # an image's layers, or else a copy of them, under what is written
+    row = layers_row("/", layers, path)
+    return dict(row, fallback=dict(row, type="copy", source=path + "/copy"))
+
+def ephemeral_mounts(scratch):
+    """The rows that put a throw-away layer, in SCRATCH, over the host's root and each file system
+    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead."""
+    points = {"/"} | {
+        point for point, kind, *_ in mounts_here() if kind not in NOT_FILES
+        and not point.startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
+    rows = []
+    for number, point in enumerate(sorted(points)):
+        as_it_is = mount_row(point, "bind", "rbind", "rro", source=point)
+        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), fallback=as_it_is)
+        rows.append(layered if os.path.isdir(point) else as_it_is)
+    return rows
+
+# Inside: the mounts
+
+def build_root(spec):
+    """Make the container's root file system, with the host's still there."""
+    path, own = spec["root"]["path"], spec["root"]["path"] != "/"
+    scratch = spec["annotations"].get("mydocker.scratch")
+    if scratch:
+        mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")  # takes what is written
+    if own:
+        mount(path, path, None, MS_BIND | MS_REC, None)  # pivot_root(2) wants a mount as new root
+    elif spec["root"].get("readonly"):
+        set_mount_flags("/", MS_RDONLY)
+    dev = dev_row(spec)
+    for row in spec["mounts"]:
+        fill = row is dev
+        if fill:  # first: see close_dev
+            row = dict(row, options=[word for word in row["options"] if word != "ro"])
+        with Descriptor(os.open(path, OPEN_DIR)) as root:  # what lies on top by now
+            try:
+                mount_one(root, row)
+            except OSError:  # the kernel can't
+                if "fallback" not in row:
+                    raise
+                mount_one(root, row["fallback"])
+            if fill:
+                make_devices(root, spec)
+
+def enter_root(spec):
+    """Make what was built the root; no directory in it is needed for the old one: pivot_root(2)."""
+    path = spec["root"]["path"]
+    make_workdir(path, spec["process"]["cwd"])
+    if spec["root"].get("readonly"):
+        set_mount_flags(path, MS_RDONLY, whole=0)  # after its last directory
+    os.chdir(path)  # the new root, by its old name
+    pivot_root(".", ".")  # the new root is "/"; the old one lies on top of it
+    umount2(".", MNT_DETACH)  # and is gone, with every path of the host
+    os.chdir("/")  # the top of what is left: the new root
+    for word in filter(None, [spec["linux"].get("rootfsPropagation")]):
+        mount(None, "/", None, PROPAGATION[word], None)  # who sees mounts made in it
+        for row in spec["mounts"]:
+            keep_propagation(row)
+
+def mount_one(root, row):
+    """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
+    flags, propagation, data = parse_mount_options(row["options"])
+    whole = [RECURSIVE[word] for word in row["options"] if word in RECURSIVE]
+    directory = not flags & MS_BIND or os.path.isdir(row["source"])
+    if row["type"] == "tmpfs" and "mode=" not in data:
+        with tolerate(errno.ENOENT), Descriptor(open_in_root(root, row["destination"])) as fd:
+            data += f",mode={stat.S_IMODE(os.fstat(fd).st_mode):o}"  # that of what is covered
+    if flags & MS_BIND and "tree" not in row:
+        with blame(f"mount, on {row['source']}"):
+            os.stat(row["source"])  # else its place would be made, and stay
+    target = mount_point(root, row, directory)
+    if flags & MS_BIND and directory != stat.S_ISDIR(os.fstat(target).st_mode):
+        raise Failure(f"mount, on {row['source']} at {row['destination']}: not a directory")
+    place = f"/proc/self/fd/{target}"
+    if row.get("copyUp") and is_of_image(root, target, row):
+        fill_volume(place, row["source"])
+    mounted = mounter_of(row)(place, row, flags, data)
+    if not mounted and (propagation or whole or "tmpcopyup" in row["options"]):
+        mounted = f"/proc/self/fd/{open_in_root(root, row['destination'])}"
+    if "tmpcopyup" in row["options"]:
+        copy_up(place, mounted, os.listdir(f"{place}/."))
+    os.close(target)
+    if row["type"] == "proc":  # is it still where it was mounted?  CVE-2023-27561
+        with Descriptor(open_in_root(root, row["destination"], resolve=RESOLVE_NO_SYMLINKS)) as fd:
+            if not is_proc(fd):
+                raise Failure(f"mount, on {row['destination']}: it was moved meanwhile")
+    if whole:
+        set_mount_flags(mounted, *(sum(bits for bits, wanted in whole if wanted == want)
+                                   for want in (True, False)))
+    for change in propagation:
+        mount(None, mounted, None, change, None)  # who sees mounts made below it later
+    if mounted:
+        os.close(int(mounted.rpartition("/")[2]))  # there may be a thousand more
+
+def parse_mount_options(options):
+    """Mount options as (flags, propagation, data): data is what the file system itself reads."""
+    flags, propagation, data = 0, [], []
+    for option in options:
+        if option in PROPAGATION:
+            propagation.append(PROPAGATION[option])
+        elif option in MOUNT_FLAGS:
+            bits, wanted = MOUNT_FLAGS[option]
+            flags = flags | bits if wanted else flags & ~bits
+        elif option not in RECURSIVE and option != "tmpcopyup":
+            data.append(option)
+    return flags, propagation, ",".join(data)
+
+def mount_point(root, row, directory):
+    """Open, or make, the place of a row's mount.  /proc, /sys and /dev must be directories
+    (CVE-2019-19921, CVE-2026-41579), and nothing else goes under /proc (CVE-2019-16884)."""
+    where = "/" + os.path.normpath(row["destination"]).lstrip("/")
+    kernels = row["type"] in ("proc", "sysfs") or where == "/dev"
+    with blame(f"mount, on {where}"):
+        fd = make_in_root(root, where, directory, RESOLVE_NO_SYMLINKS if kernels else 0)
+    if kernels and not stat.S_ISDIR(os.fstat(fd).st_mode):
+        raise Failure(f"mount, on {where}: it must be a directory")
+    if row["type"] != "proc" and is_proc(fd) and where not in PROC_FILES:
+        raise Failure(f"mount, on {where}: nothing can be mounted on or under /proc")
+    return fd
+
+def is_proc(fd):
+    buffer = (INT * 64)()  # a struct statfs, whose first field is f_type
+    statfs(f"/proc/self/fd/{fd}", buffer)  # what kind of file system is this?
+    return buffer[0] == PROC_SUPER_MAGIC
+
+def mount_new(target, row, flags, data):
+    mount(row["source"], target, row["type"], flags, data or None)  # the container's own
+
+def mount_bind(target, row, flags, _):
+    """Show files of the host's at TARGET; returns the mount as a path that can't be moved, for it's
+    never looked up a second time: CVE-2021-30465."""
+    tree, whole = row.get("tree"), AT_RECURSIVE if flags & MS_REC else 0
+    with tolerate(*NOT_TO_BE_HAD):
+        tree = tree or open_tree(AT_FDCWD, row["source"],  # a copy of the mount
+                                 OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole)
+    if tree:
+        move_mount(tree, "", AT_FDCWD, target,  # the same files, now here
+                   MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS)
+    else:
+        mount(row["source"], target, None, flags & (MS_BIND | MS_REC), None)  # the same files here
+        tree = os.open(os.path.realpath(target), os.O_PATH | os.O_CLOEXEC)
+    here = f"/proc/self/fd/{tree}"
+    if any(flags & flag for flag in MOUNT_ATTRS):
+        set_mount_flags(here, flags, whole=0)
+    return here
+
+def mount_layers(target, row, flags, _):
+    """Stack directories with overlayfs, as numbers of open descriptors: 500, the kernel's limit,
+    fit into the one page that mount(2) takes, and no character in a name can mean anything."""
+    number = {"lowerdir": []}
+    for option in row["options"]:
+        key, _, path = option.partition("=")
+        if key in ("upperdir", "workdir"):
+            os.makedirs(path, 0o755, exist_ok=True)
+        number.setdefault(key, []).append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    os.chdir("/proc/self/fd")  # where descriptors have short names
+    data = ",".join(f"{key}={':'.join(map(str, fds))}" for key, fds in number.items())
+    data += ",redirect_dir=off,metacopy=off"  # the upper directory stays what commit understands
+    mount("overlay", target, "overlay", flags, data)  # layers below, what is written on top
+    os.fchdir(here)  # back again
+    for fd in [here, *sum(number.values(), [])]:
+        os.close(fd)
+
+def mount_copy(target, row, flags, data):
+    """Where overlayfs can't stack the layers, copy them one over the other, once."""
+    if not os.path.isdir(row["source"]):
+        warn("overlay, on the image's layers: the kernel can't stack them (does the state root "
+             "lie on an overlay?): copying them")
+        new = row["source"] + ".new"
+        remove_tree(new)
+        os.mkdir(new, 0o755)
+        with Descriptor(os.open(new, OPEN_DIR)) as below:
+            for option in reversed(row["options"]):
+                key, _, layer = option.partition("=")
+                if key == "lowerdir":
+                    with Descriptor(os.open(layer, OPEN_DIR)) as above:
+                        unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply")
+            syncfs(below)  # its name is trusted from here on, also after a power loss
+        os.rename(new, row["source"])
+    return mount_bind(target, row, flags | MS_BIND, data)
+
+def mounter_of(row):
+    """The function that makes a row's mount; most kinds are the kernel's."""
+    if parse_mount_options(row["options"])[0] & MS_BIND:
+        return mount_bind
+    own = {"layers": mount_layers, "cgroup": mount_cgroups, "copy": mount_copy}
+    return own.get(row["type"], mount_new)
+
+def keep_propagation(row):
+    """Let a mount have its own propagation again, if it has one, after the root's went over it."""
+    for change in parse_mount_options(row["options"])[1]:
+        with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root, Descriptor(
+                open_in_root(root, row["destination"])) as place:
+            mount(None, f"/proc/self/fd/{place}", None, change, None)  # as the row says
+
+def make_workdir(root, path):
+    """Make the command's working directory where it is missing, as Docker and runc do."""
+    with Descriptor(os.open(root, OPEN_DIR)) as top:
+        os.close(make_in_root(top, path))
+
+def close_dev(spec):
+    """Make /dev read-only if the spec wants it so: now all that belongs there is there."""
+    row = dev_row(spec)
+    if row and parse_mount_options(row["options"])[0] & MS_RDONLY:
+        set_mount_flags("/dev", MS_RDONLY, whole=0)
+
+def set_mount_flags(path, flags, clear=0, whole=AT_RECURSIVE):
+    """Set some of MOUNT_ATTRS on the mount at PATH, and on all below it, and take others away."""
+    to_set, to_clear = (sum(MOUNT_ATTRS[flag] for flag in MOUNT_ATTRS if bits & flag)
+                        for bits in (flags, clear))
+    to_clear |= MOUNT_ATTR__ATIME if (flags | clear) & ATIMES else 0
+    attributes = struct.pack("QQQQ", to_set, to_clear, 0, 0)
+    with tolerate(*NOT_TO_BE_HAD):
+        mount_setattr(AT_FDCWD, path, whole, attributes, len(attributes))  # with all below
+        return
+    above = os.path.realpath(path)  # before Linux 5.12: one by one
+    for point, _, options, *_ in mounts_here():
+        if point == above or whole and point.startswith(above.rstrip("/") + "/"):
+            kept = parse_mount_options(options)[0] & ~clear | MS_REMOUNT | MS_BIND
+            mount(None, point, None, kept | flags & sum(MOUNT_ATTRS), None)  # now with this, too
+
+def dev_row(spec):
+    """The row that makes /dev, if it is ours to be filled: not one that is bound from the host."""
+    rows = [row for row in spec["mounts"] if os.path.normpath(row["destination"]) == "/dev"]
+    return next((row for row in rows if not {"bind", "rbind"} & set(row["options"])), None)
+
+def make_devices(root, spec):
+    """Fill the fresh /dev: what any program expects, and what --device added."""
+    rows = [{"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor}
+            for name, major, minor in DEVICES]
+    umask = os.umask(0)
+    for row in rows + (spec["linux"].get("devices") or []):
+        with Descriptor(make_in_root(root, os.path.dirname(row["path"]) or "/")) as above:
+            make_device(row, above, os.path.basename(row["path"]))
+    os.umask(umask)
+    with Descriptor(open_in_root(root, "/dev", OPEN_DIR | os.O_NOFOLLOW)) as dev:
+        for name, target in DEV_LINKS:
+            remove_tree(name, dev)  # the host's ptmx may be among the devices
+            os.symlink(target, name, dir_fd=dev)  # as every program expects them
+
+def make_device(row, above, name):
+    """Make a device's node, or where none can be made, in a user namespace, show the host's."""
+    kind = {"b": stat.S_IFBLK, "p": stat.S_IFIFO}.get(row["type"], stat.S_IFCHR)
+    number = os.makedev(row.get("major", 0), row.get("minor", 0))
+    remove_tree(name, above)  # one of the six may be asked for, too
+    try:
+        mode = 0o666
+        if row.get("fileMode") is not None:
+            mode = stat.S_IMODE(row["fileMode"])  # docker's holds the kind, too
+        os.mknod(name, kind | mode, number, dir_fd=above)  # a device
+        os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
+    except PermissionError:
+        os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=above))
+        mount(row["path"], f"/proc/self/fd/{above}/{name}", None, MS_BIND, None)  # the host's own
+
+# ── 9. `run` ─────────────────────────────────────────────────────────────────
+# The options and the image's config become one document, the spec, in the form of the OCI's
+# config.json: make_spec is the list of the plan_ calls, one for each chapter.
+
+PROCESS_OPTIONS = (  # of run and exec
+    ("-i --interactive", "", "keep standard input open"),
+    ("-t --tty", "", "give the command a terminal of its own"),
+    ("-d --detach", "", "leave when the command runs (`run`: and print its id)"),
+    ("-e --env", "K=V...", "set a variable; K alone takes the caller's value"),
+    ("--env-file", "FILE...", "read variables from a file"),
+    ("-u --user", "USER[:GROUP]", "run as this user, by name or number"),
+    ("-w --workdir", "DIR", "start in this directory"),
+)
+
+@command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  run [OPTIONS] /PROGRAM [ARG...]",
+         "run a command in a new container, from an image or on the host's own root",
+         *PROCESS_OPTIONS,
+         ("--entrypoint", "PROGRAM", "instead of the image's entrypoint"),
+         ("--hostname", "NAME", "the container's host name"),
+         ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
+         ("--cidfile", "FILE", "write the container's id to a new file"),
+         takes=ANY, mixed=False)
+def cmd_run(options, words):
+    apply_log_options(options)
+    if options["bundle"] is not None:
+        return run_bundle(options, words)
+    birth = None if options["detach"] else start_early("init")
+    plan, words = plan_root(options, words)
+    plan["network"], plan["wants"] = network_wanted(options, plan)
+    spec = make_spec(options, words, plan)
+    state = {"spec": spec, "record": make_record(options, plan, spec),
+             "attached": not options["detach"], "interactive": options["interactive"]}
+    if not options["detach"]:
+        return launch(state, plan["guard"], options["cidfile"], birth)
+    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready))
+    show(plan["id"])
+
+def plan_root(options, words):
+    """What the container's root is, by the options and the first word: (plan, the other words)."""
+    container_id = os.urandom(32).hex()
+    path = state_path("containers", container_id)
+    plan = {"id": container_id, "path": path, "root": path + "/rootfs", "layers": [], "image": {},
+            "reference": "", "digest": "", "diff_ids": [], "keep": not options["rm"],
+            "guard": None}  # a lock
+    if options["rootfs"]:
+        plan["root"] = os.path.abspath(options["rootfs"])
+        if not os.path.isdir(plan["root"]):
+            raise Failure(f"--rootfs, on {plan['root']}: no such directory")
+    elif not words:
+        raise Failure("run: no image and no command given", hint="mydocker run -it /bin/sh")
+    elif words[0].startswith(("/", ".")):  # no image can be called so
+        plan.update(root=path + "/rootfs" if options["ephemeral"] else None,
+                    keep=options["detach"] and not options["rm"])
+    else:
+        plan["guard"] = using_images()
+        try:
+            image = find_or_pull(words[0], options)
+        except Failure as failure:
+            failure.hint = ("an image: run IMAGE [COMMAND...] (see images); a program of this box: "
+                            f"run /bin/{os.path.basename(words[0]) or 'sh'}")
             raise
-        raise Failure(f"layer, on its {kind} data: damaged: {why}") from None
-    for _ in source.chunks:  # the digest covers what is behind, too
-        pass
+        plan.update(layers=image_layers(image)[::-1], image=image["config"].get("config") or {},
+                    reference=words.pop(0), digest=image["digest"], diff_ids=image["diff_ids"])
+    if options["ephemeral"] and (options["rootfs"] or plan["layers"]):
+        raise Failure("run, on --ephemeral: it is for the host's own root")
+    return plan, words
 
-# Reading tar.  POSIX.1-2017 pax, "ustar Interchange Format"; GNU: tar manual, "Basic Tar Format".
-# All of it is taken apart here: the library's reader needs twice the time, and what Ubuntu 20.04's
-# does with extended headers that lie takes all memory, or for ever (CVE-2019-20907, CVE-2024-6232,
-# CVE-2025-8194).  A damaged header is the end of an archive.
+def make_spec(options, words, plan):
+    """The spec of a container, in the form of the OCI's config.json; for PLAN see plan_root."""
+    own_root, image, path = plan["root"] is not None, plan["image"], plan["path"]
+    hostname = options["hostname"] or (
+        plan["id"][:12] if own_root and plan["network"] != "host" else os.uname().nodename)
+    more = host_devices() if options["privileged"] and own_root else []
+    devices = [device(text) for text in options["device"] + more]
+    cgroups_path = os.path.join(options["cgroup-parent"] or "", "mydocker", plan["id"])
+    spec = {
+        "ociVersion": "1.2.0",
+        "process": {
+            "terminal": options["tty"],
+            "consoleSize": caller_size(),
+            "user": {"username": given(options, "user", image.get("User") or "0")},
+            "args": command_of(options, words, image),
+            "env": environment_of(options, [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname}",
+                                            *(image.get("Env") or [])]),
+            "cwd": working_directory(options["workdir"] or "", image, own_root),
+            "rlimits": [ulimit(text) for text in options["ulimit"]],
+        },
+        "root": {"path": plan["root"] or "/", "readonly": options["read-only"]},
+        "hostname": hostname,
+        "mounts": kernel_mounts(parse_size(given(options, "shm-size", "64m"), "--shm-size")),
+        "annotations": {"mydocker.init": "true"} if options["init"] else {},
+        "linux": {"namespaces": [{"type": kind} for kind in OWN_NAMESPACES
+                                 if (kind, plan["network"]) != ("network", "host")],
+                  "devices": devices, "cgroupsPath": cgroups_path,
+                  "sysctl": dict(text.partition("=")[::2] for text in options["sysctl"]),
+                  "resources": {**resources_of(options),
+                                "devices": [] if options["privileged"] else device_rules(devices)}},
+    }
+    if options["oom-score-adj"]:
+        spec["process"]["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj",
+                                                      -1000)
+    if plan["layers"]:
+        spec["mounts"].insert(0, image_row(plan["layers"], path))
+    if options["ephemeral"]:
+        spec["annotations"]["mydocker.scratch"] = path + "/scratch"
+        spec["mounts"] = ephemeral_mounts(path + "/scratch") + spec["mounts"]
+    elif own_root:
+        spec["mounts"] += [mount_row(f"/etc/{name}", "bind", "rbind", "rprivate",
+                                     source=f"{path}/{name}")
+                           for name in ("hosts", "hostname", "resolv.conf")]
+    else:
+        spec["mounts"] = [row for row in spec["mounts"] if row["destination"] != "/dev"
+                          and os.path.isdir(row["destination"])]  # /dev stays the host's
+    spec["mounts"] += volume_rows(options, image, own_root)
+    plan_confinement(spec, options)
+    return spec
 
+# The process
+
+def environment_of(options, start):
+    """A command's environment, [K=V]: clean but for START and what the options say."""
+    values = {"TERM": "xterm"} if options["tty"] else {}
+    values.update(item.partition("=")[::2] for item in start)
+    for item in [*sum(map(env_file_items, options["env-file"]), []), *options["env"]]:
+        key, equals, value = item.partition("=")
+        if not key or "\0" in item:
+            raise Failure(f"--env, on {item or chr(39) * 2}: a variable must have a name")
+        if equals:
+            values[key] = value
+        elif key in os.environ:
+            values[key] = os.environ[key]
+    return [f"{key}={value}" for key, value in values.items()]
+
+def env_file_items(path):
+    """The lines of an --env-file, each K=V or K; empty ones and # comments are skipped."""
+    with blame(f"--env-file, on {path}"):
+        lines = [line.lstrip() for line in read_all(path).split("\n")]
+    for number, line in enumerate(lines, 1):
+        if " " in line.split("=")[0].strip() and not line.startswith("#"):
+            raise Failure(f"--env-file, on {path} line {number}: white space in a variable's name")
+    return [line for line in lines if line and not line.startswith("#")]
+
+def command_of(options, words, image):
+    """The arguments to execute, from the image's Entrypoint and Cmd and what was typed."""
+    entrypoint, cmd = image.get("Entrypoint") or [], image.get("Cmd") or []
+    if options["entrypoint"] is not None:
+        entrypoint, cmd = [options["entrypoint"]] if options["entrypoint"] else [], []
+    args = entrypoint + (words or cmd)
+    if not args:
+        raise Failure("run: no command given, and the image has none",
+                      hint="mydocker run -it IMAGE /bin/sh")
+    return args
+
+def working_directory(typed, image, own_root):
+    if own_root or typed.startswith("/"):
+        return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
+    return os.path.normpath(os.path.join(os.getcwd(), typed))
+
+# From the spec to a running container
+
+def launch(state, guard, cidfile, birth=None, ready=lambda: None):
+    """Make a new container, start it and stay with it; returns its exit status. GUARD keeps its
+    image from being removed until it is on record."""
+    record = state["record"]
+    if cidfile:
+        with blame(f"--cidfile, on {cidfile}"), open(cidfile, "x") as file:
+            file.write(record["id"])
+    try:
+        state["lock"] = int(make_container_dir(record))
+        write_json(container_path(record, "config.json"), state["spec"])
+        if guard is not None:
+            os.close(guard)
+        state["stdin"] = choose_stdin(state)
+        start_container(state, birth)
+    except (Failure, OSError):
+        close_ports(state)
+        with tolerate():  # the next command sweeps; what went wrong first is what counts
+            if "lock" in state:
+                end_container(record)
+            if cidfile:
+                unlink_if_there(cidfile)
+        raise
+    ready()
+    return supervise(state, False)
+
+def choose_stdin(state):
+    """What the command reads: the caller's input with -i; in the background nothing ever comes."""
+    if state["attached"] and state["interactive"]:
+        return 0
+    if not state["interactive"]:
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    stdin, state["typist"] = os.pipe()
+    return stdin
+
+def prepare_container(spec, record):
+    """Put on disk what init and the other commands need; init is booting meanwhile."""
+    path = container_path(record)
+    for row in spec["mounts"]:
+        source = row["source"]
+        if "volume" in row:
+            make_volume(source)
+        elif row["type"] == "bind" and not source.startswith(path) and not os.path.exists(source):
+            os.makedirs(source, exist_ok=True)
+    for name in ("rootfs", "scratch"):
+        make_dirs(f"{path}/{name}")
+    write_hosts(spec, record)
+    for name, text in (("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf(record))):
+        write_file(f"{path}/{name}", text)
+        os.chmod(f"{path}/{name}", 0o644)
+
+# ── 10. Privileges ───────────────────────────────────────────────────────────
+# Who the command runs as, and what that may do.  Root's power is some forty capabilities
+# (capabilities(7)): a container gets Docker's fourteen.  A filter (seccomp(2)) takes away the calls
+# that are for the others, or seldom needed and often broken.  What tells of the host in /proc and
+# /sys, or changes it, is covered.  The outside writes that into the spec (plan_confinement), the
+# inside carries it out (hide_paths, confine).  Names are looked up in the container's own files, as
+# text: the C library would load what the container's nsswitch.conf names (CVE-2019-14271).
+
+PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
+PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER, LINUX_CAPABILITY_VERSION_3 = 2, 2, 0x20080522
+CAPABILITIES = ["CAP_" + name for name in """
+CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
+NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT
+SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
+AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ
+PERFMON BPF CHECKPOINT_RESTORE""".split()]  # linux/capability.h, in its order
+DEFAULT_CAPABILITIES = 0xa80425fb  # Docker's fourteen of them, as bits
+MASKED_PATHS = """/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys
+/proc/latency_stats /proc/sched_debug /proc/scsi /proc/timer_list /proc/timer_stats
+/sys/devices/virtual/powercap /sys/firmware""".split()
+CPUS = "/sys/devices/system/cpu"
+READ_ONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+SECURITY_OPTIONS = (  # those that end in "=" or ":" take any value
+    "seccomp=", "apparmor=", "label=user:", "label=role:", "label=type:", "label=level:",
+    "label=disable", "systempaths=unconfined", "no-new-privileges=true", "no-new-privileges=false")
+offer("run",
+      ("--cap-add", "CAP...", "give a capability that Docker's 14 don't have; ALL for all"),
+      ("--cap-drop", "CAP...", "take a capability away; ALL for all"),
+      ("--privileged", "", "all that the host can give: capabilities, devices, no filter"),
+      ("--security-opt", "OPT...", "seccomp=FILE, no-new-privileges and others, see README"))
+
+def plan_confinement(spec, options):
+    """Write into the spec what the command may do, and what of the box it may see."""
+    process, linux, free = spec["process"], spec["linux"], options["privileged"]
+    asked = security_options(options["security-opt"])
+    process["capabilities"], process["user"]["added"] = plan_capabilities(
+        options["cap-add"], options["cap-drop"], free)
+    process["noNewPrivileges"] = "no-new-privileges=true" in asked
+    process["apparmorProfile"] = asked.get("apparmor=", "unconfined")
+    label = [asked.get(f"label={key}:", default) for key, default in (
+        ("user", "system_u"), ("role", "system_r"), ("type", "container_t"), ("level", "s0"))]
+    labelled = any(name.startswith("label=") for name in asked) and "label=disable" not in asked
+    process["selinuxLabel"] = ":".join(label) if labelled else ""
+    if not free and "systempaths=unconfined" not in asked:
+        linux["maskedPaths"] = MASKED_PATHS + [f"{CPUS}/{name}/thermal_throttle"
+                                               for name in listing(CPUS) if name[3:].isdigit()]
+        linux["readonlyPaths"] = READ_ONLY_PATHS
+    for row in spec["mounts"]:
+        if free and row["type"] in ("sysfs", "cgroup"):
+            row["options"].remove("ro")
+    profile = asked.get("seccomp=", "unconfined" if free else "builtin")
+    if profile != "unconfined":
+        held = process["capabilities"]["bounding"]
+        linux["seccomp"] = (default_seccomp(held) if profile == "builtin"
+                            else read_seccomp(profile, held))
+
+def security_options(words):
+    """The --security-opt words, NAME, NAME=VALUE or NAME:VALUE, as {one of the above: value}."""
+    found = {}
+    for word in words:
+        text = word if "=" in word else word.replace(":", "=", 1)
+        text += "=true" * (text == "no-new-privileges")
+        name = max(name for name in ("", *SECURITY_OPTIONS) if text.startswith(name))
+        if not name or name[-1] not in "=:" and text != name:
+            raise Failure(f"--security-opt, on {word}: no such option or value")
+        found[name] = text[len(name):]
+    return found
+
+def plan_capabilities(add=(), drop=(), free=False):
+    """The spec's process.capabilities, and which of them are added: what is asked for (FREE: all),
+    as far as the box has it itself.  Inheritable and ambient stay empty: CVE-2022-29162."""
+    added, dropped = ({"CAP_" + text.upper().replace("CAP_", "", 1) for text in words}
+                      for words in (add, drop))
+    for name in (added | dropped) - {*CAPABILITIES, "CAP_ALL"}:
+        raise Failure(f"--cap-add or --cap-drop, on {name}: there is no such capability")
+    rows = read_all("/proc/self/status").split("\n")
+    own = [int(row.split()[1], 16) for row in rows if row.startswith(("CapPrm", "CapBnd"))]
+    every, box, default = ({name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1}
+                           for bits in (-1, own[0] & own[1], DEFAULT_CAPABILITIES))
+    wanted = (every if free else every - dropped if "CAP_ALL" in added
+              else added if "CAP_ALL" in dropped else default - dropped | added)
+    for name in sorted(added & every - box):
+        warn(f"--cap-add, on {name}: this box doesn't have it itself, ignoring")
+    held = [name for name in CAPABILITIES if name in wanted & box]
+    return ({**dict.fromkeys(("bounding", "effective", "permitted"), held), "inheritable": [],
+             "ambient": []}, [name for name in held if {name, "CAP_ALL"} & added])
+
+# Who: users and groups
+
+def account_lines(path):
+    """The rows of /etc/passwd or /etc/group: none where it is missing, or masked, thus no file."""
+    if not os.path.isfile(path):
+        return []
+    with tolerate(errno.ENOENT, errno.ENOTDIR):
+        return [line.split(":") for line in read_text(path).split("\n") if line.count(":") >= 3]
+    return []
+
+def is_id(text):
+    return to_number(text, ID.stop) is not None
+
+def parse_id(text, what):
+    """A user or group id, or an error, never 0.  See CVE-2024-40635, CVE-2026-30892."""
+    if not is_id(text):
+        raise Failure(f"--user, on {text or chr(39) * 2}: there is no such {what} in the container")
+    return int(text)
+
+def find_user(user):
+    """Who the spec's process.user is: (uid, gid, supplementary gids, home)."""
+    if "username" in user:
+        return resolve_user(user["username"])
+    uid, gid, more = (user.get(key) or 0 for key in ("uid", "gid", "additionalGids"))
+    homes = [row[5] for row in account_lines("/etc/passwd") if len(row) > 5 and row[2] == str(uid)]
+    return uid, gid, more or [], (homes + ["/"])[0] or "/"
+
+def find_account(rows, name):
+    """The row of passwd(5) or group(5) for a name; digits are the number, never somebody's name."""
+    if name.isascii() and name.isdigit():
+        name, place = name.lstrip("0") or "0", 2
+    else:
+        place = 0
+    return next((row for row in rows if row[place] == name), None)
+
+def resolve_user(wanted):
+    """NAME|UID[:GROUP|GID], as in Docker's USER: (uid, gid, supplementary gids, home)."""
+    name, colon, group = wanted.partition(":")
+    account = find_account([row for row in account_lines("/etc/passwd") if len(row) > 5], name)
+    uid = parse_id(account[2] if account else name, "user")
+    groups = account_lines("/etc/group")
+    if colon:
+        row = find_account(groups, group)
+        return uid, parse_id(row[2] if row else group, "group"), [], account[5] if account else "/"
+    if not account:
+        return uid, 0, [], "/"
+    more = [int(row[2]) for row in groups if account[0] in row[3].split(",") and is_id(row[2])]
+    return uid, parse_id(account[3], "group"), more, account[5] or "/"
+
+# What may be seen
+
+def hide_paths(linux):
+    """Cover the spec's maskedPaths and make its readonlyPaths read-only, all by descriptor. None
+    stays open: --workdir could lead through it to what is covered, as in CVE-2024-21626."""
+    with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root:
+        for path in filter(os.path.exists, linux.get("readonlyPaths", [])):
+            with Descriptor(open_in_root(root, path)) as place:
+                here = f"/proc/self/fd/{place}"
+                here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
+                os.close(int(os.path.basename(here)))
+        for path in filter(os.path.exists, linux.get("maskedPaths", [])):  # of both: it is masked
+            with Descriptor(open_in_root(root, path)) as place:
+                mask_path(root, f"/proc/self/fd/{place}")
+
+def mask_path(root, place):
+    """Cover a directory with an empty one, a file with /dev/null, if that is what it says. A
+    container could have put another file there, or a link to one: CVE-2025-31133."""
+    if os.path.isdir(place):
+        mount("tmpfs", place, "tmpfs", MS_RDONLY, "nr_blocks=1,nr_inodes=1")  # empty, over it
+        return
+    with Descriptor(open_in_root(root, "/dev/null", os.O_PATH | os.O_NOFOLLOW)) as null:
+        info = os.fstat(null)
+        if not stat.S_ISCHR(info.st_mode) or info.st_rdev != os.makedev(1, 3):
+            raise Failure("mask, on /dev/null: it isn't the null device")
+        mount(f"/proc/self/fd/{null}", place, None, MS_BIND, None)  # nothing to read
+
+def set_label(process):
+    """Tell AppArmor or SELinux what the exec is to run as: proc_pid_attr(5)."""
+    label = process["selinuxLabel"] or "exec " + process["apparmorProfile"]
+    if label != "exec unconfined":
+        with blame(f"--security-opt, on {label}"), open("/proc/self/attr/exec", "wb") as file:
+            file.write(encode(label))
+
+def confine(process, user, program):
+    """Become USER and give up, for good, what the spec's PROCESS doesn't have. PROGRAM, the filter,
+    is last; but first without no_new_privs, as loading it takes that or CAP_SYS_ADMIN: runc's."""
+    (uid, gid, groups, _), sets, locked = user, process["capabilities"], process["noNewPrivileges"]
+    os.umask(process["user"].get("umask", 0o022))  # all that we make has been made
+    if locked:
+        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no set-user-id program helps any more
+    elif program:
+        load_filter(program)
+    if uid and "added" in process["user"]:  # another than root has that, and keeps it at the exec
+        kept = [name for name in process["user"]["added"] if name in sets["bounding"]]
+        sets = dict(sets, effective=kept, permitted=kept, inheritable=kept, ambient=kept)
+    bits = {kind: {CAPABILITIES.index(name) for name in sets[kind]} for kind in sets}
+    with tolerate(errno.EINVAL):  # no capability of this kernel has such a number
+        for number in sorted({*range(64)} - bits["bounding"]):
+            prctl(PR_CAPBSET_DROP, number, 0, 0, 0)  # not even a file can give it back
+    prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)  # a change from root takes all otherwise
+    os.setgroups(groups)  # none of root's groups stay
+    os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
+    os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # as before: sysctl fs.suid_dumpable may say otherwise
+    halves = [sum(1 << bit for bit in bits[kind]) >> shift & 0xffffffff for shift in (0, 32)
+              for kind in ("effective", "permitted", "inheritable")]
+    header = struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0)
+    capset(header, struct.pack("6I", *halves))  # what the command may do
+    for number in bits["ambient"]:
+        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0)  # one that outlasts the exec
+    if locked and program:
+        load_filter(program)
+
+# ── 11. The system call filter ───────────────────────────────────────────────
+# A filter is a small program that the kernel runs before each system call: seccomp(2).  It is made
+# outside, while init starts: a search tree over ranges of numbers that meet the same end.  A call
+# costs eight comparisons, or none: Linux 5.11 and later note what is allowed.
+#
+# System calls by number; where some are missing, the next one's is given.  See syscall_64.tbl and,
+# for arm64, scripts/syscall.tbl.  LOCKED_CALLS: what Docker refuses, behind what unlocks it.
+
+# System calls by number; where some are missing, the next one's is given.  See syscall_64.tbl and,
+# for arm64, scripts/syscall.tbl.  LOCKED_CALLS: what Docker refuses, behind what unlocks it.
+X86_64_CALLS = """0 read write open close stat fstat lstat poll lseek mmap mprotect munmap brk
+rt_sigaction rt_sigprocmask rt_sigreturn ioctl pread64 pwrite64 readv writev access pipe select
+sched_yield mremap msync mincore madvise shmget shmat shmctl dup dup2 pause nanosleep getitimer
+alarm setitimer getpid sendfile socket connect accept sendto recvfrom sendmsg recvmsg shutdown bind
+listen getsockname getpeername socketpair setsockopt getsockopt clone fork vfork execve exit wait4
+kill uname semget semop semctl shmdt msgget msgsnd msgrcv msgctl fcntl flock fsync fdatasync
+truncate ftruncate getdents getcwd chdir fchdir rename mkdir rmdir creat link unlink symlink
+readlink chmod fchmod chown fchown lchown umask gettimeofday getrlimit getrusage sysinfo times
+ptrace getuid syslog getgid setuid setgid geteuid getegid setpgid getppid getpgrp setsid setreuid
+setregid getgroups setgroups setresuid getresuid setresgid getresgid getpgid setfsuid setfsgid
+getsid capget capset rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend sigaltstack utime
+mknod uselib personality ustat statfs fstatfs sysfs getpriority setpriority sched_setparam
+sched_getparam sched_setscheduler sched_getscheduler sched_get_priority_max sched_get_priority_min
+sched_rr_get_interval mlock munlock mlockall munlockall vhangup modify_ldt pivot_root _sysctl prctl
+arch_prctl adjtimex setrlimit chroot sync acct settimeofday mount umount2 swapon swapoff reboot
+sethostname setdomainname iopl ioperm create_module init_module delete_module get_kernel_syms
+query_module quotactl nfsservctl getpmsg putpmsg afs_syscall tuxcall security gettid readahead
+setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
+removexattr lremovexattr fremovexattr tkill time futex sched_setaffinity sched_getaffinity
+set_thread_area io_setup io_destroy io_getevents io_submit io_cancel get_thread_area lookup_dcookie
+epoll_create epoll_ctl_old epoll_wait_old remap_file_pages getdents64 set_tid_address
+restart_syscall semtimedop fadvise64 timer_create timer_settime timer_gettime timer_getoverrun
+timer_delete clock_settime clock_gettime clock_getres clock_nanosleep exit_group epoll_wait
+epoll_ctl tgkill utimes vserver mbind set_mempolicy get_mempolicy mq_open mq_unlink mq_timedsend
+mq_timedreceive mq_notify mq_getsetattr kexec_load waitid add_key request_key keyctl ioprio_set
+ioprio_get inotify_init inotify_add_watch inotify_rm_watch migrate_pages openat mkdirat mknodat
+fchownat futimesat newfstatat unlinkat renameat linkat symlinkat readlinkat fchmodat faccessat
+pselect6 ppoll unshare set_robust_list get_robust_list splice tee sync_file_range vmsplice
+move_pages utimensat epoll_pwait signalfd timerfd_create eventfd fallocate timerfd_settime
+timerfd_gettime accept4 signalfd4 eventfd2 epoll_create1 dup3 pipe2 inotify_init1 preadv pwritev
+rt_tgsigqueueinfo perf_event_open recvmmsg fanotify_init fanotify_mark prlimit64 name_to_handle_at
+open_by_handle_at clock_adjtime syncfs sendmmsg setns getcpu process_vm_readv process_vm_writev kcmp
+finit_module sched_setattr sched_getattr renameat2 seccomp getrandom memfd_create kexec_file_load
+bpf execveat userfaultfd membarrier mlock2 copy_file_range preadv2 pwritev2 pkey_mprotect pkey_alloc
+pkey_free statx io_pgetevents rseq uretprobe"""
+GENERIC_CALLS = """0 io_setup io_destroy io_submit io_cancel io_getevents setxattr lsetxattr
+fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr removexattr lremovexattr
+fremovexattr getcwd lookup_dcookie eventfd2 epoll_create1 epoll_ctl epoll_pwait dup dup3 fcntl
+inotify_init1 inotify_add_watch inotify_rm_watch ioctl ioprio_set ioprio_get flock mknodat mkdirat
+unlinkat symlinkat linkat renameat umount2 mount pivot_root nfsservctl statfs fstatfs truncate
+ftruncate fallocate faccessat chdir fchdir chroot fchmod fchmodat fchownat fchown openat close
+vhangup pipe2 quotactl getdents64 lseek read write readv writev pread64 pwrite64 preadv pwritev
+sendfile pselect6 ppoll signalfd4 vmsplice splice tee readlinkat newfstatat fstat sync fsync
+fdatasync sync_file_range timerfd_create timerfd_settime timerfd_gettime utimensat acct capget
+capset personality exit exit_group waitid set_tid_address unshare futex set_robust_list
+get_robust_list nanosleep getitimer setitimer kexec_load init_module delete_module timer_create
+timer_gettime timer_getoverrun timer_settime timer_delete clock_settime clock_gettime clock_getres
+clock_nanosleep syslog ptrace sched_setparam sched_setscheduler sched_getscheduler sched_getparam
+sched_setaffinity sched_getaffinity sched_yield sched_get_priority_max sched_get_priority_min
+sched_rr_get_interval restart_syscall kill tkill tgkill sigaltstack rt_sigsuspend rt_sigaction
+rt_sigprocmask rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigreturn setpriority getpriority
+reboot setregid setgid setreuid setuid setresuid getresuid setresgid getresgid setfsuid setfsgid
+times setpgid getpgid getsid setsid getgroups setgroups uname sethostname setdomainname getrlimit
+setrlimit getrusage umask prctl getcpu gettimeofday settimeofday adjtimex getpid getppid getuid
+geteuid getgid getegid gettid sysinfo mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify
+mq_getsetattr msgget msgctl msgrcv msgsnd semget semctl semtimedop semop shmget shmctl shmat shmdt
+socket socketpair bind listen accept connect getsockname getpeername sendto recvfrom setsockopt
+getsockopt shutdown sendmsg recvmsg readahead brk munmap mremap add_key request_key keyctl clone
+execve mmap fadvise64 swapon swapoff mprotect msync mlock munlock mlockall munlockall mincore
+madvise remap_file_pages mbind get_mempolicy set_mempolicy migrate_pages move_pages
+rt_tgsigqueueinfo perf_event_open accept4 recvmmsg 260 wait4 prlimit64 fanotify_init fanotify_mark
+name_to_handle_at open_by_handle_at clock_adjtime syncfs setns sendmmsg process_vm_readv
+process_vm_writev kcmp finit_module sched_setattr sched_getattr renameat2 seccomp getrandom
+memfd_create bpf execveat userfaultfd membarrier mlock2 copy_file_range preadv2 pwritev2
+pkey_mprotect pkey_alloc pkey_free statx io_pgetevents rseq kexec_file_load"""
+LATER_CALLS = """ 424 pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree
+move_mount fsopen fsconfig fsmount fspick pidfd_open clone3 close_range openat2 pidfd_getfd
+faccessat2 process_madvise epoll_pwait2 mount_setattr quotactl_fd landlock_create_ruleset
+landlock_add_rule landlock_restrict_self memfd_secret process_mrelease futex_waitv
+set_mempolicy_home_node cachestat fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue
+statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal setxattrat getxattrat
+listxattrat removexattrat open_tree_attr file_getattr file_setattr listns"""
+LOCKED_CALLS = """NOTHING: _sysctl add_key afs_syscall create_module file_getattr file_setattr
+get_kernel_syms getpmsg io_uring_enter io_uring_register io_uring_setup kexec_file_load kexec_load
+keyctl listns migrate_pages move_pages nfsservctl open_tree_attr pivot_root putpmsg query_module
+request_key security swapoff swapon sysfs tuxcall uselib userfaultfd ustat vserver; SYS_ADMIN: bpf
+clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr
+lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount open_tree perf_event_open quotactl
+quotactl_fd setdomainname sethostname setns syslog umount2 unshare; BPF: bpf; DAC_READ_SEARCH:
+open_by_handle_at; PERFMON: perf_event_open; SYSLOG: syslog; SYS_BOOT: reboot; SYS_CHROOT: chroot;
+SYS_MODULE: delete_module finit_module init_module; SYS_NICE: get_mempolicy mbind set_mempolicy
+set_mempolicy_home_node; SYS_PACCT: acct; SYS_PTRACE: kcmp pidfd_getfd process_madvise; SYS_RAWIO:
+ioperm iopl; SYS_TIME: clock_settime settimeofday; SYS_TTY_CONFIG: vhangup"""
+SECCOMP_ARCHES = {  # by uname(2)'s machine: Docker's name, linux/audit.h's number, the calls
+    "x86_64": ("amd64", 0xC000003E, X86_64_CALLS + LATER_CALLS),
+    "aarch64": ("arm64", 0xC00000B7, GENERIC_CALLS + LATER_CALLS)}
+SECCOMP_ACTIONS = {  # linux/seccomp.h; to two of them an errno is added
+    "ALLOW": 0x7fff0000, "LOG": 0x7ffc0000, "TRACE": 0x7ff00000, "ERRNO": 0x50000, "TRAP": 0x30000,
+    "KILL": 0, "KILL_THREAD": 0, "KILL_PROCESS": 1 << 31}  # with SCMP_ACT_ in front
+OCI_SECCOMP = {  # the shape of a filter's rules: with more bits an errno would be another verdict
+    "defaultAction": str, "defaultErrnoRet": (range(1 << 16),), "syscalls": [{
+        "names": [str], "action": str, "errnoRet": (range(1 << 16),), "args": [{
+            "index": range(6), "value": range(1 << 64), "valueTwo": (range(1 << 64),),
+            "op": str}]}]}
+BPF_LD, BPF_AND, BPF_RET, BPF_JA = 0x20, 0x54, 0x06, 0x05  # linux/bpf_common.h, put together
+BPF_JEQ, BPF_JGT, BPF_JGE = 0x15, 0x25, 0x35
+
+def call_numbers():
+    """The machine's system calls: {name: number}."""
+    numbers, number, machine = {}, 0, os.uname().machine
+    if machine not in SECCOMP_ARCHES:
+        raise Failure(f"seccomp, on {machine}: mydocker doesn't know this machine's system calls",
+                      hint="--security-opt seccomp=unconfined")
+    for word in SECCOMP_ARCHES[machine][2].split():
+        number = int(word) if word.isdigit() else numbers.setdefault(word, number) + 1
+    return numbers
+
+def default_seccomp(held):
+    """Docker's own profile, github.com/moby/profiles, with what the capabilities HELD unlock."""
+    groups = [part.split() for part in LOCKED_CALLS.split(";")]
+    open_to = {name for key, *names in groups if "CAP_" + key[:-1] in held for name in names}
+    locked = {"personality", "socket"}.union(*groups) - open_to
+    rules = [("personality", "EQ", n) for n in (0, 8, 0x20000, 0x20008, 0xffffffff)]
+    # All families but AF_ALG, 38, and AF_VSOCK, 40.  By the allowed ones: the kernel cuts the
+    # argument to 32 bits, so "not 40" would let 40 + 2^32 pass
+    rules += [("socket", "LT", 38)] + [("socket", "EQ", n) for n in (39, *range(41, 46))]
+    rules += [("clone", "MASKED_EQ", 0x7e020000)]  # with no flag of sched.h's CLONE_NEW*
+    allow = {"action": "SCMP_ACT_ALLOW"}
+    rows = [dict(allow, names=[name for name in call_numbers() if name not in locked])]
+    rows += [dict(allow, names=[name], args=[{"index": 0, "op": "SCMP_CMP_" + op, "value": value}])
+             for name, op, value in rules]
+    if "clone3" in locked:  # its flags are where no filter sees them; ENOSYS: use clone
+        rows.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS})
+    return {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rows}
+
+def read_seccomp(path, held):
+    """A profile in Docker's form as the spec's: the rules whose conditions hold on this box."""
+    try:
+        profile = check(read_json(path), OCI_SECCOMP, f"--security-opt, on {path}")
+        profile["syscalls"] = [dict(row, names=row.get("names") or [row["name"]])
+                               for row in profile["syscalls"]
+                               if all(conditions(row.get("includes") or {}, held))
+                               and not any(conditions(row.get("excludes") or {}, held))]
+        assemble_filter({"seccomp": profile})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+        why = reason(error) if isinstance(error, OSError) else f"not a seccomp profile: {error!r}"
+        raise Failure(f"--security-opt, on {path}: {why}") from None
+    return profile
+
+def conditions(row, held):
+    """Which conditions of a rule hold: [bool]."""
+    box, arches, least = os.uname(), row.get("arches"), row.get("minKernel")
+    here = [int(part) for part in box.release.split("-")[0].split(".")[:2]]
+    return ([name in held for name in row.get("caps") or ()]
+            + ([SECCOMP_ARCHES[box.machine][0] in arches] if arches else [])
+            + ([here >= [int(part) for part in least.split(".")]] if least else []))
+
+def step(code, value, yes=0, no=0):
+    """One instruction, a struct sock_filter; a jump skips YES or NO others."""
+    return struct.pack("HBBI", code, yes, no, value & 0xffffffff)
+
+def verdict(action, code):
+    """The instruction that ends the filter."""
+    word = action.partition("SCMP_ACT_")[2]
+    return step(BPF_RET, SECCOMP_ACTIONS[word] | (code if word in ("ERRNO", "TRACE") else 0))
+
+def compare(argument, no):
+    """Instructions that skip NO others unless a comparison holds: arguments have twice 32 bits."""
+    value, place, op = argument["value"], 16 + 8 * argument["index"], argument["op"][9:]
+    mask, value = (value, argument.get("valueTwo", 0)) if op == "MASKED_EQ" else (-1, value)
+    yes, no = (no, 0) if op in ("NE", "LT", "LE") else (0, no)  # not EQ, GE, GT
+    order = {"GT": BPF_JGT, "LE": BPF_JGT, "GE": BPF_JGE, "LT": BPF_JGE,
+             "EQ": 0, "NE": 0, "MASKED_EQ": 0}[op]
+    return (step(BPF_LD, place + 4) + step(BPF_AND, mask >> 32)
+            + (step(BPF_JGT, value >> 32, yes + 4) if order else b"")
+            + step(BPF_JEQ, value >> 32, 0, no + 3) + step(BPF_LD, place) + step(BPF_AND, mask)
+            + step(order or BPF_JEQ, value, yes, no))
+
+def rules_by_number(rows, otherwise):
+    """The instructions for each call that a rule is about: {number: code}. Two comparisons of one
+    argument are alternatives, as for runc; a name that this machine doesn't have is skipped."""
+    numbers, plain, guarded = call_numbers(), {}, {}  # a rule without arguments beats those with
+    for row in rows:
+        code, args = verdict(row["action"], row.get("errnoRet", errno.EPERM)), row.get("args") or []
+        known = [numbers[name] for name in row["names"] if name in numbers]
+        alike, rules = len({each["index"] for each in args}) < len(args), guarded if args else plain
+        for group in [[each] for each in args] if alike else [args]:
+            part = code
+            for argument in reversed(group):
+                part = compare(argument, len(part) // 8) + part
+            rules.update({number: rules.get(number, b"") + part for number in known})
+    return {**{number: code + otherwise for number, code in guarded.items()}, **plain}
+
+def search_tree(ranges):
+    """Find a call's instructions: RANGES is [(first number, instructions)] in order."""
+    middle = len(ranges) // 2
+    if not middle:
+        return ranges[0][1]
+    below, above = search_tree(ranges[:middle]), search_tree(ranges[middle:])
+    skip, first = len(below) // 8, ranges[middle][0]
+    if skip < 256:
+        return step(BPF_JGE, first, skip) + below + above
+    return step(BPF_JGE, first, 0, 1) + step(BPF_JA, skip) + below + above
+
+def assemble_filter(linux):
+    """The program for the spec's linux.seccomp; None without one. Calls that are newer than its
+    rules get ENOSYS: unlike EPERM it makes programs fall back to older ones.  runc has it so."""
+    if "seccomp" not in linux:
+        return None
+    seccomp, missing = linux["seccomp"], verdict("SCMP_ACT_ERRNO", errno.ENOSYS)
+    otherwise = verdict(seccomp["defaultAction"], seccomp.get("defaultErrnoRet") or errno.EPERM)
+    rules = rules_by_number(seccomp["syscalls"], otherwise)
+    codes = [rules.get(number, otherwise) for number in range(max(rules, default=-1) + 1)]
+    ranges = [(n, code) for n, code in enumerate(codes) if not n or code != codes[n - 1]]
+    lenient = seccomp["defaultAction"] in ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE")
+    ranges.append((len(codes), otherwise if lenient else missing))
+    ranges.append((0x40000000, missing))  # x32's: the same calls, under other numbers
+    ours = step(BPF_JEQ, SECCOMP_ARCHES[os.uname().machine][1], 1)  # not i386's: others there
+    return step(BPF_LD, 4) + ours + missing + step(BPF_LD, 0) + search_tree(ranges)
+
+def load_filter(steps):
+    """Put a filter over this process and all that come of it: seccomp(2)."""
+    code = (INT * (len(steps) // 4)).from_buffer_copy(steps)
+    fprog = (LONG * 2).from_buffer_copy(struct.pack("HP", len(steps) // 8, _ctypes.addressof(code)))
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _ctypes.addressof(fprog), 0, 0)  # the call filter
+
+# ── 12. Cgroups ──────────────────────────────────────────────────────────────
+# A cgroup is a directory: mkdir makes it, a pid written to its cgroup.procs puts a process in, for
+# good and with all its children, and a limit is a file in it.  v2 is one tree of them, with all
+# controllers; v1 is a tree for each controller or two; a hybrid host has both, and its v2 has no
+# controllers but can still freeze and kill.  So a container has one cgroup, mydocker/<id>, in every
+# tree that can be written to (also in one that limits nothing: else it would see the host's there),
+# and which file is where is found by looking.  It is in them before its first instruction runs, and
+# they are on record before they are made.  See cgroups(7), and cgroup-v2.rst and cgroup-v1/ of the
+# kernel.
+
+V2_CONTROLLERS = {"cpu", "cpuset", "io", "memory", "pids"}
+ASIDE = "/mydocker.aside"  # where processes go that are in the way of a v2 cgroup's children
+NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not change, in a container
+LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
+
+def cgroup_dirs(path):
+    """The cgroups that a container is to have, by its spec's cgroupsPath: /PATH in every tree, PATH
+    below our own cgroups, but where systemd manages those and gave them to nobody at the top, or
+    SLICE:PREFIX:NAME where systemd would have it.  What may be ours begins behind the "/./"."""
+    dirs, systemd, parts = [], os.path.isdir("/run/systemd/system"), path.split(":")
+    if ".." in path.split("/"):
+        raise Failure(f"--cgroup-parent or cgroupsPath, on {path}: it must not contain ..")
+    if not {*path.split("/")} - {"", "."}:  # the root of the trees, with all that runs here
+        raise Failure(f"cgroupsPath, on {path or chr(39) * 2}: it names no cgroup of its own")
+    if len(parts) == 3:  # a-b.slice lies in a.slice: systemd.slice(5)
+        words = (parts[0] or "system.slice")[:-len(".slice")].split("-")
+        slices = ["-".join(words[:end]) + ".slice" for end in range(1, len(words) + 1)]
+        path = "/".join(["", *slices, f"{parts[1]}-{parts[2]}.scope"])
+    for point, own in hierarchies().values():
+        own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
+        if path[0] == "/" or systemd and "trusted.delegate" not in os.listxattr(own):
+            own = point
+        dirs.append(f"{own}/./{os.path.normpath(path).strip('/')}")
+    return dirs
+
+def hierarchies():
+    """The cgroup trees mounted here by their controllers, "" for v2: {controllers: (mount point,
+    directory of this process's own cgroup)}.  See cgroups(7)."""
+    rows = [line.split(":", 2)[1:] for line in read_all("/proc/self/cgroup").split("\n") if line]
+    found = {}
+    for point, kind, _, words, root in mounts_here():
+        for name, own in rows:
+            mine = kind == "cgroup" and name and set(name.split(",")) <= set(words)
+            if mine or kind == "cgroup2" and not name:
+                below = os.path.relpath(own, root)  # inside a container the root isn't "/"
+                below = "." if below.startswith("..") else below
+                found.setdefault(name, (point, os.path.normpath(f"{point}/{below}")))
+    return found
+
+def mount_cgroups(target, _, flags, __):
+    """Show the container its own cgroup, in the form that the host has: v2, or v1's directories."""
+    kinds = hierarchies()
+    if list(kinds) == [""]:
+        mount("cgroup", target, "cgroup2", flags, None)  # the namespace's own part of the tree
+        return
+    place = os.path.realpath(target)  # on the fresh /sys: nobody can have put a link there
+    mount("cgroup", place, "tmpfs", flags & ~MS_RDONLY, "mode=755")  # a directory for each one
+    for name, (point, own) in kinds.items():
+        path = f"{place}/{name.split('=')[-1] or 'unified'}"
+        os.mkdir(path)
+        if own != point:  # no namespace of its own: its own part all the same, as runc has it
+            mount_bind(path, {"source": own}, flags | MS_BIND, None)
+            continue
+        kind = "cgroup" if name else "cgroup2"
+        data = "none," + name if name.startswith("name=") else name or None
+        mount("cgroup", path, kind, flags, data)  # the namespace's own part of this hierarchy
+        for alias in name.split(",") if "," in name else ():
+            os.symlink(name, f"{place}/{alias}")  # as distributions have it
+    mount(None, place, None, flags | MS_REMOUNT | MS_BIND, None)  # now as read-only as asked for
+
+def make_cgroups(dirs, resources, pid):
+    """Make those of DIRS that can be made, with limits, the OCI's RESOURCES, and put a process into
+    them before it does anything; returns them."""
+    made = []
+    for path in dirs:
+        for attempts_left in range(99, -1, -1):
+            with tolerate(*LEAVING if attempts_left else [0]):  # mydocker/ is being removed
+                made += [path] if make_cgroup(path) else []
+                break
+    limit_cgroups(made, resources)
+    with tolerate(errno.EPERM):  # in a user namespace, where nobody can make a device either
+        limit_devices(made, resources.get("devices") or ())
+    enter_cgroups(made, pid)
+    return made
+
+def make_cgroup(path):
+    """Make the cgroup at PATH, and what is missing above it; False if its tree isn't ours."""
+    above, _, below = path.partition("/./")
+    with tolerate(*NOT_OURS):
+        for name in below.split("/"):
+            path = f"{above}/{name}"
+            hand_down(above)
+            with tolerate(errno.EEXIST):
+                os.mkdir(path)
+            if os.path.exists(path + "/cpuset.memory_migrate"):  # v1's starts without processors
+                for file in ("/cpuset.cpus", "/cpuset.mems"):
+                    if not read_all(path + file).strip():
+                        write_value(path + file, read_all(above + file))
+            above = path
+        return True
+    return False
+
+def hand_down(path):
+    """Let the cgroups in PATH have the controllers that PATH has; in v1 they do anyway."""
+    if not os.path.exists(path + "/cgroup.subtree_control"):
+        return
+    more = V2_CONTROLLERS & set(read_all(path + "/cgroup.controllers").split())
+    more -= set(read_all(path + "/cgroup.subtree_control").split())
+    try:
+        write_value(path + "/cgroup.subtree_control", "+" + " +".join(more)) if more else None
+    except OSError as error:
+        pids = read_all(path + "/cgroup.procs").split()
+        if error.errno != errno.EBUSY or not pids:
+            raise
+        os.makedirs(path + ASIDE, exist_ok=True)  # v2: no processes beside children with limits
+        for pid in pids:
+            enter_cgroups([path + ASIDE], pid)
+        hand_down(path)
+
+def write_value(path, value):
+    """Write one value to a file of the kernel's, which takes or refuses it as a whole."""
+    with Descriptor(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) as fd:
+        try:
+            os.write(fd, encode(str(value)))
+        except OSError as error:
+            error.filename = path  # write(2) doesn't know it
+            raise
+
+def cgroup_file(dirs, *names):
+    """The first of these files that is in one of the cgroups, or None: v1 and v2 differ in them."""
+    return next(filter(os.path.exists, (f"{path}/{name}" for name in names for path in dirs)), None)
+
+def count(dirs, keys, *names):
+    """The sum of the numbers after KEYS in the first of these files; without keys its only one."""
+    path = cgroup_file(dirs, *names)
+    words = read_all(path).replace("=", " ").split() if path else []
+    return sum(int(value) for key, value in zip(["", *words], words)
+               if key in (keys.split() or [""]) and value != "max")
+
+def enter_cgroups(dirs, pid):
+    for path in dirs:
+        with tolerate(errno.ESRCH):  # it has ended
+            write_value(path + "/cgroup.procs", pid)
+
+def cgroup_pids(dirs):
+    """The pids of all processes in cgroups and below them."""
+    pids = set()
+    for path in (path for top in dirs for path, _, _ in os.walk(top)):
+        with tolerate(*LEAVING):
+            pids.update(map(int, read_all(path + "/cgroup.procs").split()))
+    return pids - {0}  # 0: in no PID namespace of ours
+
+def found_cgroups(dirs):
+    """Those of DIRS that are there already: they are used as they are, but never killed or removed.
+    One in use is a Failure: what runs there would get the container's limits, and its end."""
+    found = [path for path in dirs if os.path.isdir(path)]
+    for path in found:
+        what = f"cgroupsPath, on {path}: it is there already, and"
+        for place, _, _ in os.walk(path):
+            with tolerate(*LEAVING):
+                if read_all(place + "/cgroup.procs"):
+                    raise Failure(f"{what} has processes in it")
+        if is_paused([path]):
+            raise Failure(f"{what} is frozen")
+    return found
+
+def own_cgroups(record):
+    """The cgroups that are a container's alone."""
+    found = record.get("found_cgroups", [])
+    return [path for path in record.get("cgroups", []) if path not in found]
+
+# Standing still, and the end
+
+def freezer_of(dirs):
+    """What freezes cgroups: (file, what to write to it, file, what that says then); each what is
+    for running on, and for standing still.  None where there is nothing."""
+    path = cgroup_file(dirs, "cgroup.freeze", "freezer.state")
+    if path and path.endswith("/cgroup.freeze"):  # v2's, since 5.2
+        return path, "01", path[:-len("freeze")] + "events", ("frozen 0", "frozen 1")
+    return path and (path, ("THAWED", "FROZEN")) * 2
+
+def is_paused(dirs):
+    """True if the processes in cgroups are frozen, or about to be."""
+    freezer = freezer_of(dirs)
+    if freezer:
+        with tolerate(*LEAVING):
+            return read_all(freezer[0]).strip() != freezer[1][0]
+    return False
+
+def freeze(dirs, frozen):
+    """Stop all processes in cgroups, which don't notice, or let them go on."""
+    freezer, end = freezer_of(dirs), time.monotonic() + GRACE
+    if not freezer:
+        raise Failure("pause: this box has no cgroup with a freezer", hint="mydocker info")
+    path, values, shown_in, states = freezer
+    write_value(path, values[frozen])
+    while states[frozen] not in read_all(shown_in).split("\n"):
+        if time.monotonic() > end:
+            raise Failure(f"pause, on {path}: a process can't be stopped")
+        time.sleep(0.001)
+        write_value(path, values[frozen])  # v1: for what was forked in between
+
+def thaw(dirs):
+    """Let go on what may be frozen: nothing frozen takes a signal."""
+    with tolerate(*LEAVING):
+        freeze(dirs, False) if is_paused(dirs) else None
+
+def kill_cgroups(dirs):
+    """Kill all in cgroups, even if it forks faster than it can be counted."""
+    killer, freezer = cgroup_file(dirs, "cgroup.kill"), freezer_of(dirs)  # the first: since 5.14
+    if killer:
+        write_value(killer, 1)
+        return
+    try:
+        freeze(dirs, True) if freezer else None
+        for pid in cgroup_pids(dirs):
+            with tolerate(errno.ESRCH):
+                os.kill(pid, _signal.SIGKILL)
+    finally:
+        freeze(dirs, False) if freezer else None  # what v1 has frozen doesn't even die
+
+def remove_cgroups(record):
+    """Kill what is left in a container's cgroups, and remove them with those that it made in them;
+    returns whether the kernel killed something because of their memory limit."""
+    dirs, end = own_cgroups(record), time.monotonic() + GRACE
+    out_of_memory = count(record.get("cgroups", []), "oom_kill",
+                          "memory.events", "memory.oom_control") > 0
+    for path in dirs:
+        while os.path.isdir(path):
+            with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
+                for directory, _, _ in os.walk(path, topdown=False):
+                    os.rmdir(directory)
+                break
+            with tolerate(*LEAVING):
+                kill_cgroups([path for path in dirs if os.path.isdir(path)])
+            time.sleep(0.001)  # the dead leave a little later
+        above = os.path.dirname(path)
+        with tolerate(errno.EBUSY, errno.ENOTEMPTY, *NOT_OURS, *LEAVING):  # others' are left
+            if os.path.basename(above) == "mydocker":
+                os.rmdir(above)
+    return out_of_memory
+
+# Devices.  Rules as in the OCI's linux.resources.devices: of those that fit, the last one counts.
+# In v2 they are compiled: see bpf.h, bpf_cgroup_dev_ctx, and bpf/standardization/ of the kernel.
+
+# linux/bpf.h
+BPF_PROG_LOAD, BPF_PROG_ATTACH, BPF_PROG_TYPE_CGROUP_DEVICE = 5, 8, 15
+BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI = 6, 2
+
+def device(text):
+    """A --device argument as the spec's linux.devices has it, and what access is allowed."""
+    path, _, rest = text.partition(":")
+    place, _, access = rest.partition(":") if rest.startswith("/") else ("", "", rest)
+    if set(access) - set("rwm"):
+        raise Failure(f"--device, on {text}: it is HOST[:PLACE][:rwm]")
+    info = os.stat(path)
+    kind = stat.filemode(info.st_mode)[0]
+    if kind not in "bc":
+        raise Failure(f"--device, on {path}: not a device")
+    return {"path": place or path, "type": kind, "access": access or "rwm",
+            "major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev),
+            "fileMode": stat.S_IMODE(info.st_mode), "uid": info.st_uid, "gid": info.st_gid}
+
+def host_devices():
+    """The paths of the host's devices, without terminals in /dev/pts and what init makes."""
+    paths = [f"{top}/{name}" for top, _, names in os.walk("/dev") for name in names
+             if top != "/dev/pts" and name not in ("console", "ptmx")]
+    return [path for path in paths if stat.filemode(os.lstat(path).st_mode)[0] in "bc"]
+
+def device_rules(devices):
+    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
+    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
+    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
+    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
+    return [{"allow": False, "access": "rwm"}] + [
+        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
+
+def limit_devices(dirs, rules):
+    """Let a container use what RULES allow: by v1's controller, or by a BPF program in v2."""
+    path, group = cgroup_file(dirs, "devices.allow"), cgroup_file(dirs, "cgroup.events")
+    for rule in rules if path else ():
+        pair = ":".join(str(rule.get(key, -1)).replace("-1", "*") for key in ("major", "minor"))
+        file = "/devices.allow" if rule["allow"] else "/devices.deny"
+        write_value(os.path.dirname(path) + file,
+                    f"{rule.get('type', 'a')} {pair} {rule['access']}")
+    if path or not group or not rules:
+        return
+    code = device_program(rules)
+    place, words = [(INT * (len(data) // 4)).from_buffer_copy(data) for data in (code, b"MIT\0")]
+    load = struct.pack("=IIQQ", BPF_PROG_TYPE_CGROUP_DEVICE, len(code) // 8,
+                       _ctypes.addressof(place), _ctypes.addressof(words)).ljust(72, b"\0")
+    program = bpf(BPF_PROG_LOAD, load, len(load))  # the kernel checks it
+    with Descriptor(program), Descriptor(os.open(os.path.dirname(group), OPEN_DIR)) as target:
+        attach = struct.pack("=IIII", target, program, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
+        bpf(BPF_PROG_ATTACH, attach, len(attach))  # the program lives as long as the cgroup
+
+def device_program(rules):
+    """The BPF program for the rules: r1 → access << 16 | type, major, minor; r0 says yes or no."""
+    def operation(code, target, source=0, offset=0, value=0):
+        return struct.pack("=BBhi", code, source << 4 | target, offset, value)
+
+    load, copy, shift, mask, equal, unequal, answer, leave = (
+        0x61, 0xBF, 0x77, 0x57, 0x15, 0x55, 0xB7, 0x95)
+    program = operation(load, 2, 1) + operation(copy, 3, 2) + operation(mask, 2, value=0xFFFF)
+    program += operation(shift, 3, value=16) + operation(load, 4, 1, 4) + operation(load, 5, 1, 8)
+    for rule in reversed([{"allow": False, "access": "rwm"}, *rules]):
+        bits = sum({"m": 1, "r": 2, "w": 4}[letter] for letter in rule["access"])
+        facts = ((unequal, 2, {"b": 1, "c": 2}.get(rule.get("type"), -1)),
+                 (unequal, 4, rule.get("major", -1)), (unequal, 5, rule.get("minor", -1)))
+        tests = [fact for fact in facts if fact[2] != -1]
+        if bits != 7:  # to be allowed, all that is wanted must be; to be denied, any
+            program += operation(copy, 0, 3)
+            program += operation(mask, 0, value=7 & ~bits if rule["allow"] else bits)
+            tests.append((unequal if rule["allow"] else equal, 0, 0))
+        for left, (code, register, value) in zip(range(len(tests), 0, -1), tests):
+            program += operation(code, register, offset=left + 1, value=value)  # to the next rule
+        program += operation(answer, 0, value=int(rule["allow"])) + operation(leave, 0)
+        if not tests:  # the kernel takes no program with a part that is never reached
+            return program
+
+# ── 13. Limits ───────────────────────────────────────────────────────────────
+# What a container may use is written into the files of its cgroups, what each process of it may use
+# is the process's own (getrlimit(2)).  A new limit is a row in LIMITS.
+
+LIMITS = (
+    ("memory.limit", "-m --memory --mem", "SIZE", "memory", "memory.limit_in_bytes", "memory.max"),
+    ("memory.swap", "--memory-swap", "SIZE", "memory and swap together (default: twice --memory)",
+     "memory.memsw.limit_in_bytes", "memory.swap.max"),
+    ("memory.reservation", "--memory-reservation", "SIZE", "memory to keep when the box has little",
+     "memory.soft_limit_in_bytes", "memory.low"),
+    ("cpu.period", "--cpu-period", "USEC", "what --cpu-quota is a part of (default: 100000)",
+     "cpu.cfs_period_us", "cpu.max"),
+    ("cpu.quota", "--cpu-quota", "USEC", "processor time a period", "cpu.cfs_quota_us", "cpu.max"),
+    ("cpu.quota", "--cpus", "NUMBER", "it in processors: 0.5, 2", "cpu.cfs_quota_us", "cpu.max"),
+    ("cpu.quota", "--cpu", "PERCENT", "it in percent of one", "cpu.cfs_quota_us", "cpu.max"),
+    ("cpu.shares", "-c --cpu-shares", "N", "weight (default: 1024)", "cpu.shares", "cpu.weight"),
+    ("cpu.cpus", "--cpuset-cpus --cpuset", "LIST", "processors: 0-2,5", "cpuset.cpus", ""),
+    ("cpu.mems", "--cpuset-mems", "LIST", "memory nodes: 0,1", "cpuset.mems", ""),
+    ("pids.limit", "--pids-limit", "N", "processes and threads", "pids.max", ""))
+LIMIT_OPTIONS = tuple(row[1:4] for row in LIMITS)
+OF_PERIOD = {"NUMBER": 100000, "PERCENT": 1000}  # microseconds of a usual period
+PROCESS_LIMITS = (
+    ("--oom-score-adj", "N", "whom to kill first when memory is short: -1000 to 1000, the first"),
+    ("--ulimit", "NAME=SOFT[:HARD]...", "a limit of each process: nofile=1024"),
+    ("--sysctl", "NAME=VALUE...", "a setting of the container's own network or IPC"),
+    ("--cgroup-parent", "PATH", "where in the cgroup trees the container's cgroups go"))
+ULIMITS = ("cpu fsize data stack core rss nproc nofile memlock as locks sigpending msgqueue nice "
+           "rtprio rttime").split()  # by resource.h's numbers
+SYSCTLS = ("net.", "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm")  # those of a namespace
+offer("run", *LIMIT_OPTIONS, *PROCESS_LIMITS,
+      ("--device", "HOST[:PLACE][:rwm]...", "add a device of the host's"))
+
+# Cgroups' limits
+
+def limit_value(text, unit, option):
+    """An option's value as the OCI has it: a list as it is, or a number, -1 for no limit."""
+    if unit == "SIZE" and text != "-1":
+        return parse_size(text, option)
+    digits = text.replace(".", "", 1)
+    if unit == "LIST" and (not text or set(text) - set("0123456789-,")):
+        raise Failure(f"{option}, on {text or chr(39) * 2}: not a list, such as 0-2,5")
+    if unit == "LIST":
+        return text
+    if unit not in OF_PERIOD:
+        return parse_number(text, option, -1)
+    if to_number(digits) is None:
+        raise Failure(f"{option}, on {text or chr(39) * 2}: not a number, such as 1.5")
+    return min(int(float(text) * OF_PERIOD[unit]), (1 << 63) - 1)
+
+def resources_of(options):
+    """What the options say about limits, as the OCI's linux.resources; 0 says nothing."""
+    resources = {"memory": {}, "cpu": {}, "pids": {}}
+    for name, *row, _, _ in LIMITS:
+        (group, key), option = name.split("."), long_name(row)
+        text, found = options[option], resources[group]
+        value = 0 if text is None else limit_value(text, row[1], "--" + option)
+        if value:
+            if key in found or row[1] in OF_PERIOD and "period" in found:
+                raise Failure(f"--{option}, on {text}: not with another limit of processor time")
+            found[key] = value
+    memory = resources["memory"]
+    if 0 <= memory.get("limit", -1) < 6 << 20:
+        raise Failure(f"--memory, on {options['memory']}: less than 6m, no program starts in that")
+    if "limit" in memory:
+        memory.setdefault("swap", max(-1, min(2 * memory["limit"], (1 << 63) - 1)))
+    return resources
+
+def limit_text(file, value, cpu, memory):
+    """A limit's value as its file has it: v2 has some in other ways than v1 and the OCI."""
+    if file == "cpu.max":
+        return f"{cpu['quota'] if cpu.get('quota', -1) >= 0 else 'max'} {cpu.get('period', 100000)}"
+    if file == "cpu.weight":  # the OCI's published curve: 2 → 1, 1024 → 100, 262144 → 10000
+        from math import ceil, log2
+        power = log2(min(max(value, 2), 262144))
+        return ceil(10 ** ((power * power + 125 * power) / 612 - 7 / 34) - 1e-9)
+    if file == "memory.swap.max" and value > 0:  # alone, not together with the memory
+        return value - memory.get("limit", 1 << 63)
+    return "max" if value == -1 and "max" in file else value
+
+def limit_cgroups(dirs, resources):
+    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure."""
+    groups = {group: resources.get(group) or {} for group in ("memory", "cpu", "pids")}
+    wanted = {name: (groups[group][key], *row) for name, *row in LIMITS[::-1]
+              for group, key in [name.split(".")] if groups[group].get(key)}  # 0 means nothing
+    for last in (False, True):  # twice, as some limits only fit if others are there, or gone
+        for name, (value, options, _, _, v1, v2) in wanted.items():
+            path, what = cgroup_file(dirs, v1, v2 or v1), f"--{long_name((options,))}, on {value}"
+            if not path and name != "memory.swap":
+                raise Failure(f"{what}: there is no cgroup with {v1} here")
+            if not path and last:
+                warn("--memory: the kernel doesn't count swap: only memory is limited")
+            if path:
+                file = os.path.basename(path)
+                with blame(what) if last else tolerate():
+                    write_value(path, limit_text(file, value, groups["cpu"], groups["memory"]))
+    for what, v1, text, v2, other in more_limits(resources):
+        path = cgroup_file(dirs, v1) if v1 else None
+        path, text = (path, text) if path else (cgroup_file(dirs, v2) if v2 else None, other)
+        if not path:
+            raise Failure(f"{what}, on {text}: there is no cgroup with {v1 or v2} here")
+        with blame(f"{what}, on {text}"):
+            write_value(path, text)
+
+def more_limits(resources):
+    """The limits that have no option: [(the OCI's name, v1's file, its text, v2's, its text)]."""
+    memory, cpu, io, network = (resources.get(group) or {}
+                                for group in ("memory", "cpu", "blockIO", "network"))
+    rows = [(f"memory.{key}", v1, int(memory.get(key) or 0), "", "") for key, v1 in (
+        ("kernel", "memory.kmem.limit_in_bytes"), ("kernelTCP", "memory.kmem.tcp.limit_in_bytes"),
+        ("swappiness", "memory.swappiness"), ("disableOOMKiller", "memory.oom_control"),
+        ("useHierarchy", "memory.use_hierarchy"))]
+    rows += [(f"cpu.{key}", v1, cpu.get(key), v2, cpu.get(key)) for key, v1, v2 in (
+        ("realtimePeriod", "cpu.rt_period_us", ""), ("realtimeRuntime", "cpu.rt_runtime_us", ""),
+        ("burst", "cpu.cfs_burst_us", "cpu.max.burst"), ("idle", "cpu.idle", "cpu.idle"))]
+    rows += [("blockIO.weight", "blkio.bfq.weight", io.get("weight"), "io.bfq.weight",
+              io.get("weight"))]
+    for row in io.get("weightDevice") or ():
+        weight = f"{row['major']}:{row['minor']} {row['weight']}"
+        rows += [("blockIO.weightDevice", "blkio.bfq.weight_device", weight, "io.bfq.weight",
+                  weight)]
+    rows += [(f"blockIO.{key}", f"blkio.throttle.{v1}", f"{pair} {row['rate']}", "io.max",
+              f"{pair} {v2}={row['rate']}")
+             for key, v1, v2 in (("throttleReadBpsDevice", "read_bps_device", "rbps"),
+                                 ("throttleWriteBpsDevice", "write_bps_device", "wbps"),
+                                 ("throttleReadIOPSDevice", "read_iops_device", "riops"),
+                                 ("throttleWriteIOPSDevice", "write_iops_device", "wiops"))
+             for row in io.get(key) or () for pair in [f"{row['major']}:{row['minor']}"]]
+    rows += [("hugepageLimits", f"hugetlb.{row['pageSize']}.limit_in_bytes", row["limit"],
+              f"hugetlb.{row['pageSize']}.max", row["limit"])
+             for row in resources.get("hugepageLimits") or ()]
+    rows += [("network.classID", "net_cls.classid", network.get("classID"), "", "")]
+    rows += [("network.priorities", "net_prio.ifpriomap", "{name} {priority}".format(**row), "", "")
+             for row in network.get("priorities") or ()]
+    for device, row in (resources.get("rdma") or {}).items():
+        text = " ".join([device, *(f"{file}={row[key]}" for key, file in (
+            ("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object")) if key in row)])
+        rows.append(("rdma", "rdma.max", text, "rdma.max", text))
+    for file, text in (resources.get("unified") or {}).items():
+        if "/" in file:
+            raise Failure(f"unified, on {file}: not a file's name")
+        rows.append(("unified", "", "", file, text))
+    return [row for row in rows if row[2] or row[0] == "unified"]
+
+def limits_there(dirs):
+    """What the kernel has made of the limits: {file: its text}."""
+    paths = {cgroup_file(dirs, v1, v2 or v1) for *_, v1, v2 in LIMITS} - {None}
+    return {os.path.basename(path): read_all(path).strip() for path in sorted(paths)}
+
+@command("[OPTIONS] CONTAINER...", "change the limits of containers, at once if they run",
+         *LIMIT_OPTIONS, ("-r --resources", "FILE|-", "limits as the OCI's resources"), many=True)
+def cmd_update(options, name):
+    """What isn't given stays as it is; what the kernel refuses leaves the spec as it was."""
+    record = find_either(name)
+    path, file = container_path(record, "config.json"), options["resources"]
+    spec, wanted = read_json(path), resources_of(options)
+    if file:
+        wanted = read_resources(file)
+    for group, values in wanted.items():
+        if isinstance(values, dict):
+            spec["linux"]["resources"].setdefault(group, {}).update(
+                {key: value for key, value in values.items() if value})  # 0: leave it
+        elif values:
+            spec["linux"]["resources"][group] = values
+    if record["running"]:
+        limit_cgroups(record["cgroups"], spec["linux"]["resources"])
+    write_json(path, spec)
+    return "" if "folder" in record else None
+
+# Limits of a process, settings of a namespace
+
+def ulimit(text):
+    """A --ulimit argument, NAME=SOFT[:HARD], as the spec's process.rlimits has it."""
+    name, _, values = text.partition("=")
+    soft, _, hard = values.replace("unlimited", "-1").partition(":")
+    for value in (soft, hard or soft):
+        if name not in ULIMITS or value != "-1" and to_number(value, 1 << 64) is None:
+            raise Failure(f"--ulimit, on {text}: it is NAME=SOFT[:HARD], with {' '.join(ULIMITS)}")
+    return {"type": "RLIMIT_" + name.upper(), "soft": int(soft) % (1 << 64),
+            "hard": int(hard or soft) % (1 << 64)}
+
+def limit_process(process, pid=0):
+    """Give this process, or another, its limits: getrlimit(2), proc_pid_oom_score_adj(5)."""
+    for row in process.get("rlimits") or ():
+        name, soft, hard = row["type"][7:].lower(), row["soft"], row["hard"]
+        limits = struct.pack("QQ", soft, hard)
+        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, pid, ULIMITS.index(name), limits, None)
+    score = process.get("oomScoreAdj")
+    if score is not None:
+        path = f"/proc/{pid or 'self'}/oom_score_adj"
+        grant(f"--oom-score-adj, on {score}", write_value, path, score)
+
+def grant(what, call, *args):
+    """Make a call that may take CAP_SYS_RESOURCE; root in a container may not have that."""
+    try:
+        call(*args)  # a limit of this process, and of what it becomes
+    except PermissionError:
+        warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
+    except OSError as error:
+        raise Failure(f"{what}: {reason(error)}") from None
+
+def set_sysctls(sysctls):
+    """Set {name: value} in this process's namespaces, and nothing else, by no name or link."""
+    for name, value in sysctls.items():
+        what, path = f"--sysctl, on {name}={value}", "/proc/sys/" + name.replace(".", "/")
+        if not name.startswith(SYSCTLS) or "/" in name or not all(name.split(".")):
+            raise Failure(f"{what}: only the container's own can be set: {'* '.join(SYSCTLS)}*")
+        with blame(what), Descriptor(os.open("/", OPEN_DIR)) as root, Descriptor(
+                open_in_root(root, path, os.O_WRONLY, RESOLVE_NO_SYMLINKS)) as fd:
+            if not is_proc(fd):  # CVE-2025-52881
+                raise Failure(f"{what}: {path} isn't the kernel's")
+            os.write(fd, encode(value))
+
+# ── 14. Terminal and logs ────────────────────────────────────────────────────
+# With -t the command gets a terminal that is made inside, in the container's own devpts.  Only
+# its master end comes out, and `run` copies bytes between that and the caller's terminal, which
+# is in raw mode meanwhile: every key, Ctrl-C too, is for the terminal inside to interpret.  The
+# caller's terminal itself never enters, so nothing can be typed into it (TIOCSTI, CVE-2017-5226).
+#
+# Without -t nothing is copied: the command has the caller's own descriptors.  In the background,
+# and where bytes are copied anyway, what a container says is kept in its log.
+#
+# The log has the form of Kubernetes' CRI, a line of it for each line that was said:
+#
+#   2026-01-08T01:32:52.123456789Z stdout F text       F: the line is complete
+#   2026-01-08T01:32:53.123456789Z stderr P text       P: it goes on in this stream's next one
+#
+# It is written as it comes, so nothing is lost with the monitor.  A full file moves out of the way,
+# container.log to container.log.1 and so on.  A full disk stops no container: what couldn't be
+# written is counted, and said in the first line that can be.
+
+# asm-generic/ioctls.h
+TIOCGWINSZ, TIOCSWINSZ = 0x5413, 0x5414
+TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
+
+def caller_size():
+    for fd in (0, 1, 2):
+        with tolerate():  # ENOTTY
+            return struct.unpack("HHHH", fcntl.ioctl(fd, TIOCGWINSZ, b"\0" * 8))[:2]
+    return None
+
+def resize(terminal):
+    size = caller_size()
+    if size:
+        fcntl.ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+
+def raw_mode(fd):
+    """Put a terminal in raw mode, what was typed ahead is kept; returns its attributes before."""
+    import termios, tty
+    before = termios.tcgetattr(fd)
+    tty.setraw(fd, termios.TCSADRAIN)
+    return before
+
+def set_terminal(fd, attributes):
+    """Change a terminal's attributes; it may have gone meanwhile."""
+    import termios
+    try:
+        termios.tcsetattr(fd, termios.TCSADRAIN, attributes)
+    except termios.error as error:
+        if error.args[0] != errno.EIO:
+            raise OSError(*error.args) from None
+
+def end_of_file_key(master, last):
+    """What to type for end-of-file after the bytes LAST: ^D, twice if a line is unfinished."""
+    import termios
+    key = termios.tcgetattr(master)[6][termios.VEOF]
+    return key if last.endswith(b"\n") or not last else key + key
+
+def hand_out_terminal(channel, process, uid):
+    """Make the container's terminal, if it's to have one, and send run its master end: sync 2."""
+    if not process["terminal"]:
+        return None
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    with Descriptor(os.open("/dev/pts/ptmx", flags)) as master:
+        fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
+        # By descriptor, as a name in /dev/pts could lead elsewhere: CVE-2025-52565
+        slave = fcntl.ioctl(master, TIOCGPTPEER, flags)
+        if process.get("consoleSize"):
+            fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", *process["consoleSize"], 0, 0))
+        os.fchown(slave, uid, -1)  # the container's own terminal is its user's
+        send(channel, "terminal", [master])
+    return slave
+
+def log_relays(monitor, write):
+    """The streams for what comes by pipes, to the log and, in the foreground, to the caller."""
+    streams = []
+    for fd, name, sink in zip(monitor["outputs"], ("stdout", "stderr"), (1, 2)):
+        log = None
+        if monitor["logged"]:
+            log = lambda data, name=name: write(name, data)
+        streams.append(Relay(fd, sink if monitor["attached"] else None, log=log))
+    return streams
+
+def relays(monitor):
+    """The streams that a container's monitor has to carry: (outputs, inputs)."""
+    terminal, attached, record = monitor["master"], monitor["attached"], monitor["record"]
+    write = open_log(container_path(record, "container.log"), *record.get("log", (0, 1)))
+    if terminal is None:
+        return log_relays(monitor, write), []
+    os.set_blocking(terminal, False)
+    shown, log = None, None
+    if attached:
+        resize(terminal)
+        shown = 1
+    if monitor["logged"]:
+        log = lambda data: write("stdout", data)
+    outputs = [Relay(terminal, shown, log=log)]
+    if not attached or not monitor["interactive"]:
+        return outputs, []
+    keys = Relay(0, terminal, lambda last: end_of_file_key(terminal, last))
+    keys.last, keys.open = monitor["typed"] or b"", monitor["typed"] is not None
+    return outputs, [keys]
+
+class Relay:
+    """Bytes on their way from SOURCE to SINK, if any, and to log(bytes); neither blocks us."""
+    def __init__(self, source, sink, at_end=lambda last: b"", log=None):
+        self.source, self.sink, self.at_end, self.log = source, sink, at_end, log
+        self.waiting, self.last, self.open = b"", b"", True
+    def wants(self):  # (descriptor, events) for poll; room is made before more is taken
+        return (self.sink, select.POLLOUT) if self.waiting else (self.source, select.POLLIN)
+    def move(self):
+        """Read or write once, after poll said that the descriptor is ready."""
+        if self.waiting:  # a pipe that is ready takes 4096 bytes without blocking: pipe(7)
+            self.waiting = self.waiting[os.write(self.sink, self.waiting[:4096]):]
+            return
+        data = b""
+        with tolerate(errno.EIO):  # the last process let go of the terminal
+            data = os.read(self.source, 1 << 16)
+        self.last, self.open = data or self.last, bool(data)
+        if self.log and data:
+            self.log(data)
+        if self.sink is not None:
+            self.waiting = data or self.at_end(self.last)
+    def busy(self):  # until everything up to the source's end has been delivered
+        return bool(self.open or self.waiting)
+
+offer("run", (
+    "--log-opt", "K=V...", "max-size=10m: turn the log over then; max-file=3: keep so many"))
+
+# Logs
+
+def parse_log_options(texts):
+    """--log-opt's values as [bytes of a file, number of files]."""
+    found = dict(pair.partition("=")[::2] for text in texts for pair in text.split(","))
+    size, count = found.pop("max-size", "10m"), found.pop("max-file", "3")
+    if found:
+        raise Failure(f"--log-opt, on {min(found)}: not max-size or max-file")
+    return [parse_size(size, "--log-opt max-size"), parse_number(count, "--log-opt max-file", 1)]
+
+def log_names(path, max_file):
+    return [path] + [f"{path}.{number}" for number in range(1, max_file)]  # the newest first
+
+def open_log(path, max_size, max_file):
+    """Return write(stream, data), which adds to a log of MAX_FILE files of MAX_SIZE bytes."""
+    fd, size, lost = None, 0, 0
+
+    def put(entry):  # whole lines, into as many files as they need
+        nonlocal fd, size
+        while entry:
+            if fd is None:
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                size = os.fstat(fd).st_size
+            end = entry.rfind(b"\n", 0, max(max_size - size, 0)) + 1  # what still fits
+            if not end and size:
+                os.close(fd)
+                fd, names = None, log_names(path, max_file)
+                for older, newer in zip(names[:0:-1], names[-2::-1]):
+                    os.rename(newer, older) if os.path.exists(newer) else None
+                unlink_if_there(path)
+                continue
+            end = end or entry.index(b"\n") + 1
+            if os.write(fd, entry[:end]) < end:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            size, entry = size + end, entry[end:]
+
+    def write(stream, data):
+        nonlocal lost
+        start = f"{log_time(time.time_ns())} {stream} ".encode()
+        lines, newline, rest = data.rpartition(b"\n")
+        entry = start + b"F " + lines.replace(b"\n", b"\n" + start + b"F ") if newline else b""
+        entry += newline + (start + b"P " + rest + b"\n" if rest else b"")
+        try:
+            if lost:
+                note = f" stderr F mydocker: {lost} bytes of output could not be logged\n"
+                entry = start.partition(b" ")[0] + note.encode() + entry
+            put(entry)
+            lost = 0
+        except OSError:  # a full disk: half a line is taken back
+            lost += len(data)
+            os.ftruncate(fd, size) if fd is not None else None
+
+    return write
+
+def read_log(path, max_file, more):
+    """Yield a log's lines, the oldest first, and a None at each end; it goes on while more()."""
+    file, rest = None, b""
+    while True:
+        expected, there = more(), []  # asked first: what was written until then is read
+        for name in log_names(path, max_file):
+            with tolerate(errno.ENOENT):
+                there.append((os.stat(name).st_ino, name))
+        inode = os.fstat(file.fileno()).st_ino if file else None
+        ours = next((n for n, (found, _) in enumerate(there) if found == inode), None)
+        for line in file or ():
+            rest += line
+            if rest.endswith(b"\n"):
+                yield rest
+                rest = b""
+        if ours == 0 or not there:
+            yield None
+            if not expected:
+                return
+            time.sleep(0.05)
+            continue
+        if file and ours is None:
+            warn("logs: lines were turned over before they could be read")
+        with tolerate(errno.ENOENT):  # on with the next one, or the oldest if ours is gone
+            number, name = there[ours - 1 if ours else -1]
+            following = open(name, "rb")
+            if os.fstat(following.fileno()).st_ino == number:  # else: turned over once more
+                file = following
+
+def log_lines(path, max_file, more):
+    """Yield a log's pieces of lines: (when, stream, does a line start here, text)."""
+    fresh = {b"stdout": True, b"stderr": True}
+    for line in read_log(path, max_file, more):
+        if line:
+            when, stream, tag, text = line.split(b" ", 3)
+            yield when, stream, fresh[stream], text if tag == b"F" else text[:-1]
+            fresh[stream] = tag == b"F"
+        else:
+            yield None, None, False, None
+
+@command("[OPTIONS] CONTAINER", "show what a container has said",
+         ("-f --follow", "", "and go on with what it says"),
+         ("-n --tail", "N", "only the last N lines"),
+         ("--since", "TIME", "only from then on: 2026-01-08T09:32:52Z, 1767835972 or 10m ago"),
+         ("--until", "TIME", "only up to then"),
+         ("-t --timestamps", "", "with the time in front of each line"), takes=ONE)
+def cmd_logs(options, words):
+    """What came on stdout goes to stdout, stderr to stderr, byte for byte."""
+    record = find_container(words[0])
+    path, (_, count) = container_path(record), record["log"]
+    since, until = (parse_moment(options[name], f"--{name}").encode() if options[name] else end
+                    for name, end in (("since", b""), ("until", b"~")))
+    log, number, skip = path + "/container.log", 0, 0
+    if given(options, "tail", "all").isdigit():  # docker takes anything else for all
+        skip = sum(line[2] for line in log_lines(log, count, bool)) - int(options["tail"])
+    outs, before = {b"stdout": open(1, "wb", closefd=False),
+                    b"stderr": open(2, "wb", closefd=False)}, None
+    for when, stream, first, text in log_lines(log, count,
+                                               lambda: options["follow"] and is_running(path)):
+        if before not in (None, stream):  # both may be the same terminal
+            outs[before].flush()
+        before, number = stream, number + first
+        if stream and number > skip and since <= when <= until:
+            outs[stream].write((when + b" " if options["timestamps"] and first else b"") + text)
+
+# ── 15. Without root ─────────────────────────────────────────────────────────
+# A user namespace gives whoever makes it root's power over what belongs to it: its own ids, and the
+# other namespaces that are made in it.  What its ids mean outside is written once, from outside, to
+# /proc/PID/uid_map and gid_map.  See user_namespaces(7).
+
+def become_mapped(channel, flags):
+    """Become root of a user namespace, as whom the other namespaces are to be made."""
+    if flags & CLONE_NEWUSER:
+        os.unshare(CLONE_NEWUSER)  # whoever is root in it has no power outside
+    send(channel, "map")
+    receive(channel)  # the ids in it mean something now
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    if flags & FOR_CHILDREN:
+        os.unshare(flags & FOR_CHILDREN)  # the next child is PID 1 of a new PID namespace
+    fork_inside(channel)
+
+def map_ids(pid, channel, linux):
+    """Let the ids in a process's new user namespace mean ids of ours; returns its child's pid."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child's child becomes ours
+    try:
+        message = receive(channel)[0]
+        if message != "map":
+            raise Failure(*message or ("create: init was killed",))
+        for kind in ("uid", "gid"):
+            rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
+                    for row in linux.get(f"{kind}Mappings") or ()]
+            write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows)) if rows else None
+        send(channel, "mapped")
+        child = inherit(pid, channel)
+        tell(channel, "go")  # see fork_inside
+        return child
+    except (Failure, OSError):
+        kill_child(pid)
+        raise
+
+# ── 16. Containers on disk ───────────────────────────────────────────────────
+# One directory for each container, containers/<id>/ below the state root:
+#
+#   config.json   the spec: all that init was told, in the OCI's form
+#   record.json   the record: id, name, image, created, command; pid while it runs, status after
+#   lock          held by the container's monitor for as long as that lives; its status at the end
+#   stop          there when somebody asked it to end: its restart policy doesn't count
+#   container.log, .1, .2    what it said, the oldest last
+#   upper, work   what the container wrote over its image's layers (overlayfs)
+#   rootfs        where its root is mounted, seen from inside only
+#   hosts, hostname, resolv.conf    bind-mounted over the image's
+#
+# names/<name> is a link with the id for target: a name is taken and looked up in one step.
+#
+# Whether a container runs is never read from a file: a lock that can be had belongs to a dead one.
+# No pid is guessed from.  running/<id> only marks where to look: it is there from before the
+# directory is made until after the monitor has tidied up, so whatever a killed monitor left has a
+# mark, and sweeping costs what runs, not what is on record.  Whoever makes or sweeps holds
+# containers/ itself for that moment, shared or alone, so nobody meets a half-made directory.
+
+ADJECTIVES = "bold brave bright calm clever eager fair fond glad happy keen kind lucky wise".split()
+NOUNS = "badger beaver bison crane crow duck eagle falcon fox hare heron otter owl wolf".split()
+offer("run",
+      ("--name", "NAME", "the container's name (default: one is made up)"),
+      ("-l --label", "K=V...", "a note for whoever looks at it"),
+      ("--rm", "", "remove the container when it ends (on the host's root always, but with -d)"),
+      ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
+      ("--stop-signal", "SIGNAL", "what `stop` sends (default: the image's, or TERM)"),
+      ("--stop-timeout", "SECONDS", "how long `stop` waits before it kills (default: 10)"))
+
+def container_path(record, *names):
+    return state_path(record.get("folder", "containers"), record["id"], *names)
+
+def make_record(options, plan, spec):
+    """The record of a new container."""
+    cgroups = cgroup_dirs(spec["linux"]["cgroupsPath"])
+    policy, image = given(options, "restart", "no"), plan["image"]
+    kind, _, most = policy.partition(":")
+    if kind not in ("no", "always", "unless-stopped", "on-failure") or (
+            ":" in policy and (kind != "on-failure" or not most.isdigit())):
+        raise Failure(f"--restart, on {policy}: not no, on-failure[:N], always or unless-stopped")
+    if options["rm"] and kind != "no":
+        raise Failure("run, on --rm: it can't go with --restart")
+    if options["name"] is not None:
+        check_new_name(options["name"], "--name")
+    signal = given(options, "stop-signal", image.get("StopSignal") or "TERM")
+    labels = dict(text.partition("=")[::2] for text in options["label"])
+    return {"id": plan["id"], "name": options["name"], "reference": plan["reference"],
+            "image": plan["digest"], "layers": plan["diff_ids"], "created": time.time(),
+            "keep": plan["keep"], "args": spec["process"]["args"], "cgroups": cgroups,
+            "network": plan["network"], "wants": plan["wants"],
+            "volumes": [row["volume"] for row in spec["mounts"] if "volume" in row],
+            "own_volumes": [row["volume"] for row in spec["mounts"] if row.get("anonymous")],
+            "labels": {**(image.get("Labels") or {}), **labels}, "restart": policy, "restarts": 0,
+            "stop_signal": parse_signal(signal, "--stop-signal"),
+            "stop_timeout": parse_number(given(options, "stop-timeout", str(GRACE)),
+                                         "--stop-timeout", -1),
+            "log": parse_log_options(options["log-opt"])}
+
+def make_container_dir(record):
+    """Make a container's directory, marked and locked, and name it; returns the lock."""
+    path = container_path(record)
+    with hold(make_dirs(state_path("containers")), fcntl.LOCK_SH):
+        mark_running(record)
+        os.mkdir(path, 0o700)
+        lock = hold(path + "/lock")
+    write_status(lock, "")
+    try:
+        record["name"] = take_name(record["name"], record["id"])
+        write_json(path + "/record.json", record)
+    except (Failure, OSError):
+        end_container(record)
+        raise
+    return lock
+
+def write_status(lock, status):
+    """Leave an exit status in a container's lock: there is room for it on a full disk, too."""
+    os.pwrite(lock, b"%-8s" % str(status).encode(), 0)
+
+def read_status(lock):
+    """The exit status in a container's lock; without one its monitor was killed, and so was it."""
+    said = os.pread(lock, 8, 0).split()
+    return int(said[0]) if said else 128 + _signal.SIGKILL  # PR_SET_PDEATHSIG
+
+def mark_running(record):
+    """Leave word that this process is a container's monitor, before anything is made for it."""
+    path = make_dirs(state_path("running")) + "/" + record["id"]
+    os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+    record.update(monitor=os.getpid(), monitor_start=process_start("self"))
+
+def take_name(wanted, container_id):
+    """Make a name mean a container; without one, a free one is made up.  Returns it."""
+    top = make_dirs(state_path("names"))
+    for extra in range(1 if wanted else 1000):
+        name = wanted or "_".join(words[os.urandom(1)[0] % len(words)]
+                                  for words in (ADJECTIVES, NOUNS)) + str(extra or "")
+        with tolerate(errno.EEXIST):
+            os.symlink(container_id, f"{top}/{name}")  # the name is taken, or was, in one step
+            return name
+    raise Failure(f"--name, on {wanted}: a container of that name exists",
+                  hint=f"mydocker rm {wanted}")
+
+def end_container(record, status=None):
+    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
+    out_of_memory = remove_cgroups(record)
+    disconnect_container(record)
+    if record["keep"] and "started" in record:
+        change_record(record, pid=0, status=status, finished=time.time(), oom=out_of_memory)
+    else:
+        remove_container_dir(record)
+        for name in record.get("own_volumes", []):
+            remove_tree(state_path("volumes", name))
+    unlink_if_there(state_path("running", record["id"]))
+
+def change_record(record, **changes):
+    """Change something of a container's record, here and on disk.  What other processes have
+    changed there meanwhile stays: nobody writes back what he read long ago."""
+    record.update(changes)
+    path = container_path(record)
+    with hold(path):
+        write_json(path + "/record.json", {**read_json(record_file(path)), **changes})
+
+def read_again(record):
+    """Take over what other processes have changed in a container's record."""
+    record.update(read_json(record_file(container_path(record))))
+
+def record_file(path):
+    """Where the record of the container at PATH is; versions before 0.2 called it otherwise."""
+    old = path + "/state.json"
+    return old if os.path.exists(old) and not os.path.exists(path + "/record.json") else (
+        path + "/record.json")
+
+def remove_container_dir(record):
+    """Remove a container's name and directory.  No volume is there: they were mounted inside."""
+    path = container_path(record)
+    for name in [record["name"]] if record.get("name") else listing(state_path("names")):
+        if link_target(AT_FDCWD, state_path("names", name)) == record["id"]:
+            unlink_if_there(state_path("names", name))
+    unlink_if_there(record_file(path))  # it is no container from here on; a sweep goes on
+    for name in set(listing(path)) - {"lock"}:
+        remove_tree(f"{path}/{name}")
+    with hold(state_path("containers"), fcntl.LOCK_SH):
+        unlink_if_there(path + "/lock")
+        while os.path.isdir(path):
+            with tolerate(errno.ENOTEMPTY):  # somebody just asked it to stop
+                remove_tree(path)
+
+def sweep_containers():
+    """Tidy up after killed monitors; every command that makes or shows containers does it."""
+    dead = []
+    with hold(make_dirs(state_path("containers"))):  # nothing is half made or half gone now
+        for container_id in listing(make_dirs(state_path("running"))):
+            path = state_path("containers", container_id)
+            if not os.path.exists(path + "/lock"):
+                remove_tree(path)
+                unlink_if_there(state_path("running", container_id))
+            elif not is_running(path):
+                dead.append(container_id)
+    for container_id in dead:
+        path = state_path("containers", container_id)
+        lock = lock_container(path)
+        if lock is not None and os.path.exists(state_path("running", container_id)):
+            record = read_record(path)
+            if record or not os.path.exists(record_file(path)):
+                end_container(record or {"id": container_id, "keep": False}, read_status(lock))
+            else:  # a damaged one is kept as it is
+                remove_cgroups({"cgroups": cgroup_dirs(f"mydocker/{container_id}")})
+        if lock is not None:
+            os.close(lock)
+
+def lock_container(path):
+    """Lock a container: returns the lock, or None if a monitor has it or the container is gone."""
+    with tolerate(errno.ENOENT):
+        lock = os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)
+        with tolerate(errno.EAGAIN):
+            while True:
+                with tolerate(errno.EAGAIN):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return lock
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # else it was is_running's
+        os.close(lock)
+    return None
+
+def is_running(path):
+    """True while the monitor of the container at PATH lives: its lock can't even be shared."""
+    try:
+        with Descriptor(os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except (FileNotFoundError, BlockingIOError) as error:  # all of it goes; the monitor has it
+        return isinstance(error, BlockingIOError)
+
+def read_record(path):
+    """The record of the container at PATH, with "running" as it is now; None while it has none."""
+    with tolerate(errno.ENOENT):  # being made or removed
+        try:
+            record = read_json(record_file(path))
+        except ValueError:  # the box lost its power: what the container wrote may be well
+            return warn(f"container, on {path}: its record is damaged, ignoring")
+        marked = os.path.exists(state_path("running", record["id"]))
+        return {"cgroups": [], **record, "running": marked and is_running(path)}
+    return None
+
+def container_records():
+    top = state_path("containers")
+    found = map(read_record, [f"{top}/{name}" for name in listing(top)])
+    return sorted(filter(None, found), key=lambda record: record["created"], reverse=True)
+
+def find_container(text):
+    """The record of the container that a name, an id or the unique beginning of one means."""
+    top, ids = state_path("containers"), []
+    if is_name(text):
+        named = link_target(AT_FDCWD, state_path("names", text))
+        ids = [text] if os.path.isdir(f"{top}/{text}") else [named] if named else [
+            name for name in listing(top) if name.startswith(text)]
+    found = [*filter(None, map(read_record, [f"{top}/{name}" for name in ids]))]
+    if len(found) != 1:
+        why = "more than one container's id begins so" if found else "no such container"
+        raise Failure(f"container, on {text or chr(39) * 2}: {why}")
+    return found[0]
+
+def has_cable(record):
+    """True if a container has a network of its own that leads somewhere."""
+    return record["network"] not in ("none", "host") and ":" not in record["network"]
+
+def is_alive(record):
+    """True if a container's first process is there, and no zombie: that can stay for seconds."""
+    state, start = process_state(record["pid"])
+    return start is not None and start == record["pid_start"] and state not in "ZX"
+
+def live_pid(record):
+    """The pid of a running container's PID 1, made sure of by its start time."""
+    if not record.get("pid") or not is_alive(record):  # no pid while it starts
+        raise Failure(f"container, on {record['name']}: it is not running")
+    return record["pid"]
+
+def container_state(record):
+    """Docker's word for what a container does, asked of the kernel."""
+    if not record["running"]:
+        return "exited" if "started" in record else "created"
+    if not record.get("pid") or process_start(record["pid"]) != record["pid_start"]:
+        return "restarting" if record["restarts"] else "created"
+    return "paused" if is_paused(record["cgroups"]) else "running"
+
+# ── 17. Living with containers ───────────────────────────────────────────────
+# What a container does is asked of the kernel each time: its lock says whether it is watched, its
+# first process and that one's start time whether it runs, its cgroups whether it is frozen.
+
+STOP_OPTIONS = (
+    ("-t --time", "SECONDS", "how long to wait before they are killed, -1: for ever"),
+    ("-s --signal", "SIGNAL", "instead of the container's own"),
+)
+
+# Starting and ending
+
+@command("[OPTIONS] CONTAINER...", "start containers that have ended, as they were, or one that "
+         "`create` made",
+         ("-a --attach", "", "stay with it"), ("-i --interactive", "", "with -a: pass input on"),
+        takes=SOME)
+def cmd_start(options, words):
+    oci = find_oci(words[0])
+    if oci:
+        return start_created(oci)
+    sweep_containers()
+    if options["attach"] and len(words) == 1:
+        return relaunch(find_container(words[0]), options)
+    each("start", words, lambda name: start_again(find_container(name)) or name)
+
+def start_again(record):
+    if not record["running"]:
+        in_background(lambda ready: relaunch(record, None, ready))
+
+def relaunch(record, options, ready=lambda: None):
+    """Start an ended container and stay with it; OPTIONS: attached, with input or without."""
+    path = container_path(record)
+    with hold(state_path("containers"), fcntl.LOCK_SH):
+        lock = lock_container(path)
+        if lock is None:
+            raise Failure(f"start, on {record['name']}: it runs, or is gone")
+        record = {key: value for key, value in read_record(path).items()
+                  if key not in ("running", "delay", "error", "oom")}
+        spec = read_json(path + "/config.json")
+        record.update(restarts=0, cgroups=cgroup_dirs(spec["linux"]["cgroupsPath"]))
+        mark_running(record)
+        write_json(path + "/record.json", record)
+    unlink_if_there(path + "/stop")
+    write_status(lock, "")
+    state = {"spec": spec, "record": record, "lock": lock, "attached": options is not None,
+             "interactive": bool(options and options["interactive"])}
+    state["stdin"] = choose_stdin(state)
+    try:
+        start_container(state)
+    except (Failure, OSError) as error:
+        close_ports(state)
+        with tolerate():  # the next command sweeps; what went wrong first is what counts
+            end_container(record, describe(error, "start")[1])
+        raise
+    ready()
+    return supervise(state, False)
+
+@command("[OPTIONS] CONTAINER...", "stop containers and start them again", *STOP_OPTIONS, many=True)
+def cmd_restart(options, name):
+    cmd_stop(options, name)
+    start_again(find_container(name))
+
+@command("[OPTIONS] CONTAINER...", "end containers: with their stop signal, then with SIGKILL",
+         *STOP_OPTIONS, many=True)
+def cmd_stop(options, name):
+    record = find_container(name)
+    number, seconds = record["stop_signal"], given(options, "time", str(record["stop_timeout"]))
+    if options["signal"] is not None:
+        number = parse_signal(options["signal"], "--signal")
+    stop_container(record, number, parse_number(seconds, "--time", -1))
+
+def stop_container(record, number, seconds):
+    """Send a container a signal, and SIGKILL after SECONDS (-1: never); returns when it is swept.
+    Between two starts, or before the first, it is the monitor that is told."""
+    path, end = container_path(record), time.monotonic() + (seconds if seconds >= 0 else 1e9)
+    while is_running(path):
+        record = read_record(path) or record
+        touch_if_there(path + "/stop")
+        left = end - time.monotonic()
+        thaw(record["cgroups"])
+        if send_signal(record.get("pid"), record.get("pid_start"),
+                       number if left > 0 else _signal.SIGKILL):
+            wait_process(record["pid"], record["pid_start"], left if left > 0 else GRACE)
+        else:
+            send_signal(record["monitor"], record["monitor_start"],
+                        _signal.SIGTERM if left > -GRACE else _signal.SIGKILL)
+            wait_process(record["monitor"], record["monitor_start"], 0.1)
+
+@command("[OPTIONS] CONTAINER...  or  kill [--all] ID [SIGNAL]",
+         "send containers' first process a signal",
+         ("-s --signal", "SIGNAL", "by name or number (default: KILL; of an engine's: TERM)"),
+         ("-a --all", "", "of an engine's container: all processes"), takes=ANY)
+def cmd_kill(options, words):
+    if not words:
+        raise Failure("kill: it takes CONTAINER...", hint="mydocker kill --help")
+    oci = find_oci(words[0])
+    if oci or options["all"]:
+        number = parse_signal(given(options, "signal", (words + ["TERM"])[1]), "--signal")
+        return signal_oci(oci or known_oci(words[0]), number, options["all"])
+    number = parse_signal(given(options, "signal", "KILL"), "--signal")
+    each("kill", words, lambda name: kill_container(find_container(name), number) or name)
+
+def kill_container(record, number):
+    pid = live_pid(record)
+    if number in (_signal.SIGKILL, record["stop_signal"]):
+        touch_if_there(container_path(record, "stop"))
+    if number == _signal.SIGKILL:
+        thaw(record["cgroups"])
+    send_signal(pid, record["pid_start"], number)
+
+@command("CONTAINER...", "freeze all processes of containers", many=True)
+def cmd_pause(_, name, frozen=True):
+    record = find_either(name)
+    live_pid(record)
+    if is_paused(record["cgroups"]) == frozen:
+        raise Failure(f"container, on {name}: it is {'already' if frozen else 'not'} paused")
+    freeze(record["cgroups"], frozen)
+    return "" if "folder" in record else None  # engines want to hear nothing
+
+@command("CONTAINER...", "let the processes of paused containers go on", many=True)
+def cmd_unpause(_, name):
+    return cmd_pause(_, name, False)
+
+@command("CONTAINER...", "wait for containers to end, and print their exit statuses", many=True)
+def cmd_wait(_, name):
+    record = find_container(name)
+    try:
+        with Descriptor(os.open(container_path(record, "lock"), os.O_RDWR | os.O_CLOEXEC)) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            return str(read_status(lock))
+    except FileNotFoundError:  # it is gone since
+        return "0"
+
+@command("[OPTIONS] CONTAINER...", "remove containers, with what they wrote",
+         ("-f --force", "", "also if it runs: it's killed first"),
+         ("-v --volumes", "", "with the volumes that were made for it"), many=True)
+def cmd_rm(options, name):
+    """Kill it if asked to, then remove all but bind mounts and named volumes."""
+    record = find_container(name)
+    if record["running"] and not options["force"]:
+        raise Failure(f"rm, on {record['name']}: it is running", hint="mydocker rm -f")
+    stop_container(record, _signal.SIGKILL, 0)
+    lock = lock_container(container_path(record))
+    if lock is not None:
+        mark_running(record)  # if we are killed now, it is swept up
+        volumes = record["own_volumes"] if options["volumes"] else []
+        end_container(dict(record, keep=False, own_volumes=volumes))
+        os.close(lock)
+    elif os.path.exists(container_path(record, "lock")):  # else it has removed all by itself
+        raise Failure(f"rm, on {record['name']}: it was started again meanwhile")
+    return record["name"]
+
+@command("[OPTIONS]", "remove all containers that don't run",
+         ("-f --force", "", "without asking, as always"))
+def cmd_prune(*_):
+    sweep_containers()
+    ended = [record for record in container_records() if not record["running"]]
+    freed = sum(tree_size(container_path(record)) for record in ended)
+    each("prune", ended, lambda record: cmd_rm({"force": False, "volumes": False}, record["id"]))
+    show(f"Total reclaimed space: {humane_size(freed)}")
+
+# One more command
+
+@command("[OPTIONS] CONTAINER COMMAND [ARG...]  or  exec --process FILE ID",
+         "run one more command in a running container", *PROCESS_OPTIONS,
+         ("--privileged", "", "with all capabilities that the host can give, and no filter"),
+         takes=ANY, mixed=False)
+def cmd_exec(options, words):
+    """The process is as the container's own, but for what the options or the file say."""
+    if not words or not (words[1:] or options["process"]):
+        raise Failure("exec: it takes CONTAINER COMMAND", hint="mydocker exec --help")
+    birth = Birth("join", options["detach"])
+    record = find_either(words[0])
+    oci = "folder" in record
+    live_pid(record)
+    if is_paused(record["cgroups"]):
+        raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker unpause {words[0]}")
+    spec, detach = read_json(container_path(record, "config.json")), options["detach"]
+    process = (read_process(options["process"], spec["process"]) if options["process"] else
+               exec_process(options, words[1:], spec["process"]))
+    state = {"record": record, "linux": {} if options["privileged"] else spec["linux"],
+             "attached": True, "interactive": options["interactive"] or oci,
+             "logged": False, "outputs": [], "typed": b"", "stdin": 0}
+    if not oci and (detach or not options["interactive"]):
+        state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    start_process(state, birth, process, detach, (0, 0) if detach and not oci else (),
+                  preserved_fds(options))
+    hand_over(options, state["pid"], state["master"])
+    return None if detach else attend(state, True)
+
+def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0):
+    """Let a Birth be one more process in the container of MONITOR, and add to that what attend()
+    needs.  DETACH: it doesn't end with this process."""
+    record = monitor["record"]
+    first = live_pid(record)
+    joined = [row for kind, row in NAMESPACES.items() if kind != "time" and (
+        kind != "user"  # nobody enters the one that it is in
+        or os.readlink(f"/proc/{first}/ns/user") != os.readlink("/proc/self/ns/user"))]
+    fds = [os.open(f"/proc/{first}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for _, name in joined]
+    with tolerate(*NOT_TO_BE_HAD):  # the others do as well
+        fds.insert(0, pidfd_open(first, 0))
+    live_pid(record)  # the pid wasn't used again before all were open
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child of `join` becomes ours
+    engine, pipes = "folder" in record, []
+    if not outputs and not engine:
+        pipes = output_pipes(process, True)
+    with birth:
+        birth.tell_place(monitor["stdin"], preserved=preserved)
+        tell(birth.channel, (process, detach, assemble_filter(monitor["linux"]),
+                             "piped" if pipes else outputs, [flag for flag, _ in joined], engine),
+             fds + [end for _, end in pipes])  # sync 1
+        birth.pid = inherit(birth.pid, birth.channel)
+        enter_cgroups(record["cgroups"], birth.pid)
+        limit_process(process, birth.pid)  # not before: the last process slot is the command's
+        tell(birth.channel, "go")  # sync 1, once more
+        monitor.update(pid=birth.pid, master=birth.await_command(), outputs=read_ends(pipes))
+    for fd in {*fds, *[end for _, end in pipes]}:
+        os.close(fd)
+
+def exec_process(options, args, old):
+    """One more process as the options say, and otherwise as OLD."""
+    named = {} if options["user"] is None else {"username": options["user"]}
+    user, ours = {**old["user"], **named}, "username" in old["user"]  # else it is an engine's
+    process = dict(old, args=args, consoleSize=caller_size(), user=user,
+                   terminal=options["tty"] and not (ours and options["detach"]),
+                   cwd=os.path.join(old["cwd"], given(options, "workdir", "")),
+                   env=environment_of(options, old["env"]))
+    if options["privileged"]:
+        process.update(capabilities=plan_capabilities(free=True)[0], apparmorProfile="unconfined")
+    return process
+
+# What can be seen of them
+
+PS_COLUMNS = {"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND",
+              "RunningFor": "CREATED", "Status": "STATUS", "Ports": "PORTS", "Names": "NAMES"}
+PS_FILTERS = {  # what `ps --filter KEY=VALUE` keeps
+    "id": lambda record, value: record["id"].startswith(value),
+    "name": lambda record, value: value in record["name"],
+    "status": lambda record, value: container_state(record) == value,
+    "exited": lambda record, value: str(record.get("status")) == value and not record["running"],
+    "label": lambda record, value: value in record["labels"] or value in [
+        f"{key}={text}" for key, text in record["labels"].items()],
+    "ancestor": lambda record, value: value in (record["reference"], record["image"]) or (
+        full_name(value) == full_name(record["reference"] or "none")),
+    "volume": lambda record, value: value in record["volumes"],
+}
+
+@command("[OPTIONS] [ID]", "list the containers; with the ID of an engine's container its pids",
+         ("-a --all", "", "also those that don't run"),
+         ("-q --quiet", "", "ids only"),
+         ("-l --latest", "", "the one that was made last"),
+         ("-n --last", "N", "the N that were made last"),
+         ("-s --size", "", "with the size of what each has written"),
+         ("--no-trunc", "", "ids and commands in full"),
+         ("-f --filter", "K=V...", f"only some, by {', '.join(PS_FILTERS)}"),
+         ("--format", "FORMAT", "table, json or a template, such as '{{.ID}} {{.PID}}'"),
+        takes=(0, 1))
+def cmd_ps(options, words):
+    """What runs is asked of the kernel, not read."""
+    if words:
+        pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
+        return show(to_json(pids) if options["format"] == "json" else "\n".join(map(str, pids)))
+    sweep_containers()
+    records = container_records()
+    for key, _, value in (text.partition("=") for text in options["filter"]):
+        if key not in PS_FILTERS:
+            raise Failure(f"--filter, on {key}: not one of {', '.join(PS_FILTERS)}")
+        records = [record for record in records if PS_FILTERS[key](record, value)]
+    last = 1 if options["latest"] else parse_number(given(options, "last", "-1"), "--last", -1)
+    chosen = any(text.startswith(("status=", "exited=")) for text in options["filter"])
+    if last < 0 and not options["all"] and not chosen:
+        records = [record for record in records if record["running"]]
+    rows = [ps_row(record, options) for record in (records if last < 0 else records[:last])]
+    headers = dict(PS_COLUMNS, **{"Size": "SIZE"} if options["size"] else {})
+    show_rows(rows, headers, "{{.ID}}" if options["quiet"] else options["format"])
+
+def ps_row(record, options):
+    """What `ps` can show of a container, by docker's field names and the tutorial's."""
+    state, command = container_state(record), " ".join(record["args"])
+    wiring = read_wiring(record)
+    created = time.localtime(record["created"])
+    status = {"running": "Up {up}", "paused": "Up {up} (Paused)", "created": "Created",
+              "restarting": "Restarting ({status}) {ended} ago",
+              "exited": "Exited ({status}) {ended} ago"}[state].format(
+        up=age_of(record.get("started", 0)), ended=age_of(record.get("finished", 0)),
+        status=record.get("status"))
+    row = {"ID": record["id"] if options["no-trunc"] else record["id"][:12],
+           "Image": record["reference"] or "-", "Names": record["name"], "State": state,
+           "Command": shorten(command, len(command) if options["no-trunc"] else 20),
+           "RunningFor": age_of(record["created"]) + " ago", "Status": status,
+           "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z %Z", created),
+           "PID": str(record.get("pid") or ""),
+           "IP": next((own["ip"] for own in wiring["endpoints"] if "ip" in own), ""),
+           "Ports": ", ".join(f"{host}->{port}" for port, host in published(wiring)),
+           "Networks": network_names(record, wiring),
+           "Labels": ",".join(f"{key}={text}" for key, text in record["labels"].items()),
+           "Mounts": ",".join(record["volumes"])}
+    if options["size"]:
+        row["Size"] = humane_size(tree_size(container_path(record, "upper")))
+    return row
+
+@command("[OPTIONS] NAME...", "show all that is known of containers and images, as JSON",
+         ("-f --format", "FORMAT", "a template, such as '{{.State.Pid}}', instead of all"),
+        takes=SOME)
+def cmd_inspect(options, words):
+    sweep_containers()
+    show_json(words, inspected, options["format"])
+
+def inspected(name):
+    """A container or an image, in docker's words; "Record" and "Spec" are our own."""
+    try:
+        record = find_container(name)
+    except Failure:
+        return inspect_image(name)
+    spec, state = read_json(container_path(record, "config.json")), container_state(record)
+    process, linux = spec["process"], spec["linux"]
+    return {
+        "Id": record["id"], "Name": "/" + record["name"], "Created": log_time_of(record["created"]),
+        "Path": record["args"][0], "Args": record["args"][1:], "Image": record["image"],
+        "State": {"Status": state, "Running": state in ("running", "paused"),
+                  "Paused": state == "paused", "Restarting": state == "restarting",
+                  "OOMKilled": record.get("oom", False), "Pid": record.get("pid") or 0,
+                  "ExitCode": record.get("status") or 0, "Error": record.get("error", ""),
+                  "StartedAt": log_time_of(record.get("started")),
+                  "FinishedAt": log_time_of(record.get("finished"))},
+        "RestartCount": record["restarts"], "LogPath": container_path(record, "container.log"),
+        "Config": {"Hostname": spec["hostname"], "User": process["user"]["username"],
+                   "Tty": process["terminal"], "Env": process["env"], "Cmd": record["args"],
+                   "Image": record["reference"], "WorkingDir": process["cwd"],
+                   "Labels": record["labels"], "StopSignal": str(record["stop_signal"])},
+        "HostConfig": {"AutoRemove": not record["keep"], "RestartPolicy": {
+            "Name": record["restart"].partition(":")[0]},
+            "ReadonlyRootfs": spec["root"]["readonly"], **{
+                "".join(map(str.capitalize, long_name(row[1:]).split("-"))): value
+                for row in LIMITS for group, key in [row[0].split(".")]
+                for value in [linux["resources"][group].get(key)] if value is not None}},
+        "Limits": limits_there(record["cgroups"]) if record["running"] else {},
+        "Mounts": [{"Type": "volume" if "volume" in row else row["type"], "Source": row["source"],
+                    "Destination": row["destination"], "RW": not {"ro", "rro"} & {*row["options"]}}
+                   for row in spec["mounts"] if row["type"] == "bind"],
+        "NetworkSettings": network_settings(record), "Record": record, "Spec": spec}
+
+STATS = {"ID": "CONTAINER ID", "Name": "NAME", "CPUPerc": "CPU %", "MemUsage": "MEM USAGE / LIMIT",
+         "MemPerc": "MEM %", "NetIO": "NET I/O", "BlockIO": "BLOCK I/O", "PIDs": "PIDS"}
+
+@command("[OPTIONS] [CONTAINER...]", "show what running containers use",
+         ("--no-stream", "", "once, not every second"),
+         ("--format", "FORMAT", "table, json or a template, such as '{{.Name}} {{.CPUPerc}}'"),
+        takes=ANY)
+def cmd_stats(options, words):
+    """A table every second; the processors' part is that of the second before."""
+    before, clear = {}, os.isatty(1) and not options["no-stream"]
+    while True:
+        records = map(find_container, words) if words else container_records()
+        first, rows = not before, [*filter(None, (stats_row(each, before) for each in records))]
+        if not first or not rows:
+            show("\033[H\033[J") if clear else None
+            show_rows(rows, STATS, options["format"])
+            if options["no-stream"]:
+                return
+        time.sleep(1)
+
+def stats_row(record, before):
+    """What a container uses, by STATS' names, or None if it doesn't run; BEFORE, {id: (time,
+    processor time)}, is kept up."""
+    dirs, network, lines = record["cgroups"], [0] * 16, []
+    with tolerate(errno.ENOENT, errno.ESRCH, errno.EINVAL):
+        lines = read_all(f"/proc/{record.get('pid') or ''}/net/dev").split("\n")
+    if not lines or container_state(record) not in ("running", "paused"):
+        return None
+    for name, _, counts in (line.partition(":") for line in lines[2:-1]):
+        network = [a + int(b) * (name.strip() != "lo") for a, b in zip(network, counts.split())]
+    now = time.monotonic(), (count(dirs, "", "cpuacct.usage") / 1e9
+                             or count(dirs, "usage_usec", "cpu.stat") / 1e6)
+    last, before[record["id"]] = before.get(record["id"], (0, now[1])), now
+    cache = (count(dirs, "total_inactive_file", "memory.stat")  # what could go at once
+             or count(dirs, "inactive_file", "memory.stat"))
+    memory = max(0, count(dirs, "", "memory.usage_in_bytes", "memory.current") - cache)
+    limit = min(count(dirs, "", "memory.limit_in_bytes", "memory.max") or 1 << 63,
+                int(read_all("/proc/meminfo").split()[1]) << 10)
+    disk = [count(dirs, words, "blkio.throttle.io_service_bytes", "io.stat")
+            for words in ("Read rbytes", "Write wbytes")]
+    sizes = [" / ".join(map(humane_size, pair))
+             for pair in ((memory, limit), (network[0], network[8]), disk)]
+    busy = (now[1] - last[1]) / (now[0] - last[0])
+    return dict(zip(STATS, [record["id"][:12], record["name"], f"{100 * busy:.2f}%", sizes[0],
+                            f"{100 * memory / limit:.2f}%", *sizes[1:],
+                            str(len(cgroup_pids(dirs[:1])))]))
+
+@command("CONTAINER", "show the processes of a container", takes=ONE)
+def cmd_top(_, words):
+    namespace = os.readlink(f"/proc/{live_pid(find_container(words[0]))}/ns/pid")
+    rows = [process_row(pid, namespace) for pid in filter(str.isdigit, os.listdir("/proc"))]
+    show("\n".join(columns([("UID", "PID", "PPID", "TIME", "CMD"), *filter(None, rows)])))
+
+def process_row(pid, namespace):
+    """What `top` shows of a process, or None if it is gone, or in another PID namespace."""
+    try:
+        if os.readlink(f"/proc/{pid}/ns/pid") != namespace:
+            return None
+        name, fields = read_all(f"/proc/{pid}/stat").rpartition(")")[::2]
+        args, uid = read_all(f"/proc/{pid}/cmdline"), os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+    minutes, seconds = divmod(sum(map(int, fields.split()[11:13])) // os.sysconf("SC_CLK_TCK"), 60)
+    command = " ".join(args.split("\0")).strip() or name.partition("(")[2]
+    return (str(uid), pid, fields.split()[1], f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}",
+            shorten(command, len(command))[1:-1])
+
+offer("run",
+      ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
+      ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."))
+
+# ── 18. Volumes ──────────────────────────────────────────────────────────────
+# A volume is a directory, volumes/<name>/_data, that is bind-mounted where it is wanted; a new one
+# is filled with what the image has at that place.
+
+MOUNT_KEYS = {  # --mount's words, and what they are called below
+    "type": "type", "source": "source", "src": "source", "target": "target", "dst": "target",
+    "destination": "target", "readonly": "readonly", "ro": "readonly",
+    "bind-propagation": "bind-propagation", "volume-nocopy": "volume-nocopy",
+    "tmpfs-size": "tmpfs-size", "tmpfs-mode": "tmpfs-mode"}
+
+def volume_path(name):
+    return state_path("volumes", check_new_name(name, "volume"), "_data")
+
+def volume_rows(options, image, own_root):
+    """The mounts that -v, --mount, --tmpfs and the image's Volumes ask for, parents first."""
+    rows = [*map(parse_volume, options["volume"]), *map(parse_mount, options["mount"]),
+            *map(parse_tmpfs, options["tmpfs"])]
+    taken = set()
+    for row in rows:
+        place = checked_place("--volume", row["destination"], own_root)
+        if place in taken:
+            raise Failure(f"--volume, on {row['destination']}: two mounts at one place")
+        taken.add(place)
+    for text in image.get("Volumes") or {}:
+        place = checked_place("image's volume", text, own_root)
+        if place.split("/")[1] in ("proc", "sys"):
+            raise Failure(f"image's volume, on {text}: that place is the kernel's")
+        if place not in taken:
+            rows.append(volume_row("", place, []))  # a place and no more: CVE-2022-23648
+    return sorted(rows, key=lambda row: os.path.normpath(row["destination"]).count("/"))
+
+def checked_place(what, text, own_root):
+    """A place in the container where something can be mounted, in its one form."""
+    place = os.path.normpath("/" + text.lstrip("/"))
+    if not text.startswith("/"):
+        raise Failure(f"{what}, on {text}: the place in the container must be an absolute path")
+    if place == "/":
+        raise Failure(f"{what}, on {text}: it can't be the container's root")
+    if not own_root and not os.path.exists(place):
+        raise Failure(f"{what}, on {text}: there is no such place on this host, and it won't be "
+                      "made on the host's own root")
+    return place
+
+def parse_tmpfs(text):
+    """A --tmpfs argument, PLACE[:OPTIONS], as a mount row."""
+    place, _, words = text.partition(":")
+    return mount_row(place, "tmpfs", "nosuid", "nodev", "noexec", *filter(None, words.split(",")))
+
+def parse_volume(text):
+    """A -v argument, [HOST:|NAME:]PLACE[:OPTIONS], as a mount row."""
+    parts = text.split(":")
+    if len(parts) > 3 or not all(parts):
+        raise Failure(f"--volume, on {text or chr(39) * 2}: it is [HOST-DIR:|NAME:]PLACE[:OPTIONS]")
+    if len(parts) == 1 or len(parts) == 2 and not parts[1].startswith("/"):
+        parts.insert(0, "")
+    source, place, *rest = parts
+    words = rest[0].split(",") if rest else []
+    for word in words:
+        if word not in (*PROPAGATION, *MOUNT_FLAGS, "z", "Z", "U", "nocopy"):
+            raise Failure(f"--volume, on {text}: unknown option {word}")
+    return volume_row(source, place, words)
+
+def volume_row(source, place, words):
+    """A row for a host path, a named volume or, without a source, a new one."""
+    kept = []
+    for word in words:
+        if word == "ro":
+            kept.append("rro")  # with all below, as docker has it
+        elif word in PROPAGATION or word in MOUNT_FLAGS:
+            kept.append(word)
+    if not any(word in PROPAGATION for word in kept):
+        kept.append("rprivate")
+    if source.startswith(("/", ".")):
+        row = mount_row(place, "bind", "rbind", *kept, source=os.path.abspath(source))
+        return dict(row, chown="U" in words)
+    name = source or os.urandom(32).hex()
+    row = mount_row(place, "bind", "rbind", *kept, source=volume_path(name))
+    return dict(row, copyUp="nocopy" not in words, chown="U" in words, volume=name,
+                anonymous=not source)
+
+def parse_mount(text):
+    """A --mount argument, type=bind|volume|tmpfs,source=...,target=...[,readonly], as a row."""
+    pairs = {"type": "volume", "source": ""}
+    for field in csv_fields(text):
+        key, _, value = field.partition("=")
+        if key not in MOUNT_KEYS:
+            raise Failure(f"--mount, on {text}: unknown key {key}")
+        pairs[MOUNT_KEYS[key]] = value
+    kind, source, place = pairs["type"], pairs["source"], pairs.get("target")
+    if kind not in ("bind", "volume", "tmpfs") or not place:
+        raise Failure(f"--mount, on {text}: type or target is missing")
+    words = []
+    for key, word in (("readonly", "ro"), ("volume-nocopy", "nocopy")):
+        value = pairs.get(key, "false")
+        if value in ("", "true", "1"):
+            words.append(word)
+        elif value not in ("false", "0"):
+            raise Failure(f"--mount, on {text}: {key} is true or false")
+    if "bind-propagation" in pairs:
+        if pairs["bind-propagation"] not in PROPAGATION:
+            raise Failure(f"--mount, on {text}: unknown propagation {pairs['bind-propagation']}")
+        words.append(pairs["bind-propagation"])
+    if kind == "tmpfs":
+        for key in ("tmpfs-size", "tmpfs-mode"):
+            if key in pairs:
+                words.append(f"{key[len('tmpfs-'):]}={pairs[key]}")
+        return mount_row(place, "tmpfs", "nosuid", "nodev", "noexec", *words)
+    if kind == "bind":
+        if not os.path.exists(source):
+            raise Failure(f"--mount, on {source or text}: no such file or directory")
+        source = os.path.abspath(source)
+    return volume_row(source, place, words)
+
+def csv_fields(text):
+    """The fields of one line of CSV, as docker reads --mount: one in "..." may hold commas, and
+    "" for a quote (RFC 4180)."""
+    import csv
+    try:
+        rows = list(csv.reader([text], strict=True))
+    except csv.Error as why:
+        raise Failure(f"--mount, on {text}: {why}") from None
+    return rows[0] if rows else []
+
+def make_volume(path):
+    """Make a volume's directory, for every user in a container; those above it are closed."""
+    make_dirs(os.path.dirname(path))
+    with tolerate(errno.EEXIST):
+        os.mkdir(path, 0o755)
+
+def is_of_image(root, target, row):
+    """Can a new volume get what the image has at its place, as with docker?  What is mounted there,
+    such as /dev or, by a link, the kernel's /sys, is not the image's."""
+    top, here = os.stat(f"/proc/self/fd/{root}"), os.fstat(target)
+    if os.path.samestat(top, here):
+        raise Failure(f"mount, on {row['destination']}: it leads to the container's root")
+    return top.st_dev == here.st_dev and stat.S_ISDIR(here.st_mode)
+
+def fill_volume(source, path):
+    """Give a volume what is in SOURCE, and that directory's owner and mode, if nothing is in it.
+    A mark beside it stays until all is on disk: if that is cut short, by a power loss even, the
+    next container begins again."""
+    top = os.path.dirname(path)
+    mark = top + "/filling"
+    if os.listdir(path) and not os.path.exists(mark):
+        return
+    with hold(top) as lock:  # of containers that start at once, one does it
+        begun = os.path.exists(mark)
+        if begun or os.listdir(source):
+            os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.fsync(lock)  # the mark's name, before any other
+        copy_up(source, path, ["."], begun)
+        if os.path.exists(mark):
+            syncfs(lock)  # what was copied, before the mark goes
+            os.unlink(mark)
+            os.fsync(lock)
+
+def copy_up(source, target, names, again=False):
+    """Fill the directory TARGET, if it is empty, with what is in SOURCE by these names."""
+    with Descriptor(os.open(target, OPEN_DIR)) as below:
+        if again or not os.listdir(below):
+            with Descriptor(os.open(source, OPEN_DIR)) as above:
+                for name in names:
+                    copy_entry(above, name, below)
+
+def chown_tree(directory, name, uid, gid):
+    """Give a file, and all below it, to a user (-v ...:U); no link is followed."""
+    os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+    if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+        with Descriptor(os.open(name, OPEN_CHILD, dir_fd=directory)) as inner:
+            for entry in os.listdir(inner):
+                chown_tree(inner, entry, uid, gid)
+
+# The commands
+
+def volume_info(name):
+    """What `volume inspect` shows of a volume."""
+    path = volume_path(name)
+    if not os.path.isdir(path):
+        raise Failure(f"volume, on {name}: no such volume")
+    users = [record["name"] for record in container_records() if name in record["volumes"]]
+    return {"Name": name, "Mountpoint": path, "Driver": "local", "Scope": "local", "UsedBy": users}
+
+@command("[OPTIONS]", "list the volumes",
+         ("-q --quiet", "", "names only"), ("--format", "FORMAT", "table, json or a template"))
+def cmd_volume_ls(options, _):
+    rows = [{"Driver": "local", "Name": name} for name in listing(state_path("volumes"))]
+    show_rows(rows, {"Driver": "DRIVER", "Name": "VOLUME NAME"},
+              "{{.Name}}" if options["quiet"] else options["format"])
+
+@command("[NAME]", "make an empty volume; one that is there is left as it is", takes=(0, 1))
+def cmd_volume_create(_, words):
+    name = words[0] if words else os.urandom(32).hex()
+    make_volume(volume_path(name))
+    show(name)
+
+@command("NAME...", "remove volumes that no container uses, with what is in them", many=True)
+def cmd_volume_rm(_, name):
+    users = volume_info(name)["UsedBy"]
+    if users:
+        raise Failure(f"volume rm, on {name}: container {users[0]} uses it")
+    path = os.path.dirname(volume_path(name))
+    for place, *_ in mounts_here():  # asked before anything is gone
+        if place.startswith(os.path.realpath(path) + "/"):
+            raise Failure(f"volume rm, on {name}: something is mounted on {place}")
+    remove_tree(path)
+
+@command("NAME...", "show volumes as JSON", takes=SOME)
+def cmd_volume_inspect(_, words):
+    show_json(words, volume_info)
+
+@command("[OPTIONS]", "remove the volumes without a name that no container uses, and say which",
+         ("-a --all", "", "named ones, too"), ("-f --force", "", "without asking, as always"))
+def cmd_volume_prune(options, _):
+    for name in listing(state_path("volumes")):
+        if not volume_info(name)["UsedBy"] and (options["all"] or len(name) == 64):
+            cmd_volume_rm(options, name)
+            show(name)
+
+# ── 19. Unpacking tar ────────────────────────────────────────────────────────
+# POSIX.1-2017 pax, "ustar Interchange Format"; GNU: tar manual, "Basic Tar Format".
+# What the library does with extended headers that lie takes all memory, or for ever
+# (CVE-2019-20907, CVE-2024-6232, CVE-2025-8194), so headers are taken apart here.
+#
+# An archive is a stranger's: it is unpacked by descriptors in a directory that no name and no link
+# leads out of.  A "whiteout", which hides a lower file, is ".wh.NAME" in a tar and a 0/0 character
+# device in overlayfs.
+
+CHUNK = 1 << 18
 TAR_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")  # a block of 512 bytes
 EXTRA_HEADERS = (b"x", b"X", b"g", b"L", b"K")  # they say more about the entry behind them
 GNU_MAGIC = b"ustar  \0"
 NO_ID = 0xFFFFFFFF  # for chown(2) it means: leave it as it is
+
+# Reading
 
 class Stream:
     """A file to read from, made of chunks."""
@@ -1658,10 +4979,6 @@ def fill_file(fd, entry, stream):
             os.ftruncate(fd, entry.size)
         dress(fd, entry)
 
-def write_all(fd, data):
-    while data:
-        data = data[os.write(fd, data):]  # write(2) may take less
-
 def make_node(entry, name, parent):
     """Make a symbolic link, fifo or device; mknod(2) may be denied, and /dev is ours."""
     remove_tree(name, parent)
@@ -1711,50 +5028,9 @@ def keeps_xattr(name):
     return (name == b"security.capability" or name.startswith(b"system.posix_acl_")
             or name.startswith(b"user.") and not name.startswith(b"user.overlay."))
 
-def remove_tree(name, dir_fd=None):
-    """Remove NAME, whatever it is, if it is there; what is mounted in it is an error and stays. Its
-    directories are laid flat, so that none is too deep, and ".." isn't used: in a running
-    container, it could lead anywhere by now."""
-    if remove_entry(name, dir_fd):
-        return
-    with Descriptor(os.open(name, OPEN_CHILD, dir_fd=dir_fd)) as top:
-        folders = ["."]
-        for folder in folders:  # it grows meanwhile
-            with Descriptor(os.open(folder, OPEN_CHILD, dir_fd=top)) as fd:
-                for entry in list(os.scandir(fd)):
-                    if remove_entry(entry.name, fd):
-                        continue
-                    flat = os.urandom(16).hex()
-                    try:
-                        os.rename(entry.name, flat, src_dir_fd=fd, dst_dir_fd=top)
-                        folders.append(flat)
-                    except OSError:  # EXDEV: overlayfs doesn't move a lower layer's
-                        remove_tree(entry.name, fd)
-        for folder in folders[1:]:
-            os.rmdir(folder, dir_fd=top)
-    os.rmdir(name, dir_fd=dir_fd)
-
-def remove_entry(name, dir_fd):
-    """Remove anything but a directory with something in it: False. Both calls refuse what a file
-    system is mounted on before they look at what is in it: EBUSY, see rmdir(2)."""
-    try:
-        try:
-            os.unlink(name, dir_fd=dir_fd)
-        except IsADirectoryError:
-            os.rmdir(name, dir_fd=dir_fd)
-    except FileNotFoundError:
-        pass
-    except OSError as why:
-        if why.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        if why.errno == errno.EBUSY:
-            above = "" if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}") + "/"
-            raise Failure(f"remove, on {above}{os.fsdecode(name)}: something is mounted there"
-                          ) from None
-        raise
-    return True
-
-# Writing tar
+# ── 20. Writing tar ──────────────────────────────────────────────────────────
+# What is packed is read by descriptors, in the order of names, so that the same tree is the same
+# archive; what ustar can't hold stands in PAX records.
 
 def tar_header(name, kind, info=None, size=0, link=b"", pax=()):
     """The header of one member, with PAX records before it for what ustar can't hold."""
@@ -1910,6 +5186,350 @@ def read_extents(fd, front, extents):
             size = min(CHUNK, offset + length - at)
             yield os.pread(fd, size, at).ljust(size, b"\0")
 
+# ── 21. Copying files ────────────────────────────────────────────────────────
+# `cp` reads and writes a container's tree, living or not, by descriptors that no link leads out of.
+# A living tree is no layer: nothing in it is removed to make room, and no mount is crossed.
+
+KIND_NAMES = {stat.S_IFDIR: "directory", stat.S_IFREG: "file", stat.S_IFLNK: "link",
+              stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device",
+              stat.S_IFBLK: "device"}
+
+class CopyEnd:
+    """One of the two things that `cp` was given: a word, the container in it or None for the host,
+    and a path below that one's root."""
+    def __init__(self, word):
+        local = word.startswith(("/", ".")) or ":" not in word
+        self.word = word
+        self.container, path = (None, word) if local else word.split(":", 1)
+        if not word or "\0" in path:
+            raise Failure(f"cp, on {word or chr(39) * 2}: not a path")
+        start = os.getcwd() if local and not path.startswith("/") else "/"
+        path = os.path.join(start, path)
+        self.path = without_dots(path)  # how it ends says what must be there, and what is meant
+        self.is_directory = path != self.path or path.endswith("/..")
+        self.is_content = path.endswith("/.") or self.path == "/"
+        self.name = os.path.basename(os.path.normpath(path)) or "."
+    def open_root(self):
+        if self.container is None:
+            return os.open("/", OPEN_DIR)
+        return container_root(find_container(self.container))
+    def show(self, path):
+        """A path below this end's root as the user would write it."""
+        path = os.path.normpath(path)
+        return path if self.container is None else f"{self.container}:{path}"
+    def no(self, why):
+        return Failure(f"cp, on {self.word}: {why}")
+
+@command("[OPTIONS] PATH|CONTAINER:PATH|- PATH|CONTAINER:PATH|-",
+         "copy files out of a container or into it; - is a tar archive on stdin or stdout",
+         ("-a --archive", "", "keep owner and group"),
+         ("-L --follow-link", "", "if the first path is a link, copy what it leads to"),
+         ("-q --quiet", "", "say nothing, as always"), takes=(2, 2))
+def cmd_cp(options, words):
+    source, target = map(CopyEnd, words)
+    if (source.container is None) == (target.container is None):
+        raise Failure("cp: exactly one of the two paths must be CONTAINER:PATH")
+    owner = None if options["archive"] else (os.geteuid(), os.getegid())
+    try:
+        if source.word == "-":
+            receive_archive(target, owner)
+        elif target.word == "-":
+            send_archive(source, options["follow-link"])
+        else:
+            copy_between(source, target, options["follow-link"], owner)
+    except RecursionError:
+        raise Failure(f"cp, on {source.word}: directories are nested too deeply") from None
+
+def container_root(record, volumes=True):
+    """A descriptor of a container's root directory, running or not, with its VOLUMES or without. Of
+    one that doesn't run the root is mounted again, in a mount namespace of this process's own."""
+    path = container_path(record)
+    if record["running"]:
+        return os.open(f"/proc/{live_pid(record)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    spec = read_json(path + "/config.json")
+    os.unshare(CLONE_NEWNS)
+    mount(None, "/", None, MS_REC | MS_PRIVATE, None)  # what is mounted here the host won't see
+    top = spec["root"]["path"]
+    if record["layers"]:
+        copied = os.path.isdir(path + "/copy")
+        row = spec["mounts"][0]["fallback"] if copied else spec["mounts"][0]
+        mounter_of(row)(top, row, 0, "")
+    for row in spec["mounts"] if volumes else []:
+        if row["type"] == "bind" and not row["source"].startswith(path):
+            with Descriptor(os.open(top, os.O_PATH | os.O_CLOEXEC)) as root:
+                mount_one(root, row)
+    return os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+def copy_between(source, target, follow, owner):
+    """Copy from one CopyEnd to the other."""
+    roots = source.open_root(), target.open_root()
+    from_fd, name = find_source(source, roots[0], follow)
+    info = os.stat(name, dir_fd=from_fd, follow_symlinks=False)
+    into_fd, new_name, path = find_place(target, roots[1], source, stat.S_ISDIR(info.st_mode))
+    devices = target.container is not None
+    if stat.S_ISSOCK(info.st_mode) or not devices and is_device(info.st_mode):
+        raise source.no("it is a socket or a device, and those are not copied")
+    where = target.show(os.path.join(path, new_name))
+    if target.container is not None:  # what it writes is on the host, too
+        above = os.path.realpath(container_path(find_container(target.container)))
+        while above != "/":
+            above = os.path.dirname(above)
+            if os.path.samestat(info, os.stat(above)):
+                raise source.no("the container's own files are in there: it would be copied into "
+                                "itself")
+    check_room(from_fd, name, into_fd, new_name, where, os.fstat(into_fd))
+    tree = LiveTree(into_fd, target.show(path), owner, devices)
+    tree.fill(pack_entry(from_fd, encode(name), encode(new_name)))
+
+def send_archive(source, follow):
+    """Write what is to be copied to stdout, as a tar."""
+    from_fd, name = find_source(source, source.open_root(), follow)
+    new_name = "." if source.is_content else source.name
+    if os.isatty(1):
+        raise Failure("cp, on -: standard output is a terminal", hint="cp CONTAINER:PATH - > FILE")
+    with open_output(None) as out:
+        out.writelines(pack_entry(from_fd, encode(name), encode(new_name)))
+
+def receive_archive(target, owner):
+    """Unpack the tar on stdin into a directory."""
+    above, name = find_entry(target.open_root(), target, target.path, True)
+    with blame(f"cp, on {target.word}"):
+        into_fd = os.open(name, OPEN_CHILD, dir_fd=above)
+    kind, chunks = sniff(iter(lambda: os.read(0, CHUNK), b""))
+    LiveTree(into_fd, target.show(target.path), owner).fill(decompress(kind, chunks), strict=True)
+
+def without_dots(path):
+    """An absolute path without any "/" and "/." at its end."""
+    while path.endswith(("/", "/.")):
+        path = path[:-1] if path.endswith("/") else path[:-2]
+    return path or "/"
+
+def find_source(source, root, follow):
+    """What to copy: (descriptor of its directory, name).  A link is copied as such, unless
+    something behind it says that a directory is meant, or -L was given."""
+    above, name = find_entry(root, source, source.path, follow or source.is_directory)
+    info = look_at(name, above)
+    if not info:
+        raise source.no("no such file or directory")
+    if source.is_directory and not stat.S_ISDIR(info.st_mode):
+        raise source.no("not a directory")
+    return above, name
+
+def find_place(target, root, source, directory):
+    """Where to copy to: (descriptor of a directory, name in it or "." to merge into it, the
+    directory's path).  Docker's rules: into a directory by the source's name, onto a file, or to a
+    name that is free."""
+    above, name = find_entry(root, target, target.path, True)
+    there = look_at(name, above)
+    if there and stat.S_ISDIR(there.st_mode):
+        into = os.open(name, OPEN_CHILD, dir_fd=above)
+        if source.is_content or source.name == ".":
+            return into, ".", target.path
+        if target.container is None:  # a link there may be of an earlier copy: the container's
+            return into, source.name, target.path
+        path = f"{target.path}/{source.name}"
+        return (*find_entry(root, target, path, True), target.path)
+    if there and (directory or target.is_directory):
+        raise target.no("not a directory")
+    if not there and target.is_directory and not directory:
+        raise target.no("no such directory")
+    return above, name, os.path.dirname(target.path)
+
+def find_entry(root, end, path, follow):
+    """Open the directory that holds PATH below ROOT: (descriptor, the entry's name in it), "." for
+    the directory itself.  FOLLOW a link there, which may lead to nothing yet."""
+    with blame(f"cp, on {end.word}"):
+        for _ in range(41):
+            parent, _, name = path.rstrip("/").rpartition("/")
+            if name in ("", ".", ".."):
+                return readable(open_in_root(root, path)), "."
+            above = readable(open_in_root(root, parent or "/"))
+            aim = link_target(above, name) if follow else None
+            if aim is None:
+                return above, name
+            os.close(above)
+            path = os.path.join(parent or "/", aim)
+    raise end.no("too many links, one behind the other")
+
+def look_at(name, directory):
+    """What lstat(2) says of NAME, or None if it isn't there."""
+    with tolerate(errno.ENOENT):
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+    return None
+
+def is_device(mode):
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+
+def check_room(source, name, target, new_name, path, goal):
+    """Raise Failure where a copy would have to replace something, or would be part of itself:
+    below GOAL, what is known of the directory that it is for."""
+    info, there = look_at(name, source), None
+    if target is not None:
+        there = look_at(new_name, target)
+    if not info or stat.S_ISSOCK(info.st_mode):
+        return
+    if there:
+        check_kind(info.st_mode, info.st_rdev, there, path)
+        if os.path.samestat(info, there):
+            raise Failure(f"cp, on {path}: it would be copied onto itself")
+    if not stat.S_ISDIR(info.st_mode) or not there and info.st_dev != goal.st_dev:
+        return
+    if os.path.samestat(info, goal):
+        raise Failure(f"cp, on {path}: a directory can't be copied into itself")
+    with Descriptor(os.open(name, OPEN_CHILD, dir_fd=source)) as inner:
+        below = Descriptor(os.open(new_name, OPEN_CHILD, dir_fd=target)) if there else None
+        try:
+            for entry in os.listdir(inner):
+                check_room(inner, entry, below, entry, f"{path.rstrip('/')}/{entry}", goal)
+        finally:
+            if there:
+                os.close(below)
+
+def check_kind(mode, device, there, path):
+    """Raise Failure unless what is THERE is of the kind that MODE has."""
+    if stat.S_IFMT(mode) == stat.S_IFMT(there.st_mode) and (
+            not is_device(mode) or device == there.st_rdev):
+        return
+    old, new = (KIND_NAMES[stat.S_IFMT(bits)] for bits in (there.st_mode, mode))
+    raise Failure(f"cp, on {path}: a {old} is there, which a {new} can't replace")
+
+class LiveTree:
+    """A directory that others use, into which a tar's entries are put.  Nothing is removed there
+    and no link in it is followed.  Mode, owner and time of directories come last, as in a Tree."""
+    def __init__(self, top, where, owner=None, devices=True):
+        self.top, self.where, self.owner, self.devices = top, where, owner, devices
+        self.path, self.fd, self.dirs = b"", os.dup(top), {}  # fd: of path, where we are
+    def fill(self, chunks, strict=False):
+        stream, mask, name = Stream(chunks), os.umask(0), b""
+        try:
+            for entry in read_tar(stream, strict):
+                name = entry.name
+                self.place(entry, stream)
+            for name, entry in self.dirs.items():
+                with Descriptor(self.open_dir(name)) as fd:
+                    dress(fd, entry)
+        except (OSError, ValueError, OverflowError) as why:
+            because = reason(why) if isinstance(why, OSError) else why
+            raise Failure(f"cp, on {self.shown(name)}: {because}") from None
+        finally:
+            os.umask(mask)
+        for _ in stream.chunks:  # who writes to a pipe may fill up its last block
+            pass
+    def shown(self, name):
+        return f"{self.where.rstrip('/')}/{shown(name).strip('/')}"
+    def place(self, entry, stream):
+        """Put ENTRY where it belongs; the top itself stays as it is."""
+        parts = split_name(entry.name)
+        if not parts or entry.type == b"V":  # V: GNU's label of a volume
+            return
+        path, name = b"/".join(parts), parts[-1]
+        parent = self.parent(b"/".join(parts[:-1]))
+        there = look_at(name, parent)
+        self.give(entry)
+        if entry.type == b"1":
+            self.link(entry, name, parent, there)
+            return
+        mode = stat.S_IFDIR if entry.type == b"5" else KINDS.get(entry.type)
+        if mode is None:
+            raise ValueError(f"unknown kind of entry {entry.type!r}")
+        device = os.makedev(entry.devmajor, entry.devminor) if is_device(mode) else 0
+        if is_device(mode) and not self.devices:
+            warn(f"cp, on {self.shown(entry.name)}: a device, ignoring")
+            return
+        if there:
+            check_kind(mode, device, there, self.shown(entry.name))
+        if mode == stat.S_IFDIR:
+            if not there:
+                os.mkdir(name, 0o700, dir_fd=parent)
+            self.dirs[path] = entry
+        elif mode == stat.S_IFREG:
+            fill_file(open_file(name, parent), entry, stream)
+        else:
+            self.make_node(entry, mode, device, name, parent, there)
+    def parent(self, path):
+        """A descriptor for the directory PATH, made if need be; that of the last entry is kept."""
+        if path != self.path:
+            fd = self.open_dir(path)
+            os.close(self.fd)
+            self.path, self.fd = path, fd
+        return self.fd
+    def open_dir(self, path):
+        try:
+            return readable(make_in_root(self.top, os.fsdecode(path) or ".", True,
+                                         RESOLVE_NO_SYMLINKS))
+        except OSError as why:
+            if why.errno != errno.ELOOP:
+                raise
+            raise Failure(f"cp, on {self.shown(path)}: a link is there, or on the way, which "
+                          "a directory can't replace") from None
+    def give(self, entry):
+        """Give an entry the owner that it gets.  What runs as its owner, or with capabilities, was
+        meant for the old one: chown(2) clears these, too."""
+        if not self.owner or (entry.uid, entry.gid) == self.owner:
+            return
+        entry.uid, entry.gid = self.owner
+        if entry.type != b"5":
+            entry.mode &= ~(stat.S_ISUID | stat.S_ISGID)
+            entry.pax_headers = {key: value for key, value in entry.pax_headers.items()
+                                 if key != b"SCHILY.xattr.security.capability"}
+    def link(self, entry, name, parent, there):
+        """Make a hard link to an entry before; a file that is there gets the same content."""
+        *above, old = split_name(entry.linkname) or [b"."]
+        with Descriptor(self.open_dir(b"/".join(above))) as source:
+            info = os.stat(old, dir_fd=source, follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                raise ValueError(f"a hard link to {shown(entry.linkname)}, a directory")
+            if there and os.path.samestat(info, there):
+                return
+            if there:
+                check_kind(info.st_mode, info.st_rdev, there, self.shown(entry.name))
+            else:
+                with tolerate(errno.EXDEV):  # a mount lies between the two
+                    os.link(old, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+                    return
+            twin = LiveTree(parent, self.where, None, self.devices)
+            twin.fill(pack_entry(source, old, name))
+    def make_node(self, entry, mode, device, name, parent, there):
+        """Make a link, fifo or device, or keep it; a link's text is what is written into it."""
+        try:
+            if mode != stat.S_IFLNK:
+                if not there:
+                    os.mknod(name, mode | 0o600, device, dir_fd=parent)
+            elif not there:
+                os.symlink(entry.linkname, name, dir_fd=parent)
+            elif os.readlink(name, dir_fd=parent) != entry.linkname:
+                new = b".%s" % os.urandom(16).hex().encode()
+                os.symlink(entry.linkname, new, dir_fd=parent)
+                os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except PermissionError:
+            if not is_device(mode):
+                raise
+            warn(f"cp, on {self.shown(entry.name)}: no right to make devices, ignoring")
+            return
+        with open_checked(name, parent, mode) as fd:
+            here = f"/proc/self/fd/{fd}"  # the link itself, if it is one
+            os.chown(here, entry.uid, entry.gid)
+            if mode != stat.S_IFLNK:
+                os.chmod(here, entry.mode)
+            os.utime(here, ns=(entry.mtime, entry.mtime))
+
+def open_file(name, parent):
+    """Open a regular file to write it anew: the same file, if there is one, so that it stays
+    mounted and linked where it is."""
+    with tolerate(errno.EEXIST):
+        return os.open(name, OPEN_NEW, 0o600, dir_fd=parent)
+    with open_checked(name, parent, stat.S_IFREG) as fd:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+
+def open_checked(name, parent, mode):
+    """Open NAME without doing anything to it, and make sure that it is of this kind: whoever works
+    in the tree may just have put a device there."""
+    fd = Descriptor(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent))
+    if stat.S_IFMT(os.fstat(fd).st_mode) != mode:
+        os.close(fd)
+        raise ValueError("it was replaced meanwhile")
+    return fd
+
 def copy_entry(source, name, target):
     """Copy NAME in the directory SOURCE to TARGET (descriptors), with all below; nothing is there
     yet.  By way of a tar that never exists as a whole: no link is followed on either side."""
@@ -1927,7 +5547,382 @@ def pack_entry(source, name, new_name):
         yield from pack_file(source, name, new_name, info, {})
         yield bytes(1024)
 
-# The store
+# ── 22. What an image is ─────────────────────────────────────────────────────
+# An image is three kinds of files, each named after its own sha256 (OCI image-spec):
+#
+#   index.json ──name──▶ manifest ──▶ config   what to run; its digest is the image's id
+#                               └───▶ layers   tar archives, bottom first, mostly compressed
+#
+# All of it comes from strangers.  A digest is checked for its form before it becomes a path, and
+# against the bytes before they count; JSON is small and of the right shape or refused.
+#
+# Bytes travel as iterables of chunks, and stages stack up: read, measure, save, decompress, unpack.
+# A new source (a registry) is a function that yields chunks; a new compression, a row in MAGIC.
+
+OCI_TYPE = "application/vnd.oci.image."
+MANIFEST_TYPE = OCI_TYPE + "manifest.v1+json"
+DOCUMENT_TYPES = (  # the first two: an index
+    OCI_TYPE + "index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json",
+    MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json")
+CONFIG_TYPES = (OCI_TYPE + "config.v1+json", "application/vnd.docker.container.image.v1+json",
+                "application/octet-stream")  # the last: old builders'
+REF_NAME = "org.opencontainers.image.ref.name"
+DOCKER_NAME = "io.containerd.image.name"  # docker's and containerd's place for the full name
+MAGIC = {  # how compressed bytes begin → the module whose open() reads them
+    b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "lzma", b"\x28\xb5\x2f\xfd": "compression.zstd"}
+LAYER_TYPES = {"plain": OCI_TYPE + "layer.v1.tar", "gzip": OCI_TYPE + "layer.v1.tar+gzip",
+               "compression.zstd": OCI_TYPE + "layer.v1.tar+zstd"}  # others are stored plain
+PLATFORMS = {  # what a machine can run, best first; unlisted ones are called as by uname -m
+    "x86_64": "amd64 386", "i686": "386", "aarch64": "arm64/v8 arm/v8 arm/v7 arm/v6 arm/v5",
+    "armv7l": "arm/v7 arm/v6 arm/v5", "armv6l": "arm/v6 arm/v5"}
+SAME_PLATFORM = {"arm64": "arm64/v8", "arm": "arm/v7", "amd64/v1": "amd64", "x86_64": "amd64",
+                 "aarch64": "arm64/v8"}
+
+# Names
+
+WORD = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?"
+TAG = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+NAME = rf"({HOST}(?:/{WORD})+)(?::({TAG}))?(?:@(sha256:[0-9a-f]{{64}}))?"
+
+def full_name(text):
+    """An image name with docker.io/, library/ and, unless there is a digest, :latest put in."""
+    import re
+    host, slash, path = text.partition("/")
+    if not slash or not ("." in host or ":" in host or host == "localhost"):
+        host, path = "docker.io", text
+    if host in ("docker.io", "index.docker.io"):
+        host, path = "docker.io", path if "/" in path else "library/" + path
+    found = re.fullmatch(NAME, f"{host}/{path}")
+    if not found or len(found[1]) > 255:
+        rest, _, digest = path.partition("@")
+        folder, _, last = rest.rpartition("/")
+        last, _, tag = last.partition(":")
+        words = [*folder.split("/"), last] if folder else [last]
+        bad = next((word for word in words if not re.fullmatch(WORD, word)), digest or tag or host)
+        raise Failure(f"image name, on {text!r:.300}: {bad!r:.300} can't stand there", hint="it is "
+                      "[HOST[:PORT]/]PATH[:TAG][@sha256:DIGEST], PATH of lower-case words")
+    name, tag, digest = found.groups()
+    tag = f":{tag or 'latest'}" if tag or not digest else ""
+    return name + tag + (f"@{digest}" if digest else "")
+
+def short_name(name):
+    for prefix in ("docker.io/", "library/"):
+        name = name[len(prefix):] if name.startswith(prefix) else name
+    return name
+
+def name_parts(name):  # (host, repository, tag or digest)
+    host, _, path = name.partition("/")
+    path, _, digest = path.partition("@")
+    path, _, tag = path.partition(":")
+    return host, path, digest or tag
+
+def check_digest(digest, what):
+    """Refuse what isn't exactly "sha256:" and 64 hex digits: it is going to be a path."""
+    import re
+    if not (isinstance(digest, str) and re.fullmatch("sha256:[0-9a-f]{64}", digest)):
+        raise Failure(f"{what}: bad digest {digest!r:.100}")  # CVE-2014-9357
+    return digest
+
+def blob_member(digest):
+    return "blobs/sha256/" + check_digest(digest, "blob")[7:]
+
+def blob_path(digest):
+    return state_path("images", blob_member(digest))
+
+def layer_path(diff_id):
+    return state_path("layers", check_digest(diff_id, "layer")[7:])
+
+# Documents, as far as they matter here
+
+DESCRIPTOR = {"digest": DIGEST, "size": int, "mediaType": str,
+              "annotations": {REF_NAME: str, DOCKER_NAME: str},
+              "platform": {"architecture": str, "variant": str, "os": str}}
+MANIFEST = {"manifests": [DESCRIPTOR],  # an index
+            "layers": [DESCRIPTOR], "config": DESCRIPTOR, "mediaType": str}
+RUN_CONFIG = {"Entrypoint": [str], "Cmd": [str], "Env": [str], "WorkingDir": str, "User": str,
+              "StopSignal": str, "Volumes": {str: dict}, "Labels": {str: str},
+              "ExposedPorts": {str: dict}}
+HISTORY = {"created": str, "created_by": str, "author": str, "comment": str, "empty_layer": bool}
+CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [HISTORY],
+          "created": str, "author": str, **DESCRIPTOR["platform"]}
+DOCKER_ARCHIVE = [{"Config": str, "Layers": [str], "RepoTags": [str]}]
+
+def read_member(layout, path):
+    """The bytes of a file in an OCI layout or the like, in chunks; no link leads out of it."""
+    try:
+        with Descriptor(os.open(layout, OPEN_DIR)) as root, Descriptor(
+                open_in_root(root, path)) as fd:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Failure(f"image, on {path}: not a regular file")
+            return read_path(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        raise Failure(f"image, on {path}: it isn't there") from None
+
+def read_document(layout, path, digest="", size=None, chunks=None):
+    """The bytes of a small file of a layout, or CHUNKS, checked against what is known of them."""
+    data = b""
+    for chunk in measure(chunks or read_member(layout, path), {}, digest, size):
+        data += chunk
+        if max(len(data), size or 0) > JSON_LIMIT:
+            raise Failure(f"image, on {path}: larger than {humane_size(JSON_LIMIT)}")
+    return data
+
+def read_blob(source, descriptor):
+    digest = descriptor["digest"]
+    chunks = None if isinstance(source, str) else source.read(descriptor)  # a registry
+    return read_document(source, blob_member(digest), digest, descriptor["size"], chunks)
+
+def read_index(layout=None):
+    """The descriptors in the index.json of a layout, of the store if none is named."""
+    layout, what = layout or state_path("images"), "index.json"
+    if not os.path.exists(os.path.join(layout, what)):
+        return []
+    return parse_json(read_document(layout, what), what, MANIFEST).get("manifests") or []
+
+def read_image(source, descriptor, wanted=None):
+    """The image that DESCRIPTOR leads to, through an index to the one for this machine or WANTED.
+    It is a dict; layers holds descriptors, bottom first, and raw the documents' own bytes."""
+    for _ in range(3):
+        data, what = read_blob(source, descriptor), descriptor["digest"]
+        manifest = parse_json(data, what, dict)
+        is_index, told = "manifests" in manifest, descriptor.get("mediaType")
+        if is_index and ("layers" in manifest or "config" in manifest) or (
+                told in DOCUMENT_TYPES and is_index != (told in DOCUMENT_TYPES[:2])):
+            raise Failure(f"image, on {what}: manifest and index in one")  # CVE-2021-41190
+        if "manifests" not in check(manifest, MANIFEST, f"image, on {what}"):
+            break
+        descriptor = choose_platform(manifest["manifests"] or (), what, wanted)
+    else:
+        raise Failure(f"image, on {what}: an index in an index in an index")
+    kind = (manifest.get("config") or {}).get("mediaType") or CONFIG_TYPES[0]
+    if kind not in CONFIG_TYPES:  # a chart, a signature, ...
+        raise Failure(f"image, on {what}: an artifact, not an image: {kind!r:.99}")
+    if not manifest.get("config") or "layers" not in manifest:
+        raise Failure(f"image, on {what}: not an image manifest of OCI or Docker's schema 2")
+    layers, image_id = manifest["layers"] or [], manifest["config"]["digest"]
+    config_data = read_blob(source, manifest["config"])
+    config, diff_ids = parse_config(config_data, image_id, len(layers))
+    return {"id": image_id, "digest": what, "layers": layers, "diff_ids": diff_ids,
+            "config": config, "raw": (config_data, data), "descriptor": {
+                "mediaType": manifest.get("mediaType") or MANIFEST_TYPE,
+                "digest": what, "size": len(data)}}
+
+def parse_config(data, what, count):
+    """An image's config and the digests of its COUNT unpacked layers, bottom first."""
+    config = parse_json(data, what, CONFIG)
+    try:
+        plain_texts(config)
+    except ValueError as why:
+        raise Failure(f"image, on {what}: {why}") from None
+    check_environment((config.get("config") or {}).get("Env"), f"image, on {what}: Env")
+    diff_ids = (config.get("rootfs") or {}).get("diff_ids") or []
+    if len(diff_ids) != count:
+        raise Failure(f"image, on {what}: {count} layers, but {len(diff_ids)} diff ids")
+    return config, diff_ids
+
+def platforms():
+    machine = os.uname().machine
+    return PLATFORMS.get(machine, machine).split()
+
+def choose_platform(manifests, what, wanted=None):
+    """The descriptor, of those in an index, that suits this machine, or [linux/]WANTED, best."""
+    found, names = {}, [*platforms(), ""]
+    if wanted and wanted != "linux":
+        names = [platform_name(*wanted.lower().split("/"))]
+    for entry in manifests:
+        platform, notes = entry.get("platform") or {}, entry.get("annotations") or {}
+        name = platform_name(platform.get("os") or "linux", platform.get("architecture") or "",
+                             platform.get("variant") or "")
+        if name != "unknown" and "vnd.docker.reference.type" not in notes:  # not an attestation
+            found.setdefault(name, entry)
+    for name in names:
+        if name in found:
+            return found[name]
+    there = ", ".join(name for name in found if name) or "no image at all, nor for linux"
+    raise Failure(f"image, on {what}: not for {wanted or f'this machine ({names[0]})'}: {there}")
+
+def platform_name(*words):
+    """OS, architecture and variant as one name, without linux, and one for what has several."""
+    name = "/".join(filter(None, words))
+    if name.startswith("unknown"):
+        return "unknown"
+    if name == "linux" or name.startswith("linux/"):
+        name = name[6:]
+    return SAME_PLATFORM.get(name, name)
+
+# Bytes on the move
+
+def measure(chunks, found, digest="", size=None):
+    """Pass CHUNKS on; at their end refuse what isn't what was promised, else fill FOUND in."""
+    import hashlib
+    sha256, passed = hashlib.sha256(), 0
+    for chunk in chunks:
+        passed += len(chunk)
+        if size is not None and passed > size:
+            raise Failure(f"blob, on {digest}: longer than its {size} bytes")
+        sha256.update(chunk)
+        yield chunk
+    found.update(digest="sha256:" + sha256.hexdigest(), size=passed)
+    if size not in (None, passed) or digest not in ("", found["digest"]):
+        raise Failure(f"blob, on {digest}: cut off, damaged or forged: {passed} bytes of "
+                      f"{size}, {found['digest']}")
+
+def read_path(path, seen=()):
+    """Yield the bytes of a file (or a descriptor); a terminal shows how far it is, if that takes
+    long: how many, how fast, and how many entries an unpacker has SEEN in them."""
+    return read_chunks(open(path, "rb", buffering=0, closefd=path != 0), seen)
+
+def read_chunks(file, seen):
+    """What read_path does when the file is open, which it is at once."""
+    passed, begin, size = 0, time.monotonic(), os.fstat(file.fileno()).st_size
+    watched, drawn = sys.stderr.isatty(), begin
+    while chunk := file.read(CHUNK):
+        passed, now = passed + len(chunk), time.monotonic()
+        if watched and now > drawn + 0.1:
+            drawn = now
+            entries = f", {len(seen)} entries" if seen else ""
+            draw(how_far(passed, size, now - begin) + entries)
+        yield chunk
+    if drawn > begin:
+        draw("")
+
+def draw(text):
+    """Show TEXT in place of the terminal's last line."""
+    print(end="\r\033[K" + text, file=sys.stderr, flush=True)
+
+def how_far(passed, size, seconds):
+    bar = f"[{'=' * (20 * passed // size):20.20}] " if size else ""
+    return f"{bar}{humane_size(passed)}, {humane_size(passed / max(seconds, 0.001))}/s"
+
+def save_chunks(chunks, path):
+    """Write what passes to a new file."""
+    with Descriptor(os.open(path, OPEN_NEW, 0o644)) as fd:
+        for chunk in chunks:
+            write_all(fd, chunk)
+            yield chunk
+
+def read_ahead(chunks):
+    """Run CHUNKS in a thread, a little ahead: hashing and inflating use a second processor."""
+    import queue, threading
+    pipe = queue.Queue(16)
+
+    def feed():
+        try:
+            for chunk in chunks:
+                pipe.put(chunk)
+            pipe.put(None)
+        except BaseException as why:  # to be raised where the bytes are wanted
+            pipe.put(why)
+
+    threading.Thread(target=feed, daemon=True).start()  # it ends with the process at the latest
+    while isinstance(item := pipe.get(), bytes):
+        yield item
+    if item:
+        raise item
+
+def sniff(chunks):
+    """How CHUNKS are compressed, and chunks again."""
+    from itertools import chain
+    head, chunks = b"", iter(chunks)
+    while len(head) < 512 and (more := next(chunks, b"")):
+        head += more
+    kind = next((MAGIC[magic] for magic in MAGIC if head.startswith(magic)), "plain")
+    return "plain" if head[257:262] == b"ustar" else kind, chain([head], chunks)
+
+def opener_of(kind):
+    """The function that opens compressed data of this KIND, a module's name, for reading."""
+    from importlib import import_module
+    try:
+        return import_module(kind).open
+    except ImportError:
+        if kind == "compression.zstd" and Zstd.find_library():
+            return Zstd
+    raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
+                  hint="zstd needs Python 3.14 or the host's libzstd.so.1, or: skopeo copy "
+                       "--dest-compress-format gzip")
+
+class Zstd:
+    """What compression.zstd.open gives from Python 3.14 on, by the host's own libzstd: zstd.h,
+    "Streaming decompression - HowTo".  A frame that wants more than 128 MB at once is an error."""
+    library = None
+
+    @classmethod
+    def find_library(cls):
+        """Load the library, once; False if the host has none."""
+        import ctypes
+        with tolerate():
+            library = cls.library = cls.library or ctypes.CDLL("libzstd.so.1")
+            library.ZSTD_createDStream.restype = ctypes.c_void_p
+            library.ZSTD_freeDStream.argtypes = [ctypes.c_void_p]
+            library.ZSTD_decompressStream.argtypes = [ctypes.c_void_p] * 3
+            library.ZSTD_decompressStream.restype = ctypes.c_size_t
+            library.ZSTD_isError.argtypes = library.ZSTD_getErrorName.argtypes = [ctypes.c_size_t]
+            library.ZSTD_getErrorName.restype = ctypes.c_char_p
+        return cls.library is not None
+
+    def __init__(self, source):
+        import ctypes
+        self.ctypes, self.source, self.packed = ctypes, source, b""
+        self.stream, self.unfinished, self.full = self.library.ZSTD_createDStream(), 0, False
+        self.plain, buffer = ctypes.create_string_buffer(CHUNK), ctypes.c_size_t * 3
+        self.input = buffer()  # a ZSTD_inBuffer: where it is, its size, how far it is read
+        self.output = buffer(ctypes.addressof(self.plain), CHUNK)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.library.ZSTD_freeDStream(self.stream)
+
+    def read(self, _):
+        """Some plain bytes; none at the end only."""
+        self.output[2] = 0
+        while not self.output[2]:
+            if self.input[2] == self.input[1] and not self.full and not self.fill():
+                return b""
+            left = self.library.ZSTD_decompressStream(self.stream, self.output, self.input)
+            if self.library.ZSTD_isError(left):
+                raise ValueError(self.library.ZSTD_getErrorName(left).decode())
+            self.unfinished = left  # 0 at the end of a frame; another may follow
+            self.full = left and self.output[2] == CHUNK
+        return self.ctypes.string_at(self.plain, self.output[2])
+
+    def fill(self):
+        """Get more of the input; False at its end."""
+        self.packed = self.source.read(CHUNK)
+        if self.unfinished and not self.packed:
+            raise EOFError("it breaks off")
+        where = self.ctypes.cast(self.ctypes.c_char_p(self.packed), self.ctypes.c_void_p)
+        self.input[:] = where.value, len(self.packed), 0
+        return bool(self.packed)
+
+def decompress(kind, chunks):
+    """Yield CHUNKS decompressed, a piece at a time, so that a bomb needs no memory."""
+    if kind == "plain":
+        yield from chunks
+        return
+    source, open_packed = Stream(chunks), opener_of(kind)
+    try:
+        with open_packed(source) as file:
+            yield from iter(lambda: file.read(CHUNK), b"")
+    except Failure:
+        raise
+    except Exception as why:  # each module has its own
+        if getattr(why, "errno", None):  # a full disk, where the bytes pass
+            raise
+        raise Failure(f"layer, on its {kind} data: damaged: {why}") from None
+    for _ in source.chunks:  # the digest covers what is behind, too
+        pass
+
+# ── 23. The store ────────────────────────────────────────────────────────────
+# images/ is an OCI image layout, which other tools read and write in place, `skopeo inspect
+# oci:/var/lib/mydocker/images:docker.io/library/alpine:latest`.  A layer is also unpacked, once,
+# in layers/<diff id>, the digest of the plain tar, for overlayfs to stack.
+#
+# A layer gets its real name by one rename at the very end, when its data is on disk.  Nothing is
+# counted: what index.json and the containers reach stays, the rest is swept.  Who adds or uses holds
+# images.lock shared, who sweeps holds it alone.
 
 def using_images():
     return hold(make_dirs(state_path()) + "/images.lock", fcntl.LOCK_SH)
@@ -2068,9 +6063,6 @@ def image_layers(image):
             break
     return paths
 
-def temporary_path(*parts):
-    return os.path.join(make_dirs(state_path(*parts)), f"tmp.{os.getpid()}.{os.urandom(8).hex()}")
-
 def unpack_new(path, chunks, **how):
     """Unpack a plain tar into a new directory."""
     os.mkdir(path)
@@ -2161,7 +6153,15 @@ def store_manifest(config, layers, names):
                           "size": len(data)})
     return image_id
 
-# Images in and out
+# ── 24. In and out ───────────────────────────────────────────────────────────
+# What becomes an image, and what an image becomes: archives of docker's and the OCI's, a root file
+# system, a container's changes.
+
+CHANGE = ("-c --change", "INSTRUCTION...", "set CMD, ENTRYPOINT, ENV, WORKDIR, USER, ... in it")
+CHANGES = {  # a Dockerfile's word → the config's
+    "CMD": "Cmd", "ENTRYPOINT": "Entrypoint", "ENV": "Env", "EXPOSE": "ExposedPorts",
+    "LABEL": "Labels", "STOPSIGNAL": "StopSignal", "USER": "User", "VOLUME": "Volumes",
+    "WORKDIR": "WorkingDir"}
 
 def import_image(source, name="", changes=()):
     """Make an image of one layer from a root file system: a tar, "-" for stdin, or a directory."""
@@ -2172,6 +6172,11 @@ def import_image(source, name="", changes=()):
     else:
         chunks = read_path(0 if source == "-" else source, seen)
     return add_layer(image, chunks, name, changes, f"imported from {source}", seen=seen)
+
+@command("[OPTIONS] FILE|DIR|- [NAME[:TAG]]", "make an image from a root file system", CHANGE,
+        takes=(1, 2))
+def cmd_import(options, words):
+    show(import_image(words[0], "".join(words[1:]), options["change"]))
 
 def add_layer(image, chunks, name, changes, comment, author="", seen=None):
     """Store IMAGE with one layer more on top, CHUNKS; return its id."""
@@ -2189,11 +6194,6 @@ def add_layer(image, chunks, name, changes, comment, author="", seen=None):
         config.update(created=created, history=[*(config.get("history") or ()), step],
                       rootfs={"type": "layers", "diff_ids": [*image["diff_ids"], diff_id]})
         return store_manifest(to_json(config).encode(), [*image["layers"], layer], [name])
-
-CHANGES = {  # a Dockerfile's word → the config's
-    "CMD": "Cmd", "ENTRYPOINT": "Entrypoint", "ENV": "Env", "EXPOSE": "ExposedPorts",
-    "LABEL": "Labels", "STOPSIGNAL": "StopSignal", "USER": "User", "VOLUME": "Volumes",
-    "WORKDIR": "WorkingDir"}
 
 def apply_change(config, text):
     """Apply one instruction in a Dockerfile's words to an image's config."""
@@ -2288,6 +6288,12 @@ def load_docker(layout):
         loaded += [(name, image_id) for name in names or [""]]
     return loaded
 
+@command("[OPTIONS]", "load images from an archive of docker's or of the OCI's",
+         ("-i --input", "FILE|DIR", "the archive, or an OCI layout (default: standard input)"))
+def cmd_load(options, _):
+    for name, image_id in load(options["input"] or "-"):
+        show(f"Loaded image: {short_name(name) or image_id}")
+
 def save(names, form):
     """Yield images as a tar: an OCI layout and, in docker's FORM, docker's manifest.json too."""
     with using_images():
@@ -2321,6 +6327,78 @@ def docker_entry(image):
             "Layers": [blob_member(layer["digest"]) for layer in image["layers"]],
             "RepoTags": [short_name(image["name"])] if image["name"] else []}
 
+@command("[OPTIONS] IMAGE...", "write images to an archive",
+         ("-o --output", "FILE", "where to (default: standard output)"),
+         ("--format", "FORMAT", "docker (which is an OCI archive, too) or oci"), takes=SOME)
+def cmd_save(options, words):
+    form = options["format"] or "docker"
+    if form not in ("docker", "oci"):
+        raise Failure(f"--format, on {form}: not docker or oci")
+    with open_output(options["output"]) as out:
+        out.writelines(save(words, form))
+
+def open_output(path):
+    """A file to write an archive to; standard output only if it's no terminal."""
+    if path:
+        return open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb")
+    if os.isatty(1):
+        raise Failure("--output: not given, and standard output is a terminal", hint="-o FILE")
+    return open(1, "wb", closefd=False)
+
+@command("[OPTIONS] CONTAINER", "write a container's files to a tar archive",
+         ("-o --output", "FILE", "where to (default: standard output)"), takes=ONE)
+def cmd_export(options, words):
+    record = find_container(words[0])
+    root = container_root(dict(record, running=False), volumes=False)
+    with open_output(options["output"]) as out:
+        out.writelines(pack_tree(readable(root)))
+
+@command("[OPTIONS] CONTAINER [NAME[:TAG]]", "make an image of a container's changes", CHANGE,
+         ("-m --message", "TEXT", "a comment"), ("-a --author", "NAME", "who made it"),
+        takes=(1, 2))
+def cmd_commit(options, words):
+    """What the container wrote becomes a layer; it stands still meanwhile."""
+    record = find_container(words[0])
+    path = container_path(record)
+    if not record["image"]:
+        raise Failure(f"commit, on {words[0]}: it has no image to build on")
+    if os.path.isdir(path + "/copy"):
+        raise Failure(f"commit, on {words[0]}: its root is a copy, not layers: what changed is not "
+                      "known", hint="export, then import")
+    image = find_image(record["image"])
+    frozen = record["running"] and not is_paused(record["cgroups"])
+    if frozen:
+        freeze(record["cgroups"], True)
+    try:
+        with Descriptor(os.open(path + "/upper", OPEN_DIR)) as fd:
+            show(add_layer(image, pack_tree(fd, as_layer=True), "".join(words[1:]),
+                           options["change"], options["message"] or "", options["author"] or ""))
+    finally:
+        if frozen:
+            freeze(record["cgroups"], False)
+
+@command("[OPTIONS]", "list the images by name, newest first",
+         ("-q --quiet", "", "ids only"), ("--format", "FORMAT", "table, json or a template"))
+def cmd_images(options, _):
+    rows = []
+    for image in sorted(stored_images(), key=image_created, reverse=True):
+        host, path, tag = name_parts(image["name"])
+        rows.append({"Repository": short_name(f"{host}/{path}") if host else "<none>",
+                     "Tag": tag if tag and ":" not in tag else "<none>",
+                     "ID": image["id"][7:19], "CreatedAt": image_created(image)[:19],
+                     "Size": humane_size(sum(layer["size"] for layer in image["layers"]))})
+    show_rows(rows, {"Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID",
+                     "CreatedAt": "CREATED", "Size": "SIZE"},
+              "{{.ID}}" if options["quiet"] else options["format"])
+
+def image_created(image):
+    return image["config"].get("created") or ""
+
+@command("[OPTIONS] IMAGE...", "remove images",
+         ("-f --force", "", "also with several names, or used"), many=True)
+def cmd_rmi(options, name):
+    return "\n".join(remove_image(name, options["force"]))
+
 def remove_image(text, force=False):
     """Take a name from an image, and with the last one the image; return lines that say so."""
     with hold(make_dirs(state_path()) + "/images.lock"):
@@ -2342,6 +6420,11 @@ def remove_image(text, force=False):
         lines.append(f"Deleted: {image['id']}")
     return lines
 
+@command("IMAGE NEW-NAME", "give an image another name", takes=(2, 2))
+def cmd_tag(_, words):
+    with using_images():
+        name_image(full_name(words[1]), find_image(words[0])["descriptor"])
+
 def inspect_image(text):
     """What is known of an image, in docker's words."""
     image = find_image(text)
@@ -2355,18 +6438,11 @@ def inspect_image(text):
             "Size": sum(layer["size"] for layer in image["layers"]),
             "RootFS": {"Type": "layers", "Layers": image["diff_ids"]}}
 
-# Registries.  OCI distribution-spec 1.1; Docker's registry documentation, "Token Authentication".
-# A layer's bytes are kept while they come, in images/pulls/DIGEST, also the lock of whoever is
-# fetching it: the next pull goes on where one broke off.  An empty file there, called after a
-# manifest, keeps the layers that its pull has finished, until its end or for a week.  Three layers
-# at once have a process each: they use all processors, and can be killed whatever they wait for.
+# ── 25. Speaking to registries ───────────────────────────────────────────────
+# OCI distribution-spec 1.1; Docker's registry documentation, "Token Authentication".
 #
-# A Site is one server; Site.request asks once (redirects and the token that it wants included),
-# Site.answer again after what passes.  A Registry is a repository at several of them, the mirrors
-# first.  What a server says of a document in headers is never needed: the bytes are hashed.
-#
-# Secrets stand in Site.auth and Site.login, and go to whom they are for.  No message has a header's
-# value, what a JSON held, or an address's query: each may be a password, a token or a signature.
+# What servers say is untrusted, each word with its bounds.  A secret is shown to whom it is for, and
+# to nobody that he redirects to (CVE-2020-15157).
 
 ATTEMPTS = 5  # requests in a row that may come to nothing
 HOPS = 10  # redirects in a row
@@ -2377,12 +6453,9 @@ HUB = "index.docker.io"  # where docker.io's images are, and what docker's confi
 NO_HEAD = 400, 403, 404, 405, 410, 411, 501  # what a GET may yet be good for
 WANTS_PIECES = 404, 405, 411, 413, 415, 416, 501  # answers to an upload in one piece
 GENERIC_TYPES = "", "application/json", "application/octet-stream", "text/plain"
-
-class Interrupted(Failure):
-    """The network or a server fails; what has come so far is good, for another try."""
-    def __init__(self, message, hint="", status=0):
-        super().__init__(message, hint=hint)
-        self.http_status = status
+REGISTRY_OPTIONS = (
+    ("--insecure", "", "trust the registry without https, or with any certificate"),
+    ("--cacert", "FILE", "trust also this authority's certificates"))
 
 class Trouble(Failure):
     """One request came to nothing: does that pass, and after how many seconds, if it is said?"""
@@ -2427,8 +6500,8 @@ class Site:
                 if failed == ATTEMPTS or not (trouble.passes or untried):
                     where = what if "://" in what else f"{self.repository}/{what}"
                     raise Interrupted(f"registry {self.host}, on {where.partition('?')[0]:.300}: "
-                                      f"{trouble.message}", trouble.hint, trouble.http_status
-                                      ) from None
+                                      f"{trouble.message}", hint=trouble.hint,
+                                      http_status=trouble.http_status) from None
                 self.schemes.reverse()  # https where http was wanted, or so
                 if trouble.passes:
                     self.wait(trouble, failed)
@@ -2543,8 +6616,6 @@ class Site:
         except (OSError, HTTPException, ValueError) as error:
             raise trouble_of(error) from None
         return strings_in(data, ("token", "access_token"), f"registry {self.host}, on its token")
-
-# What servers say: untrusted words, each with its bounds
 
 def origin(url):
     """(scheme, host and port) of a URL."""
@@ -2680,7 +6751,7 @@ def bypasses_proxy(request):
             pass
     return False
 
-# Who we are: docker's config.json, ours too.  Whatever is wrong there is told by its key.
+# Who we are: docker's config.json, ours too
 
 def strings_in(data, keys, what):
     """The strings at KEYS of a JSON object, which may be bytes; no message shows one."""
@@ -2819,7 +6890,57 @@ def change_auths(host, entry):
     with blame(f"write, on {path}"):  # with sudo it may be somebody's home
         write_file(path, json.dumps(config, indent=4), like_folder=True)
 
-# A repository's documents and blobs
+@command("[OPTIONS] [REGISTRY]", "keep user and password for a registry, in docker's config.json",
+         *REGISTRY_OPTIONS, ("-u --username", "USER", "who (default: asks)"),
+         ("-p --password", "PASSWORD", "better not: others see it in the list of processes"),
+         ("--password-stdin", "", "read the password from standard input (default: asks)"),
+         takes=(0, 1))
+def cmd_login(options, words):
+    import base64
+    site = Site("".join(words) or "docker.io", "", options)
+    user, password = ask_login(options)
+    if not user or ":" in user:
+        raise Failure("--username: empty, or with a colon")
+    if not password:
+        raise Failure("login: the password is empty")
+    site.login = {"username": user, "password": password}
+    site.answer("GET", "")
+    auth = base64.b64encode(encode(f"{user}:{password}")).decode()
+    change_auths(site.host, {"auth": auth})
+    show("Login Succeeded")
+
+def ask_login(options):
+    """User and password, by the options, or by asking on the terminal."""
+    import getpass
+    user, password = options["username"], options["password"]
+    if password is not None:
+        warn("Using --password via the CLI is insecure. Use --password-stdin.")  # docker's words
+        if options["password-stdin"]:
+            raise Failure("--password, with --password-stdin: only one of them")
+    if options["password-stdin"]:
+        if not user:
+            raise Failure("--password-stdin: it needs --username")
+        return user, sys.stdin.read(SMALL_FILE).rstrip("\r\n")
+    if not (user and password is not None or os.isatty(0)):
+        raise Failure("login: standard input is no terminal to ask on",
+                      hint="--username USER --password-stdin")
+    user = user or input("Username: ")
+    return user, getpass.getpass() if password is None else password
+
+@command("[REGISTRY]", "forget user and password for a registry", takes=(0, 1))
+def cmd_logout(_, words):
+    change_auths("".join(words), None)
+
+# ── 26. Pull and push ────────────────────────────────────────────────────────
+# A layer's bytes are kept while they come, in images/pulls/DIGEST, also the lock of whoever is
+# fetching it: the next pull goes on where one broke off.  An empty file there, called after a
+# manifest, keeps the layers that its pull has finished, until its end or for a week.  Three layers
+# at once have a process each: they use all processors, and can be killed whatever they wait for.
+
+PULL_OPTIONS = (*REGISTRY_OPTIONS, ("--registry-mirror", "HOST[:PORT]...",
+                "ask there first for docker.io's images (default: MYDOCKER_MIRRORS)"))
+offer("run", *PULL_OPTIONS, (
+    "--pull", "WHEN", "fetch the image if it's missing (the default), always or never"))
 
 class Registry:
     """A repository at a registry, and at the mirrors that are asked before it."""
@@ -2968,7 +7089,7 @@ def do_job(job, channel):
         job(lambda note: send(channel, note))
         os._exit(0)
     except Exception as error:
-        send(channel, describe(error))
+        send(channel, describe(error, "layer"))
     finally:
         os._exit(1)
 
@@ -3001,11 +7122,19 @@ class Progress:
 
 # Pull and push
 
-def name_parts(name):  # (host, repository, tag or digest)
-    host, _, path = name.partition("/")
-    path, _, digest = path.partition("@")
-    path, _, tag = path.partition(":")
-    return host, path, digest or tag
+def find_or_pull(text, options):
+    """The image that TEXT names, fetched first if --pull has it so."""
+    when = given(options, "pull", "missing")
+    if when not in ("missing", "always", "never"):
+        raise Failure(f"--pull, on {when}: not missing, always or never")
+    try:
+        if when != "always":
+            return find_image(text)
+    except NotFound:
+        if when == "never":
+            raise
+    pull(text, options)
+    return find_image(text)
 
 def pull(text, options, quiet=False):
     """Fetch an image, or what isn't here of it; returns the digest that its name stands for."""
@@ -3030,6 +7159,12 @@ def pull(text, options, quiet=False):
         name_image(name, image["descriptor"])
         unlink_if_there(mark)
     return top["digest"]
+
+@command("[OPTIONS] NAME[:TAG|@DIGEST]", "fetch an image from a registry", *PULL_OPTIONS,
+         ("--platform", "OS/ARCH[/VARIANT]", "of this platform, not the box's own"),
+         ("-q --quiet", "", "print the digest only"), takes=ONE)
+def cmd_pull(options, words):
+    show(pull(words[0], options, options["quiet"]))
 
 def fetch_layer(registry, descriptor, diff_id, note):
     """Fetch a layer and unpack it meanwhile, if no other pull has been faster."""
@@ -3080,6 +7215,10 @@ def push(text, options):
             push_blob(site, blob)
         push_manifest(site, reference, image)
     return image["digest"]
+
+@command("[OPTIONS] NAME[:TAG]", "bring an image to its registry", *REGISTRY_OPTIONS, takes=ONE)
+def cmd_push(options, words):
+    show(push(words[0], options))
 
 def other_homes(host, repository):
     """In which other repository there blobs are, as far as is known: {digest: repository}."""
@@ -3146,1261 +7285,10 @@ def upload_place(response, digest=""):
         place += ("&" if "?" in place else "?") + "digest=" + digest
     return place
 
-
-# ── 9. Root file system ────────────────────────────────────────────────────
-# What a container sees of files is a list of mounts, applied in order in a mount namespace of its
-# own, so that the host never sees one and the kernel removes them all with the last process.  A
-# mount is a row {destination, type, source, options} as in the OCI's config.json: adding one means
-# adding a row outside; nothing here needs to change.
-#
-# On the host's own root ("/") the rows are put over the host's directories and that is all.  A
-# root of the container's own is built from below, while the host's paths can still be reached,
-# then pivot_root swaps it for the host's, which is detached: there is no way back because there
-# is nothing to go back to.
-
-MOUNT_FLAGS = {  # mount(8)'s words, the one that sets a flag and its opposite: (flag, set it?)
-    word: (flag, wanted) for words, flag in (
-        ("defaults", 0), ("ro rw", MS_RDONLY), ("nosuid suid", MS_NOSUID), ("nodev dev", MS_NODEV),
-        ("noexec exec", MS_NOEXEC), ("sync async", MS_SYNCHRONOUS), ("dirsync", MS_DIRSYNC),
-        ("remount", MS_REMOUNT), ("noatime atime", MS_NOATIME), ("bind", MS_BIND),
-        ("nodiratime diratime", MS_NODIRATIME), ("relatime norelatime", MS_RELATIME),
-        ("strictatime nostrictatime", MS_STRICTATIME), ("rbind", MS_BIND | MS_REC),
-        ("nosymfollow symfollow", MS_NOSYMFOLLOW), ("silent loud", MS_SILENT),
-        ("mand nomand", MS_MANDLOCK), ("iversion noiversion", MS_I_VERSION),
-        ("lazytime nolazytime", MS_LAZYTIME))
-    for word, wanted in zip(words.split(), (True, False))}
-MOUNT_ATTRS = {  # what each mount has of its own, a bind mount too: {flag: mount_setattr(2)'s}
-    MS_RDONLY: 1, MS_NOSUID: 2, MS_NODEV: 4, MS_NOEXEC: 8, MS_NODIRATIME: 0x80,
-    MS_NOSYMFOLLOW: 0x200000, MS_NOATIME: MOUNT_ATTR_NOATIME,
-    MS_STRICTATIME: MOUNT_ATTR_STRICTATIME, MS_RELATIME: 0}
-ATIMES = MS_NOATIME | MS_STRICTATIME | MS_RELATIME  # one of the three
-RECURSIVE = {  # the OCI's words for a mount with all below it
-    "r" + word: bits for word, bits in MOUNT_FLAGS.items() if bits[0] in MOUNT_ATTRS}
-PROC_FILES = ["/proc/" + name for name in (  # what lxcfs and the like give a container of its own
-    "cpuinfo diskstats meminfo stat swaps uptime loadavg slabinfo kernel/ns_last_pid "
-    "sys/crypto/fips_enabled").split()]
-PROPAGATION = {
-    prefix + word: flag | more for prefix, more in (("", 0), ("r", MS_REC)) for word, flag in (
-        ("private", MS_PRIVATE), ("slave", MS_SLAVE), ("shared", MS_SHARED),
-        ("unbindable", MS_UNBINDABLE))}
-NOT_FILES = (  # file systems that show the kernel's state: a throw-away copy makes no sense
-    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl "
-    "hugetlbfs mqueue nsfs proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs").split()
-DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9),
-           ("tty", 5, 0))
-DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
-             ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"))
-
-def mount_row(destination, kind, *options, source=None):
-    return {"destination": destination, "type": kind, "source": source or kind,
-            "options": list(options)}
-
-def kernel_mounts(shm_size=64 << 20):
-    """The rows that give a container its own view of the kernel: Docker's, in Docker's order."""
-    return [mount_row(*words.split()) for words in (
-        "/proc proc nosuid noexec nodev",
-        "/dev tmpfs nosuid strictatime mode=755 size=65536k",
-        "/dev/pts devpts nosuid noexec newinstance ptmxmode=0666 mode=0620 gid=5",
-        "/sys sysfs nosuid noexec nodev ro",
-        "/sys/fs/cgroup cgroup nosuid noexec nodev ro",
-        "/dev/mqueue mqueue nosuid noexec nodev",
-        f"/dev/shm tmpfs nosuid noexec nodev mode=1777 size={shm_size}")]
-
-def layers_row(destination, layers, path):
-    return mount_row(destination, "layers", *[f"lowerdir={layer}" for layer in layers],
-                     f"upperdir={path}/upper", f"workdir={path}/work")
-
-def image_row(layers, path):  # an image's layers, or else a copy of them, under what is written
-    row = layers_row("/", layers, path)
-    return dict(row, fallback=dict(row, type="copy", source=path + "/copy"))
-
-def ephemeral_mounts(scratch):
-    """The rows that put a throw-away layer, in SCRATCH, over the host's root and each file system
-    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead."""
-    points = {"/"} | {
-        point for point, kind, *_ in mounts_here() if kind not in NOT_FILES
-        and not point.startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
-    rows = []
-    for number, point in enumerate(sorted(points)):
-        as_it_is = mount_row(point, "bind", "rbind", "rro", source=point)
-        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), fallback=as_it_is)
-        rows.append(layered if os.path.isdir(point) else as_it_is)
-    return rows
-
-def parse_mount_options(options):
-    """Mount options as (flags, propagation, data): data is what the file system itself reads."""
-    flags, propagation, data = 0, [], []
-    for option in options:
-        if option in PROPAGATION:
-            propagation.append(PROPAGATION[option])
-        elif option in MOUNT_FLAGS:
-            bits, wanted = MOUNT_FLAGS[option]
-            flags = flags | bits if wanted else flags & ~bits
-        elif option not in RECURSIVE and option != "tmpcopyup":
-            data.append(option)
-    return flags, propagation, ",".join(data)
-
-def mount_one(root, row):
-    """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
-    flags, propagation, data = parse_mount_options(row["options"])
-    whole = [RECURSIVE[word] for word in row["options"] if word in RECURSIVE]
-    directory = not flags & MS_BIND or os.path.isdir(row["source"])
-    if row["type"] == "tmpfs" and "mode=" not in data:
-        with tolerate(errno.ENOENT), Descriptor(open_in_root(root, row["destination"])) as fd:
-            data += f",mode={stat.S_IMODE(os.fstat(fd).st_mode):o}"  # that of what is covered
-    if flags & MS_BIND and "tree" not in row:
-        with blame(f"mount, on {row['source']}"):
-            os.stat(row["source"])  # else its place would be made, and stay
-    target = mount_point(root, row, directory)
-    if flags & MS_BIND and directory != stat.S_ISDIR(os.fstat(target).st_mode):
-        raise Failure(f"mount, on {row['source']} at {row['destination']}: not a directory")
-    place = f"/proc/self/fd/{target}"
-    if row.get("copyUp") and is_of_image(root, target, row):
-        fill_volume(place, row["source"])
-    mounter = mount_bind if flags & MS_BIND else MOUNTERS.get(row["type"], mount_new)
-    mounted = mounter(place, row, flags, data)
-    if not mounted and (propagation or whole or "tmpcopyup" in row["options"]):
-        mounted = f"/proc/self/fd/{open_in_root(root, row['destination'])}"
-    if "tmpcopyup" in row["options"]:
-        copy_up(place, mounted, os.listdir(f"{place}/."))
-    os.close(target)
-    if row["type"] == "proc":  # is it still where it was mounted?  CVE-2023-27561
-        with Descriptor(open_in_root(root, row["destination"], resolve=RESOLVE_NO_SYMLINKS)) as fd:
-            if not is_proc(fd):
-                raise Failure(f"mount, on {row['destination']}: it was moved meanwhile")
-    if whole:
-        set_mount_flags(mounted, *(sum(bits for bits, wanted in whole if wanted == want)
-                                   for want in (True, False)))
-    for change in propagation:
-        mount(None, mounted, None, change, None)  # who sees mounts made below it later
-    if mounted:
-        os.close(int(mounted.rpartition("/")[2]))  # there may be a thousand more
-
-def is_of_image(root, target, row):
-    """Can a new volume get what the image has at its place, as with docker?  What is mounted there,
-    such as /dev or, by a link, the kernel's /sys, is not the image's."""
-    top, here = os.stat(f"/proc/self/fd/{root}"), os.fstat(target)
-    if os.path.samestat(top, here):
-        raise Failure(f"mount, on {row['destination']}: it leads to the container's root")
-    return top.st_dev == here.st_dev and stat.S_ISDIR(here.st_mode)
-
-def fill_volume(source, path):
-    """Give a volume what is in SOURCE, and that directory's owner and mode, if nothing is in it.
-    A mark beside it stays until all is on disk: if that is cut short, by a power loss even, the
-    next container begins again."""
-    top = os.path.dirname(path)
-    mark = top + "/filling"
-    if os.listdir(path) and not os.path.exists(mark):
-        return
-    with hold(top) as lock:  # of containers that start at once, one does it
-        begun = os.path.exists(mark)
-        if begun or os.listdir(source):
-            os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            os.fsync(lock)  # the mark's name, before any other
-        copy_up(source, path, ["."], begun)
-        if os.path.exists(mark):
-            syncfs(lock)  # what was copied, before the mark goes
-            os.unlink(mark)
-            os.fsync(lock)
-
-def copy_up(source, target, names, again=False):
-    """Fill the directory TARGET, if it is empty, with what is in SOURCE by these names."""
-    with Descriptor(os.open(target, OPEN_DIR)) as below:
-        if again or not os.listdir(below):
-            with Descriptor(os.open(source, OPEN_DIR)) as above:
-                for name in names:
-                    copy_entry(above, name, below)
-
-def mount_point(root, row, directory):
-    """Open, or make, the place of a row's mount.  /proc, /sys and /dev must be directories
-    (CVE-2019-19921, CVE-2026-41579), and nothing else goes under /proc (CVE-2019-16884)."""
-    where = "/" + os.path.normpath(row["destination"]).lstrip("/")
-    kernels = row["type"] in ("proc", "sysfs") or where == "/dev"
-    with blame(f"mount, on {where}"):
-        fd = make_in_root(root, where, directory, RESOLVE_NO_SYMLINKS if kernels else 0)
-    if kernels and not stat.S_ISDIR(os.fstat(fd).st_mode):
-        raise Failure(f"mount, on {where}: it must be a directory")
-    if row["type"] != "proc" and is_proc(fd) and where not in PROC_FILES:
-        raise Failure(f"mount, on {where}: nothing can be mounted on or under /proc")
-    return fd
-
-def is_proc(fd):
-    buffer = (INT * 64)()  # a struct statfs, whose first field is f_type
-    statfs(f"/proc/self/fd/{fd}", buffer)  # what kind of file system is this?
-    return buffer[0] == PROC_SUPER_MAGIC
-
-def mount_new(target, row, flags, data):
-    mount(row["source"], target, row["type"], flags, data or None)  # the container's own
-
-def mount_bind(target, row, flags, _):
-    """Show files of the host's at TARGET; returns the mount as a path that can't be moved, for it's
-    never looked up a second time: CVE-2021-30465."""
-    tree, whole = row.get("tree"), AT_RECURSIVE if flags & MS_REC else 0
-    with tolerate(*NOT_TO_BE_HAD):
-        tree = tree or open_tree(AT_FDCWD, row["source"],  # a copy of the mount
-                                 OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole)
-    if tree:
-        move_mount(tree, "", AT_FDCWD, target,  # the same files, now here
-                   MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS)
-    else:
-        mount(row["source"], target, None, flags & (MS_BIND | MS_REC), None)  # the same files here
-        tree = os.open(os.path.realpath(target), os.O_PATH | os.O_CLOEXEC)
-    here = f"/proc/self/fd/{tree}"
-    if any(flags & flag for flag in MOUNT_ATTRS):
-        set_mount_flags(here, flags, whole=0)
-    return here
-
-def mount_layers(target, row, flags, _):
-    """Stack directories with overlayfs, as numbers of open descriptors: 500, the kernel's limit,
-    fit into the one page that mount(2) takes, and no character in a name can mean anything."""
-    number = {"lowerdir": []}
-    for option in row["options"]:
-        key, _, path = option.partition("=")
-        if key in ("upperdir", "workdir"):
-            os.makedirs(path, 0o755, exist_ok=True)
-        number.setdefault(key, []).append(os.open(path, os.O_PATH | os.O_CLOEXEC))
-    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
-    os.chdir("/proc/self/fd")  # where descriptors have short names
-    data = ",".join(f"{key}={':'.join(map(str, fds))}" for key, fds in number.items())
-    data += ",redirect_dir=off,metacopy=off"  # the upper directory stays what commit understands
-    mount("overlay", target, "overlay", flags, data)  # layers below, what is written on top
-    os.fchdir(here)  # back again
-    for fd in [here, *sum(number.values(), [])]:
-        os.close(fd)
-
-def mount_cgroups(target, _, flags, __):
-    """Show the container its own cgroup, in the form that the host has: v2, or v1's directories."""
-    kinds = hierarchies()
-    if list(kinds) == [""]:
-        mount("cgroup", target, "cgroup2", flags, None)  # the namespace's own part of the tree
-        return
-    place = os.path.realpath(target)  # on the fresh /sys: nobody can have put a link there
-    mount("cgroup", place, "tmpfs", flags & ~MS_RDONLY, "mode=755")  # a directory for each one
-    for name, (point, own) in kinds.items():
-        path = f"{place}/{name.split('=')[-1] or 'unified'}"
-        os.mkdir(path)
-        if own != point:  # no namespace of its own: its own part all the same, as runc has it
-            mount_bind(path, {"source": own}, flags | MS_BIND, None)
-            continue
-        kind = "cgroup" if name else "cgroup2"
-        data = "none," + name if name.startswith("name=") else name or None
-        mount("cgroup", path, kind, flags, data)  # the namespace's own part of this hierarchy
-        for alias in name.split(",") if "," in name else ():
-            os.symlink(name, f"{place}/{alias}")  # as distributions have it
-    mount(None, place, None, flags | MS_REMOUNT | MS_BIND, None)  # now as read-only as asked for
-
-def hierarchies():
-    """The cgroup trees mounted here by their controllers, "" for v2: {controllers: (mount point,
-    directory of this process's own cgroup)}.  See cgroups(7)."""
-    rows = [line.split(":", 2)[1:] for line in read_all("/proc/self/cgroup").split("\n") if line]
-    found = {}
-    for point, kind, _, words, root in mounts_here():
-        for name, own in rows:
-            mine = kind == "cgroup" and name and set(name.split(",")) <= set(words)
-            if mine or kind == "cgroup2" and not name:
-                below = os.path.relpath(own, root)  # inside a container the root isn't "/"
-                below = "." if below.startswith("..") else below
-                found.setdefault(name, (point, os.path.normpath(f"{point}/{below}")))
-    return found
-
-def mount_copy(target, row, flags, data):
-    """Where overlayfs can't stack the layers, copy them one over the other, once."""
-    if not os.path.isdir(row["source"]):
-        warn("overlay, on the image's layers: the kernel can't stack them (does the state root "
-             "lie on an overlay?): copying them")
-        new = row["source"] + ".new"
-        remove_tree(new)
-        os.mkdir(new, 0o755)
-        with Descriptor(os.open(new, OPEN_DIR)) as below:
-            for option in reversed(row["options"]):
-                key, _, layer = option.partition("=")
-                if key == "lowerdir":
-                    with Descriptor(os.open(layer, OPEN_DIR)) as above:
-                        unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply")
-            syncfs(below)  # its name is trusted from here on, also after a power loss
-        os.rename(new, row["source"])
-    return mount_bind(target, row, flags | MS_BIND, data)
-
-MOUNTERS = {"layers": mount_layers, "cgroup": mount_cgroups, "copy": mount_copy}
-
-def set_mount_flags(path, flags, clear=0, whole=AT_RECURSIVE):
-    """Set some of MOUNT_ATTRS on the mount at PATH, and on all below it, and take others away."""
-    to_set, to_clear = (sum(MOUNT_ATTRS[flag] for flag in MOUNT_ATTRS if bits & flag)
-                        for bits in (flags, clear))
-    to_clear |= MOUNT_ATTR__ATIME if (flags | clear) & ATIMES else 0
-    attributes = struct.pack("QQQQ", to_set, to_clear, 0, 0)
-    with tolerate(*NOT_TO_BE_HAD):
-        mount_setattr(AT_FDCWD, path, whole, attributes, len(attributes))  # with all below
-        return
-    above = os.path.realpath(path)  # before Linux 5.12: one by one
-    for point, _, options, *_ in mounts_here():
-        if point == above or whole and point.startswith(above.rstrip("/") + "/"):
-            kept = parse_mount_options(options)[0] & ~clear | MS_REMOUNT | MS_BIND
-            mount(None, point, None, kept | flags & sum(MOUNT_ATTRS), None)  # now with this, too
-
-def build_root(spec):
-    """Make the container's root file system, with the host's still there."""
-    path, own = spec["root"]["path"], spec["root"]["path"] != "/"
-    scratch = spec["annotations"].get("mydocker.scratch")
-    if scratch:
-        mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")  # takes what is written
-    if own:
-        mount(path, path, None, MS_BIND | MS_REC, None)  # pivot_root(2) wants a mount as new root
-    elif spec["root"].get("readonly"):
-        set_mount_flags("/", MS_RDONLY)
-    dev = dev_row(spec)
-    for row in spec["mounts"]:
-        fill = row is dev
-        if fill:  # first: see close_dev
-            row = dict(row, options=[word for word in row["options"] if word != "ro"])
-        with Descriptor(os.open(path, OPEN_DIR)) as root:  # what lies on top by now
-            try:
-                mount_one(root, row)
-            except OSError:  # the kernel can't
-                if "fallback" not in row:
-                    raise
-                mount_one(root, row["fallback"])
-            if fill:
-                make_devices(root, spec)
-
-def enter_root(spec):
-    """Make what was built the root; no directory in it is needed for the old one: pivot_root(2)."""
-    path = spec["root"]["path"]
-    make_workdir(path, spec["process"]["cwd"])
-    if spec["root"].get("readonly"):
-        set_mount_flags(path, MS_RDONLY, whole=0)  # after its last directory
-    os.chdir(path)  # the new root, by its old name
-    pivot_root(".", ".")  # the new root is "/"; the old one lies on top of it
-    umount2(".", MNT_DETACH)  # and is gone, with every path of the host
-    os.chdir("/")  # the top of what is left: the new root
-    for word in filter(None, [spec["linux"].get("rootfsPropagation")]):
-        mount(None, "/", None, PROPAGATION[word], None)  # who sees mounts made in it
-        for row in spec["mounts"]:
-            keep_propagation(row)
-
-def keep_propagation(row):
-    """Let a mount have its own propagation again, if it has one, after the root's went over it."""
-    for change in parse_mount_options(row["options"])[1]:
-        with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root, Descriptor(
-                open_in_root(root, row["destination"])) as place:
-            mount(None, f"/proc/self/fd/{place}", None, change, None)  # as the row says
-
-def make_workdir(root, path):
-    """Make the command's working directory where it is missing, as Docker and runc do."""
-    with Descriptor(os.open(root, OPEN_DIR)) as top:
-        os.close(make_in_root(top, path))
-
-def close_dev(spec):
-    """Make /dev read-only if the spec wants it so: now all that belongs there is there."""
-    row = dev_row(spec)
-    if row and parse_mount_options(row["options"])[0] & MS_RDONLY:
-        set_mount_flags("/dev", MS_RDONLY, whole=0)
-
-def dev_row(spec):
-    """The row that makes /dev, if it is ours to be filled: not one that is bound from the host."""
-    rows = [row for row in spec["mounts"] if os.path.normpath(row["destination"]) == "/dev"]
-    return next((row for row in rows if not {"bind", "rbind"} & set(row["options"])), None)
-
-def make_devices(root, spec):
-    """Fill the fresh /dev: what any program expects, and what --device added."""
-    rows = [{"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor}
-            for name, major, minor in DEVICES]
-    umask = os.umask(0)
-    for row in rows + (spec["linux"].get("devices") or []):
-        with Descriptor(make_in_root(root, os.path.dirname(row["path"]) or "/")) as above:
-            make_device(row, above, os.path.basename(row["path"]))
-    os.umask(umask)
-    with Descriptor(open_in_root(root, "/dev", OPEN_DIR | os.O_NOFOLLOW)) as dev:
-        for name, target in DEV_LINKS:
-            remove_tree(name, dev)  # the host's ptmx may be among the devices
-            os.symlink(target, name, dir_fd=dev)  # as every program expects them
-
-def make_device(row, above, name):
-    """Make a device's node, or where none can be made, in a user namespace, show the host's."""
-    kind = {"b": stat.S_IFBLK, "p": stat.S_IFIFO}.get(row["type"], stat.S_IFCHR)
-    number = os.makedev(row.get("major", 0), row.get("minor", 0))
-    remove_tree(name, above)  # one of the six may be asked for, too
-    try:
-        mode = 0o666
-        if row.get("fileMode") is not None:
-            mode = stat.S_IMODE(row["fileMode"])  # docker's holds the kind, too
-        os.mknod(name, kind | mode, number, dir_fd=above)  # a device
-        os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
-    except PermissionError:
-        os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=above))
-        mount(row["path"], f"/proc/self/fd/{above}/{name}", None, MS_BIND, None)  # the host's own
-
-
-# ── 10. Resource limits ────────────────────────────────────────────────────
-# A cgroup is a directory: mkdir makes it, a pid written to its cgroup.procs puts a process in, for
-# good and with all its children, and a limit is a file in it.  v2 is one tree of them, with all
-# controllers; v1 is a tree for each controller or two; a hybrid box has both, and its v2 has no
-# controllers but can still freeze and kill.  So a container has one cgroup, mydocker/<id>, in every
-# tree that can be written to (also in one that limits nothing: else it would see the host's there),
-# and which file is where is found by looking.  It is in them before its first instruction runs, and
-# they are on record before they are made.  A new limit is a row in LIMITS.  See cgroups(7), and
-# cgroup-v2.rst and cgroup-v1/ of the kernel.
-
-V2_CONTROLLERS = {"cpu", "cpuset", "io", "memory", "pids"}
-ASIDE = "/mydocker.aside"  # where processes go that are in the way of a v2 cgroup's children
-NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not change, in a container
-LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
-
-def cgroup_dirs(path):
-    """The cgroups that a container is to have, by its spec's cgroupsPath: /PATH in every tree, PATH
-    below our own cgroups, but where systemd manages those and gave them to nobody at the top, or
-    SLICE:PREFIX:NAME where systemd would have it.  What may be ours begins behind the "/./"."""
-    dirs, systemd, parts = [], os.path.isdir("/run/systemd/system"), path.split(":")
-    if ".." in path.split("/"):
-        raise Failure(f"--cgroup-parent or cgroupsPath, on {path}: it must not contain ..")
-    if not {*path.split("/")} - {"", "."}:  # the root of the trees, with all that runs here
-        raise Failure(f"cgroupsPath, on {path or chr(39) * 2}: it names no cgroup of its own")
-    if len(parts) == 3:  # a-b.slice lies in a.slice: systemd.slice(5)
-        words = (parts[0] or "system.slice")[:-len(".slice")].split("-")
-        slices = ["-".join(words[:end]) + ".slice" for end in range(1, len(words) + 1)]
-        path = "/".join(["", *slices, f"{parts[1]}-{parts[2]}.scope"])
-    for point, own in hierarchies().values():
-        own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
-        if path[0] == "/" or systemd and "trusted.delegate" not in os.listxattr(own):
-            own = point
-        dirs.append(f"{own}/./{os.path.normpath(path).strip('/')}")
-    return dirs
-
-def found_cgroups(dirs):
-    """Those of DIRS that are there already: they are used as they are, but never killed or removed.
-    One that is in use is a Failure: what runs there would get the container's limits, and its end."""
-    found = [path for path in dirs if os.path.isdir(path)]
-    for path in found:
-        what = f"cgroupsPath, on {path}: it is there already, and"
-        for place, _, _ in os.walk(path):
-            with tolerate(*LEAVING):
-                if read_all(place + "/cgroup.procs"):
-                    raise Failure(f"{what} has processes in it")
-        if is_paused([path]):
-            raise Failure(f"{what} is frozen")
-    return found
-
-def own_cgroups(record):
-    """The cgroups that are a container's alone."""
-    found = record.get("found_cgroups", [])
-    return [path for path in record.get("cgroups", []) if path not in found]
-
-def make_cgroups(dirs, resources, pid):
-    """Make those of DIRS that can be made, with limits, the OCI's RESOURCES, and put a process into
-    them before it does anything; returns them."""
-    made = []
-    for path in dirs:
-        for attempts_left in range(99, -1, -1):
-            with tolerate(*LEAVING if attempts_left else [0]):  # mydocker/ is being removed
-                made += [path] if make_cgroup(path) else []
-                break
-    limit_cgroups(made, resources)
-    with tolerate(errno.EPERM):  # in a user namespace, where nobody can make a device either
-        limit_devices(made, resources.get("devices") or ())
-    enter_cgroups(made, pid)
-    return made
-
-def make_cgroup(path):
-    """Make the cgroup at PATH, and what is missing above it; False if its tree isn't ours."""
-    above, _, below = path.partition("/./")
-    with tolerate(*NOT_OURS):
-        for name in below.split("/"):
-            path = f"{above}/{name}"
-            hand_down(above)
-            with tolerate(errno.EEXIST):
-                os.mkdir(path)
-            if os.path.exists(path + "/cpuset.memory_migrate"):  # v1's starts without processors
-                for file in ("/cpuset.cpus", "/cpuset.mems"):
-                    if not read_all(path + file).strip():
-                        write_value(path + file, read_all(above + file))
-            above = path
-        return True
-    return False
-
-def hand_down(path):
-    """Let the cgroups in PATH have the controllers that PATH has; in v1 they do anyway."""
-    if not os.path.exists(path + "/cgroup.subtree_control"):
-        return
-    more = V2_CONTROLLERS & set(read_all(path + "/cgroup.controllers").split())
-    more -= set(read_all(path + "/cgroup.subtree_control").split())
-    try:
-        write_value(path + "/cgroup.subtree_control", "+" + " +".join(more)) if more else None
-    except OSError as error:
-        pids = read_all(path + "/cgroup.procs").split()
-        if error.errno != errno.EBUSY or not pids:
-            raise
-        os.makedirs(path + ASIDE, exist_ok=True)  # v2: no processes beside children with limits
-        for pid in pids:
-            enter_cgroups([path + ASIDE], pid)
-        hand_down(path)
-
-def write_value(path, value):
-    """Write one value to a file of the kernel's, which takes or refuses it as a whole."""
-    with Descriptor(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) as fd:
-        try:
-            os.write(fd, encode(str(value)))
-        except OSError as error:
-            error.filename = path  # write(2) doesn't know it
-            raise
-
-def cgroup_file(dirs, *names):
-    """The first of these files that is in one of the cgroups, or None: v1 and v2 differ in them."""
-    return next(filter(os.path.exists, (f"{path}/{name}" for name in names for path in dirs)), None)
-
-def count(dirs, keys, *names):
-    """The sum of the numbers after KEYS in the first of these files; without keys its only one."""
-    path = cgroup_file(dirs, *names)
-    words = read_all(path).replace("=", " ").split() if path else []
-    return sum(int(value) for key, value in zip(["", *words], words)
-               if key in (keys.split() or [""]) and value != "max")
-
-def enter_cgroups(dirs, pid):
-    for path in dirs:
-        with tolerate(errno.ESRCH):  # it has ended
-            write_value(path + "/cgroup.procs", pid)
-
-def cgroup_pids(dirs):
-    """The pids of all processes in cgroups and below them."""
-    pids = set()
-    for path in (path for top in dirs for path, _, _ in os.walk(top)):
-        with tolerate(*LEAVING):
-            pids.update(map(int, read_all(path + "/cgroup.procs").split()))
-    return pids - {0}  # 0: in no PID namespace of ours
-
-def freezer_of(dirs):
-    """What freezes cgroups: (file, what to write to it, file, what that says then); each what is
-    for running on, and for standing still.  None where there is nothing."""
-    path = cgroup_file(dirs, "cgroup.freeze", "freezer.state")
-    if path and path.endswith("/cgroup.freeze"):  # v2's, since 5.2
-        return path, "01", path[:-len("freeze")] + "events", ("frozen 0", "frozen 1")
-    return path and (path, ("THAWED", "FROZEN")) * 2
-
-def is_paused(dirs):
-    """True if the processes in cgroups are frozen, or about to be."""
-    freezer = freezer_of(dirs)
-    if freezer:
-        with tolerate(*LEAVING):
-            return read_all(freezer[0]).strip() != freezer[1][0]
-    return False
-
-def freeze(dirs, frozen):
-    """Stop all processes in cgroups, which don't notice, or let them go on."""
-    freezer, end = freezer_of(dirs), time.monotonic() + GRACE
-    if not freezer:
-        raise Failure("pause: this box has no cgroup with a freezer", hint="mydocker info")
-    path, values, shown_in, states = freezer
-    write_value(path, values[frozen])
-    while states[frozen] not in read_all(shown_in).split("\n"):
-        if time.monotonic() > end:
-            raise Failure(f"pause, on {path}: a process can't be stopped")
-        time.sleep(0.001)
-        write_value(path, values[frozen])  # v1: for what was forked in between
-
-def thaw(dirs):
-    """Let go on what may be frozen: nothing frozen takes a signal."""
-    with tolerate(*LEAVING):
-        freeze(dirs, False) if is_paused(dirs) else None
-
-def kill_cgroups(dirs):
-    """Kill all in cgroups, even if it forks faster than it can be counted."""
-    killer, freezer = cgroup_file(dirs, "cgroup.kill"), freezer_of(dirs)  # the first: since 5.14
-    if killer:
-        write_value(killer, 1)
-        return
-    try:
-        freeze(dirs, True) if freezer else None
-        for pid in cgroup_pids(dirs):
-            with tolerate(errno.ESRCH):
-                os.kill(pid, _signal.SIGKILL)
-    finally:
-        freeze(dirs, False) if freezer else None  # what v1 has frozen doesn't even die
-
-def remove_cgroups(record):
-    """Kill what is left in a container's cgroups, and remove them with those that it made in them;
-    first it is noted if the kernel killed something because of their memory limit."""
-    dirs, end = own_cgroups(record), time.monotonic() + GRACE
-    record["oom"] = count(record.get("cgroups", []), "oom_kill", "memory.events", "memory.oom_control") > 0
-    for path in dirs:
-        while os.path.isdir(path):
-            with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
-                for directory, _, _ in os.walk(path, topdown=False):
-                    os.rmdir(directory)
-                break
-            with tolerate(*LEAVING):
-                kill_cgroups([path for path in dirs if os.path.isdir(path)])
-            time.sleep(0.001)  # the dead leave a little later
-        above = os.path.dirname(path)
-        with tolerate(errno.EBUSY, errno.ENOTEMPTY, *NOT_OURS, *LEAVING):  # others' are left
-            os.rmdir(above) if os.path.basename(above) == "mydocker" else None
-
-# Limits.  One is a row: the OCI's name, options, argument, help, v1's file, v2's file.
-
-LIMITS = (
-    ("memory.limit", "-m --memory --mem", "SIZE", "memory", "memory.limit_in_bytes", "memory.max"),
-    ("memory.swap", "--memory-swap", "SIZE", "memory and swap together (default: twice --memory)",
-     "memory.memsw.limit_in_bytes", "memory.swap.max"),
-    ("memory.reservation", "--memory-reservation", "SIZE", "memory to keep when the box has little",
-     "memory.soft_limit_in_bytes", "memory.low"),
-    ("cpu.period", "--cpu-period", "USEC", "what --cpu-quota is a part of (default: 100000)",
-     "cpu.cfs_period_us", "cpu.max"),
-    ("cpu.quota", "--cpu-quota", "USEC", "processor time a period", "cpu.cfs_quota_us", "cpu.max"),
-    ("cpu.quota", "--cpus", "NUMBER", "it in processors: 0.5, 2", "cpu.cfs_quota_us", "cpu.max"),
-    ("cpu.quota", "--cpu", "PERCENT", "it in percent of one", "cpu.cfs_quota_us", "cpu.max"),
-    ("cpu.shares", "-c --cpu-shares", "N", "weight (default: 1024)", "cpu.shares", "cpu.weight"),
-    ("cpu.cpus", "--cpuset-cpus --cpuset", "LIST", "processors: 0-2,5", "cpuset.cpus", ""),
-    ("cpu.mems", "--cpuset-mems", "LIST", "memory nodes: 0,1", "cpuset.mems", ""),
-    ("pids.limit", "--pids-limit", "N", "processes and threads", "pids.max", ""))
-LIMIT_OPTIONS = tuple(row[1:4] for row in LIMITS)
-OF_PERIOD = {"NUMBER": 100000, "PERCENT": 1000}  # microseconds of a usual period
-PROCESS_LIMITS = (
-    ("--oom-score-adj", "N", "whom to kill first when memory is short: -1000 to 1000, the first"),
-    ("--ulimit", "NAME=SOFT[:HARD]...", "a limit of each process: nofile=1024"),
-    ("--sysctl", "NAME=VALUE...", "a setting of the container's own network or IPC"),
-    ("--cgroup-parent", "PATH", "where in the cgroup trees the container's cgroups go"))
-ULIMITS = ("cpu fsize data stack core rss nproc nofile memlock as locks sigpending msgqueue nice "
-           "rtprio rttime").split()  # by resource.h's numbers
-SYSCTLS = ("net.", "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm")  # those of a namespace
-
-def limit_value(text, unit, option):
-    """An option's value as the OCI has it: a list as it is, or a number, -1 for no limit."""
-    if unit == "SIZE" and text != "-1":
-        return parse_size(text, option)
-    digits = text.replace(".", "", 1)
-    if unit == "LIST" and (not text or set(text) - set("0123456789-,")):
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a list, such as 0-2,5")
-    if unit == "LIST":
-        return text
-    if unit not in OF_PERIOD:
-        return parse_number(text, option, -1)
-    if to_number(digits) is None:
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a number, such as 1.5")
-    return min(int(float(text) * OF_PERIOD[unit]), (1 << 63) - 1)
-
-def resources_of(options):
-    """What the options say about limits, as the OCI's linux.resources; 0 says nothing."""
-    resources = {"memory": {}, "cpu": {}, "pids": {}}
-    for name, *row, _, _ in LIMITS:
-        (group, key), option = name.split("."), long_name(row)
-        text, found = options[option], resources[group]
-        value = 0 if text is None else limit_value(text, row[1], "--" + option)
-        if value:
-            if key in found or row[1] in OF_PERIOD and "period" in found:
-                raise Failure(f"--{option}, on {text}: not with another limit of processor time")
-            found[key] = value
-    memory = resources["memory"]
-    if 0 <= memory.get("limit", -1) < 6 << 20:
-        raise Failure(f"--memory, on {options['memory']}: less than 6m, no program starts in that")
-    if "limit" in memory:
-        memory.setdefault("swap", max(-1, min(2 * memory["limit"], (1 << 63) - 1)))
-    return resources
-
-def limit_text(file, value, cpu, memory):
-    """A limit's value as its file has it: v2 has some in other ways than v1 and the OCI."""
-    if file == "cpu.max":
-        return f"{cpu['quota'] if cpu.get('quota', -1) >= 0 else 'max'} {cpu.get('period', 100000)}"
-    if file == "cpu.weight":  # the OCI's published curve: 2 → 1, 1024 → 100, 262144 → 10000
-        from math import ceil, log2
-        power = log2(min(max(value, 2), 262144))
-        return ceil(10 ** ((power * power + 125 * power) / 612 - 7 / 34) - 1e-9)
-    if file == "memory.swap.max" and value > 0:  # alone, not together with the memory
-        return value - memory.get("limit", 1 << 63)
-    return "max" if value == -1 and "max" in file else value
-
-def limit_cgroups(dirs, resources):
-    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure."""
-    groups = {group: resources.get(group) or {} for group in ("memory", "cpu", "pids")}
-    wanted = {name: (groups[group][key], *row) for name, *row in LIMITS[::-1]
-              for group, key in [name.split(".")] if groups[group].get(key)}  # 0 means nothing
-    for last in (False, True):  # twice, as some limits only fit if others are there, or gone
-        for name, (value, options, _, _, v1, v2) in wanted.items():
-            path, what = cgroup_file(dirs, v1, v2 or v1), f"--{long_name((options,))}, on {value}"
-            if not path and name != "memory.swap":
-                raise Failure(f"{what}: there is no cgroup with {v1} here")
-            if not path and last:
-                warn("--memory: the kernel doesn't count swap: only memory is limited")
-            if path:
-                file = os.path.basename(path)
-                with blame(what) if last else tolerate():
-                    write_value(path, limit_text(file, value, groups["cpu"], groups["memory"]))
-    for what, v1, text, v2, other in more_limits(resources):
-        path = cgroup_file(dirs, v1) if v1 else None
-        path, text = (path, text) if path else (cgroup_file(dirs, v2) if v2 else None, other)
-        if not path:
-            raise Failure(f"{what}, on {text}: there is no cgroup with {v1 or v2} here")
-        with blame(f"{what}, on {text}"):
-            write_value(path, text)
-
-def more_limits(resources):
-    """The limits that have no option: [(the OCI's name, v1's file, its text, v2's, its text)]."""
-    memory, cpu, io, network = (resources.get(group) or {}
-                                for group in ("memory", "cpu", "blockIO", "network"))
-    rows = [(f"memory.{key}", v1, int(memory.get(key) or 0), "", "") for key, v1 in (
-        ("kernel", "memory.kmem.limit_in_bytes"), ("kernelTCP", "memory.kmem.tcp.limit_in_bytes"),
-        ("swappiness", "memory.swappiness"), ("disableOOMKiller", "memory.oom_control"),
-        ("useHierarchy", "memory.use_hierarchy"))]
-    rows += [(f"cpu.{key}", v1, cpu.get(key), v2, cpu.get(key)) for key, v1, v2 in (
-        ("realtimePeriod", "cpu.rt_period_us", ""), ("realtimeRuntime", "cpu.rt_runtime_us", ""),
-        ("burst", "cpu.cfs_burst_us", "cpu.max.burst"), ("idle", "cpu.idle", "cpu.idle"))]
-    rows += [("blockIO.weight", "blkio.bfq.weight", io.get("weight"), "io.bfq.weight",
-              io.get("weight"))]
-    for row in io.get("weightDevice") or ():
-        weight = f"{row['major']}:{row['minor']} {row['weight']}"
-        rows += [("blockIO.weightDevice", "blkio.bfq.weight_device", weight, "io.bfq.weight",
-                  weight)]
-    rows += [(f"blockIO.{key}", f"blkio.throttle.{v1}", f"{pair} {row['rate']}", "io.max",
-              f"{pair} {v2}={row['rate']}")
-             for key, v1, v2 in (("throttleReadBpsDevice", "read_bps_device", "rbps"),
-                                 ("throttleWriteBpsDevice", "write_bps_device", "wbps"),
-                                 ("throttleReadIOPSDevice", "read_iops_device", "riops"),
-                                 ("throttleWriteIOPSDevice", "write_iops_device", "wiops"))
-             for row in io.get(key) or () for pair in [f"{row['major']}:{row['minor']}"]]
-    rows += [("hugepageLimits", f"hugetlb.{row['pageSize']}.limit_in_bytes", row["limit"],
-              f"hugetlb.{row['pageSize']}.max", row["limit"])
-             for row in resources.get("hugepageLimits") or ()]
-    rows += [("network.classID", "net_cls.classid", network.get("classID"), "", "")]
-    rows += [("network.priorities", "net_prio.ifpriomap", "{name} {priority}".format(**row), "", "")
-             for row in network.get("priorities") or ()]
-    for device, row in (resources.get("rdma") or {}).items():
-        text = " ".join([device, *(f"{file}={row[key]}" for key, file in (
-            ("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object")) if key in row)])
-        rows.append(("rdma", "rdma.max", text, "rdma.max", text))
-    for file, text in (resources.get("unified") or {}).items():
-        if "/" in file:
-            raise Failure(f"unified, on {file}: not a file's name")
-        rows.append(("unified", "", "", file, text))
-    return [row for row in rows if row[2] or row[0] == "unified"]
-
-def limits_there(dirs):
-    """What the kernel has made of the limits: {file: its text}."""
-    paths = {cgroup_file(dirs, v1, v2 or v1) for *_, v1, v2 in LIMITS} - {None}
-    return {os.path.basename(path): read_all(path).strip() for path in sorted(paths)}
-
-def ulimit(text):
-    """A --ulimit argument, NAME=SOFT[:HARD], as the spec's process.rlimits has it."""
-    name, _, values = text.partition("=")
-    soft, _, hard = values.replace("unlimited", "-1").partition(":")
-    for value in (soft, hard or soft):
-        if name not in ULIMITS or value != "-1" and to_number(value, 1 << 64) is None:
-            raise Failure(f"--ulimit, on {text}: it is NAME=SOFT[:HARD], with {' '.join(ULIMITS)}")
-    return {"type": "RLIMIT_" + name.upper(), "soft": int(soft) % (1 << 64),
-            "hard": int(hard or soft) % (1 << 64)}
-
-def limit_process(process):
-    """Give this process limits of its own: getrlimit(2), proc_pid_oom_score_adj(5)."""
-    for row in process.get("rlimits") or ():
-        name, soft, hard = row["type"][7:].lower(), row["soft"], row["hard"]
-        limits = struct.pack("QQ", soft, hard)
-        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, 0, ULIMITS.index(name), limits, None)
-    score = process.get("oomScoreAdj")
-    if score is not None:
-        grant(f"--oom-score-adj, on {score}", write_value, "/proc/self/oom_score_adj", score)
-
-def grant(what, call, *args):
-    """Make a call that may take CAP_SYS_RESOURCE; root in a container may not have that."""
-    try:
-        call(*args)  # a limit of this process, and of what it becomes
-    except PermissionError:
-        warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
-    except OSError as error:
-        raise Failure(f"{what}: {reason(error)}") from None
-
-def set_sysctls(sysctls):
-    """Set {name: value} in this process's namespaces, and nothing else, by no name or link."""
-    for name, value in sysctls.items():
-        what, path = f"--sysctl, on {name}={value}", "/proc/sys/" + name.replace(".", "/")
-        if not name.startswith(SYSCTLS) or "/" in name or not all(name.split(".")):
-            raise Failure(f"{what}: only the container's own can be set: {'* '.join(SYSCTLS)}*")
-        with blame(what), Descriptor(os.open("/", OPEN_DIR)) as root, Descriptor(
-                open_in_root(root, path, os.O_WRONLY, RESOLVE_NO_SYMLINKS)) as fd:
-            if not is_proc(fd):  # CVE-2025-52881
-                raise Failure(f"{what}: {path} isn't the kernel's")
-            os.write(fd, encode(value))
-
-# Devices.  Rules as in the OCI's linux.resources.devices: of those that fit, the last one counts.
-# In v2 they are compiled: see bpf.h, bpf_cgroup_dev_ctx, and bpf/standardization/ of the kernel.
-
-def device_rules(devices):
-    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
-    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
-    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
-    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
-    return [{"allow": False, "access": "rwm"}] + [
-        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
-
-def limit_devices(dirs, rules):
-    """Let a container use what RULES allow: by v1's controller, or by a BPF program in v2."""
-    path, group = cgroup_file(dirs, "devices.allow"), cgroup_file(dirs, "cgroup.events")
-    for rule in rules if path else ():
-        pair = ":".join(str(rule.get(key, -1)).replace("-1", "*") for key in ("major", "minor"))
-        write_value(os.path.dirname(path) + ("/devices.allow" if rule["allow"] else "/devices.deny"),
-                    f"{rule.get('type', 'a')} {pair} {rule['access']}")
-    if path or not group or not rules:
-        return
-    code = device_program(rules)
-    place, words = [(INT * (len(data) // 4)).from_buffer_copy(data) for data in (code, b"MIT\0")]
-    load = struct.pack("=IIQQ", BPF_PROG_TYPE_CGROUP_DEVICE, len(code) // 8,
-                       _ctypes.addressof(place), _ctypes.addressof(words)).ljust(72, b"\0")
-    program = bpf(BPF_PROG_LOAD, load, len(load))  # the kernel checks it
-    with Descriptor(program), Descriptor(os.open(os.path.dirname(group), OPEN_DIR)) as target:
-        attach = struct.pack("=IIII", target, program, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
-        bpf(BPF_PROG_ATTACH, attach, len(attach))  # the program lives as long as the cgroup
-
-def device_program(rules):
-    """The BPF program for the rules: r1 → access << 16 | type, major, minor; r0 says yes or no."""
-    def operation(code, target, source=0, offset=0, value=0):
-        return struct.pack("=BBhi", code, source << 4 | target, offset, value)
-
-    load, copy, shift, mask, equal, unequal, answer, leave = (
-        0x61, 0xBF, 0x77, 0x57, 0x15, 0x55, 0xB7, 0x95)
-    program = operation(load, 2, 1) + operation(copy, 3, 2) + operation(mask, 2, value=0xFFFF)
-    program += operation(shift, 3, value=16) + operation(load, 4, 1, 4) + operation(load, 5, 1, 8)
-    for rule in reversed([{"allow": False, "access": "rwm"}, *rules]):
-        bits = sum({"m": 1, "r": 2, "w": 4}[letter] for letter in rule["access"])
-        facts = ((unequal, 2, {"b": 1, "c": 2}.get(rule.get("type"), -1)),
-                 (unequal, 4, rule.get("major", -1)), (unequal, 5, rule.get("minor", -1)))
-        tests = [fact for fact in facts if fact[2] != -1]
-        if bits != 7:  # to be allowed, all that is wanted must be; to be denied, any
-            program += operation(copy, 0, 3)
-            program += operation(mask, 0, value=7 & ~bits if rule["allow"] else bits)
-            tests.append((unequal if rule["allow"] else equal, 0, 0))
-        for left, (code, register, value) in zip(range(len(tests), 0, -1), tests):
-            program += operation(code, register, offset=left + 1, value=value)  # to the next rule
-        program += operation(answer, 0, value=int(rule["allow"])) + operation(leave, 0)
-        if not tests:  # the kernel takes no program with a part that is never reached
-            return program
-
-
-# ── 11. Privileges ─────────────────────────────────────────────────────────
-# Who the command runs as, and what that may do.  Root's power is some forty capabilities
-# (capabilities(7)): a container gets Docker's fourteen.  A filter (seccomp(2)) takes away the calls
-# that are for the others, or seldom needed and often broken.  What tells of the box in /proc and
-# /sys, or changes it, is covered.  The outside writes that into the spec (plan_confinement), the
-# inside carries it out (hide_paths, confine).  Names are looked up in the container's own files, as
-# text: the C library would load what the container's nsswitch.conf names (CVE-2019-14271).
-
-CAPABILITIES = ["CAP_" + name for name in """
-CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
-NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT
-SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
-AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ
-PERFMON BPF CHECKPOINT_RESTORE""".split()]  # linux/capability.h, in its order
-DEFAULT_CAPABILITIES = 0xa80425fb  # Docker's fourteen of them, as bits
-MASKED_PATHS = """/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys
-/proc/latency_stats /proc/sched_debug /proc/scsi /proc/timer_list /proc/timer_stats
-/sys/devices/virtual/powercap /sys/firmware""".split()
-CPUS = "/sys/devices/system/cpu"
-READ_ONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
-
-# System calls by number; where some are missing, the next one's is given.  See syscall_64.tbl and,
-# for arm64, scripts/syscall.tbl.  LOCKED_CALLS: what Docker refuses, behind what unlocks it.
-X86_64_CALLS = """0 read write open close stat fstat lstat poll lseek mmap mprotect munmap brk
-rt_sigaction rt_sigprocmask rt_sigreturn ioctl pread64 pwrite64 readv writev access pipe select
-sched_yield mremap msync mincore madvise shmget shmat shmctl dup dup2 pause nanosleep getitimer
-alarm setitimer getpid sendfile socket connect accept sendto recvfrom sendmsg recvmsg shutdown bind
-listen getsockname getpeername socketpair setsockopt getsockopt clone fork vfork execve exit wait4
-kill uname semget semop semctl shmdt msgget msgsnd msgrcv msgctl fcntl flock fsync fdatasync
-truncate ftruncate getdents getcwd chdir fchdir rename mkdir rmdir creat link unlink symlink
-readlink chmod fchmod chown fchown lchown umask gettimeofday getrlimit getrusage sysinfo times
-ptrace getuid syslog getgid setuid setgid geteuid getegid setpgid getppid getpgrp setsid setreuid
-setregid getgroups setgroups setresuid getresuid setresgid getresgid getpgid setfsuid setfsgid
-getsid capget capset rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend sigaltstack utime
-mknod uselib personality ustat statfs fstatfs sysfs getpriority setpriority sched_setparam
-sched_getparam sched_setscheduler sched_getscheduler sched_get_priority_max sched_get_priority_min
-sched_rr_get_interval mlock munlock mlockall munlockall vhangup modify_ldt pivot_root _sysctl prctl
-arch_prctl adjtimex setrlimit chroot sync acct settimeofday mount umount2 swapon swapoff reboot
-sethostname setdomainname iopl ioperm create_module init_module delete_module get_kernel_syms
-query_module quotactl nfsservctl getpmsg putpmsg afs_syscall tuxcall security gettid readahead
-setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
-removexattr lremovexattr fremovexattr tkill time futex sched_setaffinity sched_getaffinity
-set_thread_area io_setup io_destroy io_getevents io_submit io_cancel get_thread_area lookup_dcookie
-epoll_create epoll_ctl_old epoll_wait_old remap_file_pages getdents64 set_tid_address
-restart_syscall semtimedop fadvise64 timer_create timer_settime timer_gettime timer_getoverrun
-timer_delete clock_settime clock_gettime clock_getres clock_nanosleep exit_group epoll_wait
-epoll_ctl tgkill utimes vserver mbind set_mempolicy get_mempolicy mq_open mq_unlink mq_timedsend
-mq_timedreceive mq_notify mq_getsetattr kexec_load waitid add_key request_key keyctl ioprio_set
-ioprio_get inotify_init inotify_add_watch inotify_rm_watch migrate_pages openat mkdirat mknodat
-fchownat futimesat newfstatat unlinkat renameat linkat symlinkat readlinkat fchmodat faccessat
-pselect6 ppoll unshare set_robust_list get_robust_list splice tee sync_file_range vmsplice
-move_pages utimensat epoll_pwait signalfd timerfd_create eventfd fallocate timerfd_settime
-timerfd_gettime accept4 signalfd4 eventfd2 epoll_create1 dup3 pipe2 inotify_init1 preadv pwritev
-rt_tgsigqueueinfo perf_event_open recvmmsg fanotify_init fanotify_mark prlimit64 name_to_handle_at
-open_by_handle_at clock_adjtime syncfs sendmmsg setns getcpu process_vm_readv process_vm_writev kcmp
-finit_module sched_setattr sched_getattr renameat2 seccomp getrandom memfd_create kexec_file_load
-bpf execveat userfaultfd membarrier mlock2 copy_file_range preadv2 pwritev2 pkey_mprotect pkey_alloc
-pkey_free statx io_pgetevents rseq uretprobe"""
-GENERIC_CALLS = """0 io_setup io_destroy io_submit io_cancel io_getevents setxattr lsetxattr
-fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr removexattr lremovexattr
-fremovexattr getcwd lookup_dcookie eventfd2 epoll_create1 epoll_ctl epoll_pwait dup dup3 fcntl
-inotify_init1 inotify_add_watch inotify_rm_watch ioctl ioprio_set ioprio_get flock mknodat mkdirat
-unlinkat symlinkat linkat renameat umount2 mount pivot_root nfsservctl statfs fstatfs truncate
-ftruncate fallocate faccessat chdir fchdir chroot fchmod fchmodat fchownat fchown openat close
-vhangup pipe2 quotactl getdents64 lseek read write readv writev pread64 pwrite64 preadv pwritev
-sendfile pselect6 ppoll signalfd4 vmsplice splice tee readlinkat newfstatat fstat sync fsync
-fdatasync sync_file_range timerfd_create timerfd_settime timerfd_gettime utimensat acct capget
-capset personality exit exit_group waitid set_tid_address unshare futex set_robust_list
-get_robust_list nanosleep getitimer setitimer kexec_load init_module delete_module timer_create
-timer_gettime timer_getoverrun timer_settime timer_delete clock_settime clock_gettime clock_getres
-clock_nanosleep syslog ptrace sched_setparam sched_setscheduler sched_getscheduler sched_getparam
-sched_setaffinity sched_getaffinity sched_yield sched_get_priority_max sched_get_priority_min
-sched_rr_get_interval restart_syscall kill tkill tgkill sigaltstack rt_sigsuspend rt_sigaction
-rt_sigprocmask rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigreturn setpriority getpriority
-reboot setregid setgid setreuid setuid setresuid getresuid setresgid getresgid setfsuid setfsgid
-times setpgid getpgid getsid setsid getgroups setgroups uname sethostname setdomainname getrlimit
-setrlimit getrusage umask prctl getcpu gettimeofday settimeofday adjtimex getpid getppid getuid
-geteuid getgid getegid gettid sysinfo mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify
-mq_getsetattr msgget msgctl msgrcv msgsnd semget semctl semtimedop semop shmget shmctl shmat shmdt
-socket socketpair bind listen accept connect getsockname getpeername sendto recvfrom setsockopt
-getsockopt shutdown sendmsg recvmsg readahead brk munmap mremap add_key request_key keyctl clone
-execve mmap fadvise64 swapon swapoff mprotect msync mlock munlock mlockall munlockall mincore
-madvise remap_file_pages mbind get_mempolicy set_mempolicy migrate_pages move_pages
-rt_tgsigqueueinfo perf_event_open accept4 recvmmsg 260 wait4 prlimit64 fanotify_init fanotify_mark
-name_to_handle_at open_by_handle_at clock_adjtime syncfs setns sendmmsg process_vm_readv
-process_vm_writev kcmp finit_module sched_setattr sched_getattr renameat2 seccomp getrandom
-memfd_create bpf execveat userfaultfd membarrier mlock2 copy_file_range preadv2 pwritev2
-pkey_mprotect pkey_alloc pkey_free statx io_pgetevents rseq kexec_file_load"""
-LATER_CALLS = """ 424 pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree
-move_mount fsopen fsconfig fsmount fspick pidfd_open clone3 close_range openat2 pidfd_getfd
-faccessat2 process_madvise epoll_pwait2 mount_setattr quotactl_fd landlock_create_ruleset
-landlock_add_rule landlock_restrict_self memfd_secret process_mrelease futex_waitv
-set_mempolicy_home_node cachestat fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue
-statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal setxattrat getxattrat
-listxattrat removexattrat open_tree_attr file_getattr file_setattr listns"""
-LOCKED_CALLS = """NOTHING: _sysctl add_key afs_syscall create_module file_getattr file_setattr
-get_kernel_syms getpmsg io_uring_enter io_uring_register io_uring_setup kexec_file_load kexec_load
-keyctl listns migrate_pages move_pages nfsservctl open_tree_attr pivot_root putpmsg query_module
-request_key security swapoff swapon sysfs tuxcall uselib userfaultfd ustat vserver; SYS_ADMIN: bpf
-clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr
-lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount open_tree perf_event_open quotactl
-quotactl_fd setdomainname sethostname setns syslog umount2 unshare; BPF: bpf; DAC_READ_SEARCH:
-open_by_handle_at; PERFMON: perf_event_open; SYSLOG: syslog; SYS_BOOT: reboot; SYS_CHROOT: chroot;
-SYS_MODULE: delete_module finit_module init_module; SYS_NICE: get_mempolicy mbind set_mempolicy
-set_mempolicy_home_node; SYS_PACCT: acct; SYS_PTRACE: kcmp pidfd_getfd process_madvise; SYS_RAWIO:
-ioperm iopl; SYS_TIME: clock_settime settimeofday; SYS_TTY_CONFIG: vhangup"""
-SECCOMP_ARCHES = {  # by uname(2)'s machine: Docker's name, linux/audit.h's number, the calls
-    "x86_64": ("amd64", 0xC000003E, X86_64_CALLS + LATER_CALLS),
-    "aarch64": ("arm64", 0xC00000B7, GENERIC_CALLS + LATER_CALLS)}
-SECCOMP_ACTIONS = {  # linux/seccomp.h; to two of them an errno is added
-    "ALLOW": 0x7fff0000, "LOG": 0x7ffc0000, "TRACE": 0x7ff00000, "ERRNO": 0x50000, "TRAP": 0x30000,
-    "KILL": 0, "KILL_THREAD": 0, "KILL_PROCESS": 1 << 31}  # with SCMP_ACT_ in front
-OCI_SECCOMP = {  # the shape of a filter's rules: with more bits an errno would be another verdict
-    "defaultAction": str, "defaultErrnoRet": (range(1 << 16),), "syscalls": [{
-        "names": [str], "action": str, "errnoRet": (range(1 << 16),), "args": [{
-            "index": range(6), "value": range(1 << 64), "valueTwo": (range(1 << 64),),
-            "op": str}]}]}
-BPF_LD, BPF_AND, BPF_RET, BPF_JA = 0x20, 0x54, 0x06, 0x05  # linux/bpf_common.h, put together
-BPF_JEQ, BPF_JGT, BPF_JGE = 0x15, 0x25, 0x35
-
-def account_lines(path):
-    """The rows of /etc/passwd or /etc/group: none where it is missing, or masked, thus no file."""
-    if not os.path.isfile(path):
-        return []
-    with tolerate(errno.ENOENT, errno.ENOTDIR):
-        return [line.split(":") for line in read_text(path).split("\n") if line.count(":") >= 3]
-    return []
-
-def is_id(text):
-    return to_number(text, ID.stop) is not None
-
-def parse_id(text, what):
-    """A user or group id, or an error, never 0.  See CVE-2024-40635, CVE-2026-30892."""
-    if not is_id(text):
-        raise Failure(f"--user, on {text or chr(39) * 2}: there is no such {what} in the container")
-    return int(text)
-
-def find_user(user):
-    """Who the spec's process.user is: (uid, gid, supplementary gids, home)."""
-    if "username" in user:
-        return resolve_user(user["username"])
-    uid, gid, more = (user.get(key) or 0 for key in ("uid", "gid", "additionalGids"))
-    homes = [row[5] for row in account_lines("/etc/passwd") if len(row) > 5 and row[2] == str(uid)]
-    return uid, gid, more or [], (homes + ["/"])[0] or "/"
-
-def find_account(rows, name):
-    """The row of passwd(5) or group(5) for a name; digits are the number, never somebody's name."""
-    if name.isascii() and name.isdigit():
-        name, place = name.lstrip("0") or "0", 2
-    else:
-        place = 0
-    return next((row for row in rows if row[place] == name), None)
-
-def resolve_user(wanted):
-    """NAME|UID[:GROUP|GID], as in Docker's USER: (uid, gid, supplementary gids, home)."""
-    name, colon, group = wanted.partition(":")
-    account = find_account([row for row in account_lines("/etc/passwd") if len(row) > 5], name)
-    uid = parse_id(account[2] if account else name, "user")
-    groups = account_lines("/etc/group")
-    if colon:
-        row = find_account(groups, group)
-        return uid, parse_id(row[2] if row else group, "group"), [], account[5] if account else "/"
-    if not account:
-        return uid, 0, [], "/"
-    more = [int(row[2]) for row in groups if account[0] in row[3].split(",") and is_id(row[2])]
-    return uid, parse_id(account[3], "group"), more, account[5] or "/"
-
-def plan_capabilities(add=(), drop=(), free=False):
-    """The spec's process.capabilities, and which of them are added: what is asked for (FREE: all),
-    as far as the box has it itself.  Inheritable and ambient stay empty: CVE-2022-29162."""
-    added, dropped = ({"CAP_" + text.upper().replace("CAP_", "", 1) for text in words}
-                      for words in (add, drop))
-    for name in (added | dropped) - {*CAPABILITIES, "CAP_ALL"}:
-        raise Failure(f"--cap-add or --cap-drop, on {name}: there is no such capability")
-    rows = read_all("/proc/self/status").split("\n")
-    own = [int(row.split()[1], 16) for row in rows if row.startswith(("CapPrm", "CapBnd"))]
-    every, box, default = ({name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1}
-                           for bits in (-1, own[0] & own[1], DEFAULT_CAPABILITIES))
-    wanted = (every if free else every - dropped if "CAP_ALL" in added
-              else added if "CAP_ALL" in dropped else default - dropped | added)
-    for name in sorted(added & every - box):
-        warn(f"--cap-add, on {name}: this box doesn't have it itself, ignoring")
-    held = [name for name in CAPABILITIES if name in wanted & box]
-    return ({**dict.fromkeys(("bounding", "effective", "permitted"), held), "inheritable": [],
-             "ambient": []}, [name for name in held if {name, "CAP_ALL"} & added])
-
-SECURITY_OPTIONS = (  # those that end in "=" or ":" take any value
-    "seccomp=", "apparmor=", "label=user:", "label=role:", "label=type:", "label=level:",
-    "label=disable", "systempaths=unconfined", "no-new-privileges=true", "no-new-privileges=false")
-
-def security_options(words):
-    """The --security-opt words, NAME, NAME=VALUE or NAME:VALUE, as {one of the above: value}."""
-    found = {}
-    for word in words:
-        text = word if "=" in word else word.replace(":", "=", 1)
-        text += "=true" * (text == "no-new-privileges")
-        name = max(name for name in ("", *SECURITY_OPTIONS) if text.startswith(name))
-        if not name or name[-1] not in "=:" and text != name:
-            raise Failure(f"--security-opt, on {word}: no such option or value")
-        found[name] = text[len(name):]
-    return found
-
-def plan_confinement(spec, options):
-    """Write into the spec what the command may do, and what of the box it may see."""
-    process, linux, free = spec["process"], spec["linux"], options["privileged"]
-    asked = security_options(options["security-opt"])
-    process["capabilities"], process["user"]["added"] = plan_capabilities(
-        options["cap-add"], options["cap-drop"], free)
-    process["noNewPrivileges"] = "no-new-privileges=true" in asked
-    process["apparmorProfile"] = asked.get("apparmor=", "unconfined")
-    label = [asked.get(f"label={key}:", default) for key, default in (
-        ("user", "system_u"), ("role", "system_r"), ("type", "container_t"), ("level", "s0"))]
-    labelled = any(name.startswith("label=") for name in asked) and "label=disable" not in asked
-    process["selinuxLabel"] = ":".join(label) if labelled else ""
-    if not free and "systempaths=unconfined" not in asked:
-        linux["maskedPaths"] = MASKED_PATHS + [f"{CPUS}/{name}/thermal_throttle"
-                                               for name in listing(CPUS) if name[3:].isdigit()]
-        linux["readonlyPaths"] = READ_ONLY_PATHS
-    for row in spec["mounts"]:
-        if free and row["type"] in ("sysfs", "cgroup"):
-            row["options"].remove("ro")
-    profile = asked.get("seccomp=", "unconfined" if free else "builtin")
-    if profile != "unconfined":
-        held = process["capabilities"]["bounding"]
-        linux["seccomp"] = (default_seccomp(held) if profile == "builtin"
-                            else read_seccomp(profile, held))
-
-# The filter is made outside, while init starts: a search tree over ranges of numbers that meet the
-# same end.  A call costs eight comparisons, or none: Linux 5.11 and later note what is allowed.
-
-def call_numbers():
-    """The machine's system calls: {name: number}."""
-    numbers, number, machine = {}, 0, os.uname().machine
-    if machine not in SECCOMP_ARCHES:
-        raise Failure(f"seccomp, on {machine}: mydocker doesn't know this machine's system calls",
-                      hint="--security-opt seccomp=unconfined")
-    for word in SECCOMP_ARCHES[machine][2].split():
-        number = int(word) if word.isdigit() else numbers.setdefault(word, number) + 1
-    return numbers
-
-def default_seccomp(held):
-    """Docker's own profile, github.com/moby/profiles, with what the capabilities HELD unlock."""
-    groups = [part.split() for part in LOCKED_CALLS.split(";")]
-    open_to = {name for key, *names in groups if "CAP_" + key[:-1] in held for name in names}
-    locked = {"personality", "socket"}.union(*groups) - open_to
-    rules = [("personality", "EQ", n) for n in (0, 8, 0x20000, 0x20008, 0xffffffff)]
-    # All families but AF_ALG, 38, and AF_VSOCK, 40.  By the allowed ones: the kernel cuts the
-    # argument to 32 bits, so "not 40" would let 40 + 2^32 pass
-    rules += [("socket", "LT", 38)] + [("socket", "EQ", n) for n in (39, *range(41, 46))]
-    rules += [("clone", "MASKED_EQ", 0x7e020000)]  # with no flag of sched.h's CLONE_NEW*
-    allow = {"action": "SCMP_ACT_ALLOW"}
-    rows = [dict(allow, names=[name for name in call_numbers() if name not in locked])]
-    rows += [dict(allow, names=[name], args=[{"index": 0, "op": "SCMP_CMP_" + op, "value": value}])
-             for name, op, value in rules]
-    if "clone3" in locked:  # its flags are where no filter sees them; ENOSYS: use clone
-        rows.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS})
-    return {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rows}
-
-def read_seccomp(path, held):
-    """A profile in Docker's form as the spec's: the rules whose conditions hold on this box."""
-    try:
-        profile = check(read_json(path), OCI_SECCOMP, f"--security-opt, on {path}")
-        profile["syscalls"] = [dict(row, names=row.get("names") or [row["name"]])
-                               for row in profile["syscalls"]
-                               if all(conditions(row.get("includes") or {}, held))
-                               and not any(conditions(row.get("excludes") or {}, held))]
-        assemble_filter({"seccomp": profile})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
-        why = reason(error) if isinstance(error, OSError) else f"not a seccomp profile: {error!r}"
-        raise Failure(f"--security-opt, on {path}: {why}") from None
-    return profile
-
-def conditions(row, held):
-    """Which conditions of a rule hold: [bool]."""
-    box, arches, least = os.uname(), row.get("arches"), row.get("minKernel")
-    here = [int(part) for part in box.release.split("-")[0].split(".")[:2]]
-    return ([name in held for name in row.get("caps") or ()]
-            + ([SECCOMP_ARCHES[box.machine][0] in arches] if arches else [])
-            + ([here >= [int(part) for part in least.split(".")]] if least else []))
-
-def step(code, value, yes=0, no=0):
-    """One instruction, a struct sock_filter; a jump skips YES or NO others."""
-    return struct.pack("HBBI", code, yes, no, value & 0xffffffff)
-
-def verdict(action, code):
-    """The instruction that ends the filter."""
-    word = action.partition("SCMP_ACT_")[2]
-    return step(BPF_RET, SECCOMP_ACTIONS[word] | (code if word in ("ERRNO", "TRACE") else 0))
-
-def compare(argument, no):
-    """Instructions that skip NO others unless a comparison holds: arguments have twice 32 bits."""
-    value, place, op = argument["value"], 16 + 8 * argument["index"], argument["op"][9:]
-    mask, value = (value, argument.get("valueTwo", 0)) if op == "MASKED_EQ" else (-1, value)
-    yes, no = (no, 0) if op in ("NE", "LT", "LE") else (0, no)  # not EQ, GE, GT
-    order = {"GT": BPF_JGT, "LE": BPF_JGT, "GE": BPF_JGE, "LT": BPF_JGE,
-             "EQ": 0, "NE": 0, "MASKED_EQ": 0}[op]
-    return (step(BPF_LD, place + 4) + step(BPF_AND, mask >> 32)
-            + (step(BPF_JGT, value >> 32, yes + 4) if order else b"")
-            + step(BPF_JEQ, value >> 32, 0, no + 3) + step(BPF_LD, place) + step(BPF_AND, mask)
-            + step(order or BPF_JEQ, value, yes, no))
-
-def rules_by_number(rows, otherwise):
-    """The instructions for each call that a rule is about: {number: code}. Two comparisons of one
-    argument are alternatives, as for runc; a name that this machine doesn't have is skipped."""
-    numbers, plain, guarded = call_numbers(), {}, {}  # a rule without arguments beats those with
-    for row in rows:
-        code, args = verdict(row["action"], row.get("errnoRet", errno.EPERM)), row.get("args") or []
-        known = [numbers[name] for name in row["names"] if name in numbers]
-        alike, rules = len({each["index"] for each in args}) < len(args), guarded if args else plain
-        for group in [[each] for each in args] if alike else [args]:
-            part = code
-            for argument in reversed(group):
-                part = compare(argument, len(part) // 8) + part
-            rules.update({number: rules.get(number, b"") + part for number in known})
-    return {**{number: code + otherwise for number, code in guarded.items()}, **plain}
-
-def search_tree(ranges):
-    """Find a call's instructions: RANGES is [(first number, instructions)] in order."""
-    middle = len(ranges) // 2
-    if not middle:
-        return ranges[0][1]
-    below, above = search_tree(ranges[:middle]), search_tree(ranges[middle:])
-    skip, first = len(below) // 8, ranges[middle][0]
-    if skip < 256:
-        return step(BPF_JGE, first, skip) + below + above
-    return step(BPF_JGE, first, 0, 1) + step(BPF_JA, skip) + below + above
-
-def assemble_filter(linux):
-    """The program for the spec's linux.seccomp; None without one. Calls that are newer than its
-    rules get ENOSYS: unlike EPERM it makes programs fall back to older ones.  runc has it so."""
-    if "seccomp" not in linux:
-        return None
-    seccomp, missing = linux["seccomp"], verdict("SCMP_ACT_ERRNO", errno.ENOSYS)
-    otherwise = verdict(seccomp["defaultAction"], seccomp.get("defaultErrnoRet") or errno.EPERM)
-    rules = rules_by_number(seccomp["syscalls"], otherwise)
-    codes = [rules.get(number, otherwise) for number in range(max(rules, default=-1) + 1)]
-    ranges = [(n, code) for n, code in enumerate(codes) if not n or code != codes[n - 1]]
-    lenient = seccomp["defaultAction"] in ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE")
-    ranges.append((len(codes), otherwise if lenient else missing))
-    ranges.append((0x40000000, missing))  # x32's: the same calls, under other numbers
-    ours = step(BPF_JEQ, SECCOMP_ARCHES[os.uname().machine][1], 1)  # not i386's: others there
-    return step(BPF_LD, 4) + ours + missing + step(BPF_LD, 0) + search_tree(ranges)
-
-def load_filter(steps):
-    """Put a filter over this process and all that come of it: seccomp(2)."""
-    code = (INT * (len(steps) // 4)).from_buffer_copy(steps)
-    fprog = (LONG * 2).from_buffer_copy(struct.pack("HP", len(steps) // 8, _ctypes.addressof(code)))
-    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _ctypes.addressof(fprog), 0, 0)  # the call filter
-
-def hide_paths(linux):
-    """Cover the spec's maskedPaths and make its readonlyPaths read-only, all by descriptor. None
-    stays open: --workdir could lead through it to what is covered, as in CVE-2024-21626."""
-    with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root:
-        for path in filter(os.path.exists, linux.get("readonlyPaths", [])):
-            with Descriptor(open_in_root(root, path)) as place:
-                here = f"/proc/self/fd/{place}"
-                here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
-                os.close(int(os.path.basename(here)))
-        for path in filter(os.path.exists, linux.get("maskedPaths", [])):  # of both: it is masked
-            with Descriptor(open_in_root(root, path)) as place:
-                mask_path(root, f"/proc/self/fd/{place}")
-
-def mask_path(root, place):
-    """Cover a directory with an empty one, a file with /dev/null, if that is what it says. A
-    container could have put another file there, or a link to one: CVE-2025-31133."""
-    if os.path.isdir(place):
-        mount("tmpfs", place, "tmpfs", MS_RDONLY, "nr_blocks=1,nr_inodes=1")  # empty, over it
-        return
-    with Descriptor(open_in_root(root, "/dev/null", os.O_PATH | os.O_NOFOLLOW)) as null:
-        info = os.fstat(null)
-        if not stat.S_ISCHR(info.st_mode) or info.st_rdev != os.makedev(1, 3):
-            raise Failure("mask, on /dev/null: it isn't the null device")
-        mount(f"/proc/self/fd/{null}", place, None, MS_BIND, None)  # nothing to read
-
-def set_label(process):
-    """Tell AppArmor or SELinux what the exec is to run as: proc_pid_attr(5)."""
-    label = process["selinuxLabel"] or "exec " + process["apparmorProfile"]
-    if label != "exec unconfined":
-        with blame(f"--security-opt, on {label}"), open("/proc/self/attr/exec", "wb") as file:
-            file.write(encode(label))
-
-def confine(process, user, program):
-    """Become USER and give up, for good, what the spec's PROCESS doesn't have. PROGRAM, the filter,
-    is last; but first without no_new_privs, as loading it takes that or CAP_SYS_ADMIN: runc's."""
-    (uid, gid, groups, _), sets, locked = user, process["capabilities"], process["noNewPrivileges"]
-    os.umask(process["user"].get("umask", 0o022))  # all that we make has been made
-    if locked:
-        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no set-user-id program helps any more
-    elif program:
-        load_filter(program)
-    if uid and "added" in process["user"]:  # another than root has that, and keeps it at the exec
-        kept = [name for name in process["user"]["added"] if name in sets["bounding"]]
-        sets = dict(sets, effective=kept, permitted=kept, inheritable=kept, ambient=kept)
-    bits = {kind: {CAPABILITIES.index(name) for name in sets[kind]} for kind in sets}
-    with tolerate(errno.EINVAL):  # no capability of this kernel has such a number
-        for number in sorted({*range(64)} - bits["bounding"]):
-            prctl(PR_CAPBSET_DROP, number, 0, 0, 0)  # not even a file can give it back
-    prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)  # a change from root takes all otherwise
-    os.setgroups(groups)  # none of root's groups stay
-    os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
-    os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # as before: sysctl fs.suid_dumpable may say otherwise
-    halves = [sum(1 << bit for bit in bits[kind]) >> shift & 0xffffffff for shift in (0, 32)
-              for kind in ("effective", "permitted", "inheritable")]
-    header = struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0)
-    capset(header, struct.pack("6I", *halves))  # what the command may do
-    for number in bits["ambient"]:
-        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0)  # one that outlasts the exec
-    if locked and program:
-        load_filter(program)
-
-
-# ── 12. Network: netlink and nf_tables ─────────────────────────────────────
-# The kernel's networks are asked for by netlink(7): a message is a header, a second one of its
-# kind, and attributes (u16 length, u16 type, value, padding to 4 bytes), whose value may be
-# attributes again.  rtnetlink(7) knows links, addresses and routes; nf_tables the packet filter;
-# ctnetlink the flows that are under way.  Nothing here knows of containers.
-#
-# What our packet filter does is the same for all networks, and stands in one table.  What differs
-# is in its sets: a network is one element in two, a published port is one in a map:
-#
-#   ports     protocol . port of the host : address . port of a container
-#   ports_of  the same, with the host's address in front
-#   bridges   the name of each, twice, so that "in by this one, out by the same" is an element, too
-#   subnets   the addresses that may go out; those of internal networks aren't there
-#
-# A new rule is a line in RULES; a word that it needs is a row in FIELDS, VALUES or VERDICTS.  Each
-# rule carries its own text as a comment: `nft list ruleset` shows it, and rules_standing compares.
-#
-# IPv4 is in the table's family, in FIELDS' offsets and in packed(): IPv6 will be a second table of
-# the same rules, and a second subnet in a network's file.
+# ── 28. Netlink ──────────────────────────────────────────────────────────────
+# Links, addresses, routes and rules are asked for by netlink(7): a message is a header, a second one
+# of its kind, and attributes (u16 length, u16 type, value, padding to 4 bytes), whose value may be
+# attributes again.
 
 # linux/netlink.h
 NETLINK_ROUTE, NETLINK_NETFILTER, SOL_NETLINK, NETLINK_CAP_ACK = 0, 12, 270, 10
@@ -4418,6 +7306,141 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 1
 IFLA_IFALIAS, IFLA_NET_NS_FD, IFALIASZ = 20, 28, 256
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_MODE = 4, 5, 4
+MAKE = NLM_F_CREATE | NLM_F_EXCL
+
+def attributes(values, order="="):
+    """Netlink attributes of {type: value}, or of a list, each of type 1. A value is bytes, text, a
+    u32 in byte ORDER, or attributes again."""
+    rows = values.items() if isinstance(values, dict) else [(1, value) for value in values]
+    parts = []
+    for kind, value in rows:
+        if isinstance(value, (dict, list)):
+            kind, value = kind | NLA_F_NESTED, attributes(value, order)
+        elif isinstance(value, str):
+            value = value.encode() + b"\0"
+        elif isinstance(value, int):
+            value = struct.pack(order + "I", value & 0xFFFFFFFF)
+        parts.append(struct.pack("HH", len(value) + 4, kind) + value + bytes(-len(value) % 4))
+    return b"".join(parts)
+
+def parse_attributes(data):
+    """The attributes in an answer: {type: bytes}; those may be attributes again."""
+    found, at = {}, 0
+    while at + 4 <= len(data):
+        size, kind = struct.unpack_from("HH", data, at)
+        found[kind & NLA_TYPE_MASK] = data[at + 4:at + size]
+        at += max(size + 3 & ~3, 4)
+    return found
+
+def netlink(protocol, what, messages):
+    """Send messages (type, flags, body) as one, and wait until all with NLM_F_ACK are done; returns
+    the other answers' bodies.  Its OSError names WHAT was being made.  See netlink(7)."""
+    packet = b"".join(struct.pack("IHHQ", 16 + len(body), kind, flags | NLM_F_REQUEST, 0) + body
+                      for kind, flags, body in messages)
+    answers, left = [], sum(1 for _, flags, _ in messages if flags & NLM_F_ACK)
+    link = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, protocol)
+    link.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)  # an error needn't repeat the message
+    if len(packet) > 1 << 16:
+        link.setsockopt(_socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(packet))
+    with Descriptor(link.detach()) as fd:
+        os.write(fd, packet)
+        while left:
+            for kind, body in split_messages(os.read(fd, 1 << 16)):
+                if kind not in (NLMSG_ERROR, NLMSG_DONE):
+                    answers.append(body)
+                    continue
+                code = struct.unpack_from("i", body)[0]
+                if code:
+                    raise OSError(-code, os.strerror(-code), what)
+                left -= 1  # an acknowledgement is an error, too: number 0
+    return answers
+
+netlink.kinds = None, TEXT, BYTES  # --explain shows it, too
+
+def split_messages(data):
+    """The messages in what was read at once: [(type, body)]."""
+    found, at = [], 0
+    while at + 16 <= len(data):
+        size, kind = struct.unpack_from("IH", data, at)
+        found.append((kind, data[at + 16:at + size]))
+        at += size + 3 & ~3
+    return found
+
+def packed(address):
+    """An IP address, text or number, as the bytes in a packet."""
+    if isinstance(address, int):
+        return address.to_bytes(4, "big")
+    return _socket.inet_pton(_socket.AF_INET, address)
+
+def subnet_range(subnet):
+    """The first and the last address of a subnet, 10.9.1.0/24, as numbers."""
+    address, _, bits = subnet.partition("/")
+    first = int.from_bytes(packed(address), "big")
+    return first, first | (1 << 32 - int(bits)) - 1
+
+# Links, addresses and routes
+
+def link_message(name, more={}, flags=0, up=0, kind=RTM_NEWLINK):
+    """A message to rtnetlink(7) about the link of that name."""
+    head = struct.pack("BxHiII", 0, 0, 0, up, up)
+    return kind, NLM_F_ACK | flags, head + attributes({IFLA_IFNAME: name, **more})
+
+def address_message(index, address, bits, kind=RTM_NEWADDR):
+    """A message to rtnetlink(7) that gives the link of that index an address, or takes it."""
+    head = struct.pack("4BI", _socket.AF_INET, bits, 0, 0, index)
+    return kind, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, head + attributes(
+        {IFA_LOCAL: packed(address)})
+
+def route_message(index, gateway):
+    """A message to rtnetlink(7) that makes a gateway, by the link of that index, the way out."""
+    head = struct.pack("8BI", _socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST,
+                       0)
+    return RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, head + attributes(
+        {RTA_GATEWAY: packed(gateway), RTA_OIF: index})
+
+def read_link(name):
+    """What the kernel knows of a link: its index, flags, mac and alias; None if there is none."""
+    with tolerate(errno.ENODEV):
+        answer = netlink(NETLINK_ROUTE, name, [link_message(name, kind=RTM_GETLINK)])[0]  # is it up
+        index, flags = struct.unpack_from("iI", answer, 4)
+        found = parse_attributes(answer[16:])
+        return {"index": index, "flags": flags, "mac": found.get(IFLA_ADDRESS, b""),
+                "alias": os.fsdecode(found.get(IFLA_IFALIAS, b"").rstrip(b"\0"))}
+    return None
+
+def has_cables(index):
+    """True if a link is plugged into the bridge of that index."""
+    dump = RTM_GETLINK, NLM_F_ACK | NLM_F_DUMP, struct.pack("BxHiII", 0, 0, 0, 0, 0)
+    links = netlink(NETLINK_ROUTE, "links", [dump])  # who is plugged in
+    master = struct.pack("I", index)
+    return any(parse_attributes(link[16:]).get(IFLA_MASTER) == master for link in links)
+
+def host_addresses():
+    """The IPv4 addresses of all links: [(index, address, bits)]."""
+    dump = RTM_GETADDR, NLM_F_ACK | NLM_F_DUMP, struct.pack("4BI", _socket.AF_INET, 0, 0, 0, 0)
+    rows = []
+    for answer in netlink(NETLINK_ROUTE, "addresses", [dump]):  # which are this host's
+        _, bits, _, _, index = struct.unpack_from("4BI", answer)
+        address = parse_attributes(answer[8:]).get(IFA_LOCAL)
+        if address:
+            rows.append((index, _socket.inet_ntop(_socket.AF_INET, address), bits))
+    return rows
+
+def bring_up_loopback():
+    """Set lo up: 127.0.0.1 works inside, and nothing else does."""
+    netlink(NETLINK_ROUTE, "lo", [link_message("lo", up=IFF_UP)])  # the only link it has
+
+# ── 29. The packet filter ────────────────────────────────────────────────────
+# The rules are the same for all, in one table.  What differs is in its sets: a network is one
+# element in two, a published port is one in a map, a container without ports is none:
+#
+#   ports     protocol . port of the host : address . port of a container
+#   ports_of  the same, with the host's address in front
+#   bridges   the name of each, twice, so that "in by this one, out by the same" is an element, too
+#   subnets   the addresses that may go out; those of internal networks aren't there
+#
+# IPv4 is in the table's family, in FIELDS' offsets and in packed(): IPv6 will be a second table of
+# the same rules, and a second subnet in a network's file.
 
 # linux/netfilter.h, linux/netfilter/nfnetlink.h
 NF_DROP, NF_ACCEPT, NFPROTO_UNSPEC, NFPROTO_INET, NFPROTO_IPV4 = 0, 1, 0, 1, 2
@@ -4467,8 +7490,6 @@ CTA_FILTER_F_CTA_PROTO_NUM = 1 << 3  # net/netfilter/nf_conntrack_netlink.c
 
 # linux/netfilter_ipv4/ip_tables.h
 IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES = 64, 65
-
-MAKE = NLM_F_CREATE | NLM_F_EXCL
 PROTOCOLS = {"tcp": _socket.IPPROTO_TCP, "udp": _socket.IPPROTO_UDP}
 
 def meta(key):
@@ -4545,125 +7566,7 @@ RULES = (
     "forward oifname.oifname in bridges, drop",  # from other networks and from outside
 )
 
-def attributes(values, order="="):
-    """Netlink attributes of {type: value}, or of a list, each of type 1. A value is bytes, text, a
-    u32 in byte ORDER, or attributes again."""
-    rows = values.items() if isinstance(values, dict) else [(1, value) for value in values]
-    parts = []
-    for kind, value in rows:
-        if isinstance(value, (dict, list)):
-            kind, value = kind | NLA_F_NESTED, attributes(value, order)
-        elif isinstance(value, str):
-            value = value.encode() + b"\0"
-        elif isinstance(value, int):
-            value = struct.pack(order + "I", value & 0xFFFFFFFF)
-        parts.append(struct.pack("HH", len(value) + 4, kind) + value + bytes(-len(value) % 4))
-    return b"".join(parts)
-
-def parse_attributes(data):
-    """The attributes in an answer: {type: bytes}; those may be attributes again."""
-    found, at = {}, 0
-    while at + 4 <= len(data):
-        size, kind = struct.unpack_from("HH", data, at)
-        found[kind & NLA_TYPE_MASK] = data[at + 4:at + size]
-        at += max(size + 3 & ~3, 4)
-    return found
-
-def netlink(protocol, what, messages):
-    """Send messages (type, flags, body) as one, and wait until all with NLM_F_ACK are done; returns
-    the other answers' bodies.  Its OSError names WHAT was being made.  See netlink(7)."""
-    packet = b"".join(struct.pack("IHHQ", 16 + len(body), kind, flags | NLM_F_REQUEST, 0) + body
-                      for kind, flags, body in messages)
-    answers, left = [], sum(1 for _, flags, _ in messages if flags & NLM_F_ACK)
-    link = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, protocol)
-    link.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)  # an error needn't repeat the message
-    if len(packet) > 1 << 16:
-        link.setsockopt(_socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(packet))
-    with Descriptor(link.detach()) as fd:
-        os.write(fd, packet)
-        while left:
-            for kind, body in split_messages(os.read(fd, 1 << 16)):
-                if kind not in (NLMSG_ERROR, NLMSG_DONE):
-                    answers.append(body)
-                    continue
-                code = struct.unpack_from("i", body)[0]
-                if code:
-                    raise OSError(-code, os.strerror(-code), what)
-                left -= 1  # an acknowledgement is an error, too: number 0
-    return answers
-
-netlink.kinds = None, TEXT, BYTES  # --explain shows it, too
-
-def split_messages(data):
-    """The messages in what was read at once: [(type, body)]."""
-    found, at = [], 0
-    while at + 16 <= len(data):
-        size, kind = struct.unpack_from("IH", data, at)
-        found.append((kind, data[at + 16:at + size]))
-        at += size + 3 & ~3
-    return found
-
-def packed(address):
-    """An IP address, text or number, as the bytes in a packet."""
-    if isinstance(address, int):
-        return address.to_bytes(4, "big")
-    return _socket.inet_pton(_socket.AF_INET, address)
-
-def subnet_range(subnet):
-    """The first and the last address of a subnet, 10.9.1.0/24, as numbers."""
-    address, _, bits = subnet.partition("/")
-    first = int.from_bytes(packed(address), "big")
-    return first, first | (1 << 32 - int(bits)) - 1
-
-# Links, addresses and routes.
-
-def link_message(name, more={}, flags=0, up=0, kind=RTM_NEWLINK):
-    """A message to rtnetlink(7) about the link of that name."""
-    head = struct.pack("BxHiII", 0, 0, 0, up, up)
-    return kind, NLM_F_ACK | flags, head + attributes({IFLA_IFNAME: name, **more})
-
-def address_message(index, address, bits, kind=RTM_NEWADDR):
-    """A message to rtnetlink(7) that gives the link of that index an address, or takes it."""
-    head = struct.pack("4BI", _socket.AF_INET, bits, 0, 0, index)
-    return kind, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, head + attributes(
-        {IFA_LOCAL: packed(address)})
-
-def route_message(index, gateway):
-    """A message to rtnetlink(7) that makes a gateway, by the link of that index, the way out."""
-    head = struct.pack("8BI", _socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST,
-                       0)
-    return RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, head + attributes(
-        {RTA_GATEWAY: packed(gateway), RTA_OIF: index})
-
-def read_link(name):
-    """What the kernel knows of a link: its index, flags, mac and alias; None if there is none."""
-    with tolerate(errno.ENODEV):
-        answer = netlink(NETLINK_ROUTE, name, [link_message(name, kind=RTM_GETLINK)])[0]  # is it up
-        index, flags = struct.unpack_from("iI", answer, 4)
-        found = parse_attributes(answer[16:])
-        return {"index": index, "flags": flags, "mac": found.get(IFLA_ADDRESS, b""),
-                "alias": os.fsdecode(found.get(IFLA_IFALIAS, b"").rstrip(b"\0"))}
-    return None
-
-def has_cables(index):
-    """True if a link is plugged into the bridge of that index."""
-    dump = RTM_GETLINK, NLM_F_ACK | NLM_F_DUMP, struct.pack("BxHiII", 0, 0, 0, 0, 0)
-    links = netlink(NETLINK_ROUTE, "links", [dump])  # who is plugged in
-    master = struct.pack("I", index)
-    return any(parse_attributes(link[16:]).get(IFLA_MASTER) == master for link in links)
-
-def host_addresses():
-    """The IPv4 addresses of all links: [(index, address, bits)]."""
-    dump = RTM_GETADDR, NLM_F_ACK | NLM_F_DUMP, struct.pack("4BI", _socket.AF_INET, 0, 0, 0, 0)
-    rows = []
-    for answer in netlink(NETLINK_ROUTE, "addresses", [dump]):  # which are this host's
-        _, bits, _, _, index = struct.unpack_from("4BI", answer)
-        address = parse_attributes(answer[8:]).get(IFA_LOCAL)
-        if address:
-            rows.append((index, _socket.inet_ntop(_socket.AF_INET, address), bits))
-    return rows
-
-# The packet filter.
+# The table
 
 def nft(table, messages, flags=NLM_F_APPEND):
     """Change a table, all or nothing: [(message, attributes but the table's name)]. FLAGS: 0 puts
@@ -4791,7 +7694,8 @@ def port_elements(kind, ports, target):
         elements[name].append({
             NFTA_SET_ELEM_KEY: {NFTA_DATA_VALUE: key},
             NFTA_SET_ELEM_DATA: {NFTA_DATA_VALUE: struct.pack(">4sH2x", packed(target), port)}})
-    return [message for name in elements for message in element_messages(kind, name, elements[name])]
+    return [message for name, rows in elements.items()
+            for message in element_messages(kind, name, rows)]
 
 def remove_elements(table, messages):
     """Take elements out of sets, as far as they, and the sets, are there."""
@@ -4803,9 +7707,6 @@ def remove_elements(table, messages):
                 for element in values[NFTA_SET_ELEM_LIST_ELEMENTS]:
                     with tolerate(errno.ENOENT):
                         nft(table, [(kind, {**values, NFTA_SET_ELEM_LIST_ELEMENTS: [element]})])
-
-# Flows under way.  NAT is decided by a flow's first packet.  A client of UDP that sends on and on
-# keeps the decision, even if that was made before the port was led anywhere, or elsewhere.
 
 def forget_flows(ports):
     """Make the kernel forget the flows of UDP to ports of this host, [address or "", port, ...], so
@@ -4846,7 +7747,7 @@ def flow_goes_to(flow, wanted, local):
         return False
     return ("", port) in wanted or (address, port) in wanted
 
-# Other firewalls.  What one table accepts, another one may still drop, and that is final.
+# Other firewalls.  What one table accepts, another may still drop
 
 def list_chains():
     """The chains of IPv4: [(family, table, name, hook or None, True if its policy is to drop)]."""
@@ -4896,8 +7797,7 @@ def read_option(fd, number, size):
     getsockopt(fd, _socket.IPPROTO_IP, number, words, length)
     return bytes(words)
 
-
-# ── 12. Network: networks ──────────────────────────────────────────────────
+# ── 30. Networks ─────────────────────────────────────────────────────────────
 # A network namespace has links, addresses, routes and a packet filter of its own; a new one holds
 # lo, and that is down.  A veth pair is a cable into it, a bridge the switch where cables end:
 #
@@ -4905,192 +7805,13 @@ def read_option(fd, number, size):
 #   eth0 ─────┼─ veth1a2b3c ─┐
 #   eth0 ─────┼─ veth4d5e6f ─┴─ bridge, with the gateway's address ── routing, nf_tables ── uplink
 #
-# `run` makes it from outside while init boots; the kernel removes a cable with its namespace.
-#
-# A network is networks/<name>.json; its bridge has its name, and for an alias the state root that
-# it belongs to.  A lease is networks/<name>/<ip>, a link to "ID NAME ALIAS...": taken in one step,
-# given back by whoever tidies up the container.  Our table of nf_tables is the state root's, too.
-# Whoever connects a container puts back what is missing of all that.
-#
-# The networks that a container is in stand in its network.json, and only there:
-#
-#   pid, pid_start  the process whose namespace the cables lead into
-#   ports           those of the host that its monitor holds: [address or "", port, inner, protocol]
-#   endpoints       one for each network, eth0 first:
-#     network, wanted_ip, wanted_mac, aliases    what was asked for
-#     device, link, ip, mac, prefix, gateway     what it has; nothing while it doesn't run
-#
-# The monitor and the commands change it under network.lock, and read it each time.  Who holds that
-# lock sweeps no dead containers: one of them may be this one.
-#
-# A new option of a network's is a row in NETWORK_OPTIONS, a line in network_wanted or plan_network,
-# and what join_network or plug_in make of it.
+# A network is networks/<name>.json; its bridge has its name.  A lease is networks/<name>/<ip>, a
+# link to "ID NAME ALIAS...": taken in one step, given back by whoever tidies up the container.
 
-NETWORK_OPTIONS = (  # of run
-    ("--network --net", "NAME...", "none, host, bridge, container:ID, a network, or name=NETWORK,"
-                                   "ip=IP,alias=NAME (default: bridge, on the host's own root "
-                                   "none)"),
-    ("-p --publish", "[[IP:]HOST:]PORT[/udp]...", "lead a port of the host's, or more, to it"),
-    ("-P --publish-all", "", "so for all ports that the image names"),
-    ("--ip", "IP", "its address in the first network"), ("--mac-address", "MAC", "its eth0's"),
-    ("--network-alias", "NAME...", "one more name for its neighbours in the first network"),
-    ("--add-host", "NAME:IP...", "a line in its /etc/hosts"),
-    ("--dns", "IP...", "a name server, instead of the host's"),
-    ("--dns-search", "DOMAIN...", "where to look for short names"),
-)
-RLIMIT_NOFILE = 7  # asm-generic/resource.h
-NEIGHBOUR = "\t# neighbour"  # marks our lines in a container's /etc/hosts
 NEEDS = "it needs the kernel's modules nf_tables, nft_chain_nat, nft_masq and nft_fib_ipv4"
 
 class Full(Failure):
     """A network has no free address; some may be of dead containers."""
-
-# What is asked for.
-
-def network_wanted(options, plan):
-    """A container's network by the options, its first one's name, and what is wanted of it."""
-    wants = parse_networks(options, plan)
-    check_networks(options, wants)
-    first = wants["endpoints"][0]
-    kind, _, other = first["network"].partition(":")
-    if kind == "container":
-        return "container:" + find_container(other)["id"], {**wants, "endpoints": []}
-    if kind in ("none", "host"):
-        return kind, {**wants, "endpoints": []}
-    return kind, wants
-
-def parse_networks(options, plan):
-    """What the options say of networks, in the record's form, as far as it can be read."""
-    default = "none"
-    if plan["reference"]:
-        default = os.environ.get("MYDOCKER_NETWORK", "bridge")
-    endpoints = [parse_network(text) for text in options["network"] or [default]]
-    for number, endpoint in enumerate(endpoints):
-        endpoint["device"] = f"eth{number}"
-    first = endpoints[0]
-    for option, key in (("ip", "wanted_ip"), ("mac-address", "wanted_mac"),
-                        ("network-alias", "aliases")):
-        if options[option] and first[key]:
-            raise Failure(f"--{option}: --network says it, too")
-        first[key] = options[option] or first[key]
-    first["wanted_mac"] = first["wanted_mac"].lower()
-    texts = [*options["publish"]]
-    if options["publish-all"]:
-        texts += plan["image"].get("ExposedPorts") or ()
-    ports = [row for text in texts for row in parse_publish(text)]
-    return {"endpoints": endpoints, "ports": ports, "dns": options["dns"],
-            "hosts": [parse_host(text) for text in options["add-host"]],
-            "search": options["dns-search"]}
-
-def parse_network(text):
-    """A --network argument, NAME or name=NAME,ip=IP,alias=NAME,mac-address=MAC, as an endpoint."""
-    endpoint = {"network": text, "wanted_ip": "", "wanted_mac": "", "aliases": []}
-    if "=" not in text:
-        return endpoint
-    endpoint["network"] = ""
-    keys = {"name": "network", "ip": "wanted_ip", "mac-address": "wanted_mac"}
-    for key, _, value in (pair.partition("=") for pair in text.split(",")):
-        if key == "alias":
-            endpoint["aliases"].append(value)
-        elif key in keys:
-            endpoint[keys[key]] = value
-        else:
-            raise Failure(f"--network, on {text}: unknown key {key or chr(39) * 2}, it is "
-                          "name=NETWORK[,ip=IP][,alias=NAME]...[,mac-address=MAC]")
-    return endpoint
-
-def check_networks(options, wants):
-    """Refuse what can't be, or can't go together, before anything is made."""
-    kinds = [endpoint["network"].partition(":")[0] for endpoint in wants["endpoints"]]
-    alone = [kind for kind in kinds if kind in ("none", "host", "container")]
-    if alone and len(kinds) > 1:
-        raise Failure(f"--network, on {alone[0]}: it can't go with other networks")
-    sysctls = [text for text in options["sysctl"] if text.startswith("net.")]
-    for endpoint, kind in zip(wants["endpoints"], kinds):
-        named = not alone and kind != "bridge"
-        for option, asked, possible in (
-                ("--ip", endpoint["wanted_ip"], not alone),
-                ("--mac-address", endpoint["wanted_mac"], not alone),
-                ("--publish", wants["ports"], not alone),
-                ("--network-alias", endpoint["aliases"], named),
-                ("--sysctl", sysctls, kind not in ("host", "container"))):  # not another's
-            if asked and not possible:
-                raise Failure(f"{option}: it can't go with --network {kind}")
-        check_endpoint(endpoint, "--ip", "--network-alias")
-        if not alone:
-            network_path(endpoint["network"])
-            if kinds.count(kind) > 1:
-                raise Failure(f"--network, on {kind}: it is there twice")
-    for address in wants["dns"]:
-        check_address(address, "--dns", _socket.AF_INET, _socket.AF_INET6)
-    for domain in wants["search"]:
-        if not domain or not domain.isprintable() or " " in domain:
-            raise Failure(f"--dns-search, on {domain or chr(39) * 2}: not a domain, such as "
-                          "example.org")
-
-def check_endpoint(endpoint, ip_option, alias_option):
-    """Refuse an address or names that can't be."""
-    if endpoint["wanted_ip"]:
-        check_address(endpoint["wanted_ip"], ip_option, _socket.AF_INET)
-    for alias in endpoint["aliases"]:
-        check_new_name(alias, alias_option)
-    mac = endpoint["wanted_mac"]
-    parts = mac.split(":")
-    right = len(parts) == 6 and all(len(part) == 2 and {*part} <= {*"0123456789abcdef"}
-                                    for part in parts)
-    if mac and (not right or int(parts[0], 16) & 1 or mac == "00:00:00:00:00:00"):  # a group's
-        raise Failure(f"--mac-address, on {mac}: not one of a link, such as 02:42:0a:09:01:02")
-
-def check_address(text, option, *families):
-    """Refuse what is no IP address of one of these families."""
-    for family in families:
-        with tolerate():
-            return _socket.inet_pton(family, text if text.isascii() else "")
-    example = "10.9.1.2"
-    if _socket.AF_INET6 in families:
-        example += " or fd00::2"
-    raise Failure(f"{option}, on {text or chr(39) * 2}: not an IP address, such as {example}")
-
-def parse_host(text):
-    """An --add-host argument, NAME:IP or NAME=IP, as NAME:IP; IP may be host-gateway."""
-    at = min([index for index in map(text.find, ":=") if index >= 0], default=-1)
-    name, address = text[:max(at, 0)], text[at + 1:].strip("[]")
-    if at < 0 or not name.replace("-", "a").replace(".", "a").replace("_", "a").isalnum():
-        raise Failure(f"--add-host, on {text or chr(39) * 2}: it is NAME:IP")
-    if address != "host-gateway":
-        check_address(address, "--add-host", _socket.AF_INET, _socket.AF_INET6)
-    return f"{name}:{address}"
-
-def parse_publish(text):
-    """A -p argument as [[host address, first and last port of the host's (0: any that is free),
-    container's port, protocol]]."""
-    def port_range(text):
-        first, _, last = text.partition("-")
-        return parse_number(first, "", 0), parse_number(last or first, "", 0)
-
-    rest, _, protocol = text.partition("/")
-    rest, _, inner = rest.rpartition(":")
-    address, _, outer = rest.rpartition(":")
-    protocol = protocol or "tcp"
-    try:
-        (first, last), (low, high) = port_range(inner), port_range(outer or "0")
-        if address:
-            check_address(address, "--publish", _socket.AF_INET)
-        right = 0 < first <= last < 1 << 16 and low <= high < 1 << 16 and protocol in PROTOCOLS
-    except Failure:
-        right = False
-    if not right or (first != last and low and high - low != last - first):
-        raise Failure(f"--publish, on {text or chr(39) * 2}: it is "
-                      "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
-    rows = []
-    for port in range(first, last + 1):
-        if low:
-            rows.append([address, low + port - first, high - last + port, port, protocol])
-        else:
-            rows.append([address, 0, 0, port, protocol])
-    return rows
-
-# Networks: bridges, and what marks them as ours.
 
 def mac_of(address):
     """The MAC address that goes with an IP address, so that neighbours' ARP caches stay true."""
@@ -5117,7 +7838,9 @@ def is_leftover(link):
     owner = link["alias"].partition("mydocker ")[2]
     if not link["alias"].startswith("mydocker /") or len(encode(link["alias"])) == IFALIASZ - 1:
         return False  # another's, or not the whole name
-    return link["alias"] == link_mark() or not os.path.isdir(owner) and not has_cables(link["index"])
+    if link["alias"] == link_mark():
+        return True
+    return not os.path.isdir(owner) and not has_cables(link["index"])
 
 def refuse_link(name, link):
     """Say whose a link is that isn't ours, and what helps."""
@@ -5176,8 +7899,8 @@ def make_bridge(network):
         *old, address_message(index, network["gateway"], bits), link_message(name, up=IFF_UP)])
 
 def restore_network(network, ports=()):
-    """Put back what is missing of a network: its bridge after a reboot, rules after a flush. Without
-    rules its containers can have no PORTS."""
+    """Put back what is missing of a network: its bridge after a reboot, rules after a flush.
+    Without rules its containers can have no PORTS."""
     link = own_link(network)
     if not link or not link["flags"] & IFF_UP:
         with hold(state_path("networks")):
@@ -5378,7 +8101,7 @@ def remove_network(name):
             with tolerate():
                 nft(own_table(), [(NFT_MSG_DELTABLE, {})])
 
-# Leases.
+# Leases
 
 def network_users(network):
     """The leases of a network: [(address, container's id, its name, alias...)]."""
@@ -5406,14 +8129,237 @@ def take_address(network, record, endpoint):
                    f"of {network['subnet']} are taken")
     raise Full(f"--ip, on {endpoint['wanted_ip']}: not to be had in {network['subnet']}")
 
-def give_back_address(record, endpoint):
-    """End a lease, if it is this container's."""
-    path = state_path("networks", endpoint["network"], endpoint["ip"])
-    lease = link_target(AT_FDCWD, path)
-    if lease and lease.startswith(record["id"]):
-        unlink_if_there(path)
+def give_back_addresses(container_id, name):
+    """End a container's leases in a network: all, for it may have been killed as it took one."""
+    for address, owner, *_ in network_users({"name": name}):
+        if owner == container_id:
+            unlink_if_there(state_path("networks", name, address))
 
-# A container's place in its networks.
+# The commands
+
+@command("[OPTIONS] NAME", "make a network, with a bridge of that name",
+         ("--driver", "bridge", "the only kind"), ("--subnet", "CIDR", "such as 10.9.1.0/24"),
+         ("--gateway", "IP", "the host's address in it (default: the first)"),
+         ("--internal", "", "nothing leaves it or comes in, but from the host"),
+         ("--mtu", "BYTES", "the largest packet (default: 1500)"), takes=ONE)
+def cmd_network_create(options, words):
+    gateway, driver = options["gateway"], given(options, "driver", "bridge")
+    if driver != "bridge" or gateway and not options["subnet"]:
+        raise Failure("network create: the driver is bridge, and --gateway needs --subnet")
+    create_network(words[0], options["subnet"], gateway, options["internal"],
+                   parse_number(given(options, "mtu", "1500"), "--mtu", 68))
+    show(words[0])
+
+@command("[OPTIONS]", "list the networks", ("-q --quiet", "", "names only"),
+         ("--format", "FORMAT", "table, json or a template"))
+def cmd_network_list(options, _):
+    """IpRange is the gateway's address and the subnet's size, as in the tutorial."""
+    restore_networks()
+    rows = [{"Name": network["name"], "Driver": network["driver"], "Internal": network["internal"],
+             "IpRange": network["gateway"] + "/" + network["subnet"].partition("/")[2]}
+            for network in networks()]
+    show_rows(rows, {"Name": "NAME", "IpRange": "IpRange", "Driver": "Driver"},
+              "{{.Name}}" if options["quiet"] else options["format"])
+
+@command("NAME...", "remove networks that no running container is in", many=True)
+def cmd_network_remove(_, name):
+    sweep_containers()
+    remove_network(name)
+
+@command("[OPTIONS] NAME...", "show networks as JSON", ("-f --format", "FORMAT", "a template"),
+        takes=SOME)
+def cmd_network_inspect(options, words):
+    sweep_containers()
+    restore_networks()
+    show_json(words, network_info, options["format"])
+
+def network_info(name):
+    """A network and who is in it, in docker's words and ours."""
+    network = find_network(name)
+    return {**network, "Name": name, "Driver": network["driver"], "Internal": network["internal"],
+            "IPAM": {"Config": [{"Subnet": network["subnet"], "Gateway": network["gateway"]}]},
+            "Containers": {user[1]: {"Name": user[2], "IPv4Address": user[0]}
+                           for user in network_users(network)}}
+
+@command("[OPTIONS]", "remove the networks that no running container is in, and say which",
+         ("-f --force", "", "without asking, as always"))
+def cmd_network_prune(*_):
+    sweep_containers()
+    restore_networks()
+    for network in networks():
+        if network["name"] != "bridge" and not network_users(network):
+            remove_network(network["name"])
+            show(network["name"])
+
+also_called("network ls", "network list")
+also_called("network rm", "network remove")
+
+# ── 31. A container's networks ───────────────────────────────────────────────
+# `run` makes the cables from outside while init boots; the kernel removes them with the container's
+# namespace.  Where a container is plugged in stands in a file of its own, wiring.json, which its
+# monitor and the commands read and change under its lock.
+
+NETWORK_OPTIONS = (  # of run
+    ("--network --net", "NAME...", "none, host, bridge, container:ID, a network, or name=NETWORK,"
+                                   "ip=IP,alias=NAME (default: bridge, on the host's own root "
+                                   "none)"),
+    ("-p --publish", "[[IP:]HOST:]PORT[/udp]...", "lead a port of the host's, or more, to it"),
+    ("-P --publish-all", "", "so for all ports that the image names"),
+    ("--ip", "IP", "its address in the first network"), ("--mac-address", "MAC", "its eth0's"),
+    ("--network-alias", "NAME...", "one more name for its neighbours in the first network"),
+    ("--add-host", "NAME:IP...", "a line in its /etc/hosts"),
+    ("--dns", "IP...", "a name server, instead of the host's"),
+    ("--dns-search", "DOMAIN...", "where to look for short names"),
+)
+offer("run", *NETWORK_OPTIONS)
+RLIMIT_NOFILE = 7  # asm-generic/resource.h
+
+# What is asked for
+
+def network_wanted(options, plan):
+    """A container's network by the options, its first one's name, and what is wanted of it."""
+    wants = parse_networks(options, plan)
+    check_networks(options, wants)
+    first = wants["endpoints"][0]
+    kind, _, other = first["network"].partition(":")
+    if kind == "container":
+        return "container:" + find_container(other)["id"], {**wants, "endpoints": []}
+    if kind in ("none", "host"):
+        return kind, {**wants, "endpoints": []}
+    return kind, wants
+
+def parse_networks(options, plan):
+    """What the options say of networks, in the record's form, as far as it can be read."""
+    default = "none"
+    if plan["reference"]:
+        default = os.environ.get("MYDOCKER_NETWORK", "bridge")
+    endpoints = [parse_network(text) for text in options["network"] or [default]]
+    for number, endpoint in enumerate(endpoints):
+        endpoint["device"] = f"eth{number}"
+    first = endpoints[0]
+    for option, key in (("ip", "wanted_ip"), ("mac-address", "wanted_mac"),
+                        ("network-alias", "aliases")):
+        if options[option] and first[key]:
+            raise Failure(f"--{option}: --network says it, too")
+        first[key] = options[option] or first[key]
+    first["wanted_mac"] = first["wanted_mac"].lower()
+    texts = [*options["publish"]]
+    if options["publish-all"]:
+        texts += plan["image"].get("ExposedPorts") or ()
+    ports = [row for text in texts for row in parse_publish(text)]
+    return {"endpoints": endpoints, "ports": ports, "dns": options["dns"],
+            "hosts": [parse_host(text) for text in options["add-host"]],
+            "search": options["dns-search"]}
+
+def parse_network(text):
+    """A --network argument, NAME or name=NAME,ip=IP,alias=NAME,mac-address=MAC, as an endpoint."""
+    endpoint = {"network": text, "wanted_ip": "", "wanted_mac": "", "aliases": []}
+    if "=" not in text:
+        return endpoint
+    endpoint["network"] = ""
+    keys = {"name": "network", "ip": "wanted_ip", "mac-address": "wanted_mac"}
+    for key, _, value in (pair.partition("=") for pair in text.split(",")):
+        if key == "alias":
+            endpoint["aliases"].append(value)
+        elif key in keys:
+            endpoint[keys[key]] = value
+        else:
+            raise Failure(f"--network, on {text}: unknown key {key or chr(39) * 2}, it is "
+                          "name=NETWORK[,ip=IP][,alias=NAME]...[,mac-address=MAC]")
+    return endpoint
+
+def check_networks(options, wants):
+    """Refuse what can't be, or can't go together, before anything is made."""
+    kinds = [endpoint["network"].partition(":")[0] for endpoint in wants["endpoints"]]
+    alone = [kind for kind in kinds if kind in ("none", "host", "container")]
+    if alone and len(kinds) > 1:
+        raise Failure(f"--network, on {alone[0]}: it can't go with other networks")
+    sysctls = [text for text in options["sysctl"] if text.startswith("net.")]
+    for endpoint, kind in zip(wants["endpoints"], kinds):
+        named = not alone and kind != "bridge"
+        for option, asked, possible in (
+                ("--ip", endpoint["wanted_ip"], not alone),
+                ("--mac-address", endpoint["wanted_mac"], not alone),
+                ("--publish", wants["ports"], not alone),
+                ("--network-alias", endpoint["aliases"], named),
+                ("--sysctl", sysctls, kind not in ("host", "container"))):  # not another's
+            if asked and not possible:
+                raise Failure(f"{option}: it can't go with --network {kind}")
+        check_endpoint(endpoint, "--ip", "--network-alias")
+        if not alone:
+            network_path(endpoint["network"])
+            if kinds.count(kind) > 1:
+                raise Failure(f"--network, on {kind}: it is there twice")
+    for address in wants["dns"]:
+        check_address(address, "--dns", _socket.AF_INET, _socket.AF_INET6)
+    for domain in wants["search"]:
+        if not domain or not domain.isprintable() or " " in domain:
+            raise Failure(f"--dns-search, on {domain or chr(39) * 2}: not a domain, such as "
+                          "example.org")
+
+def check_endpoint(endpoint, ip_option, alias_option):
+    """Refuse an address or names that can't be."""
+    if endpoint["wanted_ip"]:
+        check_address(endpoint["wanted_ip"], ip_option, _socket.AF_INET)
+    for alias in endpoint["aliases"]:
+        check_new_name(alias, alias_option)
+    mac = endpoint["wanted_mac"]
+    parts = mac.split(":")
+    right = len(parts) == 6 and all(len(part) == 2 and {*part} <= {*"0123456789abcdef"}
+                                    for part in parts)
+    if mac and (not right or int(parts[0], 16) & 1 or mac == "00:00:00:00:00:00"):  # a group's
+        raise Failure(f"--mac-address, on {mac}: not one of a link, such as 02:42:0a:09:01:02")
+
+def check_address(text, option, *families):
+    """Refuse what is no IP address of one of these families."""
+    for family in families:
+        with tolerate():
+            return _socket.inet_pton(family, text if text.isascii() else "")
+    example = "10.9.1.2"
+    if _socket.AF_INET6 in families:
+        example += " or fd00::2"
+    raise Failure(f"{option}, on {text or chr(39) * 2}: not an IP address, such as {example}")
+
+def parse_host(text):
+    """An --add-host argument, NAME:IP or NAME=IP, as NAME:IP; IP may be host-gateway."""
+    at = min([index for index in map(text.find, ":=") if index >= 0], default=-1)
+    name, address = text[:max(at, 0)], text[at + 1:].strip("[]")
+    if at < 0 or not name.replace("-", "a").replace(".", "a").replace("_", "a").isalnum():
+        raise Failure(f"--add-host, on {text or chr(39) * 2}: it is NAME:IP")
+    if address != "host-gateway":
+        check_address(address, "--add-host", _socket.AF_INET, _socket.AF_INET6)
+    return f"{name}:{address}"
+
+def parse_publish(text):
+    """A -p argument as [[host address, first and last port of the host's (0: any that is free),
+    container's port, protocol]]."""
+    def port_range(text):
+        first, _, last = text.partition("-")
+        return parse_number(first, "", 0), parse_number(last or first, "", 0)
+
+    rest, _, protocol = text.partition("/")
+    rest, _, inner = rest.rpartition(":")
+    address, _, outer = rest.rpartition(":")
+    protocol = protocol or "tcp"
+    try:
+        (first, last), (low, high) = port_range(inner), port_range(outer or "0")
+        if address:
+            check_address(address, "--publish", _socket.AF_INET)
+        right = 0 < first <= last < 1 << 16 and low <= high < 1 << 16 and protocol in PROTOCOLS
+    except Failure:
+        right = False
+    if not right or (first != last and low and high - low != last - first):
+        raise Failure(f"--publish, on {text or chr(39) * 2}: it is "
+                      "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
+    rows = []
+    for port in range(first, last + 1):
+        if low:
+            rows.append([address, low + port - first, high - last + port, port, protocol])
+        else:
+            rows.append([address, 0, 0, port, protocol])
+    return rows
+
+# Cables
 
 def read_wiring(record):
     """A container's network.json; before it is first connected, what was asked for."""
@@ -5467,13 +8413,9 @@ def connect_container(state, pid, channel):
     """Give a container its addresses, ports and cables; init is booting meanwhile.  One that its
     policy starts again keeps the first two."""
     record = state["record"]
-    message = None
-    if has_namespace(state["spec"], "network"):
-        message = receive(channel)[0]  # sync 0
-        if message != "apart":
-            raise Failure(*message or ("run: it was killed before the command started", 137))
-    if record["network"] in ("none", "host") or ":" in record["network"]:
-        return
+    message = receive(channel)[0]
+    if message != "apart":  # sync 0
+        raise Failure(*message or ("run: it was killed before the command started", 137))
     taken = None
     if record["wants"]["ports"] and not state.get("ports"):
         taken = hold_ports(state)
@@ -5538,12 +8480,15 @@ def plug_in(wiring, endpoint, network):
     container's namespace, its address and route."""
     veth, mtu = "veth" + os.urandom(5).hex(), network["mtu"]  # an old one may be there a bit longer
     endpoint["link"], device = veth, endpoint["device"]
+    bridge = own_link(network)
+    if not bridge:
+        raise Failure(f"network, on {network['name']}: its bridge has just been removed")
     with open_network(wiring) as theirs:
         peer = link_message(device, {
             IFLA_NET_NS_FD: int(theirs), IFLA_MTU: mtu,
             IFLA_ADDRESS: bytes.fromhex(endpoint["mac"].replace(":", ""))})[2]
         messages = [link_message(veth, {
-            IFLA_MASTER: own_link(network)["index"], IFLA_MTU: mtu,
+            IFLA_MASTER: bridge["index"], IFLA_MTU: mtu,
             IFLA_LINKINFO: {IFLA_INFO_KIND: "veth", IFLA_INFO_DATA: {VETH_INFO_PEER: peer}}},
             MAKE, IFF_UP)]
         if wiring["ports"]:  # what it sends to its own comes back by this cable (br_netfilter)
@@ -5559,6 +8504,104 @@ def plug_in(wiring, endpoint, network):
             netlink(NETLINK_ROUTE, device, messages)  # up, with its address and the way out
             with tolerate(errno.ENOENT):  # no neighbour is its router: CVE-2020-13401
                 write_value(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6", "1")
+
+def borrow_network(spec, record):
+    """Let a container join another one's network; returns the spec with that, and the descriptors
+    that it needs."""
+    lender = find_container(record["network"].partition(":")[2])
+    fd = os.open(f"/proc/{live_pid(lender)}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    live_pid(lender)  # the pid wasn't used again before it was open
+    borrowed = {"type": "network", "path": f"/proc/self/fd/{fd}"}
+    kept = [row for row in spec["linux"]["namespaces"] if row["type"] != "network"]
+    return dict(spec, linux=dict(spec["linux"], namespaces=[*kept, borrowed])), [fd]
+
+def disconnect_container(record):
+    """Give back a container's ports and addresses; the kernel removes its cables."""
+    if not os.path.isdir(container_path(record)):
+        return
+    with changed_wiring(record) as wiring:
+        remove_elements(own_table(), leading_ports(wiring, NFT_MSG_DELSETELEM))
+        forget_flows(wiring["ports"])
+        for endpoint in wiring["endpoints"]:
+            leave_network(record, endpoint)
+        if not record.get("network"):  # it was killed before it was on record
+            for network in networks():
+                give_back_addresses(record["id"], network["name"])
+        wiring.update(pid=0, pid_start=None, ports=[])
+
+def leave_network(record, endpoint):
+    """Give back an endpoint's address, and let the neighbours know."""
+    give_back_addresses(record["id"], endpoint["network"])
+    if endpoint.get("ip"):
+        part_neighbours(record["id"], endpoint)
+    for key in ("ip", "mac", "prefix", "gateway", "internal", "link"):
+        endpoint.pop(key, None)
+
+def connect_later(record, endpoint):
+    """Put a container that was made long ago into one more network: now, if it runs."""
+    if record["network"] in ("none", "host") or ":" in record["network"]:
+        raise Failure(f"network connect, on {record['name']}: it was started with --network "
+                      f"{record['network'][:22]}")
+    network = find_network(endpoint["network"])
+    with changed_wiring(record) as wiring:
+        if any(there["network"] == network["name"] for there in wiring["endpoints"]):
+            raise Failure(f"network connect, on {record['name']}: it is in {network['name']}")
+        used = {there["device"] for there in wiring["endpoints"]}
+        endpoint["device"] = next(f"eth{number}" for number in range(len(used) + 1)
+                                  if f"eth{number}" not in used)
+        if not is_wired(wiring):
+            wiring["endpoints"].append(endpoint)
+            return
+        join_network(record, endpoint, wiring["ports"])
+        before = leading_ports(wiring, NFT_MSG_DELSETELEM)
+        wiring["endpoints"].append(endpoint)
+        write_json(container_path(record, "network.json"), wiring)  # so that it can be swept
+        try:
+            plug_in(wiring, endpoint, network)
+        except (Failure, OSError):
+            wiring["endpoints"].remove(endpoint)
+            leave_network(record, endpoint)
+            raise
+        lead_ports(wiring, before)
+        meet_neighbours(record, endpoint, own_line=True)
+
+def disconnect_now(record, name):
+    """Take a container out of a network: now, if it runs."""
+    with changed_wiring(record) as wiring:
+        found = [there for there in wiring["endpoints"] if there["network"] == name]
+        if not found:
+            raise Failure(f"network disconnect, on {record['name']}: it is not in {name}")
+        before = leading_ports(wiring, NFT_MSG_DELSETELEM)
+        wiring["endpoints"].remove(found[0])
+        if not found[0].get("ip"):
+            return
+        lead_ports(wiring, before)
+        if is_wired(wiring):
+            with tolerate(errno.ENODEV):  # it has removed its end
+                netlink(NETLINK_ROUTE, found[0]["link"], [  # with its other end, inside
+                    link_message(found[0]["link"], kind=RTM_DELLINK)])
+            lead_out(wiring)
+            forget_network(record, found[0])
+        leave_network(record, found[0])
+
+@command("[OPTIONS] NETWORK CONTAINER", "put a container into one more network, now if it runs",
+         ("--ip", "IP", "its address there"),
+         ("--alias", "NAME...", "one more name for its neighbours"), takes=(2, 2))
+def cmd_network_connect(options, words):
+    endpoint = {**parse_network(""), "network": words[0], "wanted_ip": options["ip"] or "",
+                "aliases": options["alias"]}
+    check_endpoint(endpoint, "--ip", "--alias")
+    if endpoint["aliases"] and words[0] == "bridge":
+        raise Failure("--alias: it can't go with the network bridge")
+    sweep_containers()
+    connect_later(find_container(words[1]), endpoint)
+
+@command("NETWORK CONTAINER", "take a container out of a network, now if it runs", takes=(2, 2))
+def cmd_network_disconnect(_, words):
+    sweep_containers()
+    disconnect_now(find_container(words[1]), words[0])
+
+# Ports
 
 def hold_ports(state):
     """Take a container's ports on the host: [host's address, port, container's, protocol]."""
@@ -5616,74 +8659,6 @@ def hold_port(address, first, last, protocol):
         why = "no port is free"
     raise Failure(f"--publish, on {address or '0.0.0.0'}:{port}/{protocol}: {why}")
 
-def disconnect_container(record):
-    """Give back a container's ports and addresses; the kernel removes its cables."""
-    if not os.path.isdir(container_path(record)):
-        return
-    with changed_wiring(record) as wiring:
-        remove_elements(own_table(), leading_ports(wiring, NFT_MSG_DELSETELEM))
-        forget_flows(wiring["ports"])
-        for endpoint in wiring["endpoints"]:
-            leave_network(record, endpoint)
-        wiring.update(pid=0, pid_start=None, ports=[])
-
-def leave_network(record, endpoint):
-    """Give back an endpoint's address, and let the neighbours know."""
-    if endpoint.get("ip"):
-        give_back_address(record, endpoint)
-        part_neighbours(record["id"], endpoint)
-    for key in ("ip", "mac", "prefix", "gateway", "internal", "link"):
-        endpoint.pop(key, None)
-
-# `network connect` and `disconnect`: the same for a container that runs.
-
-def connect_later(record, endpoint):
-    """Put a container that was made long ago into one more network: now, if it runs."""
-    if record["network"] in ("none", "host") or ":" in record["network"]:
-        raise Failure(f"network connect, on {record['name']}: it was started with --network "
-                      f"{record['network'][:22]}")
-    network = find_network(endpoint["network"])
-    with changed_wiring(record) as wiring:
-        if any(there["network"] == network["name"] for there in wiring["endpoints"]):
-            raise Failure(f"network connect, on {record['name']}: it is in {network['name']}")
-        used = {there["device"] for there in wiring["endpoints"]}
-        endpoint["device"] = next(f"eth{number}" for number in range(len(used) + 1)
-                                  if f"eth{number}" not in used)
-        if not is_wired(wiring):
-            wiring["endpoints"].append(endpoint)
-            return
-        join_network(record, endpoint, wiring["ports"])
-        before = leading_ports(wiring, NFT_MSG_DELSETELEM)
-        wiring["endpoints"].append(endpoint)
-        write_json(container_path(record, "network.json"), wiring)  # so that it can be swept
-        try:
-            plug_in(wiring, endpoint, network)
-        except (Failure, OSError):
-            wiring["endpoints"].remove(endpoint)
-            leave_network(record, endpoint)
-            raise
-        lead_ports(wiring, before)
-        meet_neighbours(record, endpoint, own_line=True)
-
-def disconnect_now(record, name):
-    """Take a container out of a network: now, if it runs."""
-    with changed_wiring(record) as wiring:
-        found = [there for there in wiring["endpoints"] if there["network"] == name]
-        if not found:
-            raise Failure(f"network disconnect, on {record['name']}: it is not in {name}")
-        before = leading_ports(wiring, NFT_MSG_DELSETELEM)
-        wiring["endpoints"].remove(found[0])
-        if not found[0].get("ip"):
-            return
-        if is_wired(wiring):
-            with tolerate(errno.ENODEV):  # it has removed its end
-                netlink(NETLINK_ROUTE, found[0]["link"], [  # with its other end, inside
-                    link_message(found[0]["link"], kind=RTM_DELLINK)])
-            lead_ports(wiring, before)
-            lead_out(wiring)
-            forget_network(record, found[0])
-        leave_network(record, found[0])
-
 def lead_ports(wiring, before):
     """Lead a container's ports by the network that is its way out now; BEFORE: not so any more."""
     now = leading_ports(wiring)
@@ -5701,9 +8676,49 @@ def lead_out(wiring):
             netlink(NETLINK_ROUTE, endpoint["device"], [  # the way out
                 route_message(index, endpoint["gateway"])])
 
-# Names.  In a named network everybody's /etc/hosts has everybody's names, on marked lines.  Who
-# comes finds the others by their leases, and then adds one line to each one's file; who goes takes
-# it out.  The file is mounted inside: it is changed in place, beside the container's own lines.
+def published(wiring):
+    """A container's ports: [("80/tcp", "0.0.0.0:8080")]."""
+    return [(f"{port}/{protocol}", f"{address or '0.0.0.0'}:{taken}")
+            for address, taken, port, protocol in wiring["ports"]]
+
+@command("CONTAINER [PORT[/PROTOCOL]]", "show a container's ports on the host", takes=(1, 2))
+def cmd_port(_, words):
+    wanted = words[1] + "/tcp" * ("/" not in words[1]) if words[1:] else ""
+    rows = [(port, host) for port, host in published(read_wiring(find_container(words[0])))
+            if port == (wanted or port)]
+    if wanted and not rows:
+        raise Failure(f"port, on {words[0]}: {wanted} is not published")
+    for port, host in rows:
+        show(host if wanted else f"{port} -> {host}")
+
+def network_names(record, wiring):
+    """What `ps` calls a container's networks."""
+    if record["network"] in ("none", "host") or ":" in record["network"]:
+        return record["network"]
+    return ",".join(endpoint["network"] for endpoint in wiring["endpoints"])
+
+def network_settings(record):
+    """A container's place in its networks, in docker's words."""
+    wiring, ports, places = read_wiring(record), {}, {}
+    for port, host in published(wiring):
+        address, _, number = host.rpartition(":")
+        ports.setdefault(port, []).append({"HostIp": address, "HostPort": number})
+    for own in wiring["endpoints"]:
+        places[own["network"]] = {
+            "IPAddress": own.get("ip", ""), "IPPrefixLen": own.get("prefix", 0),
+            "Gateway": own.get("gateway", ""), "MacAddress": own.get("mac", ""),
+            "Aliases": own["aliases"]}
+    first = {"IPAddress": "", "IPPrefixLen": 0, "Gateway": "", "MacAddress": ""}
+    for place in [*places.values()][:1]:
+        first = {key: place[key] for key in first}
+    if not places:
+        places[record["network"]] = {**first, "Aliases": []}
+    return {**first, "Ports": ports, "Networks": places}
+
+# ── 32. Names ────────────────────────────────────────────────────────────────
+# Who is who stands in each container's own /etc/hosts, which is bind-mounted: it is written in place.
+
+NEIGHBOUR = "\t# neighbour"  # marks our lines in a container's /etc/hosts
 
 def hosts_line(address, names):
     return f"{address}\t{' '.join(dict.fromkeys(names))}"
@@ -5850,987 +8865,9 @@ def host_resolver(record, kind):
         options = options or [text for word, text in lines if word in ("options", "sortlist")]
     return servers or ["8.8.8.8", "8.8.4.4"], search, options
 
-def bring_up_loopback():
-    """Set lo up: 127.0.0.1 works inside, and nothing else does."""
-    netlink(NETLINK_ROUTE, "lo", [link_message("lo", up=IFF_UP)])  # the only link it has
-
-def borrow_network(spec, record):
-    """Let a container join another one's network; returns the descriptor that stands for that."""
-    other = find_container(record["network"].partition(":")[2])
-    fd = Descriptor(os.open(f"/proc/{live_pid(other)}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-    live_pid(other)  # the pid wasn't used again before it was open
-    for row in spec["linux"]["namespaces"]:
-        if row["type"] == "network":
-            row["path"] = f"/proc/{os.getpid()}/fd/{fd}"
-    return fd
-
-# What is shown.
-
-def published(wiring):
-    """A container's ports: [("80/tcp", "0.0.0.0:8080")]."""
-    return [(f"{port}/{protocol}", f"{address or '0.0.0.0'}:{taken}")
-            for address, taken, port, protocol in wiring["ports"]]
-
-def network_names(record, wiring):
-    """What `ps` calls a container's networks."""
-    if record["network"] in ("none", "host") or ":" in record["network"]:
-        return record["network"]
-    return ",".join(endpoint["network"] for endpoint in wiring["endpoints"])
-
-def network_settings(record):
-    """A container's place in its networks, in docker's words."""
-    wiring, ports, places = read_wiring(record), {}, {}
-    for port, host in published(wiring):
-        address, _, number = host.rpartition(":")
-        ports.setdefault(port, []).append({"HostIp": address, "HostPort": number})
-    for own in wiring["endpoints"]:
-        places[own["network"]] = {
-            "IPAddress": own.get("ip", ""), "IPPrefixLen": own.get("prefix", 0),
-            "Gateway": own.get("gateway", ""), "MacAddress": own.get("mac", ""),
-            "Aliases": own["aliases"]}
-    first = {"IPAddress": "", "IPPrefixLen": 0, "Gateway": "", "MacAddress": ""}
-    for place in [*places.values()][:1]:
-        first = {key: place[key] for key in first}
-    if not places:
-        places[record["network"]] = {**first, "Aliases": []}
-    return {**first, "Ports": ports, "Networks": places}
-
-def network_info(name):
-    """A network and who is in it, in docker's words and ours."""
-    network = find_network(name)
-    return {**network, "Name": name, "Driver": network["driver"], "Internal": network["internal"],
-            "IPAM": {"Config": [{"Subnet": network["subnet"], "Gateway": network["gateway"]}]},
-            "Containers": {user[1]: {"Name": user[2], "IPv4Address": user[0]}
-                           for user in network_users(network)}}
-
-
-# ── 13. Terminal and logs ──────────────────────────────────────────────────
-# With -t the command gets a terminal that is made inside, in the container's own devpts.  Only
-# its master end comes out, and `run` copies bytes between that and the caller's terminal, which
-# is in raw mode meanwhile: every key, Ctrl-C too, is for the terminal inside to interpret.  The
-# caller's terminal itself never enters, so nothing can be typed into it (TIOCSTI, CVE-2017-5226).
-#
-# Without -t nothing is copied: the command has the caller's own descriptors.  In the background,
-# and where bytes are copied anyway, what a container says is kept in its log.
-#
-# The log has the form of Kubernetes' CRI, a line of it for each line that was said:
-#
-#   2026-01-08T01:32:52.123456789Z stdout F text       F: the line is complete
-#   2026-01-08T01:32:53.123456789Z stderr P text       P: it goes on in this stream's next one
-#
-# It is written as it comes, so nothing is lost with the monitor.  A full file moves out of the way,
-# container.log to container.log.1 and so on.  A full disk stops no container: what couldn't be
-# written is counted, and said in the first line that can be.
-
-def caller_size():
-    for fd in (0, 1, 2):
-        with tolerate():  # ENOTTY
-            return struct.unpack("HHHH", fcntl.ioctl(fd, TIOCGWINSZ, b"\0" * 8))[:2]
-    return None
-
-def raw_mode(fd):
-    """Put a terminal in raw mode, what was typed ahead is kept; returns its attributes before."""
-    import termios, tty
-    before = termios.tcgetattr(fd)
-    tty.setraw(fd, termios.TCSADRAIN)
-    return before
-
-def set_terminal(fd, attributes):
-    """Change a terminal's attributes; it may have gone meanwhile."""
-    import termios
-    try:
-        termios.tcsetattr(fd, termios.TCSADRAIN, attributes)
-    except termios.error as error:
-        if error.args[0] != errno.EIO:
-            raise OSError(*error.args) from None
-
-def end_of_file_key(master, last):
-    """What to type for end-of-file after the bytes LAST: ^D, twice if a line is unfinished."""
-    import termios
-    key = termios.tcgetattr(master)[6][termios.VEOF]
-    return key if last.endswith(b"\n") or not last else key + key
-
-class Relay:
-    """Bytes on their way from SOURCE to SINK, if any, and to log(bytes); neither blocks us."""
-    def __init__(self, source, sink, at_end=lambda last: b"", log=None):
-        self.source, self.sink, self.at_end, self.log = source, sink, at_end, log
-        self.waiting, self.last, self.open = b"", b"", True
-    def wants(self):  # (descriptor, events) for poll; room is made before more is taken
-        return (self.sink, select.POLLOUT) if self.waiting else (self.source, select.POLLIN)
-    def move(self):
-        """Read or write once, after poll said that the descriptor is ready."""
-        if self.waiting:  # a pipe that is ready takes 4096 bytes without blocking: pipe(7)
-            self.waiting = self.waiting[os.write(self.sink, self.waiting[:4096]):]
-            return
-        data = b""
-        with tolerate(errno.EIO):  # the last process let go of the terminal
-            data = os.read(self.source, 1 << 16)
-        self.last, self.open = data or self.last, bool(data)
-        if self.log and data:
-            self.log(data)
-        if self.sink is not None:
-            self.waiting = data or self.at_end(self.last)
-    def busy(self):  # until everything up to the source's end has been delivered
-        return bool(self.open or self.waiting)
-
-def log_names(path, max_file):
-    return [path] + [f"{path}.{number}" for number in range(1, max_file)]  # the newest first
-
-def log_time(moment):
-    seconds, rest = divmod(moment, 10**9)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09}Z"
-
-def open_log(path, max_size, max_file):
-    """Return write(stream, data), which adds to a log of MAX_FILE files of MAX_SIZE bytes."""
-    fd, size, lost = None, 0, 0
-
-    def put(entry):  # whole lines, into as many files as they need
-        nonlocal fd, size
-        while entry:
-            if fd is None:
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                size = os.fstat(fd).st_size
-            end = entry.rfind(b"\n", 0, max(max_size - size, 0)) + 1  # what still fits
-            if not end and size:
-                os.close(fd)
-                fd, names = None, log_names(path, max_file)
-                for older, newer in zip(names[:0:-1], names[-2::-1]):
-                    os.rename(newer, older) if os.path.exists(newer) else None
-                unlink_if_there(path)
-                continue
-            end = end or entry.index(b"\n") + 1
-            if os.write(fd, entry[:end]) < end:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-            size, entry = size + end, entry[end:]
-
-    def write(stream, data):
-        nonlocal lost
-        start = f"{log_time(time.time_ns())} {stream} ".encode()
-        lines, newline, rest = data.rpartition(b"\n")
-        entry = start + b"F " + lines.replace(b"\n", b"\n" + start + b"F ") if newline else b""
-        entry += newline + (start + b"P " + rest + b"\n" if rest else b"")
-        try:
-            if lost:
-                note = f" stderr F mydocker: {lost} bytes of output could not be logged\n"
-                entry = start.partition(b" ")[0] + note.encode() + entry
-            put(entry)
-            lost = 0
-        except OSError:  # a full disk: half a line is taken back
-            lost += len(data)
-            os.ftruncate(fd, size) if fd is not None else None
-
-    return write
-
-def read_log(path, max_file, more):
-    """Yield a log's lines, the oldest first, and a None at each end; it goes on while more()."""
-    file, rest = None, b""
-    while True:
-        expected, there = more(), []  # asked first: what was written until then is read
-        for name in log_names(path, max_file):
-            with tolerate(errno.ENOENT):
-                there.append((os.stat(name).st_ino, name))
-        inode = os.fstat(file.fileno()).st_ino if file else None
-        ours = next((n for n, (found, _) in enumerate(there) if found == inode), None)
-        for line in file or ():
-            rest += line
-            if rest.endswith(b"\n"):
-                yield rest
-                rest = b""
-        if ours == 0 or not there:
-            yield None
-            if not expected:
-                return
-            time.sleep(0.05)
-            continue
-        if file and ours is None:
-            warn("logs: lines were turned over before they could be read")
-        with tolerate(errno.ENOENT):  # on with the next one, or the oldest if ours is gone
-            number, name = there[ours - 1 if ours else -1]
-            following = open(name, "rb")
-            if os.fstat(following.fileno()).st_ino == number:  # else: turned over once more
-                file = following
-
-
-# ── 14. Inside the container ───────────────────────────────────────────────
-# What runs on this side is `init`: this file again, started by `run` in the new namespaces, and
-# soon to be replaced by the command.  It knows nothing but the spec.  Each step says why it
-# stands where it does; if one fails, the command never starts.
-#
-# `exec` starts this file as `join`, which enters namespaces that are there and takes the same last
-# steps.  It fails closed: a namespace that can't be entered ends it, long before the command.
-
-JOINED = {"user": CLONE_NEWUSER, "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "net": CLONE_NEWNET,
-          "pid": CLONE_NEWPID, "cgroup": CLONE_NEWCGROUP, "mnt": CLONE_NEWNS}  # in /proc/PID/ns
-
-def send(channel, message, fds=()):
-    """Send a value to the other side, and descriptors with it (unix(7), SCM_RIGHTS)."""
-    data = marshal.dumps(message)
-    data = struct.pack("I", len(data)) + data
-    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
-    sent = channel.sendmsg([data], rights if fds else [])
-    if data[sent:]:  # nothing at all is sent, too, and refused when the other side is done
-        channel.sendall(data[sent:])
-
-def receive(channel):
-    """The next value and descriptors from the other side: (message, fds); (None, []) at its end."""
-    header, ancillary, _, _ = channel.recvmsg(4, _socket.CMSG_SPACE(64), _socket.MSG_WAITALL
-                                              | _socket.MSG_CMSG_CLOEXEC)
-    if len(header) < 4:
-        return None, []
-    fds = [fd for _, _, data in ancillary for fd in struct.unpack(f"{len(data) // 4}i", data)]
-    data, size = b"", struct.unpack("I", header)[0]
-    while len(data) < size and (more := channel.recv(size - len(data))):
-        data += more
-    return (marshal.loads(data), fds) if len(data) == size else (None, [])
-
-def tell(channel, message, fds=()):
-    """Send what the other side may not be there for any more; why, it has sent itself."""
-    with tolerate(errno.EPIPE):
-        send(channel, message, fds)
-
-def container_main(channel, trees):
-    """Turn this process into the container's command, in runc's order.  Returns only by raising."""
-    narrate("init come on")
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # nobody inside may look into this process: CVE-2016-9962
-    spec, outputs = receive(channel)  # sync 1: the outside has done its part
-    if spec is None:
-        os._exit(125)  # it died meanwhile
-    for row, tree in zip(shared_rows(spec), trees):
-        row["tree"] = tree
-    process, gate = spec["process"], outputs.pop() if spec.get("gate") else None
-    narrate("command: " + " ".join(process["args"]))
-    narrate("command:" + process["args"][0])
-    own_root = spec["root"]["path"] != "/"
-    umount2(os.readlink("/proc/self/exe"), MNT_DETACH)  # out of sight, and still read-only
-    if has_namespace(spec, "network"):
-        bring_up_loopback()
-    if has_namespace(spec, "cgroup"):
-        os.unshare(CLONE_NEWCGROUP)  # after run chose our cgroup: it becomes the namespace's "/"
-    build_root(spec)
-    if spec.get("hooks"):
-        import subprocess  # for all of them: soon it would be the container's, CVE-2019-14271
-        send(channel, "hooks")  # the outside runs its own now
-        receive(channel)
-        run_hooks(spec, spec["states"]["creating"], "createContainer", environment={},
-                  directory=spec["root"]["path"])
-    if own_root:
-        enter_root(spec)
-    set_sysctls(spec["linux"].get("sysctl") or {})  # through the container's own /proc
-    hide_paths(spec["linux"])
-    for call, name in ((sethostname, "hostname"), (setdomainname, "domainname")):
-        if spec.get(name):
-            call(spec[name], len(encode(spec[name])))  # the UTS namespace's, not the host's
-    user = find_user(process["user"])  # by the container's files
-    for row in spec["mounts"]:
-        if row.get("chown"):
-            chown_tree(os.open("/", os.O_PATH | os.O_CLOEXEC), row["destination"][1:], *user[:2])
-    slave = hand_out_terminal(channel, process, user[0])
-    if slave is not None and own_root and dev_row(spec):  # /dev is still as we made it
-        os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # for boot messages
-    close_dev(spec)
-    enter_workdir(process["cwd"])
-    limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
-    set_label(process)
-    confine(process, user, spec["filter"])
-    if gate is None:
-        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
-    if spec["annotations"].get("mydocker.init"):
-        become_reaper(channel, slave, outputs)  # returns in the child; PID 1 stays behind
-    take_session(slave, outputs)
-    if gate is not None:
-        wait_at_gate(channel, gate, process)
-        run_hooks(spec, spec["states"]["created"], "startContainer",
-                  environment=read_environment(process["env"]))
-    become_command(process, user[3])
-
-def wait_at_gate(channel, gate, process):
-    """Tell `create` that all is ready, or that the command can't be, and wait for `start`."""
-    path = dict(item.partition("=")[::2] for item in process["env"]).get("PATH", DEFAULT_PATH)
-    program = find_program(process["args"][0], path)
-    try:
-        os.stat(program)
-    except OSError as error:
-        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        raise Failure(f"exec, on {program}: {reason(error)}", 127 if missing else 126) from None
-    if not os.path.isfile(program) or not os.access(program, os.X_OK):
-        raise Failure(f"exec, on {program}: permission denied", 126)
-    send(channel, "ready")
-    channel.close()
-    os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this
-    os.close(gate)
-
-def run_hooks(spec, state, *moments, environment=None, directory=None):
-    """Run the hooks of these moments, STATE (JSON) is their input: config.md, "POSIX-platform
-    Hooks".  One that fails, or takes more seconds than its timeout, is a Failure.  ENVIRONMENT:
-    what one has that names none (None: ours).  DIRECTORY: where they start."""
-    hooks = [hook for moment in moments for hook in (spec.get("hooks") or {}).get(moment) or ()]
-    if not hooks:
-        return
-    import subprocess
-    for hook in hooks:
-        what = f"hook, on {hook['path']}"
-        try:
-            subprocess.run(hook.get("args") or [hook["path"]], executable=hook["path"], check=True,
-                           input=encode(state), timeout=hook.get("timeout"), cwd=directory,
-                           env=read_environment(hook["env"]) if "env" in hook else environment,
-                           capture_output=True, preexec_fn=forget_signals)
-        except subprocess.CalledProcessError as error:
-            said = error.stderr.decode("utf-8", "replace").strip()
-            raise Failure(f"{what}: exit status {error.returncode}: {said}") from None
-        except subprocess.TimeoutExpired:
-            raise Failure(f"{what}: it took more than {hook['timeout']} seconds") from None
-
-def joined_main(channel, _):
-    """Turn this process into one more command of a running container.  Returns only by raising."""
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # before it can be seen inside: CVE-2016-9962
-    (process, outlive, program, outputs, flags), namespaces = receive(channel)  # sync 1
-    limit_process(process)
-    set_label(process)  # while /proc is the host's: a container's can be a fake, CVE-2025-52881
-    join_namespaces(namespaces, flags)
-    for fd in namespaces:
-        os.close(fd)  # nothing of the host's is to be seen inside but the channel
-    user = find_user(process["user"])
-    enter_workdir(process["cwd"])
-    confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
-    fork_inside(channel)
-    if not outlive:
-        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # `exec` takes it along when it dies
-    slave = hand_out_terminal(channel, process, user[0])
-    take_session(slave, outputs)
-    become_command(process, user[3])
-
-def fork_inside(channel):
-    """Fork into a PID namespace, as only a new process can be in it; returns in the child, when the
-    outside has inherited it."""
-    child = os.fork()  # into the PID namespace
-    if child:
-        send(channel, child)
-        os._exit(0)
-    if receive(channel)[0] is None:  # sync 1, once more: it has
-        os._exit(125)
-
-def join_namespaces(fds, flags):
-    """Enter namespaces, all or none by the pidfd that FDS may start with, or else one by one."""
-    if len(fds) > len(flags):
-        with tolerate(errno.EINVAL):  # before Linux 5.8 a pidfd is no namespace
-            os.setns(fds[0], sum(flags))  # where the container is, in one step
-            return
-    for fd, flag in zip(fds[-len(flags):], flags):
-        os.setns(fd, flag)  # where the container is
-
-def hand_out_terminal(channel, process, uid):
-    """Make the container's terminal, if it's to have one, and send run its master end: sync 2."""
-    if not process["terminal"]:
-        return None
-    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
-    with Descriptor(os.open("/dev/pts/ptmx", flags)) as master:
-        fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
-        # By descriptor, as a name in /dev/pts could lead elsewhere: CVE-2025-52565
-        slave = fcntl.ioctl(master, TIOCGPTPEER, flags)
-        if process.get("consoleSize"):
-            fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", *process["consoleSize"], 0, 0))
-        os.fchown(slave, uid, -1)  # the container's own terminal is its user's
-        send(channel, "terminal", [master])
-    return slave
-
-def take_session(slave, outputs):
-    """Leave the caller's session, and its descriptors where the container has its own."""
-    os.setsid()  # away from the caller's session: its terminal can't be ours
-    if slave is not None:
-        fcntl.ioctl(slave, TIOCSCTTY, 0)  # job control works from the first line on
-    take_descriptors(slave, outputs)
-
-def read_environment(rows):
-    """An environment in the specification's form, ["NAME=value"], as a dict."""
-    return dict(item.partition("=")[::2] for item in rows)
-
-def become_command(process, home):
-    """The last steps, the same for every process of a container."""
-    environment = read_environment(process["env"])
-    environment["HOME"] = environment.get("HOME") or home
-    forget_signals()
-    execute(process["args"], environment)
-
-def chown_tree(directory, name, uid, gid):
-    """Give a file, and all below it, to a user (-v ...:U); no link is followed."""
-    os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
-    if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-        with Descriptor(os.open(name, OPEN_CHILD, dir_fd=directory)) as inner:
-            for entry in os.listdir(inner):
-                chown_tree(inner, entry, uid, gid)
-
-def open_fds():
-    return [int(name) for name in os.listdir("/proc/self/fd")  # whose own is closed by then
-            if int(name) > 2 and os.path.exists(f"/proc/self/fd/{name}")]
-
-def enter_workdir(path):
-    """Change to the command's working directory."""
-    os.chdir(path)  # where the command starts
-    if not os.getcwd().startswith("/"):  # CVE-2024-21626: "(unreachable)" is outside
-        raise Failure(f"--workdir, on {path}: it lies outside of the container")
-
-def take_descriptors(slave, outputs):
-    """Make the container's terminal, or the pipes to its log, the standard descriptors."""
-    for source, fd in zip(outputs or [slave] * 3, (1, 2) if outputs else (0, 1, 2)):
-        if source is not None:
-            os.dup2(source, fd)  # the caller's own descriptor is gone with this
-
-def become_reaper(channel, slave, outputs):
-    """Fork; the child goes on to be the command, PID 1 passes signals to it and buries the dead."""
-    child = os.fork()  # --init: the command is not PID 1 and needn't act like it
-    if not child:
-        return
-    channel.close()  # its end of file must mean that the child has executed
-    take_descriptors(slave, outputs)  # nor does PID 1 keep the caller's
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, SIGNALS)
-    while True:
-        number = _signal.sigwait(SIGNALS)
-        if number != _signal.SIGCHLD:
-            os.kill(child, number)
-            continue
-        while (gone := os.waitpid(-1, os.WNOHANG))[0]:
-            if gone[0] == child:
-                os._exit(exit_status(gone[1]))
-
-def forget_signals():
-    """Give the command the signals of a fresh process: Python ignores two, `run` blocks most."""
-    for number in SIGNALS - {_signal.SIGKILL, _signal.SIGSTOP}:
-        _signal.signal(number, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-
-def find_program(name, path):
-    """Where a command's file is, by PATH as execvp(3) does; 127 if nowhere, 126 if unusable."""
-    if "/" in name:
-        return name
-    found = [f"{directory or '.'}/{name}" for directory in path.split(":")]
-    found = [program for program in found if os.path.isfile(program)]
-    if not found:
-        raise Failure(f"exec, on {name}: executable file not found in $PATH", 127)
-    return next((program for program in found if os.access(program, os.X_OK)), found[0])
-
-def execute(args, environment):
-    """Become the command: execve(2).  Raises Failure with Docker's statuses, 126 and 127."""
-    program = find_program(args[0], environment.get("PATH", DEFAULT_PATH))
-    try:
-        os.execve(encode(program), list(map(encode, args)),  # from here on it's the command's
-                  {encode(key): encode(value) for key, value in environment.items()})
-    except OSError as error:
-        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        why = reason(error)  # "permission denied" for a directory, too: engines look for that
-        if missing and os.path.exists(program):
-            why += f" (its interpreter, {interpreter_of(program)})"
-        raise Failure(f"exec, on {program}: {why}", 127 if missing else 126) from None
-
-def interpreter_of(program):
-    """The program that a script or an ELF file names as its interpreter, for an error message."""
-    with open(program, "rb") as file:
-        head = file.read(4096)
-    if head.startswith(b"#!"):
-        return os.fsdecode(head[2:].split(b"\n")[0].strip())
-    start = head.find(b"/", 64)  # PT_INTERP's text lies in the first page
-    return os.fsdecode(head[start:].split(b"\0")[0]) if start > 0 else "?"
-
-
-# ── 15. Outside the container ──────────────────────────────────────────────
-# The other side of chapter 14: `run` makes the child, does what must be done outside, says go,
-# and then only carries signals and bytes until the child is gone.  From the child's first moment
-# it holds that PR_SET_PDEATHSIG kills it when this process dies: no container outlives its monitor.
-#
-# `run` itself is the monitor.  With -d it forks first, and a child in a session of its own is; the
-# parent leaves when it hears that the command runs.  What a monitor needs is one dict, the state,
-# so that it can execute itself again, smaller, and hand that on.
-
-NAMESPACES = {"user": CLONE_NEWUSER, "pid": CLONE_NEWPID, "time": CLONE_NEWTIME,
-              "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "network": CLONE_NEWNET,
-              "cgroup": CLONE_NEWCGROUP, "mount": CLONE_NEWNS}  # by OCI names, in order to enter
-OWN_NAMESPACES = "pid", "mount", "uts", "ipc", "network", "cgroup"  # Docker's
-OWN_PIDS = [("/proc/self/ns/pid", CLONE_NEWPID)]
-FOR_CHILDREN = CLONE_NEWPID | CLONE_NEWTIME  # a process makes these for its next child
-FORWARDED = SIGNALS - {getattr(_signal, "SIG" + name) for name in (
-    "CHLD PIPE URG TSTP TTIN TTOU CONT KILL STOP SYS SEGV BUS ILL FPE TRAP ABRT").split()}
-DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
-GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
-LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
-
-def has_namespace(spec, kind):
-    """True if the container gets a namespace of this kind of its own."""
-    return any(row["type"] == kind and not row.get("path") for row in spec["linux"]["namespaces"])
-
-def namespace_flags(spec):  # of those made before init starts
-    return sum(NAMESPACES[kind] for kind in {*NAMESPACES} - {"cgroup"} if has_namespace(spec, kind))
-
-def joined_namespaces(spec):
-    """The namespaces that are somebody else's: [(path, flag)]."""
-    paths = {row["type"]: row.get("path") for row in spec["linux"]["namespaces"]}
-    return [(paths[kind], flag) for kind, flag in NAMESPACES.items() if paths.get(kind)]
-
-def own_bytecode():
-    """A sealed memfd with this program, compiled: init starts from it. It compiles nothing a second
-    time, reads no file that somebody could have changed since, and finds its code with any root.
-    See memfd_create(2), fcntl(2) "File Sealing"."""
-    from _frozen_importlib_external import MAGIC_NUMBER  # importlib.util would cost 3 ms
-    frame = sys._getframe()
-    while frame.f_code.co_name != "<module>":
-        frame = frame.f_back
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        fd = os.memfd_create("mydocker", flags | MFD_NOEXEC_SEAL)
-    except OSError:  # before Linux 6.3
-        fd = os.memfd_create("mydocker", flags)
-    data = memoryview(MAGIC_NUMBER + bytes(12) + marshal.dumps(frame.f_code))
-    while data:
-        data = data[os.write(fd, data):]
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK
-                | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
-    return fd
-
-def shared_rows(spec):
-    """The rows that show something of the host's, and stay its peers."""
-    return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])
-            and {"bind", "rbind"} & set(row["options"])]
-
-def start_inside(word, flags, stdin, program, shared=(), joins=(), maps=None, **how):
-    """Start this program as WORD in new namespaces, and others', JOINS: [(path, flag)]; returns
-    (pid, channel to it).  MAPS: the spec's linux, for its id mappings.  HOW: see reexec_inside."""
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, it would take the exit status
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED | {_signal.SIGCHLD})
-    mapped = CLONE_NEWUSER in (flags & CLONE_NEWUSER, *(flag for _, flag in joins))
-    early = 0 if mapped else FOR_CHILDREN  # what belongs to a user namespace is made in that
-    enter_namespaces([row for row in joins if row[1] & early])
-    if flags & early:
-        os.unshare(flags & early)  # the next child is PID 1 of a new PID namespace
-    pid = os.fork()  # this process goes on outside, the child inside
-    if pid == 0:
-        try:
-            enter_namespaces([row for row in joins if not row[1] & early])
-            if mapped:
-                become_mapped(theirs, flags)
-            reexec_inside(word, theirs, program, flags & ~(early or FOR_CHILDREN | CLONE_NEWUSER),
-                          stdin, shared, **how)
-        except Exception as error:
-            send(theirs, describe(error))
-        finally:
-            os._exit(125)
-    theirs.close()
-    return map_ids(pid, ours, maps) if mapped else pid, ours
-
-def enter_namespaces(rows):
-    """Join namespaces: [(path, flag)].  A PID namespace is for the next child; with our own, back
-    in it, we can make another one, and have children when the container is gone."""
-    for path, flag in rows:
-        with blame(f"namespace, on {path}"), Descriptor(
-                os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-            os.setns(fd, flag)  # a namespace that is there already
-
-def become_mapped(channel, flags):
-    """Become root of a user namespace, as whom the other namespaces are to be made."""
-    if flags & CLONE_NEWUSER:
-        os.unshare(CLONE_NEWUSER)  # whoever is root in it has no power outside
-    send(channel, "map")
-    receive(channel)  # the ids in it mean something now
-    os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-    if flags & FOR_CHILDREN:
-        os.unshare(flags & FOR_CHILDREN)  # the next child is PID 1 of a new PID namespace
-    fork_inside(channel)
-
-def map_ids(pid, channel, linux):
-    """Let the ids in a process's new user namespace mean ids of ours; returns its child's pid."""
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child's child becomes ours
-    try:
-        message = receive(channel)[0]
-        if message != "map":
-            raise Failure(*message or ("create: init was killed",))
-        for kind in ("uid", "gid"):
-            rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
-                    for row in linux.get(f"{kind}Mappings") or ()]
-            write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows)) if rows else None
-        send(channel, "mapped")
-        return adopt(pid, channel)
-    except (Failure, OSError):
-        kill_child(pid)
-        raise
-
-def adopt(pid, channel):
-    """Inherit the child that a process has made in a PID namespace: see fork_inside; its pid."""
-    answer = receive(channel)[0]
-    if not isinstance(answer, int):
-        raise Failure(*answer or ("exec: it was killed before the command started", 137))
-    os.waitpid(pid, 0)
-    tell(channel, "go")  # sync 1, once more
-    return answer
-
-def reexec_inside(word, channel, program, flags, stdin, shared, outlive=False, preserved=0):
-    """In the child: make the other namespaces and execute this file again, as `init` or `join`.
-    Mounts to be shared with the host are copied while they still are its peers.  OUTLIVE: it may
-    live longer than we.  PRESERVED: that many descriptors from 3 on are the command's."""
-    if not outlive:
-        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # if run dies, however it dies, so do we
-    os.unshare(flags)  # a mount table, host name, IPC and network of its own
-    if flags & CLONE_NEWNET:
-        send(channel, "apart")  # sync 0: there is a network namespace to lay a cable to
-    trees = [open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | AT_RECURSIVE) for row in shared]
-    mount(None, "/", None, MS_REC | MS_SLAVE, None)  # what we mount, the host must not see
-    os.environ.pop("MYDOCKER_ERRORS", None)  # that path would be the container's
-    python = os.readlink("/proc/self/exe")
-    mount(python, python, None, MS_BIND, None)  # a mount for the next line to act on
-    set_mount_flags(python, MS_RDONLY, whole=0)  # so nobody inside overwrites it: CVE-2019-5736
-    os.dup2(stdin, 0)  # the caller's with -i, else /dev/null
-    os.set_inheritable(channel.fileno(), True)
-    os.set_inheritable(program, True)
-    kept = [str(number) for number in (channel.fileno(), preserved, *trees)]
-    python_words = [python, "-I", "-S", "-X", "utf8", f"/proc/self/fd/{program}"]
-    os.execvp(python, [*python_words, word, *kept])  # this file again
-
-def watch_signals():
-    """A descriptor that becomes readable when one of the blocked signals arrives: signalfd(2)."""
-    mask = bytearray(128)  # sigset_t of both C libraries
-    for number in FORWARDED | {_signal.SIGCHLD}:
-        mask[(number - 1) // 8] |= 1 << (number - 1) % 8
-    return signalfd(-1, bytes(mask), os.O_CLOEXEC | os.O_NONBLOCK)  # signals as bytes to read
-
-def take_signals(signals):
-    """The numbers of the signals that have arrived: signalfd_siginfo's first field, ssi_signo."""
-    data = b""
-    with tolerate(errno.EAGAIN):
-        data = os.read(signals, 128 * 64)
-    return [struct.unpack_from("I", data, start)[0] for start in range(0, len(data), 128)]
-
-def start_container(state):
-    """Start the container of STATE, and add to that what is needed to watch it. STATE: spec,
-    record, lock, attached, interactive, stdin (what its fd 0 is to be)."""
-    spec, record = state["spec"], state["record"]
-    program = state["program"] = state.get("program") or own_bytecode()
-    piped = not (state["attached"] or spec["process"]["terminal"])
-    pipes = [os.pipe(), os.pipe()] if piped else []
-    other = [borrow_network(spec, record)] if ":" in record["network"] else []
-    pid, channel = start_inside("init", namespace_flags(spec), state["stdin"], program,
-                                shared_rows(spec), joined_namespaces(spec))
-    signals = watch_signals()
-    try:
-        linux = spec["linux"]
-        record["cgroups"] = make_cgroups(record["cgroups"], linux["resources"], pid)
-        connect_container(state, pid, channel)
-        prepare_container(spec, record)
-        spec = dict(spec, filter=assemble_filter(linux))
-        tell(channel, spec, [end for _, end in pipes])  # sync 1
-        introduce(record)  # while init works
-        master = await_exec(pid, channel, signals)
-        record.update(pid=pid, pid_start=process_start(pid), started=time.time())
-        write_json(container_path(record, "state.json"), record)
-    except (Failure, OSError):
-        kill_child(pid)
-        raise
-    finally:
-        channel.close()
-        for fd in [signals, *other, *[end for _, end in pipes]]:
-            os.close(fd)
-    state.update(pid=pid, master=master, outputs=[end for end, _ in pipes], typed=b"",
-                 logged=record["keep"] or not state["attached"])
-
-def process_state(pid):
-    """A process's state, a letter, and when it started, in clock ticks since boot: with its pid
-    that names it for good.  (None, None) if it is gone."""
-    with tolerate(errno.ENOENT, errno.ESRCH):
-        fields = read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        return fields[0], int(fields[19])
-    return None, None
-
-def process_start(pid):
-    return process_state(pid)[1]
-
-def process_fd(pid, start):
-    """A pidfd of the process that has that PID and started then; None if it is gone."""
-    try:
-        fd = Descriptor(pidfd_open(pid or -1, 0))
-    except OSError as error:
-        if error.errno not in (errno.ESRCH, errno.EINVAL):
-            raise
-        return None
-    if process_start(pid) == start:  # it is that one, and no later one with its pid
-        return fd
-    os.close(fd)
-    return None
-
-def send_signal(pid, start, number):
-    """Send a signal to that process; False if it is gone."""
-    fd = process_fd(pid, start)
-    if fd is None:
-        return False
-    with fd, tolerate(errno.ESRCH):
-        pidfd_send_signal(fd, number, 0, 0)
-        return True
-    return False
-
-def wait_process(pid, start, seconds):
-    """Wait for that process to end, at most so long."""
-    fd = process_fd(pid, start)
-    if fd is not None:
-        with fd:
-            readable_fds([fd], seconds)
-
-def readable_fds(fds, seconds=None):
-    """Wait until one of the descriptors can be read, or for that time; returns those that can."""
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    return [fd for fd, _ in poll.poll(None if seconds is None else max(0, seconds) * 1000 + 1)]
-
-def kill_child(pid):
-    """Kill a container's PID 1, and with it all of its processes, and wait for it."""
-    with tolerate(errno.ESRCH, errno.ECHILD):  # it has been waited for already
-        os.kill(pid, _signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-def await_exec(pid, channel, signals):
-    """Wait until the command runs; returns the terminal's master end or None. Raises what stopped
-    init, as a Failure."""
-    master = None
-    while True:
-        if channel.fileno() in readable_fds([signals, channel.fileno()]):
-            message, fds = receive(channel)
-            if message is None:
-                return master  # sync 3: closed by the exec
-            if not fds:
-                raise Failure(*message)
-            master = fds[0]  # sync 2
-        for number in set(take_signals(signals)) & DEADLY:
-            raise Failure("run: interrupted before the command started", 128 + number)
-
-def supervise(state, small):
-    """Stay with a container, start it again as its restart policy says, then tidy up. Returns its
-    exit status.  SMALL: this process has compiled nothing."""
-    record, status = state["record"], None
-    try:
-        status = attend(state, small)
-        while restarts(record, status) and back_off(record, status):
-            status = None
-            remove_cgroups(record)
-            enter_namespaces(OWN_PIDS)
-            start_container(state)
-            status = attend(state, small)
-        return status
-    except Exception as error:
-        record["error"], status, _ = describe(error)
-        raise
-    finally:
-        status = 125 if status is None else status
-        write_status(state["lock"], status)  # for `wait`
-        end_container(record, status)
-        for fd in [*state.get("ports", []), state["lock"]]:
-            os.close(fd)
-        sweep_containers()  # what killed commands left
-
-def attend(state, small):
-    """Carry signals and bytes until a container's PID 1 is gone; returns its exit status."""
-    status, attached = None, state["attached"]
-    if state["master"] is not None and attached and state["interactive"] and os.isatty(0):
-        state["before"] = state.get("before") or raw_mode(0)
-    crowded = None if small else time.monotonic() + (1 if attached else 0)
-    try:
-        with Descriptor(watch_signals()) as signals:
-            status = carry(state, signals, crowded)
-        return status
-    finally:
-        if state.get("before"):
-            set_terminal(0, state.pop("before"))
-        if status is None:  # something failed here: no container outlives that
-            kill_child(state["pid"])
-        for fd in state["outputs"] + [state["master"]] * (state["master"] is not None):
-            os.close(fd)
-
-def restarts(record, status):
-    """True if a container that has ended so is to be started again."""
-    policy, _, most = record["restart"].partition(":")
-    if os.path.exists(container_path(record, "stop")) or policy == "no":
-        return False
-    return policy != "on-failure" or status != 0 and record["restarts"] < int(most or 1 << 63)
-
-def back_off(record, status):
-    """Wait before a restart, 0.1 s and then each time twice as long; False if told to end. As
-    docker has it: a minute at most, and from the start again after a run of 10 seconds."""
-    now = time.time()
-    delay = min(2 * record.get("delay", 0.05), 60) if now < record["started"] + 10 else 0.1
-    record.update(pid=0, status=status, finished=now, delay=delay, restarts=record["restarts"] + 1)
-    write_json(container_path(record, "state.json"), record)
-    with Descriptor(watch_signals()) as signals:
-        while time.time() < now + delay:
-            readable_fds([signals], now + delay - time.time())
-            if DEADLY & set(take_signals(signals)):
-                return False
-    return not os.path.exists(container_path(record, "stop"))
-
-def in_background(work):
-    """Call work(report) in a child in a session of its own; returns when it calls report(). Raises
-    what it raises before that."""
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    child = os.fork()  # the monitor
-    if child:
-        theirs.close()
-        message = receive(ours)[0]
-        if message != "ready":
-            raise Failure(*message or ("run: the monitor was killed", 137))
-        return
-
-    def leave_caller():
-        """Keep nothing of the parent's terminal and directory, and tell it that all is well."""
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        os.chdir("/")
-        tell(theirs, "ready")
-        theirs.close()
-
-    try:
-        os.setsid()
-        for fd in open_fds():
-            os.close(fd) if os.get_inheritable(fd) else None  # the caller's: ours close on exec
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        work(leave_caller)
-    except Exception as error:
-        send(theirs, describe(error))
-    finally:
-        os._exit(0)
-
-def start_process(state, process, outlive, outputs=(), preserved=0):
-    """Start one more process in the container of STATE, and add to that what attend() needs.
-    OUTLIVE: it doesn't end with this process."""
-    record, program = state["record"], own_bytecode()
-    first = live_pid(record)
-    joined = [name for name in JOINED if name != "user"  # nobody enters the one that it is in
-              or os.readlink(f"/proc/{first}/ns/user") != os.readlink("/proc/self/ns/user")]
-    fds = [os.open(f"/proc/{first}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in joined]
-    with tolerate(*NOT_TO_BE_HAD):  # the others do as well
-        fds.insert(0, pidfd_open(first, 0))
-    live_pid(record)  # the pid wasn't used again before all were open
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child of `join` becomes ours
-    pid, channel = start_inside("join", CLONE_NEWNS, state["stdin"], program, outlive=outlive,
-                                preserved=preserved)
-    signals = watch_signals()
-    try:
-        enter_cgroups(record["cgroups"], pid)
-        tell(channel, (process, outlive, assemble_filter(state["linux"]), outputs,
-                       [JOINED[name] for name in joined]), fds)  # sync 1
-        pid = adopt(pid, channel)
-        state.update(pid=pid, master=await_exec(pid, channel, signals))
-    except (Failure, OSError):
-        kill_child(pid)
-        raise
-    finally:
-        channel.close()
-        os.close(signals)
-
-def make_room(state):
-    """Execute this program again, from its bytecode, as `monitor`: compiling took 15 MB. The
-    process stays the same: its child, its blocked signals and its locks come along."""
-    carried = os.memfd_create("state", 0)
-    os.write(carried, marshal.dumps(state))
-    for fd in map(state.get, ("lock", "program", "master", "stdin", "typist")):
-        os.set_inheritable(fd, True) if fd is not None else None
-    for fd in state["outputs"] + state.get("ports", []):
-        os.set_inheritable(fd, True)
-    words = [os.readlink("/proc/self/exe"), "-I", "-S", "-X", "utf8",
-             f"/proc/self/fd/{state['program']}", "monitor", str(carried)]
-    try:
-        os.execv("/proc/self/exe", words + sys.argv)  # the last for those who read ps
-    except OSError:  # then it stays as large as it is
-        os.close(carried)
-
-def resize(terminal):
-    size = caller_size()
-    if size:
-        fcntl.ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
-
-def carry(state, signals, crowded):
-    """The monitor's loop; returns the exit status when PID 1 is gone and all output delivered. If
-    the caller's terminal hangs up, the one inside does too, and PID 1 has GRACE seconds. CROWDED:
-    when to make room, a time.monotonic(), or None."""
-    pid, terminal, attached = state["pid"], state["master"], state["attached"]
-    outputs, inputs = relays(state)
-    status = killing = None
-    arrived = [_signal.SIGCHLD]  # it may be gone already, and its signal taken while it started
-    while True:
-        for number in arrived if status is None else ():
-            if number == _signal.SIGCHLD:
-                gone, wait_status = os.waitpid(pid, os.WNOHANG)
-                status = exit_status(wait_status) if gone else status
-            elif number == _signal.SIGWINCH and terminal is not None and attached:
-                resize(terminal)
-            elif status is None:
-                os.kill(pid, number)
-        if status is not None and not any(stream.busy() for stream in outputs):
-            return status
-        now = time.monotonic()
-        if killing and now > killing and status is None:
-            os.kill(pid, _signal.SIGKILL)
-        idle = not any(each.waiting for each in outputs + inputs)
-        if crowded is not None and now > crowded and idle and status is None:
-            state["typed"] = inputs[0].last if inputs and inputs[0].open else None
-            make_room(state)
-            crowded = None
-        streams = outputs + inputs if status is None else outputs
-        deadline = (killing or crowded) if status is None else now + LINGER if idle else None
-        ready = wait_ready(signals, streams, deadline)
-        if status is not None and idle and not ready:
-            return status  # somebody outside holds the other end: no end of file will come
-        hung_up = not all([moved(stream) for stream in ready])
-        arrived = take_signals(signals)
-        if terminal is not None and attached and (hung_up or _signal.SIGHUP in arrived):
-            os.close(terminal)  # the kernel tells all inside: SIGHUP, and end of file
-            outputs, inputs, terminal, crowded = [], [], None, None
-            state["master"] = None
-            killing = time.monotonic() + GRACE
-
-def relays(state):
-    """The streams that a container's monitor has to carry: (outputs, inputs)."""
-    terminal, attached, record = state["master"], state["attached"], state["record"]
-    write = open_log(container_path(record, "container.log"), *record.get("log", (0, 1)))
-    if terminal is None:
-        return [Relay(fd, None, log=lambda data, name=name: write(name, data))
-                for fd, name in zip(state["outputs"], ("stdout", "stderr"))], []
-    os.set_blocking(terminal, False)
-    resize(terminal) if attached else None
-    log = (lambda data: write("stdout", data)) if state["logged"] else None
-    keys = Relay(0, terminal, lambda last: end_of_file_key(terminal, last))
-    keys.last, keys.open = state["typed"] or b"", state["typed"] is not None
-    return ([Relay(terminal, 1 if attached else None, log=log)],
-            [keys] if attached and state["interactive"] else [])
-
-def moved(stream):
-    """Let a stream move; False if the terminal at its end is gone."""
-    try:
-        stream.move()
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise Failure(f"write, on standard output: {reason(error)}") from None
-        return False
-    return True
-
-def wait_ready(signals, streams, deadline):
-    """Wait for a signal or for bytes to move; returns the streams that can."""
-    poll, wanted = select.poll(), {}
-    poll.register(signals, select.POLLIN)
-    busy = [stream for stream in streams if stream.busy()]
-    for stream in busy:
-        fd, events = stream.wants()
-        wanted[fd] = wanted.get(fd, 0) | events
-        poll.register(fd, wanted[fd])
-    left = None if deadline is None else max(0, deadline - time.monotonic()) * 1000 + 1
-    ready = dict(poll.poll(left))
-    ended = select.POLLHUP | select.POLLERR
-    return [stream for stream in busy
-            if ready.get(stream.wants()[0], 0) & (stream.wants()[1] | ended)]
-
-# The OCI runtime.  Here an engine (podman, a shim of containerd) is the monitor: `create` makes
-# the container and leaves, with init waiting at a gate, a fifo, before its last step; `start`
-# writes a byte into that.  The engine inherits init, waits for it, and has its descriptors.  What
-# `create` was told, and what must be tidied up, is in oci/<id>/, and no lock says whether it runs:
-# its pid does, with its start time.  See runtime.md and config.md of the OCI's runtime-spec.
-#
-# What is wrong with a config.json is said by its field's name.  A new field gets its shape below,
-# and a number its ends, before it can get into one of C's types: see check().
+# ── 33. The OCI's config.json ────────────────────────────────────────────────
+# What an engine wants is a document, config.md of the OCI's runtime-spec.  One table says for each of
+# its fields what shape and bounds it has; what isn't carried out is refused by name.
 
 UNSUPPORTED = ("process.scheduler process.ioPriority process.execCPUAffinity linux.intelRdt vm "
                "linux.personality linux.timeOffsets linux.netDevices linux.memoryPolicy windows "
@@ -6838,12 +8875,12 @@ UNSUPPORTED = ("process.scheduler process.ioPriority process.execCPUAffinity lin
 USUAL_RULES = [  # what runc and crun add to an engine's: tun, but not the host's console
     rule for rule in device_rules([{"type": "c", "major": 10, "minor": 200, "access": "rwm"}])[1:]
     if (rule["major"], rule["minor"]) != (5, 1)]
-OCI_MOUNT = {"destination": str, "type": str, "source": str, "options": [str]}
 U16, U32, U63, U64 = (range(1 << bits) for bits in (16, 32, 63, 64))
 AMOUNT = range(-1, 1 << 63)  # -1: no limit
 HOST_ID = range((1 << 32) - 1)
 MAJOR, MINOR = range(1 << 12), range(1 << 20)  # linux/kdev_t.h, new_decode_dev
 SECONDS = range((1 << 31) // 1000)  # poll(2) counts milliseconds in an int
+OCI_MOUNT = {"destination": str, "type": str, "source": str, "options": [str]}
 OCI_HOOK = {"path": str, "args": [str], "env": [str], "timeout": (SECONDS,)}
 OCI_PROCESS = {
     "terminal": bool, "args": [str], "env": [str], "cwd": str, "user": {
@@ -6916,6 +8953,11 @@ def engine_rule(rule, what):
     if not kept:
         raise Failure(f"{what}: linux.resources.devices: access: {access}: unknown")
     return {**{key: value for key, value in rule.items() if value != "a"}, "access": kept}
+
+def read_resources(path):
+    """The OCI's resources in a file, or on standard input."""
+    with blame(f"--resources, on {path}"):
+        return parse_json(b"".join(read_path(0 if path == "-" else path)), path, OCI_RESOURCES)
 
 def read_shaped(path, shape):
     """The value in somebody else's JSON file, if it has that SHAPE, without what is null."""
@@ -7007,22 +9049,72 @@ def full_process(process, default, what):
         process["consoleSize"] = [size.get(key, 0) for key in ("height", "width")]
     return process
 
+def read_process(path, old):
+    """The process in an engine's file."""
+    kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
+    return full_process(read_shaped(path, OCI_PROCESS), {
+        key: old[key] for key in kept if key in old}, path)
+
+@command("", "show what of the OCI's runtime-spec is carried out, as JSON")
+def cmd_features(*_):
+    show(to_json({
+        "ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0", "hooks": [*OCI_SPEC["hooks"]],
+        "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup"]),
+        "linux": {"namespaces": sorted(NAMESPACES), "capabilities": CAPABILITIES,
+                  "cgroup": {"v1": True, "v2": True, "systemd": False},
+                  "seccomp": {"enabled": True, "actions": [
+                      f"SCMP_ACT_{word}" for word in sorted(SECCOMP_ACTIONS)]},
+                  "apparmor": {"enabled": True}, "selinux": {"enabled": True}}}))
+
+@command("[OPTIONS]", "write an example of a config.json",
+         ("-b --bundle", "DIR", "where to (default: here)"))
+def cmd_spec(options, _):
+    import json
+    spec = {"ociVersion": "1.2.0", "hostname": "mydocker", "process": {
+        "terminal": True, "user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/",
+        "env": [f"PATH={DEFAULT_PATH}", "TERM=xterm"], "capabilities": plan_capabilities()[0],
+        "noNewPrivileges": True}, "root": {"path": "rootfs", "readonly": True},
+        "mounts": kernel_mounts(), "linux": {
+            "namespaces": [{"type": kind} for kind in OWN_NAMESPACES],
+            "maskedPaths": MASKED_PATHS, "readonlyPaths": READ_ONLY_PATHS}}
+    path = os.path.join(given(options, "bundle", "."), "config.json")
+    with blame(f"spec, on {path}"), open(path, "x") as file:
+        file.write(json.dumps(spec, indent=4) + "\n")
+
+# ── 34. The OCI runtime ──────────────────────────────────────────────────────
+# Here an engine (podman, a shim of containerd) is the monitor: `create` makes the container and
+# leaves, with init waiting at a gate, a fifo, before its last step; `start` writes a byte into
+# that.  The engine inherits init, waits for it, and has its descriptors.  What `create` was told,
+# and what must be tidied up, is in oci/<id>/, and no lock says whether it runs: its pid does, with
+# its start time.  See runtime.md of the OCI's runtime-spec.
+
+ENGINE_OPTIONS = (  # of the commands by which engines start processes
+    ("--pid-file", "FILE", "write the process's pid to a file"),
+    ("--console-socket", "SOCKET", "send the terminal's master end there"),
+    ("--preserve-fds", "N", "leave N descriptors from 3 on open"))
+offer("run", *ENGINE_OPTIONS,
+      ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"))
+offer("exec", *ENGINE_OPTIONS, ("--process", "FILE", "the process in the OCI's form"))
+
+# Their containers
+
 def find_oci(name):
     """The record of the container that an engine calls NAME, or None."""
     path = state_path("oci", name)
-    if "/" in name or name in ("", ".", "..") or not os.path.exists(path + "/state.json"):
+    if "/" in name or name in ("", ".", "..") or not os.path.exists(record_file(path)):
         return None
-    record = read_json(path + "/state.json")
+    record = read_json(record_file(path))
     return dict(record, running=is_alive(record))
 
 def find_either(name):
     """The record of an engine's container of that id, or else of one of ours."""
     return find_oci(name) or find_container(name)
 
-def is_alive(record):
-    """True if a container's first process is there, and no zombie: that can stay for seconds."""
-    state, start = process_state(record["pid"])
-    return start is not None and start == record["pid_start"] and state not in "ZX"
+def known_oci(name):
+    record = find_oci(name)
+    if not record:
+        raise Failure(f"container, on {name or chr(39) * 2}: container does not exist")
+    return record
 
 def oci_status(record):
     if not record["pid"]:
@@ -7040,59 +9132,34 @@ def oci_state(record, status=None):
             "rootfs": record["rootfs"], "created": log_time(int(record["created"] * 10**9)),
             "annotations": record["annotations"]}
 
-def send_descriptor(path, fd):
-    """Hand a descriptor to whoever listens on a socket, an engine's console socket; it's closed."""
-    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
-    with blame(f"--console-socket, on {path}"), Descriptor(fd):
-        socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        socket.connect(path)
-        socket.sendmsg([b"/dev/ptmx"], rights)
-        socket.close()
-
-def listening_fds():
-    """How many sockets a service manager has handed to this process: sd_listen_fds(3)."""
-    count = os.environ.get("LISTEN_FDS", "")
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not is_id(count):
-        return 0
-    return min(int(count), len(open_fds()))
-
-def create_container(container_id, bundle, console=None, preserved=0):
+def create_container(container_id, bundle, options, birth):
     """Make a container up to its last step; returns its record and its terminal's master end, if it
-    has one and no CONSOLE socket took it.  After a failure nothing of it is left."""
+    has one and no --console-socket took it.  After a failure nothing of it is left."""
     if not is_name(container_id.replace("+", "-")):
         raise Failure(f"create, on {container_id or chr(39) * 2}: not a container's id")
+    preserved = preserved_fds(options)
     spec = load_bundle(bundle, container_id)
     listening = listening_fds()
     if listening:
         spec["process"]["env"] += [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
-    path, pid = state_path("oci", container_id), 0
+    path = state_path("oci", container_id)
     theirs, spec["annotations"] = spec["annotations"], {}  # ours mean something to init
     record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
-              "annotations": theirs, "cgroups": cgroup_dirs(spec["linux"]["cgroupsPath"])}
-    record["found_cgroups"] = found_cgroups(record["cgroups"])
+              "annotations": theirs, "cgroups": []}
+    cgroups = cgroup_dirs(spec["linux"]["cgroupsPath"])
     make_dirs(os.path.dirname(path))
     with blame(f"create, on {container_id}: container with given ID already exists"):
         os.mkdir(path, 0o700)
     try:
-        write_json(path + "/state.json", record)
+        record.update(found_cgroups=found_cgroups(cgroups), cgroups=cgroups)
+        write_json(path + "/record.json", record)
         write_json(path + "/config.json", spec)
         os.mkfifo(path + "/exec.fifo", 0o600)
-        gate = os.open(path + "/exec.fifo", os.O_RDWR | os.O_CLOEXEC)
-        pid, channel = start_inside("init", namespace_flags(spec), 0, own_bytecode(),
-                                    shared_rows(spec), joined_namespaces(spec), spec["linux"],
-                                    outlive=True, preserved=preserved + listening)
-        enter_namespaces(OWN_PIDS if spec.get("hooks") else [])  # they are children of ours
-        record.update(pid=pid, pid_start=process_start(pid))
-        record["cgroups"] = make_cgroups(record["cgroups"], spec["linux"]["resources"], pid)
-        write_json(path + "/state.json", record)
-        states = {status: to_json(oci_state(record, status)) for status in ("creating", "created")}
-        tell(channel, dict(spec, filter=assemble_filter(spec["linux"]), gate=True, states=states),
-             [gate])  # sync 1
-        os.close(gate)
-        master = await_gate(channel, spec, states["creating"], console, bundle)
+        with start_init(spec, birth, outlive=True) as birth:
+            birth.tell_place(0, spec, preserved + listening)
+            master = bring_to_gate(spec, record, birth, options["console-socket"])
     except Exception as error:
-        kill_child(pid) if pid else None
         remove_cgroups(record)
         remove_tree(path)
         if isinstance(error, (Failure, OSError)):
@@ -7100,24 +9167,77 @@ def create_container(container_id, bundle, console=None, preserved=0):
         raise Failure(f"{bundle}/config.json: not as the specification has it: {error!r}") from None
     return record, master
 
-def await_gate(channel, spec, state, console, bundle):
+def bring_to_gate(spec, record, birth, console):
     """Do for init what must be done outside, until it waits for `start`; its terminal or None."""
-    master = None
+    path, master = container_path(record), None
+    record.update(pid=birth.pid, pid_start=process_start(birth.pid))
+    record["cgroups"] = make_cgroups(record["cgroups"], spec["linux"]["resources"], birth.pid)
+    write_json(path + "/record.json", record)
+    states = {status: to_json(oci_state(record, status)) for status in ("creating", "created")}
+    with Descriptor(os.open(path + "/exec.fifo", os.O_RDWR | os.O_CLOEXEC)) as gate:
+        tell(birth.channel, dict(spec, filter=assemble_filter(spec["linux"]), gate=True,
+                                 states=states), [gate])  # sync 1
     while True:
-        message, fds = receive(channel)
+        message, fds = receive(birth.channel)
         if fds and console:
             send_descriptor(console, fds[0])  # sync 2
         elif fds:
             master = fds[0]
         elif message == "hooks":
-            run_hooks(spec, state, "prestart", "createRuntime", directory=bundle)
-            tell(channel, "go")
-        elif message == "apart":  # sync 0: an engine lays its own cables
-            continue
+            run_hooks(spec, states["creating"], "prestart", "createRuntime",
+                      directory=record["bundle"])
+            tell(birth.channel, "go")
         elif message == "ready":  # sync 3
             return master
         else:
             raise Failure(*message or ("create: init was killed before it was ready",))
+
+def wait_at_gate(channel, gate, process):
+    """Tell `create` that all is ready, or that the command can't be, and wait for `start`."""
+    path = dict(item.partition("=")[::2] for item in process["env"]).get("PATH", DEFAULT_PATH)
+    program = find_program(process["args"][0], path)
+    try:
+        os.stat(program)
+    except OSError as error:
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        raise Failure(f"exec, on {program}: {reason(error)}", 127 if missing else 126) from None
+    if not os.path.isfile(program) or not os.access(program, os.X_OK):
+        raise Failure(f"exec, on {program}: permission denied", 126)
+    send(channel, "ready")
+    channel.close()
+    os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this
+    os.close(gate)
+
+def run_hooks(spec, state, *moments, environment=None, directory=None):
+    """Run the hooks of these moments, STATE (JSON) is their input: config.md, "POSIX-platform
+    Hooks".  One that fails, or takes more seconds than its timeout, is a Failure.  ENVIRONMENT:
+    what one has that names none (None: ours).  DIRECTORY: where they start."""
+    hooks = [hook for moment in moments for hook in (spec.get("hooks") or {}).get(moment) or ()]
+    if not hooks:
+        return
+    import subprocess
+    for hook in hooks:
+        what = f"hook, on {hook['path']}"
+        try:
+            subprocess.run(hook.get("args") or [hook["path"]], executable=hook["path"], check=True,
+                           input=encode(state), timeout=hook.get("timeout"), cwd=directory,
+                           env=read_environment(hook["env"]) if "env" in hook else environment,
+                           capture_output=True, preexec_fn=forget_signals)
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode("utf-8", "replace").strip()
+            raise Failure(f"{what}: exit status {error.returncode}: {said}") from None
+        except subprocess.TimeoutExpired:
+            raise Failure(f"{what}: it took more than {hook['timeout']} seconds") from None
+
+def run_late_hooks(record, status, moment):
+    """Run hooks whose failure changes nothing any more: it is only said."""
+    spec, state = read_json(container_path(record, "config.json")), oci_state(record, status)
+    bundle = record["bundle"] if os.path.isdir(record["bundle"]) else None
+    for hook in (spec.get("hooks") or {}).get(moment) or ():
+        try:
+            run_hooks({"hooks": {moment: [hook]}}, to_json(state), moment, directory=bundle)
+        except (Failure, OSError) as error:
+            warn(describe(error, f"{moment} hook")[0])
 
 def start_created(record):
     """Let a container that was created run: init goes through the gate."""
@@ -7129,16 +9249,6 @@ def start_created(record):
         os.write(gate, b"0")
     unlink_if_there(path)
     run_late_hooks(record, "running", "poststart")
-
-def run_late_hooks(record, status, moment):
-    """Run hooks whose failure changes nothing any more: it is only said."""
-    spec, state = read_json(container_path(record, "config.json")), oci_state(record, status)
-    bundle = record["bundle"] if os.path.isdir(record["bundle"]) else None
-    for hook in (spec.get("hooks") or {}).get(moment) or ():
-        try:
-            run_hooks({"hooks": {moment: [hook]}}, to_json(state), moment, directory=bundle)
-        except (Failure, OSError) as error:
-            warn(describe(error)[0])
 
 def delete_container(record, force):
     """Remove a container of an engine's, and all that it left."""
@@ -7169,822 +9279,14 @@ def signal_oci(record, number, everyone):
     if number == _signal.SIGKILL:
         thaw(record["cgroups"])
 
-
-# ── 16. Commands ───────────────────────────────────────────────────────────
-# One function for each subcommand, below its row: usage, summary, options.  The parser and the
-# help are both driven by the row, so they can't drift apart.  An option is (names, argument,
-# help): no argument makes it a switch, "..." at the end of the argument lets it be repeated.
-# Docker's conventions: options end at the first positional or at `--`; -it is -i -t; --name=x is
-# --name x.  The tutorial's: every long option may have one dash only.
-
-COMMANDS = {}
-HIDDEN = "not for typing"  # the summary of what the program starts as by itself
-
-def command(usage, summary, *rows, many=False):
-    """Make a function cmd_NAME the subcommand NAME; cmd_GROUP_NAME is GROUP NAME. MANY: it is
-    called for every word, and what it returns is printed, or else the word."""
-    def register(function):
-        def call_for_each(options, words):
-            def call(word):
-                said = function(options, word)
-                return word if said is None else said
-            each(words, call)
-
-        COMMANDS[function.__name__[4:].replace("_", " ")] = (
-            call_for_each if many else function, usage, summary, rows)
-        return function
-
-    return register
-
-def parse_options(rows, words, where, anywhere=False):
-    """Split WORDS by an option table: ({name: value}, the positional words). ANYWHERE: options may
-    follow positional words, too, as docker has it where no command follows."""
-    by_name = {name.lstrip("-"): row for row in rows for name in row[0].split()}
-    options = {long_name(row): [] if row[1].endswith("...") else None if row[1] else False
-               for row in rows}
-    words, rest = list(words), []
-    while words and (anywhere or not rest):
-        word = words.pop(0)
-        if word == "--":
-            break
-        if not word.startswith("-") or word == "-":
-            rest.append(word)
-            continue
-        for row, value in split_option(by_name, word, where):
-            name = long_name(row)
-            if not row[1] and value not in (None, "true", "false"):
-                raise Failure(f"{where}, on --{name}={value}: it takes no value")
-            if row[1] and value is None and not words:
-                raise Failure(f"{where}, on {word}: it needs a value, {row[1].rstrip('.')}")
-            if row[1]:
-                value = words.pop(0) if value is None else value
-                options[name] = options[name] + [value] if row[1].endswith("...") else value
-            else:
-                options[name] = value != "false"
-    return options, rest + words
-
-def split_option(by_name, word, where):
-    """The options in one word as [(row, value)]; the value is None where it isn't in the word.
-    Grammar: -name, --name, --name=value (one dash will do) | -abc | -abVALUE"""
-    name, equals, value = word.lstrip("-").partition("=")
-    if name in by_name and (len(name) > 1 or equals or len(word) == 2):
-        return [(by_name[name], value if equals else None)]
-    found = []
-    for end, letter in enumerate(word[1:], 2):
-        if letter not in by_name:
-            raise Failure(f"{where}, on {word}: unknown option", hint=f"see {where} --help")
-        row = by_name[letter]
-        if row[1]:
-            return found + [(row, word[end:] or None)]
-        found.append((row, None))
-    return found
-
-def option_lines(rows):
-    return columns([(f"  {', '.join(names.split())} {argument}".rstrip(), text)
-                    for names, argument, text in rows])
-
-def help_text(name):
-    _, usage, summary, rows = COMMANDS[name]
-    title = ["", "Options (one dash is as good as two):"] if rows else []
-    return "\n".join([f"Usage: mydocker {name} {usage}".rstrip(), "",
-                      summary[0].upper() + summary[1:] + ".",
-                      *title, *option_lines(rows)])
-
-def given(options, name, default):
-    return default if options[name] is None else options[name]
-
-def environment_of(options, start):
-    """A command's environment, [K=V]: clean but for START and what the options say."""
-    values = {"TERM": "xterm"} if options["tty"] else {}
-    values.update(item.partition("=")[::2] for item in start)
-    for item in [*sum(map(env_file_items, options["env-file"]), []), *options["env"]]:
-        key, equals, value = item.partition("=")
-        if not key or "\0" in item:
-            raise Failure(f"--env, on {item or chr(39) * 2}: a variable must have a name")
-        if equals:
-            values[key] = value
-        elif key in os.environ:
-            values[key] = os.environ[key]
-    return [f"{key}={value}" for key, value in values.items()]
-
-def env_file_items(path):
-    """The lines of an --env-file, each K=V or K; empty ones and # comments are skipped."""
-    with blame(f"--env-file, on {path}"):
-        lines = [line.lstrip() for line in read_all(path).split("\n")]
-    for number, line in enumerate(lines, 1):
-        if " " in line.split("=")[0].strip() and not line.startswith("#"):
-            raise Failure(f"--env-file, on {path} line {number}: white space in a variable's name")
-    return [line for line in lines if line and not line.startswith("#")]
-
-def command_of(options, words, image):
-    """The arguments to execute, from the image's Entrypoint and Cmd and what was typed."""
-    entrypoint, cmd = image.get("Entrypoint") or [], image.get("Cmd") or []
-    if options["entrypoint"] is not None:
-        entrypoint, cmd = [options["entrypoint"]] if options["entrypoint"] else [], []
-    args = entrypoint + (words or cmd)
-    if not args:
-        raise Failure("run: no command given, and the image has none",
-                      hint="mydocker run -it IMAGE /bin/sh")
-    return args
-
-def volume_rows(options, image, own_root):
-    """The mounts that -v, --mount, --tmpfs and the image's Volumes ask for, parents first."""
-    rows = [*map(parse_volume, options["volume"]), *map(parse_mount, options["mount"]),
-            *map(parse_tmpfs, options["tmpfs"])]
-    taken = set()
-    for row in rows:
-        place = checked_place("--volume", row["destination"], own_root)
-        if place in taken:
-            raise Failure(f"--volume, on {row['destination']}: two mounts at one place")
-        taken.add(place)
-    for text in image.get("Volumes") or {}:
-        place = checked_place("image's volume", text, own_root)
-        if place.split("/")[1] in ("proc", "sys"):
-            raise Failure(f"image's volume, on {text}: that place is the kernel's")
-        if place not in taken:
-            rows.append(volume_row("", place, []))  # a place and no more: CVE-2022-23648
-    return sorted(rows, key=lambda row: os.path.normpath(row["destination"]).count("/"))
-
-def checked_place(what, text, own_root):
-    """A place in the container where something can be mounted, in its one form."""
-    place = os.path.normpath("/" + text.lstrip("/"))
-    if not text.startswith("/"):
-        raise Failure(f"{what}, on {text}: the place in the container must be an absolute path")
-    if place == "/":
-        raise Failure(f"{what}, on {text}: it can't be the container's root")
-    if not own_root and not os.path.exists(place):
-        raise Failure(f"{what}, on {text}: there is no such place on this host, and it won't be "
-                      "made on the host's own root")
-    return place
-
-def parse_tmpfs(text):
-    """A --tmpfs argument, PLACE[:OPTIONS], as a mount row."""
-    place, _, words = text.partition(":")
-    return mount_row(place, "tmpfs", "nosuid", "nodev", "noexec", *filter(None, words.split(",")))
-
-def parse_volume(text):
-    """A -v argument, [HOST:|NAME:]PLACE[:OPTIONS], as a mount row."""
-    parts = text.split(":")
-    if len(parts) > 3 or not all(parts):
-        raise Failure(f"--volume, on {text or chr(39) * 2}: it is [HOST-DIR:|NAME:]PLACE[:OPTIONS]")
-    if len(parts) == 1 or len(parts) == 2 and not parts[1].startswith("/"):
-        parts.insert(0, "")
-    source, place, *rest = parts
-    words = rest[0].split(",") if rest else []
-    for word in words:
-        if word not in (*PROPAGATION, *MOUNT_FLAGS, "z", "Z", "U", "nocopy"):
-            raise Failure(f"--volume, on {text}: unknown option {word}")
-    return volume_row(source, place, words)
-
-def volume_row(source, place, words):
-    """A row for a host path, a named volume or, without a source, a new one."""
-    kept = []
-    for word in words:
-        if word == "ro":
-            kept.append("rro")  # with all below, as docker has it
-        elif word in PROPAGATION or word in MOUNT_FLAGS:
-            kept.append(word)
-    if not any(word in PROPAGATION for word in kept):
-        kept.append("rprivate")
-    if source.startswith(("/", ".")):
-        row = mount_row(place, "bind", "rbind", *kept, source=os.path.abspath(source))
-        return dict(row, chown="U" in words)
-    name = source or os.urandom(32).hex()
-    row = mount_row(place, "bind", "rbind", *kept, source=volume_path(name))
-    return dict(row, copyUp="nocopy" not in words, chown="U" in words, volume=name,
-                anonymous=not source)
-
-MOUNT_KEYS = {  # --mount's words, and what they are called below
-    "type": "type", "source": "source", "src": "source", "target": "target", "dst": "target",
-    "destination": "target", "readonly": "readonly", "ro": "readonly",
-    "bind-propagation": "bind-propagation", "volume-nocopy": "volume-nocopy",
-    "tmpfs-size": "tmpfs-size", "tmpfs-mode": "tmpfs-mode"}
-
-def parse_mount(text):
-    """A --mount argument, type=bind|volume|tmpfs,source=...,target=...[,readonly], as a row."""
-    pairs = {"type": "volume", "source": ""}
-    for field in csv_fields(text):
-        key, _, value = field.partition("=")
-        if key not in MOUNT_KEYS:
-            raise Failure(f"--mount, on {text}: unknown key {key}")
-        pairs[MOUNT_KEYS[key]] = value
-    kind, source, place = pairs["type"], pairs["source"], pairs.get("target")
-    if kind not in ("bind", "volume", "tmpfs") or not place:
-        raise Failure(f"--mount, on {text}: type or target is missing")
-    words = []
-    for key, word in (("readonly", "ro"), ("volume-nocopy", "nocopy")):
-        value = pairs.get(key, "false")
-        if value in ("", "true", "1"):
-            words.append(word)
-        elif value not in ("false", "0"):
-            raise Failure(f"--mount, on {text}: {key} is true or false")
-    if "bind-propagation" in pairs:
-        if pairs["bind-propagation"] not in PROPAGATION:
-            raise Failure(f"--mount, on {text}: unknown propagation {pairs['bind-propagation']}")
-        words.append(pairs["bind-propagation"])
-    if kind == "tmpfs":
-        for key in ("tmpfs-size", "tmpfs-mode"):
-            if key in pairs:
-                words.append(f"{key[len('tmpfs-'):]}={pairs[key]}")
-        return mount_row(place, "tmpfs", "nosuid", "nodev", "noexec", *words)
-    if kind == "bind":
-        if not os.path.exists(source):
-            raise Failure(f"--mount, on {source or text}: no such file or directory")
-        source = os.path.abspath(source)
-    return volume_row(source, place, words)
-
-def csv_fields(text):
-    """The fields of one line of CSV, as docker reads --mount: one in "..." may hold commas, and
-    "" for a quote (RFC 4180)."""
-    import csv
-    try:
-        rows = list(csv.reader([text], strict=True))
-    except csv.Error as why:
-        raise Failure(f"--mount, on {text}: {why}") from None
-    return rows[0] if rows else []
-
-def working_directory(typed, image, own_root):
-    if own_root or typed.startswith("/"):
-        return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
-    return os.path.normpath(os.path.join(os.getcwd(), typed))
-
-def device(text):
-    """A --device argument as the spec's linux.devices has it, and what access is allowed."""
-    path, _, rest = text.partition(":")
-    place, _, access = rest.partition(":") if rest.startswith("/") else ("", "", rest)
-    if set(access) - set("rwm"):
-        raise Failure(f"--device, on {text}: it is HOST[:PLACE][:rwm]")
-    info = os.stat(path)
-    kind = stat.filemode(info.st_mode)[0]
-    if kind not in "bc":
-        raise Failure(f"--device, on {path}: not a device")
-    return {"path": place or path, "type": kind, "access": access or "rwm",
-            "major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev),
-            "fileMode": stat.S_IMODE(info.st_mode), "uid": info.st_uid, "gid": info.st_gid}
-
-def host_devices():
-    """The paths of the host's devices, without terminals in /dev/pts and what init makes."""
-    paths = [f"{top}/{name}" for top, _, names in os.walk("/dev") for name in names
-             if top != "/dev/pts" and name not in ("console", "ptmx")]
-    return [path for path in paths if stat.filemode(os.lstat(path).st_mode)[0] in "bc"]
-
-def make_spec(options, words, plan):
-    """The spec of a container, in the form of the OCI's config.json; for PLAN see plan_root."""
-    own_root, image, path = plan["root"] is not None, plan["image"], plan["path"]
-    hostname = options["hostname"] or (
-        plan["id"][:12] if own_root and plan["network"] != "host" else os.uname().nodename)
-    more = host_devices() if options["privileged"] and own_root else []
-    devices = [device(text) for text in options["device"] + more]
-    cgroups_path = os.path.join(options["cgroup-parent"] or "", "mydocker", plan["id"])
-    spec = {
-        "ociVersion": "1.2.0",
-        "process": {
-            "terminal": options["tty"],
-            "consoleSize": caller_size(),
-            "user": {"username": given(options, "user", image.get("User") or "0")},
-            "args": command_of(options, words, image),
-            "env": environment_of(options, [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname}",
-                                            *(image.get("Env") or [])]),
-            "cwd": working_directory(options["workdir"] or "", image, own_root),
-            "rlimits": [ulimit(text) for text in options["ulimit"]],
-        },
-        "root": {"path": plan["root"] or "/", "readonly": options["read-only"]},
-        "hostname": hostname,
-        "mounts": kernel_mounts(parse_size(given(options, "shm-size", "64m"), "--shm-size")),
-        "annotations": {"mydocker.init": "true"} if options["init"] else {},
-        "linux": {"namespaces": [{"type": kind} for kind in OWN_NAMESPACES
-                                 if (kind, plan["network"]) != ("network", "host")],
-                  "devices": devices, "cgroupsPath": cgroups_path,
-                  "sysctl": dict(text.partition("=")[::2] for text in options["sysctl"]),
-                  "resources": {**resources_of(options),
-                                "devices": [] if options["privileged"] else device_rules(devices)}},
-    }
-    if options["oom-score-adj"]:
-        spec["process"]["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj",
-                                                      -1000)
-    if plan["layers"]:
-        spec["mounts"].insert(0, image_row(plan["layers"], path))
-    if options["ephemeral"]:
-        spec["annotations"]["mydocker.scratch"] = path + "/scratch"
-        spec["mounts"] = ephemeral_mounts(path + "/scratch") + spec["mounts"]
-    elif own_root:
-        spec["mounts"] += [mount_row(f"/etc/{name}", "bind", "rbind", "rprivate",
-                                     source=f"{path}/{name}")
-                           for name in ("hosts", "hostname", "resolv.conf")]
-    else:
-        spec["mounts"] = [row for row in spec["mounts"] if row["destination"] != "/dev"
-                          and os.path.isdir(row["destination"])]  # /dev stays the host's
-    spec["mounts"] += volume_rows(options, image, own_root)
-    plan_confinement(spec, options)
-    return spec
-
-def find_or_pull(text, options):
-    """The image that TEXT names, fetched first if --pull has it so."""
-    when = given(options, "pull", "missing")
-    if when not in ("missing", "always", "never"):
-        raise Failure(f"--pull, on {when}: not missing, always or never")
-    try:
-        if when != "always":
-            return find_image(text)
-    except NotFound:
-        if when == "never":
-            raise
-    pull(text, options)
-    return find_image(text)
-
-def plan_root(options, words):
-    """What the container's root is, by the options and the first word: (plan, the other words)."""
-    container_id = os.urandom(32).hex()
-    path = state_path("containers", container_id)
-    plan = {"id": container_id, "path": path, "root": path + "/rootfs", "layers": [], "image": {},
-            "reference": "", "digest": "", "diff_ids": [], "keep": not options["rm"],
-            "guard": None}  # a lock
-    if options["rootfs"]:
-        plan["root"] = os.path.abspath(options["rootfs"])
-        if not os.path.isdir(plan["root"]):
-            raise Failure(f"--rootfs, on {plan['root']}: no such directory")
-    elif not words:
-        raise Failure("run: no image and no command given", hint="mydocker run -it /bin/sh")
-    elif words[0].startswith(("/", ".")):  # no image can be called so
-        plan.update(root=path + "/rootfs" if options["ephemeral"] else None,
-                    keep=options["detach"] and not options["rm"])
-    else:
-        plan["guard"] = using_images()
-        try:
-            image = find_or_pull(words[0], options)
-        except Failure as failure:
-            failure.hint = ("an image: run IMAGE [COMMAND...] (see images); a program of this box: "
-                            f"run /bin/{os.path.basename(words[0]) or 'sh'}")
-            raise
-        plan.update(layers=image_layers(image)[::-1], image=image["config"].get("config") or {},
-                    reference=words.pop(0), digest=image["digest"], diff_ids=image["diff_ids"])
-    if options["ephemeral"] and (options["rootfs"] or plan["layers"]):
-        raise Failure("run, on --ephemeral: it is for the host's own root")
-    return plan, words
-
-REGISTRY_OPTIONS = (
-    ("--insecure", "", "trust the registry without https, or with any certificate"),
-    ("--cacert", "FILE", "trust also this authority's certificates"))
-PULL_OPTIONS = (*REGISTRY_OPTIONS, ("--registry-mirror", "HOST[:PORT]...",
-                "ask there first for docker.io's images (default: MYDOCKER_MIRRORS)"))
-PROCESS_OPTIONS = (  # of run and exec
-    ("-i --interactive", "", "keep standard input open"),
-    ("-t --tty", "", "give the command a terminal of its own"),
-    ("-d --detach", "", "leave when the command runs (`run`: and print its id)"),
-    ("-e --env", "K=V...", "set a variable; K alone takes the caller's value"),
-    ("--env-file", "FILE...", "read variables from a file"),
-    ("-u --user", "USER[:GROUP]", "run as this user, by name or number"),
-    ("-w --workdir", "DIR", "start in this directory"),
-)
-ENGINE_OPTIONS = (  # of the commands by which engines start processes
-    ("--pid-file", "FILE", "write the process's pid to a file"),
-    ("--console-socket", "SOCKET", "send the terminal's master end there"),
-    ("--preserve-fds", "N", "leave N descriptors from 3 on open"))
-STOP_OPTIONS = (
-    ("-t --time", "SECONDS", "how long to wait before they are killed, -1: for ever"),
-    ("-s --signal", "SIGNAL", "instead of the container's own"),
-)
-
-@command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  run [OPTIONS] /PROGRAM [ARG...]",
-         "run a command in a new container, from an image or on the host's own root",
-         *PROCESS_OPTIONS,
-         ("--name", "NAME", "the container's name (default: one is made up)"),
-         ("-l --label", "K=V...", "a note for whoever looks at it"),
-         ("--cidfile", "FILE", "write the container's id to a new file"),
-         ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
-         ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."),
-         ("--tmpfs", "PLACE[:OPTS]...", "mount an empty file system in memory"),
-         ("--shm-size", "SIZE", "size of /dev/shm (default: 64m)"),
-         ("--device", "HOST[:PLACE][:rwm]...", "add a device of the host's"),
-         ("--cap-add", "CAP...", "give a capability that Docker's 14 don't have; ALL for all"),
-         ("--cap-drop", "CAP...", "take a capability away; ALL for all"),
-         ("--privileged", "", "all that the box can give: capabilities, devices, no filter"),
-         ("--security-opt", "OPT...", "seccomp=FILE, no-new-privileges and others, see README"),
-         ("--entrypoint", "PROGRAM", "instead of the image's entrypoint"),
-         ("--rootfs", "DIR", "use this directory as the root, as it is"),
-         ("--hostname", "NAME", "the container's host name"),
-         *NETWORK_OPTIONS,
-         ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
-         ("--read-only", "", "let nothing be written to the root file system"),
-         ("--ephemeral", "", "on the host's root: let everything be written, then throw it away"),
-         ("--rm", "", "remove the container when it ends (on the host's root always, but with -d)"),
-         *LIMIT_OPTIONS, *PROCESS_LIMITS,
-         ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
-         ("--stop-signal", "SIGNAL", "what `stop` sends (default: the image's, or TERM)"),
-         ("--stop-timeout", "SECONDS", "how long `stop` waits before it kills (default: 10)"),
-         ("--log-opt", "K=V...", "max-size=10m: turn the log over then; max-file=3: keep so many"),
-         ("--pull", "WHEN", "fetch the image if it's missing (the default), always or never"),
-         *PULL_OPTIONS,
-         ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"), *ENGINE_OPTIONS,
-         ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"),
-         ("--explain", "", "print each kernel call that makes the container, and why"))
-def cmd_run(options, words):
-    apply_log_options(options)
-    if options["bundle"] is not None:
-        return run_bundle(options, words)
-    plan, words = plan_root(options, words)
-    plan["network"], plan["wants"] = network_wanted(options, plan)
-    spec = make_spec(options, words, plan)
-    state = {"spec": spec, "record": make_record(options, plan, spec),
-             "attached": not options["detach"], "interactive": options["interactive"]}
-    if not options["detach"]:
-        return launch(state, plan["guard"], options["cidfile"])
-    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready))
-    show(plan["id"])
-
-def make_record(options, plan, spec):
-    """The record of a new container."""
-    cgroups = cgroup_dirs(spec["linux"]["cgroupsPath"])
-    policy, image = given(options, "restart", "no"), plan["image"]
-    kind, _, most = policy.partition(":")
-    if kind not in ("no", "always", "unless-stopped", "on-failure") or (
-            ":" in policy and (kind != "on-failure" or not most.isdigit())):
-        raise Failure(f"--restart, on {policy}: not no, on-failure[:N], always or unless-stopped")
-    if options["rm"] and kind != "no":
-        raise Failure("run, on --rm: it can't go with --restart")
-    if options["name"] is not None:
-        check_new_name(options["name"], "--name")
-    signal = given(options, "stop-signal", image.get("StopSignal") or "TERM")
-    labels = dict(text.partition("=")[::2] for text in options["label"])
-    return {"id": plan["id"], "name": options["name"], "reference": plan["reference"],
-            "image": plan["digest"], "layers": plan["diff_ids"], "created": time.time(),
-            "keep": plan["keep"], "args": spec["process"]["args"], "cgroups": cgroups,
-            "network": plan["network"], "wants": plan["wants"],
-            "volumes": [row["volume"] for row in spec["mounts"] if "volume" in row],
-            "own_volumes": [row["volume"] for row in spec["mounts"] if row.get("anonymous")],
-            "labels": {**(image.get("Labels") or {}), **labels}, "restart": policy, "restarts": 0,
-            "stop_signal": parse_signal(signal, "--stop-signal"),
-            "stop_timeout": parse_number(given(options, "stop-timeout", str(GRACE)),
-                                         "--stop-timeout", -1),
-            "log": parse_log_options(options["log-opt"])}
-
-def parse_log_options(texts):
-    """--log-opt's values as [bytes of a file, number of files]."""
-    found = dict(pair.partition("=")[::2] for text in texts for pair in text.split(","))
-    size, count = found.pop("max-size", "10m"), found.pop("max-file", "3")
-    if found:
-        raise Failure(f"--log-opt, on {min(found)}: not max-size or max-file")
-    return [parse_size(size, "--log-opt max-size"), parse_number(count, "--log-opt max-file", 1)]
-
-def launch(state, guard, cidfile, ready=lambda: None):
-    """Make a new container, start it and stay with it; returns its exit status. GUARD keeps its
-    image from being removed until it is on record."""
-    record = state["record"]
-    if cidfile:
-        with blame(f"--cidfile, on {cidfile}"), open(cidfile, "x") as file:
-            file.write(record["id"])
-    try:
-        state["lock"] = int(make_container_dir(record))
-        os.close(guard) if guard is not None else None
-        state["stdin"] = choose_stdin(state)
-        start_container(state)
-    except (Failure, OSError):
-        close_ports(state)
-        with tolerate():  # the next command sweeps; what went wrong first is what counts
-            if "lock" in state:
-                end_container(record)
-            if cidfile:
-                unlink_if_there(cidfile)
-        raise
-    ready()
-    return supervise(state, False)
-
-def choose_stdin(state):
-    """What the command reads: the caller's input with -i; in the background nothing ever comes."""
-    if state["attached"] and state["interactive"]:
-        return 0
-    if not state["interactive"]:
-        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    stdin, state["typist"] = os.pipe()
-    return stdin
-
-@command("FD [ARG...]", HIDDEN)
-def cmd_monitor(_, words):
-    try:
-        with open(int(words[0]), "rb") as file:
-            file.seek(0)
-            state = marshal.loads(file.read())
-    except (IndexError, ValueError, OSError, EOFError, TypeError):
-        raise Failure("monitor: it can't be typed, only `run` becomes it") from None
-    return supervise(state, True)
-
-def prepare_container(spec, record):
-    """Put on disk what init and the other commands need; init is booting meanwhile."""
-    path = container_path(record)
-    for row in spec["mounts"]:
-        source = row["source"]
-        if "volume" in row:
-            make_volume(source)
-        elif row["type"] == "bind" and not source.startswith(path) and not os.path.exists(source):
-            os.makedirs(source, exist_ok=True)
-    for name in ("rootfs", "scratch"):
-        make_dirs(f"{path}/{name}")
-    write_hosts(spec, record)
-    for name, text in (("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf(record))):
-        write_file(f"{path}/{name}", text)
-        os.chmod(f"{path}/{name}", 0o644)
-    write_json(path + "/config.json", spec)
-
-def apply_log_options(options):
-    """Let --log-level and --explain travel to init: in the environment."""
-    level = options["log-level"] or os.environ.get("MYDOCKER_LOG") or (
-        "info" if options["tty"] and options["interactive"] and not options["detach"]
-        else "warning")
-    if level not in LEVELS:
-        raise Failure(f"--log-level, on {level}: not one of {', '.join(LEVELS)}")
-    os.environ["MYDOCKER_LOG"] = level
-    if options["explain"]:
-        os.environ["MYDOCKER_EXPLAIN"] = "1"
-        explain_calls()
-
-@command("[OPTIONS] CONTAINER...", "remove containers, with what they wrote",
-         ("-f --force", "", "also if it runs: it's killed first"),
-         ("-v --volumes", "", "with the volumes that were made for it"), many=True)
-def cmd_rm(options, name):
-    """Kill it if asked to, then remove all but bind mounts and named volumes."""
-    record = find_container(name)
-    if record["running"] and not options["force"]:
-        raise Failure(f"rm, on {record['name']}: it is running", hint="mydocker rm -f")
-    stop_container(record, _signal.SIGKILL, 0)
-    lock = lock_container(container_path(record))
-    if lock is not None:
-        mark_running(record)  # if we are killed now, it is swept up
-        volumes = record["own_volumes"] if options["volumes"] else []
-        end_container(dict(record, keep=False, own_volumes=volumes))
-        os.close(lock)
-    elif os.path.exists(container_path(record, "lock")):  # else it has removed all by itself
-        raise Failure(f"rm, on {record['name']}: it was started again meanwhile")
-    return record["name"]
-
-def container_root(record, volumes=True):
-    """A descriptor of a container's root directory, running or not, with its VOLUMES or without. Of
-    one that doesn't run the root is mounted again, in a mount namespace of this process's own."""
-    path = container_path(record)
-    if record["running"]:
-        return os.open(f"/proc/{live_pid(record)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    spec = read_json(path + "/config.json")
-    os.unshare(CLONE_NEWNS)
-    mount(None, "/", None, MS_REC | MS_PRIVATE, None)  # what is mounted here the host won't see
-    top = spec["root"]["path"]
-    if record["layers"]:
-        copied = os.path.isdir(path + "/copy")
-        row = spec["mounts"][0]["fallback"] if copied else spec["mounts"][0]
-        MOUNTERS[row["type"]](top, row, 0, "")
-    for row in spec["mounts"] if volumes else []:
-        if row["type"] == "bind" and not row["source"].startswith(path):
-            with Descriptor(os.open(top, os.O_PATH | os.O_CLOEXEC)) as root:
-                mount_one(root, row)
-    return os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-def live_pid(record):
-    """The pid of a running container's PID 1, made sure of by its start time."""
-    if not record.get("pid") or not is_alive(record):  # no pid while it starts
-        raise Failure(f"container, on {record['name']}: it is not running")
-    return record["pid"]
-
-def stop_container(record, number, seconds):
-    """Send a container a signal, and SIGKILL after SECONDS (-1: never); returns when it is swept.
-    Between two starts, or before the first, it is the monitor that is told."""
-    path, end = container_path(record), time.monotonic() + (seconds if seconds >= 0 else 1e9)
-    while is_running(path):
-        record = read_record(path) or record
-        touch_if_there(path + "/stop")
-        left = end - time.monotonic()
-        thaw(record["cgroups"])
-        if send_signal(record.get("pid"), record.get("pid_start"),
-                       number if left > 0 else _signal.SIGKILL):
-            wait_process(record["pid"], record["pid_start"], left if left > 0 else GRACE)
-        else:
-            send_signal(record["monitor"], record["monitor_start"],
-                        _signal.SIGTERM if left > -GRACE else _signal.SIGKILL)
-            wait_process(record["monitor"], record["monitor_start"], 0.1)
-
-def touch_if_there(path):
-    """Make an empty file in a directory that may go any moment."""
-    with tolerate(errno.ENOENT):
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-
-def each(words, action):
-    """Do something for every name, and print what comes of it; all are tried, the last failure is
-    raised at the end."""
-    failed = None
-    for word in words:
-        try:
-            answer = action(word)
-            show(answer) if answer else None
-        except Failure as failure:
-            print_line(f"mydocker: {failed.message}") if failed else None
-            failed = failure
-    if failed:
-        raise failed
-
-PS_COLUMNS = {"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND",
-              "RunningFor": "CREATED", "Status": "STATUS", "Ports": "PORTS", "Names": "NAMES"}
-PS_FILTERS = {  # what `ps --filter KEY=VALUE` keeps
-    "id": lambda record, value: record["id"].startswith(value),
-    "name": lambda record, value: value in record["name"],
-    "status": lambda record, value: container_state(record) == value,
-    "exited": lambda record, value: str(record.get("status")) == value and not record["running"],
-    "label": lambda record, value: value in record["labels"] or value in [
-        f"{key}={text}" for key, text in record["labels"].items()],
-    "ancestor": lambda record, value: value in (record["reference"], record["image"]) or (
-        full_name(value) == full_name(record["reference"] or "none")),
-    "volume": lambda record, value: value in record["volumes"],
-}
-
-def container_state(record):
-    """Docker's word for what a container does, asked of the kernel."""
-    if not record["running"]:
-        return "exited" if "started" in record else "created"
-    if not record.get("pid") or process_start(record["pid"]) != record["pid_start"]:
-        return "restarting" if record["restarts"] else "created"
-    return "paused" if is_paused(record["cgroups"]) else "running"
-
-def ps_row(record, options):
-    """What `ps` can show of a container, by docker's field names and the tutorial's."""
-    state, command = container_state(record), " ".join(record["args"])
-    wiring = read_wiring(record)
-    created = time.localtime(record["created"])
-    status = {"running": "Up {up}", "paused": "Up {up} (Paused)", "created": "Created",
-              "restarting": "Restarting ({status}) {ended} ago",
-              "exited": "Exited ({status}) {ended} ago"}[state].format(
-        up=age_of(record.get("started", 0)), ended=age_of(record.get("finished", 0)),
-        status=record.get("status"))
-    row = {"ID": record["id"] if options["no-trunc"] else record["id"][:12],
-           "Image": record["reference"] or "-", "Names": record["name"], "State": state,
-           "Command": shorten(command, len(command) if options["no-trunc"] else 20),
-           "RunningFor": age_of(record["created"]) + " ago", "Status": status,
-           "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z %Z", created),
-           "PID": str(record.get("pid") or ""),
-           "IP": next((own["ip"] for own in wiring["endpoints"] if "ip" in own), ""),
-           "Ports": ", ".join(f"{host}->{port}" for port, host in published(wiring)),
-           "Networks": network_names(record, wiring),
-           "Labels": ",".join(f"{key}={text}" for key, text in record["labels"].items()),
-           "Mounts": ",".join(record["volumes"])}
-    if options["size"]:
-        row["Size"] = humane_size(tree_size(container_path(record, "upper")))
-    return row
-
-def tree_size(path):
-    return sum(os.lstat(os.path.join(top, name)).st_size
-               for top, _, names in os.walk(path) for name in names)
-
-def show_rows(rows, headers, form):
-    """Print dicts as --format says: a table, json, a template, or "table" and a template."""
-    if form == "json":
-        lines = map(to_json, rows)
-    elif form in (None, "table"):
-        lines = columns([[*headers.values()]] + [[row[key] for key in headers] for row in rows])
-    elif form.startswith("table "):
-        titles = {key: headers.get(key, key.upper()) for row in rows or [headers] for key in row}
-        lines = columns([render(form[6:], row).split("\t") for row in [titles, *rows]])
-    else:
-        lines = [render(form, row) for row in rows]
-    for line in lines:
-        show(line)
-
-def render(template, value):
-    """A template in the manner of Go's, with {{.Name.Inner}} and {{json .Name}}, filled in."""
-    import re
-
-    def look_up(match):
-        found = value
-        for key in filter(None, match[2].split(".")):
-            try:
-                found = found[int(key) if isinstance(found, list) else key]
-            except (KeyError, IndexError, ValueError, TypeError):
-                raise Failure(f"--format, on {template}: there is no {match[2]}") from None
-        return found if isinstance(found, str) and not match[1] else to_json(found)
-
-    if template.startswith("."):
-        template = "{{" + template + "}}"
-    template = template.replace("\\t", "\t").replace("\\n", "\n")
-    return re.sub(r"\{\{\s*(json\s+)?((?:\.\w*)+)\s*\}\}", look_up, template)
-
-@command("[OPTIONS] [ID]", "list the containers; with the ID of an engine's container its pids",
-         ("-a --all", "", "also those that don't run"),
-         ("-q --quiet", "", "ids only"),
-         ("-l --latest", "", "the one that was made last"),
-         ("-n --last", "N", "the N that were made last"),
-         ("-s --size", "", "with the size of what each has written"),
-         ("--no-trunc", "", "ids and commands in full"),
-         ("-f --filter", "K=V...", f"only some, by {', '.join(PS_FILTERS)}"),
-         ("--format", "FORMAT", "table, json or a template, such as '{{.ID}} {{.PID}}'"))
-def cmd_ps(options, words):
-    """What runs is asked of the kernel, not read."""
-    if words:
-        pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
-        return show(to_json(pids) if options["format"] == "json" else "\n".join(map(str, pids)))
-    sweep_containers()
-    records = container_records()
-    for key, _, value in (text.partition("=") for text in options["filter"]):
-        if key not in PS_FILTERS:
-            raise Failure(f"--filter, on {key}: not one of {', '.join(PS_FILTERS)}")
-        records = [record for record in records if PS_FILTERS[key](record, value)]
-    last = 1 if options["latest"] else parse_number(given(options, "last", "-1"), "--last", -1)
-    chosen = any(text.startswith(("status=", "exited=")) for text in options["filter"])
-    if last < 0 and not options["all"] and not chosen:
-        records = [record for record in records if record["running"]]
-    rows = [ps_row(record, options) for record in (records if last < 0 else records[:last])]
-    headers = dict(PS_COLUMNS, **{"Size": "SIZE"} if options["size"] else {})
-    show_rows(rows, headers, "{{.ID}}" if options["quiet"] else options["format"])
-
-@command("[OPTIONS] CONTAINER", "show what a container has said",
-         ("-f --follow", "", "and go on with what it says"),
-         ("-n --tail", "N", "only the last N lines"),
-         ("--since", "TIME", "only from then on: 2026-01-08T09:32:52Z, 1767835972 or 10m ago"),
-         ("--until", "TIME", "only up to then"),
-         ("-t --timestamps", "", "with the time in front of each line"))
-def cmd_logs(options, words):
-    """What came on stdout goes to stdout, stderr to stderr, byte for byte."""
-    record = find_container(words[0])
-    path, (_, count) = container_path(record), record["log"]
-    since, until = (parse_moment(options[name], f"--{name}").encode() if options[name] else end
-                    for name, end in (("since", b""), ("until", b"~")))
-    log, number, skip = path + "/container.log", 0, 0
-    if given(options, "tail", "all").isdigit():  # docker takes anything else for all
-        skip = sum(line[2] for line in log_lines(log, count, bool)) - int(options["tail"])
-    outs, before = {b"stdout": open(1, "wb", closefd=False),
-                    b"stderr": open(2, "wb", closefd=False)}, None
-    for when, stream, first, text in log_lines(log, count,
-                                               lambda: options["follow"] and is_running(path)):
-        if before not in (None, stream):  # both may be the same terminal
-            outs[before].flush()
-        before, number = stream, number + first
-        if stream and number > skip and since <= when <= until:
-            outs[stream].write((when + b" " if options["timestamps"] and first else b"") + text)
-
-def log_lines(path, max_file, more):
-    """Yield a log's pieces of lines: (when, stream, does a line start here, text)."""
-    fresh = {b"stdout": True, b"stderr": True}
-    for line in read_log(path, max_file, more):
-        if line:
-            when, stream, tag, text = line.split(b" ", 3)
-            yield when, stream, fresh[stream], text if tag == b"F" else text[:-1]
-            fresh[stream] = tag == b"F"
-        else:
-            yield None, None, False, None
-
-def parse_moment(text, option):
-    """A time as docker's --since has it, RFC 3339, seconds since 1970 or 1h30m ago, as logs do."""
-    import datetime
-    import re
-    span = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text or "-")
-    try:
-        if span:
-            ago = sum(float(n or 0) * unit for n, unit in zip(span.groups(), (3600, 60, 1)))
-            return log_time(int((time.time() - ago) * 10**9))
-        head, part, zone = re.fullmatch(r"(.+?)(?:\.(\d*))?(Z|z|[+-]\d\d:\d\d)?", text).groups()
-        moment = int(head) if head.isdigit() and not zone else datetime.datetime.fromisoformat(
-            head + (zone or "").upper().replace("Z", "+00:00")).timestamp()
-        return log_time(int(moment) * 10**9 + int((part or "")[:9].ljust(9, "0")))
-    except (AttributeError, ValueError, OverflowError, OSError):
-        raise Failure(f"{option}, on {text}: not a time, such as 2026-01-08T09:32:52Z, 1767835972 "
-                      "or 10m") from None
-
-@command("[OPTIONS] CONTAINER COMMAND [ARG...]  or  exec --process FILE ID",
-         "run one more command in a running container", *PROCESS_OPTIONS,
-         ("--privileged", "", "with all capabilities that the box can give, and no filter"),
-         ("--process", "FILE", "the process in the OCI's form"), *ENGINE_OPTIONS)
-def cmd_exec(options, words):
-    """The process is as the container's own, but for what the options or the file say."""
-    if not words or not (words[1:] or options["process"]):
-        raise Failure("exec: it takes CONTAINER COMMAND", hint="mydocker exec --help")
-    record = find_either(words[0])
-    oci = "folder" in record
-    live_pid(record)
-    if is_paused(record["cgroups"]):
-        raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker unpause {words[0]}")
-    spec, detach = read_json(container_path(record, "config.json")), options["detach"]
-    process = (read_process(options["process"], spec["process"]) if options["process"] else
-               exec_process(options, words[1:], spec["process"]))
-    state = {"record": record, "linux": {} if options["privileged"] else spec["linux"],
-             "attached": True, "interactive": options["interactive"] or oci,
-             "logged": False, "outputs": [], "typed": b"", "stdin": 0}
-    if not oci and (detach or not options["interactive"]):
-        state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    start_process(state, process, detach, (0, 0) if detach and not oci else (),
-                  preserved_fds(options))
-    hand_over(options, state["pid"], state["master"])
-    return None if detach else attend(state, True)
-
-def exec_process(options, args, old):
-    """One more process as the options say, and otherwise as OLD."""
-    named = {} if options["user"] is None else {"username": options["user"]}
-    user, ours = {**old["user"], **named}, "username" in old["user"]  # else it is an engine's
-    process = dict(old, args=args, consoleSize=caller_size(), user=user,
-                   terminal=options["tty"] and not (ours and options["detach"]),
-                   cwd=os.path.join(old["cwd"], given(options, "workdir", "")),
-                   env=environment_of(options, old["env"]))
-    if options["privileged"]:
-        process.update(capabilities=plan_capabilities(free=True)[0], apparmorProfile="unconfined")
-    return process
-
-def read_process(path, old):
-    """The process in an engine's file."""
-    kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
-    return full_process(read_shaped(path, OCI_PROCESS), {
-        key: old[key] for key in kept if key in old}, path)
+def send_descriptor(path, fd):
+    """Hand a descriptor to whoever listens on a socket, an engine's console socket; it's closed."""
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
+    with blame(f"--console-socket, on {path}"), Descriptor(fd):
+        socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        socket.connect(path)
+        socket.sendmsg([b"/dev/ptmx"], rights)
+        socket.close()
 
 def preserved_fds(options):
     """How many descriptors from 3 on are the command's; they must be open."""
@@ -7994,6 +9296,13 @@ def preserved_fds(options):
             os.fstat(fd)
     return count
 
+def listening_fds():
+    """How many sockets a service manager has handed to this process: sd_listen_fds(3)."""
+    count = os.environ.get("LISTEN_FDS", "")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not is_id(count):
+        return 0
+    return min(int(count), len(open_fds()))
+
 def hand_over(options, pid, master):
     """Give an engine what it asked for: the pid in a file, the terminal on a socket."""
     if options["pid-file"]:
@@ -8001,867 +9310,15 @@ def hand_over(options, pid, master):
     if options["console-socket"] and master is not None:
         send_descriptor(options["console-socket"], Descriptor(master))
 
-@command("[OPTIONS] CONTAINER...", "end containers: with their stop signal, then with SIGKILL",
-         *STOP_OPTIONS, many=True)
-def cmd_stop(options, name):
-    record = find_container(name)
-    number, seconds = record["stop_signal"], given(options, "time", str(record["stop_timeout"]))
-    if options["signal"] is not None:
-        number = parse_signal(options["signal"], "--signal")
-    stop_container(record, number, parse_number(seconds, "--time", -1))
-
-@command("[OPTIONS] CONTAINER...", "start containers that have ended, as they were, or one that "
-         "`create` made",
-         ("-a --attach", "", "stay with it"), ("-i --interactive", "", "with -a: pass input on"))
-def cmd_start(options, words):
-    oci = find_oci(words[0])
-    if oci:
-        return start_created(oci)
-    sweep_containers()
-    if options["attach"] and len(words) == 1:
-        return relaunch(find_container(words[0]), options)
-    each(words, lambda name: start_again(find_container(name)) or name)
-
-def start_again(record):
-    if not record["running"]:
-        in_background(lambda ready: relaunch(record, None, ready))
-
-def relaunch(record, options, ready=lambda: None):
-    """Start an ended container and stay with it; OPTIONS: attached, with input or without."""
-    path = container_path(record)
-    with hold(state_path("containers"), fcntl.LOCK_SH):
-        lock = lock_container(path)
-        if lock is None:
-            raise Failure(f"start, on {record['name']}: it runs, or is gone")
-        record = {key: value for key, value in read_record(path).items()
-                  if key not in ("running", "delay", "error", "oom")}
-        spec = read_json(path + "/config.json")
-        record.update(restarts=0, cgroups=cgroup_dirs(spec["linux"]["cgroupsPath"]))
-        mark_running(record)
-        write_json(path + "/state.json", record)
-    unlink_if_there(path + "/stop")
-    write_status(lock, "")
-    state = {"spec": spec, "record": record, "lock": lock, "attached": options is not None,
-             "interactive": bool(options and options["interactive"])}
-    state["stdin"] = choose_stdin(state)
-    try:
-        start_container(state)
-    except (Failure, OSError) as error:
-        close_ports(state)
-        with tolerate():  # the next command sweeps; what went wrong first is what counts
-            end_container(record, describe(error)[1])
-        raise
-    ready()
-    return supervise(state, False)
-
-@command("[OPTIONS] CONTAINER...", "stop containers and start them again", *STOP_OPTIONS, many=True)
-def cmd_restart(options, name):
-    cmd_stop(options, name)
-    start_again(find_container(name))
-
-@command("[OPTIONS] CONTAINER...  or  kill [--all] ID [SIGNAL]",
-         "send containers' first process a signal",
-         ("-s --signal", "SIGNAL", "by name or number (default: KILL; of an engine's: TERM)"),
-         ("-a --all", "", "of an engine's container: all processes"))
-def cmd_kill(options, words):
-    if not words:
-        raise Failure("kill: it takes CONTAINER...", hint="mydocker kill --help")
-    oci = find_oci(words[0])
-    if oci or options["all"]:
-        number = parse_signal(given(options, "signal", (words + ["TERM"])[1]), "--signal")
-        return signal_oci(oci or known_oci(words[0]), number, options["all"])
-    number = parse_signal(given(options, "signal", "KILL"), "--signal")
-    each(words, lambda name: kill_container(find_container(name), number) or name)
-
-def kill_container(record, number):
-    pid = live_pid(record)
-    if number in (_signal.SIGKILL, record["stop_signal"]):
-        touch_if_there(container_path(record, "stop"))
-    if number == _signal.SIGKILL:
-        thaw(record["cgroups"])
-    send_signal(pid, record["pid_start"], number)
-
-@command("CONTAINER...", "freeze all processes of containers", many=True)
-def cmd_pause(_, name, frozen=True):
-    record = find_either(name)
-    live_pid(record)
-    if is_paused(record["cgroups"]) == frozen:
-        raise Failure(f"container, on {name}: it is {'already' if frozen else 'not'} paused")
-    freeze(record["cgroups"], frozen)
-    return "" if "folder" in record else None  # engines want to hear nothing
-
-@command("CONTAINER...", "let the processes of paused containers go on", many=True)
-def cmd_unpause(_, name):
-    return cmd_pause(_, name, False)
-
-@command("ID", "the same as unpause, for engines")
-def cmd_resume(_, words):
-    cmd_pause(_, words[0], False)
-
-@command("CONTAINER...", "wait for containers to end, and print their exit statuses", many=True)
-def cmd_wait(_, name):
-    record = find_container(name)
-    try:
-        with Descriptor(os.open(container_path(record, "lock"), os.O_RDWR | os.O_CLOEXEC)) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            return str(read_status(lock))
-    except FileNotFoundError:  # it is gone since
-        return "0"
-
-@command("[OPTIONS] CONTAINER...", "change the limits of containers, at once if they run",
-         *LIMIT_OPTIONS, ("-r --resources", "FILE|-", "limits as the OCI's resources"), many=True)
-def cmd_update(options, name):
-    """What isn't given stays as it is; what the kernel refuses leaves the spec as it was."""
-    record = find_either(name)
-    path, file = container_path(record, "config.json"), options["resources"]
-    spec, wanted = read_json(path), resources_of(options)
-    if file:
-        with blame(f"--resources, on {file}"):
-            wanted = parse_json(b"".join(read_path(0 if file == "-" else file)), file,
-                                OCI_RESOURCES)
-    for group, values in wanted.items():
-        if isinstance(values, dict):
-            spec["linux"]["resources"].setdefault(group, {}).update(
-                {key: value for key, value in values.items() if value})  # 0: leave it
-        elif values:
-            spec["linux"]["resources"][group] = values
-    if record["running"]:
-        limit_cgroups(record["cgroups"], spec["linux"]["resources"])
-    write_json(path, spec)
-    return "" if "folder" in record else None
-
-STATS = {"ID": "CONTAINER ID", "Name": "NAME", "CPUPerc": "CPU %", "MemUsage": "MEM USAGE / LIMIT",
-         "MemPerc": "MEM %", "NetIO": "NET I/O", "BlockIO": "BLOCK I/O", "PIDs": "PIDS"}
-
-def stats_row(record, before):
-    """What a container uses, by STATS' names, or None if it doesn't run; BEFORE, {id: (time,
-    processor time)}, is kept up."""
-    dirs, network, lines = record["cgroups"], [0] * 16, []
-    with tolerate(errno.ENOENT, errno.ESRCH, errno.EINVAL):
-        lines = read_all(f"/proc/{record.get('pid') or ''}/net/dev").split("\n")
-    if not lines or container_state(record) not in ("running", "paused"):
-        return None
-    for name, _, counts in (line.partition(":") for line in lines[2:-1]):
-        network = [a + int(b) * (name.strip() != "lo") for a, b in zip(network, counts.split())]
-    now = time.monotonic(), (count(dirs, "", "cpuacct.usage") / 1e9
-                             or count(dirs, "usage_usec", "cpu.stat") / 1e6)
-    last, before[record["id"]] = before.get(record["id"], (0, now[1])), now
-    cache = (count(dirs, "total_inactive_file", "memory.stat")  # what could go at once
-             or count(dirs, "inactive_file", "memory.stat"))
-    memory = max(0, count(dirs, "", "memory.usage_in_bytes", "memory.current") - cache)
-    limit = min(count(dirs, "", "memory.limit_in_bytes", "memory.max") or 1 << 63,
-                int(read_all("/proc/meminfo").split()[1]) << 10)
-    disk = [count(dirs, words, "blkio.throttle.io_service_bytes", "io.stat")
-            for words in ("Read rbytes", "Write wbytes")]
-    sizes = [" / ".join(map(humane_size, pair))
-             for pair in ((memory, limit), (network[0], network[8]), disk)]
-    busy = (now[1] - last[1]) / (now[0] - last[0])
-    return dict(zip(STATS, [record["id"][:12], record["name"], f"{100 * busy:.2f}%", sizes[0],
-                            f"{100 * memory / limit:.2f}%", *sizes[1:],
-                            str(len(cgroup_pids(dirs[:1])))]))
-
-@command("[OPTIONS] [CONTAINER...]", "show what running containers use",
-         ("--no-stream", "", "once, not every second"),
-         ("--format", "FORMAT", "table, json or a template, such as '{{.Name}} {{.CPUPerc}}'"))
-def cmd_stats(options, words):
-    """A table every second; the processors' part is that of the second before."""
-    before, clear = {}, os.isatty(1) and not options["no-stream"]
-    while True:
-        records = map(find_container, words) if words else container_records()
-        first, rows = not before, [*filter(None, (stats_row(each, before) for each in records))]
-        if not first or not rows:
-            show("\033[H\033[J") if clear else None
-            show_rows(rows, STATS, options["format"])
-            if options["no-stream"]:
-                return
-        time.sleep(1)
-
-@command("CONTAINER", "show the processes of a container")
-def cmd_top(_, words):
-    namespace = os.readlink(f"/proc/{live_pid(find_container(words[0]))}/ns/pid")
-    rows = [process_row(pid, namespace) for pid in filter(str.isdigit, os.listdir("/proc"))]
-    show("\n".join(columns([("UID", "PID", "PPID", "TIME", "CMD"), *filter(None, rows)])))
-
-def process_row(pid, namespace):
-    """What `top` shows of a process, or None if it is gone, or in another PID namespace."""
-    try:
-        if os.readlink(f"/proc/{pid}/ns/pid") != namespace:
-            return None
-        name, fields = read_all(f"/proc/{pid}/stat").rpartition(")")[::2]
-        args, uid = read_all(f"/proc/{pid}/cmdline"), os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        return None
-    minutes, seconds = divmod(sum(map(int, fields.split()[11:13])) // os.sysconf("SC_CLK_TCK"), 60)
-    command = " ".join(args.split("\0")).strip() or name.partition("(")[2]
-    return (str(uid), pid, fields.split()[1], f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}",
-            shorten(command, len(command))[1:-1])
-
-@command("[OPTIONS]", "remove all containers that don't run",
-         ("-f --force", "", "without asking, as always"))
-def cmd_prune(*_):
-    sweep_containers()
-    ended = [record for record in container_records() if not record["running"]]
-    freed = sum(tree_size(container_path(record)) for record in ended)
-    each(ended, lambda record: cmd_rm({"force": False, "volumes": False}, record["id"]))
-    show(f"Total reclaimed space: {humane_size(freed)}")
-
-CHANGE = ("-c --change", "INSTRUCTION...", "set CMD, ENTRYPOINT, ENV, WORKDIR, USER, ... in it")
-
-@command("[OPTIONS] FILE|DIR|- [NAME[:TAG]]", "make an image from a root file system", CHANGE)
-def cmd_import(options, words):
-    show(import_image(words[0], "".join(words[1:]), options["change"]))
-
-@command("[OPTIONS]", "load images from an archive of docker's or of the OCI's",
-         ("-i --input", "FILE|DIR", "the archive, or an OCI layout (default: standard input)"))
-def cmd_load(options, _):
-    for name, image_id in load(options["input"] or "-"):
-        show(f"Loaded image: {short_name(name) or image_id}")
-
-@command("[OPTIONS] IMAGE...", "write images to an archive",
-         ("-o --output", "FILE", "where to (default: standard output)"),
-         ("--format", "FORMAT", "docker (which is an OCI archive, too) or oci"))
-def cmd_save(options, words):
-    form = options["format"] or "docker"
-    if form not in ("docker", "oci"):
-        raise Failure(f"--format, on {form}: not docker or oci")
-    with open_output(options["output"]) as out:
-        out.writelines(save(words, form))
-
-def open_output(path):
-    """A file to write an archive to; standard output only if it's no terminal."""
-    if path:
-        return open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb")
-    if os.isatty(1):
-        raise Failure("--output: not given, and standard output is a terminal", hint="-o FILE")
-    return open(1, "wb", closefd=False)
-
-@command("[OPTIONS] CONTAINER", "write a container's files to a tar archive",
-         ("-o --output", "FILE", "where to (default: standard output)"))
-def cmd_export(options, words):
-    record = find_container(words[0])
-    root = container_root(dict(record, running=False), volumes=False)
-    with open_output(options["output"]) as out:
-        out.writelines(pack_tree(readable(root)))
-
-@command("[OPTIONS] CONTAINER [NAME[:TAG]]", "make an image of a container's changes", CHANGE,
-         ("-m --message", "TEXT", "a comment"), ("-a --author", "NAME", "who made it"))
-def cmd_commit(options, words):
-    """What the container wrote becomes a layer; it stands still meanwhile."""
-    record = find_container(words[0])
-    path = container_path(record)
-    if not record["image"]:
-        raise Failure(f"commit, on {words[0]}: it has no image to build on")
-    if os.path.isdir(path + "/copy"):
-        raise Failure(f"commit, on {words[0]}: its root is a copy, not layers: what changed is not "
-                      "known", hint="export, then import")
-    image = find_image(record["image"])
-    frozen = record["running"] and not is_paused(record["cgroups"])
-    if frozen:
-        freeze(record["cgroups"], True)
-    try:
-        with Descriptor(os.open(path + "/upper", OPEN_DIR)) as fd:
-            show(add_layer(image, pack_tree(fd, as_layer=True), "".join(words[1:]),
-                           options["change"], options["message"] or "", options["author"] or ""))
-    finally:
-        if frozen:
-            freeze(record["cgroups"], False)
-
-@command("[OPTIONS] NAME[:TAG|@DIGEST]", "fetch an image from a registry", *PULL_OPTIONS,
-         ("--platform", "OS/ARCH[/VARIANT]", "of this platform, not the box's own"),
-         ("-q --quiet", "", "print the digest only"))
-def cmd_pull(options, words):
-    show(pull(words[0], options, options["quiet"]))
-
-@command("[OPTIONS] NAME[:TAG]", "bring an image to its registry", *REGISTRY_OPTIONS)
-def cmd_push(options, words):
-    show(push(words[0], options))
-
-@command("[OPTIONS] [REGISTRY]", "keep user and password for a registry, in docker's config.json",
-         *REGISTRY_OPTIONS, ("-u --username", "USER", "who (default: asks)"),
-         ("-p --password", "PASSWORD", "better not: others see it in the list of processes"),
-         ("--password-stdin", "", "read the password from standard input (default: asks)"))
-def cmd_login(options, words):
-    import base64
-    site = Site("".join(words) or "docker.io", "", options)
-    user, password = ask_login(options)
-    if not user or ":" in user:
-        raise Failure("--username: empty, or with a colon")
-    if not password:
-        raise Failure("login: the password is empty")
-    site.login = {"username": user, "password": password}
-    site.answer("GET", "")
-    auth = base64.b64encode(encode(f"{user}:{password}")).decode()
-    change_auths(site.host, {"auth": auth})
-    show("Login Succeeded")
-
-def ask_login(options):
-    """User and password, by the options, or by asking on the terminal."""
-    import getpass
-    user, password = options["username"], options["password"]
-    if password is not None:
-        warn("Using --password via the CLI is insecure. Use --password-stdin.")  # docker's words
-        if options["password-stdin"]:
-            raise Failure("--password, with --password-stdin: only one of them")
-    if options["password-stdin"]:
-        if not user:
-            raise Failure("--password-stdin: it needs --username")
-        return user, sys.stdin.read(SMALL_FILE).rstrip("\r\n")
-    if not (user and password is not None or os.isatty(0)):
-        raise Failure("login: standard input is no terminal to ask on",
-                      hint="--username USER --password-stdin")
-    user = user or input("Username: ")
-    return user, getpass.getpass() if password is None else password
-
-@command("[REGISTRY]", "forget user and password for a registry")
-def cmd_logout(_, words):
-    change_auths("".join(words), None)
-
-@command("[OPTIONS]", "list the images by name, newest first",
-         ("-q --quiet", "", "ids only"), ("--format", "FORMAT", "table, json or a template"))
-def cmd_images(options, _):
-    rows = []
-    for image in sorted(stored_images(), key=image_created, reverse=True):
-        host, path, tag = name_parts(image["name"])
-        rows.append({"Repository": short_name(f"{host}/{path}") if host else "<none>",
-                     "Tag": tag if tag and ":" not in tag else "<none>",
-                     "ID": image["id"][7:19], "CreatedAt": image_created(image)[:19],
-                     "Size": humane_size(sum(layer["size"] for layer in image["layers"]))})
-    show_rows(rows, {"Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID",
-                     "CreatedAt": "CREATED", "Size": "SIZE"},
-              "{{.ID}}" if options["quiet"] else options["format"])
-
-def image_created(image):
-    return image["config"].get("created") or ""
-
-@command("[OPTIONS] IMAGE...", "remove images",
-         ("-f --force", "", "also with several names, or used"), many=True)
-def cmd_rmi(options, name):
-    return "\n".join(remove_image(name, options["force"]))
-
-@command("IMAGE NEW-NAME", "give an image another name")
-def cmd_tag(_, words):
-    with using_images():
-        name_image(full_name(words[1]), find_image(words[0])["descriptor"])
-
-@command("[OPTIONS] NAME...", "show all that is known of containers and images, as JSON",
-         ("-f --format", "FORMAT", "a template, such as '{{.State.Pid}}', instead of all"))
-def cmd_inspect(options, words):
-    sweep_containers()
-    show_json(words, inspected, options["format"])
-
-def show_json(words, look_up, template=None):
-    """Print an array of what LOOK_UP finds for each name."""
-    import json
-    found = []
-    try:
-        each(words, lambda name: found.append(look_up(name)))
-    finally:
-        if template and found:
-            show("\n".join(render(template, value) for value in found))
-        elif found:
-            show(json.dumps(found, indent=4))
-
-def inspected(name):
-    """A container or an image, in docker's words; "Record" and "Spec" are our own."""
-    try:
-        record = find_container(name)
-    except Failure:
-        return inspect_image(name)
-    spec, state = read_json(container_path(record, "config.json")), container_state(record)
-    process, linux = spec["process"], spec["linux"]
-    return {
-        "Id": record["id"], "Name": "/" + record["name"], "Created": log_time_of(record["created"]),
-        "Path": record["args"][0], "Args": record["args"][1:], "Image": record["image"],
-        "State": {"Status": state, "Running": state in ("running", "paused"),
-                  "Paused": state == "paused", "Restarting": state == "restarting",
-                  "OOMKilled": record.get("oom", False), "Pid": record.get("pid") or 0,
-                  "ExitCode": record.get("status") or 0, "Error": record.get("error", ""),
-                  "StartedAt": log_time_of(record.get("started")),
-                  "FinishedAt": log_time_of(record.get("finished"))},
-        "RestartCount": record["restarts"], "LogPath": container_path(record, "container.log"),
-        "Config": {"Hostname": spec["hostname"], "User": process["user"]["username"],
-                   "Tty": process["terminal"], "Env": process["env"], "Cmd": record["args"],
-                   "Image": record["reference"], "WorkingDir": process["cwd"],
-                   "Labels": record["labels"], "StopSignal": str(record["stop_signal"])},
-        "HostConfig": {"AutoRemove": not record["keep"], "RestartPolicy": {
-            "Name": record["restart"].partition(":")[0]},
-            "ReadonlyRootfs": spec["root"]["readonly"], **{
-                "".join(map(str.capitalize, long_name(row[1:]).split("-"))): value
-                for row in LIMITS for group, key in [row[0].split(".")]
-                for value in [linux["resources"][group].get(key)] if value is not None}},
-        "Limits": limits_there(record["cgroups"]) if record["running"] else {},
-        "Mounts": [{"Type": "volume" if "volume" in row else row["type"], "Source": row["source"],
-                    "Destination": row["destination"], "RW": not {"ro", "rro"} & {*row["options"]}}
-                   for row in spec["mounts"] if row["type"] == "bind"],
-        "NetworkSettings": network_settings(record), "Record": record, "Spec": spec}
-
-def log_time_of(moment):
-    return log_time(int(moment * 10**9)) if moment else "0001-01-01T00:00:00Z"
-
-def volume_info(name):
-    """What `volume inspect` shows of a volume."""
-    path = volume_path(name)
-    if not os.path.isdir(path):
-        raise Failure(f"volume, on {name}: no such volume")
-    users = [record["name"] for record in container_records() if name in record["volumes"]]
-    return {"Name": name, "Mountpoint": path, "Driver": "local", "Scope": "local", "UsedBy": users}
-
-@command("[OPTIONS]", "list the volumes",
-         ("-q --quiet", "", "names only"), ("--format", "FORMAT", "table, json or a template"))
-def cmd_volume_ls(options, _):
-    rows = [{"Driver": "local", "Name": name} for name in listing(state_path("volumes"))]
-    show_rows(rows, {"Driver": "DRIVER", "Name": "VOLUME NAME"},
-              "{{.Name}}" if options["quiet"] else options["format"])
-
-@command("[NAME]", "make an empty volume; one that is there is left as it is")
-def cmd_volume_create(_, words):
-    name = words[0] if words else os.urandom(32).hex()
-    make_volume(volume_path(name))
-    show(name)
-
-def make_volume(path):
-    """Make a volume's directory, for every user in a container; those above it are closed."""
-    make_dirs(os.path.dirname(path))
-    with tolerate(errno.EEXIST):
-        os.mkdir(path, 0o755)
-
-@command("NAME...", "remove volumes that no container uses, with what is in them", many=True)
-def cmd_volume_rm(_, name):
-    users = volume_info(name)["UsedBy"]
-    if users:
-        raise Failure(f"volume rm, on {name}: container {users[0]} uses it")
-    path = os.path.dirname(volume_path(name))
-    for place, *_ in mounts_here():  # asked before anything is gone
-        if place.startswith(os.path.realpath(path) + "/"):
-            raise Failure(f"volume rm, on {name}: something is mounted on {place}")
-    remove_tree(path)
-
-@command("NAME...", "show volumes as JSON")
-def cmd_volume_inspect(_, words):
-    show_json(words, volume_info)
-
-@command("[OPTIONS]", "remove the volumes without a name that no container uses, and say which",
-         ("-a --all", "", "named ones, too"), ("-f --force", "", "without asking, as always"))
-def cmd_volume_prune(options, _):
-    for name in listing(state_path("volumes")):
-        if not volume_info(name)["UsedBy"] and (options["all"] or len(name) == 64):
-            cmd_volume_rm(options, name)
-            show(name)
-
-@command("[OPTIONS] NAME", "make a network, with a bridge of that name",
-         ("--driver", "bridge", "the only kind"), ("--subnet", "CIDR", "such as 10.9.1.0/24"),
-         ("--gateway", "IP", "the host's address in it (default: the first)"),
-         ("--internal", "", "nothing leaves it or comes in, but from the host"),
-         ("--mtu", "BYTES", "the largest packet (default: 1500)"))
-def cmd_network_create(options, words):
-    gateway, driver = options["gateway"], given(options, "driver", "bridge")
-    if driver != "bridge" or gateway and not options["subnet"]:
-        raise Failure("network create: the driver is bridge, and --gateway needs --subnet")
-    create_network(words[0], options["subnet"], gateway, options["internal"],
-                   parse_number(given(options, "mtu", "1500"), "--mtu", 68))
-    show(words[0])
-
-@command("[OPTIONS]", "list the networks", ("-q --quiet", "", "names only"),
-         ("--format", "FORMAT", "table, json or a template"))
-def cmd_network_list(options, _):
-    """IpRange is the gateway's address and the subnet's size, as in the tutorial."""
-    restore_networks()
-    rows = [{"Name": network["name"], "Driver": network["driver"], "Internal": network["internal"],
-             "IpRange": network["gateway"] + "/" + network["subnet"].partition("/")[2]}
-            for network in networks()]
-    show_rows(rows, {"Name": "NAME", "IpRange": "IpRange", "Driver": "Driver"},
-              "{{.Name}}" if options["quiet"] else options["format"])
-
-@command("[OPTIONS] NETWORK CONTAINER", "put a container into one more network, now if it runs",
-         ("--ip", "IP", "its address there"),
-         ("--alias", "NAME...", "one more name for its neighbours"))
-def cmd_network_connect(options, words):
-    endpoint = {**parse_network(""), "network": words[0], "wanted_ip": options["ip"] or "",
-                "aliases": options["alias"]}
-    check_endpoint(endpoint, "--ip", "--alias")
-    if endpoint["aliases"] and words[0] == "bridge":
-        raise Failure("--alias: it can't go with the network bridge")
-    sweep_containers()
-    connect_later(find_container(words[1]), endpoint)
-
-@command("NETWORK CONTAINER", "take a container out of a network, now if it runs")
-def cmd_network_disconnect(_, words):
-    sweep_containers()
-    disconnect_now(find_container(words[1]), words[0])
-
-@command("NAME...", "remove networks that no running container is in", many=True)
-def cmd_network_remove(_, name):
-    sweep_containers()
-    remove_network(name)
-
-@command("[OPTIONS] NAME...", "show networks as JSON", ("-f --format", "FORMAT", "a template"))
-def cmd_network_inspect(options, words):
-    sweep_containers()
-    restore_networks()
-    show_json(words, network_info, options["format"])
-
-@command("[OPTIONS]", "remove the networks that no running container is in, and say which",
-         ("-f --force", "", "without asking, as always"))
-def cmd_network_prune(*_):
-    sweep_containers()
-    restore_networks()
-    for network in networks():
-        if network["name"] != "bridge" and not network_users(network):
-            remove_network(network["name"])
-            show(network["name"])
-
-COMMANDS.update({"network ls": COMMANDS["network list"], "network rm": COMMANDS["network remove"]})
-
-@command("CONTAINER [PORT[/PROTOCOL]]", "show a container's ports on the host")
-def cmd_port(_, words):
-    wanted = words[1] + "/tcp" * ("/" not in words[1]) if words[1:] else ""
-    rows = [(port, host) for port, host in published(read_wiring(find_container(words[0])))
-            if port == (wanted or port)]
-    if wanted and not rows:
-        raise Failure(f"port, on {words[0]}: {wanted} is not published")
-    for port, host in rows:
-        show(host if wanted else f"{port} -> {host}")
-
-# cp
-#
-# A copy is a tar that never exists as a whole: what packs a layer reads the source, and a LiveTree
-# takes the entries.  A living tree is no layer: others work in it meanwhile, their files are
-# mounted in it, and nothing in it can be had again.  So a copy adds, writes into the files that
-# are there, and merges directories; where it would have to remove something, it's refused, before
-# anything is changed.  Each end is reached with its own root as "/" and by descriptors: no link
-# leads a copy out, whatever somebody swaps meanwhile (CVE-2018-15664).
-
-@command("[OPTIONS] PATH|CONTAINER:PATH|- PATH|CONTAINER:PATH|-",
-         "copy files out of a container or into it; - is a tar archive on stdin or stdout",
-         ("-a --archive", "", "keep owner and group"),
-         ("-L --follow-link", "", "if the first path is a link, copy what it leads to"),
-         ("-q --quiet", "", "say nothing, as always"))
-def cmd_cp(options, words):
-    source, target = map(CopyEnd, words)
-    if (source.container is None) == (target.container is None):
-        raise Failure("cp: exactly one of the two paths must be CONTAINER:PATH")
-    owner = None if options["archive"] else (os.geteuid(), os.getegid())
-    try:
-        if source.word == "-":
-            receive_archive(target, owner)
-        elif target.word == "-":
-            send_archive(source, options["follow-link"])
-        else:
-            copy_between(source, target, options["follow-link"], owner)
-    except RecursionError:
-        raise Failure(f"cp, on {source.word}: directories are nested too deeply") from None
-
-class CopyEnd:
-    """One of the two things that `cp` was given: a word, the container in it or None for the host,
-    and a path below that one's root."""
-    def __init__(self, word):
-        local = word.startswith(("/", ".")) or ":" not in word
-        self.word = word
-        self.container, path = (None, word) if local else word.split(":", 1)
-        if not word or "\0" in path:
-            raise Failure(f"cp, on {word or chr(39) * 2}: not a path")
-        start = os.getcwd() if local and not path.startswith("/") else "/"
-        path = os.path.join(start, path)
-        self.path = without_dots(path)  # how it ends says what must be there, and what is meant
-        self.is_directory = path != self.path or path.endswith("/..")
-        self.is_content = path.endswith("/.") or self.path == "/"
-        self.name = os.path.basename(os.path.normpath(path)) or "."
-    def open_root(self):
-        if self.container is None:
-            return os.open("/", OPEN_DIR)
-        return container_root(find_container(self.container))
-    def show(self, path):
-        """A path below this end's root as the user would write it."""
-        path = os.path.normpath(path)
-        return path if self.container is None else f"{self.container}:{path}"
-    def no(self, why):
-        return Failure(f"cp, on {self.word}: {why}")
-
-def without_dots(path):
-    """An absolute path without any "/" and "/." at its end."""
-    while path.endswith(("/", "/.")):
-        path = path[:-1] if path.endswith("/") else path[:-2]
-    return path or "/"
-
-def copy_between(source, target, follow, owner):
-    """Copy from one CopyEnd to the other."""
-    roots = source.open_root(), target.open_root()
-    from_fd, name = find_source(source, roots[0], follow)
-    info = os.stat(name, dir_fd=from_fd, follow_symlinks=False)
-    into_fd, new_name, path = find_place(target, roots[1], source, stat.S_ISDIR(info.st_mode))
-    devices = target.container is not None
-    if stat.S_ISSOCK(info.st_mode) or not devices and is_device(info.st_mode):
-        raise source.no("it is a socket or a device, and those are not copied")
-    where = target.show(os.path.join(path, new_name))
-    check_room(from_fd, name, into_fd, new_name, where, os.fstat(into_fd))
-    tree = LiveTree(into_fd, target.show(path), owner, devices)
-    tree.fill(pack_entry(from_fd, encode(name), encode(new_name)))
-
-def send_archive(source, follow):
-    """Write what is to be copied to stdout, as a tar."""
-    from_fd, name = find_source(source, source.open_root(), follow)
-    new_name = "." if source.is_content else source.name
-    with open_output(None) as out:
-        out.writelines(pack_entry(from_fd, encode(name), encode(new_name)))
-
-def receive_archive(target, owner):
-    """Unpack the tar on stdin into a directory."""
-    above, name = find_entry(target.open_root(), target, target.path, True)
-    with blame(f"cp, on {target.word}"):
-        into_fd = os.open(name, OPEN_CHILD, dir_fd=above)
-    kind, chunks = sniff(iter(lambda: os.read(0, CHUNK), b""))
-    LiveTree(into_fd, target.show(target.path), owner).fill(decompress(kind, chunks), strict=True)
-
-def find_source(source, root, follow):
-    """What to copy: (descriptor of its directory, name).  A link is copied as such, unless
-    something behind it says that a directory is meant, or -L was given."""
-    above, name = find_entry(root, source, source.path, follow or source.is_directory)
-    info = look_at(name, above)
-    if not info:
-        raise source.no("no such file or directory")
-    if source.is_directory and not stat.S_ISDIR(info.st_mode):
-        raise source.no("not a directory")
-    return above, name
-
-def find_place(target, root, source, directory):
-    """Where to copy to: (descriptor of a directory, name in it or "." to merge into it, the
-    directory's path).  Docker's rules: into a directory by the source's name, onto a file, or to a
-    name that is free."""
-    above, name = find_entry(root, target, target.path, True)
-    there = look_at(name, above)
-    if there and stat.S_ISDIR(there.st_mode):
-        into = os.open(name, OPEN_CHILD, dir_fd=above)
-        if source.is_content or source.name == ".":
-            return into, ".", target.path
-        if target.container is None:  # a link there may be of an earlier copy: the container's
-            return into, source.name, target.path
-        path = f"{target.path}/{source.name}"
-        return (*find_entry(root, target, path, True), target.path)
-    if there and (directory or target.is_directory):
-        raise target.no("not a directory")
-    if not there and target.is_directory and not directory:
-        raise target.no("no such directory")
-    return above, name, os.path.dirname(target.path)
-
-def find_entry(root, end, path, follow):
-    """Open the directory that holds PATH below ROOT: (descriptor, the entry's name in it), "." for
-    the directory itself.  FOLLOW a link there, which may lead to nothing yet."""
-    with blame(f"cp, on {end.word}"):
-        for _ in range(41):
-            parent, _, name = path.rstrip("/").rpartition("/")
-            if name in ("", ".", ".."):
-                return readable(open_in_root(root, path)), "."
-            above = readable(open_in_root(root, parent or "/"))
-            aim = link_target(above, name) if follow else None
-            if aim is None:
-                return above, name
-            os.close(above)
-            path = os.path.join(parent or "/", aim)
-    raise end.no("too many links, one behind the other")
-
-def readable(fd):
-    try:
-        return os.open(f"/proc/self/fd/{fd}", OPEN_DIR)
-    finally:
-        os.close(fd)
-
-def look_at(name, directory):
-    """What lstat(2) says of NAME, or None if it isn't there."""
-    with tolerate(errno.ENOENT):
-        return os.stat(name, dir_fd=directory, follow_symlinks=False)
-    return None
-
-def is_device(mode):
-    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
-
-def check_room(source, name, target, new_name, path, goal):
-    """Raise Failure where a copy would have to replace something, or would be part of itself:
-    below GOAL, what is known of the directory that it is for."""
-    info, there = look_at(name, source), None
-    if target is not None:
-        there = look_at(new_name, target)
-    if not info or stat.S_ISSOCK(info.st_mode):
-        return
-    if there:
-        check_kind(info.st_mode, info.st_rdev, there, path)
-        if os.path.samestat(info, there):
-            raise Failure(f"cp, on {path}: it would be copied onto itself")
-    if not stat.S_ISDIR(info.st_mode) or not there and info.st_dev != goal.st_dev:
-        return
-    if os.path.samestat(info, goal):
-        raise Failure(f"cp, on {path}: a directory can't be copied into itself")
-    with Descriptor(os.open(name, OPEN_CHILD, dir_fd=source)) as inner:
-        below = Descriptor(os.open(new_name, OPEN_CHILD, dir_fd=target)) if there else None
-        try:
-            for entry in os.listdir(inner):
-                check_room(inner, entry, below, entry, f"{path.rstrip('/')}/{entry}", goal)
-        finally:
-            if there:
-                os.close(below)
-
-KIND_NAMES = {stat.S_IFDIR: "directory", stat.S_IFREG: "file", stat.S_IFLNK: "link",
-              stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device",
-              stat.S_IFBLK: "device"}
-
-def check_kind(mode, device, there, path):
-    """Raise Failure unless what is THERE is of the kind that MODE has."""
-    if stat.S_IFMT(mode) == stat.S_IFMT(there.st_mode) and (
-            not is_device(mode) or device == there.st_rdev):
-        return
-    old, new = (KIND_NAMES[stat.S_IFMT(bits)] for bits in (there.st_mode, mode))
-    raise Failure(f"cp, on {path}: a {old} is there, which a {new} can't replace")
-
-class LiveTree:
-    """A directory that others use, into which a tar's entries are put.  Nothing is removed there
-    and no link in it is followed.  Mode, owner and time of directories come last, as in a Tree."""
-    def __init__(self, top, where, owner=None, devices=True):
-        self.top, self.where, self.owner, self.devices = top, where, owner, devices
-        self.path, self.fd, self.dirs = b"", os.dup(top), {}  # fd: of path, where we are
-    def fill(self, chunks, strict=False):
-        stream, mask, name = Stream(chunks), os.umask(0), b""
-        try:
-            for entry in read_tar(stream, strict):
-                name = entry.name
-                self.place(entry, stream)
-            for name, entry in self.dirs.items():
-                with Descriptor(self.open_dir(name)) as fd:
-                    dress(fd, entry)
-        except (OSError, ValueError, OverflowError) as why:
-            because = reason(why) if isinstance(why, OSError) else why
-            raise Failure(f"cp, on {self.shown(name)}: {because}") from None
-        finally:
-            os.umask(mask)
-        for _ in stream.chunks:  # who writes to a pipe may fill up its last block
-            pass
-    def shown(self, name):
-        return f"{self.where.rstrip('/')}/{shown(name).strip('/')}"
-    def place(self, entry, stream):
-        """Put ENTRY where it belongs; the top itself stays as it is."""
-        parts = split_name(entry.name)
-        if not parts or entry.type == b"V":  # V: GNU's label of a volume
-            return
-        path, name = b"/".join(parts), parts[-1]
-        parent = self.parent(b"/".join(parts[:-1]))
-        there = look_at(name, parent)
-        self.give(entry)
-        if entry.type == b"1":
-            self.link(entry, name, parent, there)
-            return
-        mode = stat.S_IFDIR if entry.type == b"5" else KINDS.get(entry.type)
-        if mode is None:
-            raise ValueError(f"unknown kind of entry {entry.type!r}")
-        device = os.makedev(entry.devmajor, entry.devminor) if is_device(mode) else 0
-        if is_device(mode) and not self.devices:
-            warn(f"cp, on {self.shown(entry.name)}: a device, ignoring")
-            return
-        if there:
-            check_kind(mode, device, there, self.shown(entry.name))
-        if mode == stat.S_IFDIR:
-            if not there:
-                os.mkdir(name, 0o700, dir_fd=parent)
-            self.dirs[path] = entry
-        elif mode == stat.S_IFREG:
-            fill_file(open_file(name, parent), entry, stream)
-        else:
-            self.make_node(entry, mode, device, name, parent, there)
-    def parent(self, path):
-        """A descriptor for the directory PATH, made if need be; that of the last entry is kept."""
-        if path != self.path:
-            fd = self.open_dir(path)
-            os.close(self.fd)
-            self.path, self.fd = path, fd
-        return self.fd
-    def open_dir(self, path):
-        try:
-            return readable(make_in_root(self.top, os.fsdecode(path) or ".", True,
-                                         RESOLVE_NO_SYMLINKS))
-        except OSError as why:
-            if why.errno != errno.ELOOP:
-                raise
-            raise Failure(f"cp, on {self.shown(path)}: a link is there, or on the way, which "
-                          "a directory can't replace") from None
-    def give(self, entry):
-        """Give an entry the owner that it gets.  What runs as its owner, or with capabilities, was
-        meant for the old one: chown(2) clears these, too."""
-        if not self.owner or (entry.uid, entry.gid) == self.owner:
-            return
-        entry.uid, entry.gid = self.owner
-        if entry.type != b"5":
-            entry.mode &= ~(stat.S_ISUID | stat.S_ISGID)
-            entry.pax_headers = {key: value for key, value in entry.pax_headers.items()
-                                 if key != b"SCHILY.xattr.security.capability"}
-    def link(self, entry, name, parent, there):
-        """Make a hard link to an entry before; a file that is there gets the same content."""
-        *above, old = split_name(entry.linkname) or [b"."]
-        with Descriptor(self.open_dir(b"/".join(above))) as source:
-            info = os.stat(old, dir_fd=source, follow_symlinks=False)
-            if stat.S_ISDIR(info.st_mode):
-                raise ValueError(f"a hard link to {shown(entry.linkname)}, a directory")
-            if there and os.path.samestat(info, there):
-                return
-            if there:
-                check_kind(info.st_mode, info.st_rdev, there, self.shown(entry.name))
-            else:
-                with tolerate(errno.EXDEV):  # a mount lies between the two
-                    os.link(old, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
-                    return
-            twin = LiveTree(parent, self.where, None, self.devices)
-            twin.fill(pack_entry(source, old, name))
-    def make_node(self, entry, mode, device, name, parent, there):
-        """Make a link, fifo or device, or keep it; a link's text is what is written into it."""
-        try:
-            if mode != stat.S_IFLNK:
-                if not there:
-                    os.mknod(name, mode | 0o600, device, dir_fd=parent)
-            elif not there:
-                os.symlink(entry.linkname, name, dir_fd=parent)
-            elif os.readlink(name, dir_fd=parent) != entry.linkname:
-                new = b".%s" % os.urandom(16).hex().encode()
-                os.symlink(entry.linkname, new, dir_fd=parent)
-                os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
-        except PermissionError:
-            if not is_device(mode):
-                raise
-            warn(f"cp, on {self.shown(entry.name)}: no right to make devices, ignoring")
-            return
-        with open_checked(name, parent, mode) as fd:
-            here = f"/proc/self/fd/{fd}"  # the link itself, if it is one
-            os.chown(here, entry.uid, entry.gid)
-            if mode != stat.S_IFLNK:
-                os.chmod(here, entry.mode)
-            os.utime(here, ns=(entry.mtime, entry.mtime))
-
-def open_file(name, parent):
-    """Open a regular file to write it anew: the same file, if there is one, so that it stays
-    mounted and linked where it is."""
-    with tolerate(errno.EEXIST):
-        return os.open(name, OPEN_NEW, 0o600, dir_fd=parent)
-    with open_checked(name, parent, stat.S_IFREG) as fd:
-        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-
-def open_checked(name, parent, mode):
-    """Open NAME without doing anything to it, and make sure that it is of this kind: whoever works
-    in the tree may just have put a device there."""
-    fd = Descriptor(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent))
-    if stat.S_IFMT(os.fstat(fd).st_mode) != mode:
-        os.close(fd)
-        raise ValueError("it was replaced meanwhile")
-    return fd
-
-# What engines call; they share start, exec, kill, ps, pause and update with the above.
-
-def known_oci(name):
-    record = find_oci(name)
-    if not record:
-        raise Failure(f"container, on {name or chr(39) * 2}: container does not exist")
-    return record
+# The commands
 
 @command("[OPTIONS] ID", "make a container from an OCI bundle, up to its last step",
-         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *ENGINE_OPTIONS)
+         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *ENGINE_OPTIONS,
+         takes=ONE)
 def cmd_create(options, words):
+    birth = start_early("init", outlive=True)
     bundle = os.path.abspath(given(options, "bundle", "."))
-    record, master = create_container(words[0], bundle, options["console-socket"],
-                                      preserved_fds(options))
+    record, master = create_container(words[0], bundle, options, birth)
     if master is not None:
         delete_container(record, True)
         raise Failure("create, on process.terminal: there is no --console-socket to send it to")
@@ -8869,9 +9326,9 @@ def cmd_create(options, words):
 
 def run_bundle(options, words):
     """What create, start, waiting and delete do together; returns the exit status."""
+    birth = start_early("init", outlive=True)
     bundle = os.path.abspath(options["bundle"])
-    record, master = create_container("".join(words[:1]), bundle, options["console-socket"],
-                                      preserved_fds(options))
+    record, master = create_container("".join(words[:1]), bundle, options, birth)
     try:
         hand_over(options, record["pid"], None)
         start_created(record)
@@ -8880,16 +9337,17 @@ def run_bundle(options, words):
         return attend({"record": record, "pid": record["pid"], "master": master, "outputs": [],
                        "attached": True, "interactive": True, "logged": False, "typed": b""}, True)
     finally:
-        delete_container(record, True) if not options["detach"] else None
+        if not options["detach"]:
+            delete_container(record, True)
 
 @command("[OPTIONS] ID", "remove an engine's container, and all that it left",
-         ("-f --force", "", "also if it runs, or isn't there"))
+         ("-f --force", "", "also if it runs, or isn't there"), takes=ONE)
 def cmd_delete(options, words):
     record = find_oci(words[0])
     if record or not options["force"]:
         delete_container(known_oci(words[0]), options["force"])
 
-@command("ID", "show the state of an engine's container, in the OCI's form")
+@command("ID", "show the state of an engine's container, in the OCI's form", takes=ONE)
 def cmd_state(_, words):
     show(to_json(oci_state(known_oci(words[0]))))
 
@@ -8905,7 +9363,7 @@ def cmd_list(options, _):
               "{{.id}}" if options["quiet"] else options["format"])
 
 @command("[OPTIONS] ID", "show what an engine's container uses, as JSON",
-         ("--stats", "", "once, and leave"))
+         ("--stats", "", "once, and leave"), takes=ONE)
 def cmd_events(options, words):
     while True:
         dirs = known_oci(words[0])["cgroups"]
@@ -8920,115 +9378,15 @@ def cmd_events(options, words):
             return
         time.sleep(5)
 
-@command("", "show what of the OCI's runtime-spec is carried out, as JSON")
-def cmd_features(*_):
-    show(to_json({
-        "ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0", "hooks": [*OCI_SPEC["hooks"]],
-        "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup"]),
-        "linux": {"namespaces": sorted(NAMESPACES), "capabilities": CAPABILITIES,
-                  "cgroup": {"v1": True, "v2": True, "systemd": False},
-                  "seccomp": {"enabled": True, "actions": [
-                      f"SCMP_ACT_{word}" for word in sorted(SECCOMP_ACTIONS)]},
-                  "apparmor": {"enabled": True}, "selinux": {"enabled": True}}}))
+@command("ID", "the same as unpause, for engines", takes=ONE)
+def cmd_resume(_, words):
+    cmd_pause(_, words[0], False)
 
-@command("[OPTIONS]", "write an example of a config.json",
-         ("-b --bundle", "DIR", "where to (default: here)"))
-def cmd_spec(options, _):
-    import json
-    spec = {"ociVersion": "1.2.0", "hostname": "mydocker", "process": {
-        "terminal": True, "user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/",
-        "env": [f"PATH={DEFAULT_PATH}", "TERM=xterm"], "capabilities": plan_capabilities()[0],
-        "noNewPrivileges": True}, "root": {"path": "rootfs", "readonly": True},
-        "mounts": kernel_mounts(), "linux": {
-            "namespaces": [{"type": kind} for kind in OWN_NAMESPACES],
-            "maskedPaths": MASKED_PATHS, "readonlyPaths": READ_ONLY_PATHS}}
-    path = os.path.join(given(options, "bundle", "."), "config.json")
-    with blame(f"spec, on {path}"), open(path, "x") as file:
-        file.write(json.dumps(spec, indent=4) + "\n")
-
-# Python compiles a script at each start, 40 ms for this one.  So what is installed is a launcher of
-# ten lines, which runs the bytecode beside the file if it is the file's (PEP 552, "Specification").
-
-LAUNCHER = """#!{python} -IS
-import marshal, os
-from _frozen_importlib_external import MAGIC_NUMBER
-source, data = {source!r}, b""
-info = os.stat(source)
-head = MAGIC_NUMBER + b"".join((number & 0xffffffff).to_bytes(4, "little")
-                               for number in (0, int(info.st_mtime), info.st_size))
-if os.path.exists(source + "c"):
-    with open(source + "c", "rb") as file:
-        data = file.read()
-if not data.startswith(head):  # the file or the Python has changed
-    with open(source, "rb") as file:
-        data = head + marshal.dumps(compile(file.read(), source, "exec"))
-    try:
-        with open(source + "c.%d" % os.getpid(), "wb") as file:
-            file.write(data)
-        os.rename(file.name, source + "c")
-    except OSError:
-        pass
-exec(marshal.loads(memoryview(data)[16:]))
-"""
-
-def installed_files(words):
-    """Where a command's PREFIX has the launcher and the program: (path, path)."""
-    prefix = os.path.abspath(words[0] if words else "/usr/local")
-    return f"{prefix}/bin/mydocker", f"{prefix}/lib/mydocker/mydocker.py"
-
-@command("[PREFIX]", "put this file, and a launcher that compiles nothing, in place (/usr/local)")
-def cmd_install(_, words):
-    launcher, source = installed_files(words)
-    text, python = read_all(sys._getframe().f_code.co_filename), os.path.realpath(sys.executable)
-    for path, data, mode in ((source, text, 0o644), (
-            launcher, LAUNCHER.format(python=python, source=source), 0o755)):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_file(path, data)
-        os.chmod(path, mode)
-    if os.spawnv(os.P_WAIT, launcher, [launcher, "--version"]):  # makes the bytecode
-        raise Failure(f"install, on {launcher}: it doesn't start")
-
-@command("[PREFIX]", "take away what install put in place; images and containers stay")
-def cmd_uninstall(_, words):
-    launcher, source = installed_files(words)
-    for path in (launcher, source, source + "c"):
-        unlink_if_there(path)
-    with tolerate(errno.ENOENT, errno.ENOTEMPTY):
-        os.rmdir(os.path.dirname(source))
-
-@command("FD...", HIDDEN)
-def cmd_init(_, words):
-    go_inside("init", words, container_main)
-
-@command("FD...", HIDDEN)
-def cmd_join(_, words):
-    go_inside("join", words, joined_main)
-
-def go_inside(name, words, become):
-    """Let BECOME replace this process; whatever stops it is told to the other side."""
-    try:
-        channel, preserved, *trees = map(int, words)
-        channel = _socket.socket(fileno=channel)
-    except (IndexError, ValueError, OSError):
-        raise Failure(f"{name}: it can't be typed, only `run` starts it, inside the new namespaces",
-                      hint="mydocker run -it /bin/sh") from None
-    for fd in open_fds():  # nothing of the caller's comes along: CVE-2024-21626
-        if fd in (channel.fileno(), *trees):
-            os.set_inheritable(fd, False)
-        elif fd > 2 + preserved:
-            os.close(fd)
-    if os.environ.get("MYDOCKER_EXPLAIN"):
-        explain_calls()
-    try:
-        become(channel, trees)
-    except Exception as error:
-        message, status, _ = describe(error)
-        if channel.fileno() < 0:  # `create` has left
-            print_line(f"mydocker: {message}")
-            os._exit(status)
-        send(channel, describe(error))
-    finally:
-        os._exit(125)  # nothing of the outside's clean-up may run twice
+# ── 35. This host ────────────────────────────────────────────────────────────
+# What this host can do is tried, not looked up: each probe does the thing in a child process.
+#
+# Python compiles a script at each start, 40 ms for this one.  So what is installed is a launcher,
+# which runs the bytecode beside the file if it is the file's (PEP 552, "Specification").
 
 def attempt(action):
     """Do something in a child process, for a probe: True if nothing is raised, nor False said."""
@@ -9100,7 +9458,7 @@ def about_box():
             f"{state_path()}: {room.f_bavail * room.f_frsize >> 20} MiB free\n")
 
 @command("[NAME...]", "show what this box can do, and what each is needed for; with names: "
-                      "just those, and status 1 if one is missing")
+                      "just those, and status 1 if one is missing", takes=ANY)
 def cmd_info(_, words):
     unknown = set(words) - {row[0] for row in PROBES}
     if unknown:
@@ -9112,8 +9470,147 @@ def cmd_info(_, words):
                             for (name, _, use, where), has in found.items()])))
     return int(bool(words) and not all(found.values()))
 
+# Installing
 
-# ── 17. Main ───────────────────────────────────────────────────────────────
+LAUNCHER = """#!{python} -IS
+import marshal, posix, sys
+from _frozen_importlib_external import MAGIC_NUMBER
+source, BOOK = {source!r}, b""
+info = posix.stat(source)
+head = MAGIC_NUMBER + b"".join((number & 0xffffffff).to_bytes(4, "little")
+                               for number in (0, int(info.st_mtime), info.st_size))
+try:
+    with open(source + "c", "rb") as file:
+        BOOK = file.read()
+except OSError:
+    pass
+if not BOOK.startswith(head):  # the file or the Python has changed
+    posix.execv(sys.executable, [sys.executable, "-IS", source, "renew", *sys.argv[1:]])
+exec(marshal.loads(memoryview(BOOK)[16:]))
+"""
+
+def open_book(book, scope):
+    """Give SCOPE all chapters of BOOK, a compile_book(): those that are needed, and doors."""
+    import marshal, posix, sys
+    loud, start = posix.environ.get(b"MYDOCKER_LOG") == b"debug", int.from_bytes(book[-8:], "little")
+    chapters, functions, known = marshal.loads(memoryview(book)[start:])
+
+    def load(title):
+        code, needs = chapters.pop(title, (0, ()))
+        for other in needs:
+            load(other)
+        if code:
+            if loud:
+                print("mydocker: reads", title, file=sys.stderr)
+            exec(marshal.loads(memoryview(book)[code:]), scope)
+
+    def door(name, title):
+        def enter(*args, **named):
+            load(title)
+            return scope[name](*args, **named)
+        return enter
+
+    scope.update({name: door(name, title) for name, title in functions.items()})
+    scope.update(BOOK=book, KNOWN_COMMANDS=known)
+    load(next(reversed(functions.values())))
+
+def compile_book(text, path):
+    """The program TEXT, from PATH, as bytecode in chapters: what own_bytecode() and the launcher
+    start.  Docstrings stay behind."""
+    import ast
+    tree, chapters, homes, functions = ast.parse(text), {}, {}, {}
+    titles = [line.strip("# ─") if line.startswith("# ── ") else "" for line in text.split("\n")]
+    for node in tree.body[1:]:  # without the docstring
+        title = next(filter(None, titles[node.lineno - 1::-1]))
+        chapters.setdefault(title, []).append(node)
+        if isinstance(node, ast.FunctionDef):
+            functions[node.name] = title
+        else:
+            homes.update(dict.fromkeys(names_made(node), title))
+    loader = next(node for node in tree.body if getattr(node, "name", "") == "open_book")
+    front = book_head(path) + compiled([loader, *ast.parse(OPEN_BOOK).body], path)
+    data, index = b"", {}
+    for title, nodes in chapters.items():
+        used = [node.id for top in nodes for node in ast.walk(top) if isinstance(node, ast.Name)]
+        needs = {homes[name] for name in used if name in homes} - {title}
+        index[title] = len(front) + len(data), sorted(needs, key=[*chapters].index)
+        data += compiled(nodes, path)
+    appendix = marshal.dumps((index, functions, (COMMANDS, OPTIONS)))
+    return front + data + appendix + (len(front) + len(data)).to_bytes(8, "little")
+
+def compiled(nodes, path):
+    """Top-level statements as marshalled bytecode."""
+    import ast
+    return marshal.dumps(compile(ast.Module(nodes, []), path, "exec", optimize=2))
+
+def names_made(node):
+    """The global names that a top-level statement makes: constants, classes, modules."""
+    import ast
+    if isinstance(node, ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    targets = [inner for target in getattr(node, "targets", ()) for inner in ast.walk(target)]
+    return [inner.id for inner in targets if isinstance(inner, ast.Name)]
+
+OPEN_BOOK = """
+import sys
+if "BOOK" not in globals():  # it was started from a memfd
+    with open(sys.argv[0], "rb") as file:
+        BOOK = file.read()
+open_book(BOOK, globals())
+"""
+
+def book_head(path):
+    """The first 16 bytes of a .pyc of the file at PATH."""
+    from _frozen_importlib_external import MAGIC_NUMBER  # importlib.util would cost 3 ms
+    info = os.stat(path)
+    numbers = 0, int(info.st_mtime), info.st_size
+    return MAGIC_NUMBER + b"".join(struct.pack("<I", number & 0xffffffff) for number in numbers)
+
+def installed_files(words):
+    """Where a command's PREFIX has the launcher and the program: (path, path)."""
+    prefix = os.path.abspath(words[0] if words else "/usr/local")
+    return f"{prefix}/bin/mydocker", f"{prefix}/lib/mydocker/mydocker.py"
+
+@command("[PREFIX]", "put this file, and a launcher that compiles nothing, in place (/usr/local)",
+         takes=(0, 1))
+def cmd_install(_, words):
+    launcher, source = installed_files(words)
+    text, python = read_all(sys._getframe().f_code.co_filename), os.path.realpath(sys.executable)
+    launch = LAUNCHER.format(python=python, source=source)
+    for path, data, mode in ((source, text, 0o644), (launcher, launch, 0o755)):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_file(path, data)
+        os.chmod(path, mode)
+    write_book(text, source)
+    if os.spawnv(os.P_WAIT, launcher, [launcher, "--version"]):
+        raise Failure(f"install, on {launcher}: it doesn't start")
+
+def write_book(text, source):
+    """Put the bytecode of the program TEXT beside it, as SOURCEc."""
+    write_file(source + "c", compile_book(text, source))
+    os.chmod(source + "c", 0o644)
+
+@command("COMMAND...", HIDDEN, takes=SOME, mixed=False)
+def cmd_renew(_, words):
+    """Compile what is installed once more, as Python or the file has changed, and go on."""
+    source = sys._getframe().f_code.co_filename
+    with tolerate():  # a read-only file system: it is slower, and no worse
+        write_book(read_all(source), source)
+    del sys.argv[1]
+    return dispatch(words)
+
+@command("[PREFIX]", "take away what install put in place; images and containers stay",
+         takes=(0, 1))
+def cmd_uninstall(_, words):
+    launcher, source = installed_files(words)
+    for path in (launcher, source, source + "c"):
+        unlink_if_there(path)
+    with tolerate(errno.ENOENT, errno.ENOTEMPTY):
+        os.rmdir(os.path.dirname(source))
+
+# ── 36. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.
 
 GLOBAL_OPTIONS = (
@@ -9128,7 +9625,8 @@ GLOBAL_OPTIONS = (
 def overview():
     return "\n".join(
         ["Usage: mydocker [OPTIONS] COMMAND ...", "", "Containers in one file.  Commands:",
-         *columns([(f"  {name}", row[2]) for name, row in COMMANDS.items() if row[2] != HIDDEN]),
+         *columns([(f"  {name}", row["summary"]) for name, row in COMMANDS.items()
+                   if row["summary"] != HIDDEN]),
          "", "Options:", *option_lines(GLOBAL_OPTIONS),
          "", "mydocker COMMAND --help shows a command's own options."])
 
@@ -9137,7 +9635,8 @@ def dispatch(words):
     options, words = parse_options(GLOBAL_OPTIONS, words, "mydocker")
     root = options["root"] or os.environ.get("MYDOCKER_ROOT") or STATE_ROOT
     os.environ["MYDOCKER_ROOT"] = os.path.abspath(root)  # a monitor changes its directory
-    os.environ.update({"MYDOCKER_ERRORS": options["log"]} if options["log"] else {})
+    if options["log"]:
+        os.environ["MYDOCKER_ERRORS"] = options["log"]
     if options["version"]:
         return show(f"mydocker {VERSION}") or 0
     if options["help"] or words[:1] == ["help"]:
@@ -9148,19 +9647,18 @@ def dispatch(words):
     if name not in COMMANDS:
         raise Failure(f"mydocker, on {' '.join(words[:2])}: no such command",
                       hint="mydocker --help")
-    function, usage, summary, rows = COMMANDS[name]
-    options, words = parse_options((*rows, GLOBAL_OPTIONS[1]), words[len(name.split()):], name,
-                                   "[ARG...]" not in usage)
+    row, words = COMMANDS[name], words[len(name.split()):]
+    rows = (*OPTIONS[name].values(), GLOBAL_OPTIONS[1])
+    options, words = parse_options(rows, words, name, row["mixed"])
     if options["help"]:
         return show(help_text(name)) or 0
-    wanted = usage.replace("[OPTIONS]", "").split()
-    least, most = sum(word[0] != "[" for word in wanted), 1 << 30 if "..." in usage else len(wanted)
-    if " or " not in usage and summary != HIDDEN and not least <= len(words) <= most:
-        raise Failure(f"{name}: it takes {usage}", hint=f"mydocker {name} --help")
+    least, most = row["takes"]
+    if not least <= len(words) <= most:
+        raise Failure(f"{name}: it takes {row['usage']}", hint=f"mydocker {name} --help")
     if os.geteuid() and name != "info":
         raise Failure(f"{name}, as user {os.geteuid()}: only root can make containers",
                       hint=f"sudo python3 {sys.argv[0]} {name} ...")
-    return function(options, words) or 0
+    return run_command(name, options, words)
 
 def main():
     """Run the program and exit; the status is Docker's: 125 if the trouble is mydocker's own."""
@@ -9178,7 +9676,7 @@ def main():
     except KeyboardInterrupt:
         status = 128 + _signal.SIGINT
     except Exception as error:
-        message, status, hint = describe(error)
+        message, status, hint = describe(error, "mydocker")
         print_line(f"mydocker: {message}")
         log_for_engine("error", message)
         if hint:

@@ -191,8 +191,13 @@ def finish(status):
     os._exit(status)
 
 
+def modes_now():  # the kernel fills in 19 of the special characters, musl leaves the rest as it was
+    *modes, special = termios.tcgetattr(slave)
+    return modes, special[:19]
+
+
 resize(24, 80)
-modes = termios.tcgetattr(slave)
+modes = modes_now()
 child = os.fork()
 if child == 0:
     os.setsid()
@@ -230,7 +235,7 @@ while True:
             status = 128 + os.WTERMSIG(state) if os.WIFSIGNALED(state) else os.WEXITSTATUS(state)
             if slave is None:
                 finish(status)
-            changed = termios.tcgetattr(slave) != modes
+            changed = modes_now() != modes
             os.close(slave)
     if master is None:
         time.sleep(0.02)
@@ -634,7 +639,7 @@ test_own_proc() { # run: /proc is the container's own
 }
 
 test_signals() { # run: signals to the outside process reach the container's PID 1
-  local signals=(TERM HUP QUIT USR1 USR2 WINCH ALRM IO VTALRM RTMIN INT) signal
+  local signals=(TERM HUP QUIT USR1 USR2 WINCH ALRM IO VTALRM RTMAX INT) signal # musl keeps RTMIN
   start run /bin/bash -c "for s in ${signals[*]}; do trap \"echo got \$s\" \$s; done
     trap 'echo got INT; exit 3' INT
     echo ready; while :; do sleep 0.05; done"
@@ -4212,6 +4217,8 @@ test_cp_race() { # cp: safe against a container that swaps links under it, CVE-2
 
 test_cp_runs_nothing() { # cp: no program, library or module of the container's is loaded,
   # CVE-2019-14271
+  # cp enters no root but looks in from outside: there's nothing to take out of it that would make
+  # this fail, only something to add. What enters one, a hook, has a test of its own.
   need strace
   local place
   small_root root
@@ -4463,6 +4470,9 @@ test_cp_onto_itself() { # cp: nothing is copied onto or into itself, by whatever
   fails 125 'itself' cp data "c$n:/s"
   fails 125 'itself' cp data "c$n:/s/new"
   fails 125 'itself' cp "c$n:/d" data/sub
+  fails 125 'itself' cp . "c$n:/new" # what the container writes is in ./state
+  fails 125 'itself' cp state/containers/ "c$n:/new"
+  fails 125 'c[0-9]*:/new' cp "c$n:/new" .
   is "$(cp_result 0 data)" ''
   run 0 cp data/sub "c$n:/d/new"
   kill -KILL "$pid"
@@ -4542,6 +4552,8 @@ END
   is "$(cat w/a/b/c w/file)" textnew
   for what in /w/file /none; do fails 125 "c$n:$what" cp - "c$n:$what" <new.tar; done
   fails 125 'cp: exactly one' cp - - <new.tar
+  tty 125 -- "${mydocker[@]}" cp "c$n:/w" -
+  like "$out" 'cp, on -: standard output is a terminal'
   head -c 700 new.tar >short.tar
   fails 125 'breaks off' cp - "c$n:/w" <short.tar
   echo nonsense >bad.tar
@@ -4732,6 +4744,7 @@ PYTHON
 
 test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it,
   # CVE-2014-6407, CVE-2014-6408
+  local members list
   make_canary
   own_state
   "$PYTHON" -I - "$PWD/canary" <<'PYTHON'
@@ -4772,9 +4785,29 @@ index["annotations"] = {"org.opencontainers.image.ref.name": "hostile:1"}
 json.dump({"schemaVersion": 2, "manifests": [index]}, open("l/index.json", "w"))
 open("l/oci-layout", "w").write('{"imageLayoutVersion":"1.0.0"}')
 PYTHON
-  run 0 load -i l # each layer has a directory of its own
+  run 0 load -i l
   canary_lives
   nothing_half_done
+  # Two defences hold: each layer has a directory of its own, where the lower one's links aren't; and
+  # a name is resolved with that as "/". Where layers are copied over one another, the second does.
+  need overlay
+  mkdir lower upper work merged
+  unshare -m --propagation private bash -exc '
+    mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
+    MYDOCKER_ROOT=$PWD/merged/state "$@" load -i l
+    MYDOCKER_ROOT=$PWD/merged/state "$@" run hostile:1 /bin/sh' bash "${mydocker[@]}" 2>err || :
+  has err 'copying them'
+  canary_lives
+  # an archive of images is unpacked, too, before anybody knows what is in it
+  for members in "l up $PWD/canary;f up/file bad" "l index.json $PWD/canary/file;f index.json bad" \
+    "l up /;f up$PWD/canary/file bad" "h index.json ../../../../../../$PWD/canary/file"; do
+    IFS=';' read -ra list <<<"$members"
+    hostile_tar hostile.tar "${list[@]}"
+    run 125 load -i hostile.tar
+    one_line .
+    canary_lives
+    nothing_half_done
+  done
 }
 
 test_hostile_headers() { # images: pax headers, sparse maps and lengths that lie are refused
@@ -4969,6 +5002,7 @@ test_config_nonsense() { # images: a config that makes no sense is refused in on
     if (set_config "t$n:1" "$json" 125 2>/dev/null); then # refused by load, or else by run
       read_output
       one_line .
+      unlike "$err" bug
       continue
     fi
     got=0
@@ -4976,7 +5010,7 @@ test_config_nonsense() { # images: a config that makes no sense is refused in on
       2>"$scratch/stderr" || got=$?
     read_output
     ((got == 0)) || one_line .
-    unlike "$err" Traceback
+    unlike "$err" 'Traceback|bug' # one is what a value that nobody has looked at ends in
   done <<'END'
 {"Volumes": 5}
 {"Env": 5}
@@ -7359,6 +7393,7 @@ test_network_several() { # net: run in several networks; connect and disconnect,
   run 0 network rm n1
   fails 125 'n2: (two|web) is in it' network rm n2
   rm web
+  ln -s "$(readlink state/networks/n2/10.9.2.8)" state/networks/n2/10.9.2.99 # killed as it took one
   kill -KILL "$("${mydocker[@]}" inspect -f .State.Pid web)"
   run 0 wait web
   is "$(ls state/networks/n2)" 10.9.2.2
@@ -8606,7 +8641,7 @@ PYTHON
 planted() { # planted DIR NAME...: modules there that tell of it, in $top, when they are imported
   local name
   mkdir -p "$1"
-  for name in "${@:2}"; do echo "open('$top/imported', 'a').write('$name from $1\n')" >"$1/$name.py"; done
+  for name in "${@:2}"; do echo "print('$name from $1', file=open('$top/imported', 'a'))" >"$1/$name.py"; done
 }
 
 imports_nothing() { # imports_nothing [ENV...] PYTHON WORD...: so started it runs, and no planted file does
@@ -8894,7 +8929,8 @@ test_cgroups_path_found() { # oci: a cgroup that was there is refused if it's in
   fails 125 "^mydocker: cgroupsPath, on .*$name: it is there already, and has processes in it$" create t
   gone "$other" && fail 'it was killed'
   is "$(find state -mindepth 2)" ''
-  kill "$other" && wait "$other" || :
+  kill "$other"
+  wait "$other" || :
   rmdir "$place/below"
   run 0 create --pid-file pid t </dev/null
   run 0 start t
@@ -8907,7 +8943,8 @@ test_cgroups_path_found() { # oci: a cgroup that was there is refused if it's in
   run 0 delete --force t
   gone "$other" && fail 'it was killed'
   [[ -d $place ]]
-  kill "$other" && wait "$other" || :
+  kill "$other"
+  wait "$other" || :
   if [[ -e $place/cgroup.freeze ]]; then echo 1 >"$place/cgroup.freeze"; fi
   if [[ -e $place/freezer.state ]]; then echo FROZEN >"$place/freezer.state"; fi
   if [[ -e $place/cgroup.freeze || -e $place/freezer.state ]]; then
@@ -8920,6 +8957,65 @@ test_cgroups_path_allow() { # limits: a cgroup whose path holds the word "allow"
   run 0 run --cgroup-parent "/mydocker-allowed-$n" /bin/sh -c 'echo x >/dev/null && echo written'
   is "$out" written
   find /sys/fs/cgroup -depth -type d -path "*/mydocker-allowed-$n*" -exec rmdir {} +
+}
+
+test_streams_of_users() { # run: another user than root can open /dev/stdout and /dev/stderr, and nothing of the caller's is given away
+  local say='echo out >/dev/stdout; echo err >/dev/stderr; echo more >&1' null command status
+  null=$(stat -c '%u %a %t:%T' /dev/null)
+  make_image "t$n:1"
+  background --name "d$n" -u 1234 "t$n:1" /bin/sh -c "$say; exec sleep 1000" # its pipes are mydocker's
+  wait_for said "d$n" more
+  run 0 logs "d$n"
+  is "$out" $'out\nmore'
+  is "$err" err
+  for command in "run --rm -u 1234 t$n:1" "run --rm -u user t$n:1" "run --rm --init -u 1234 t$n:1" \
+    "exec -u 1234 d$n" "run -u 1234"; do
+    # shellcheck disable=SC2086 # they are words
+    {
+      "${mydocker[@]}" $command /bin/sh -c "$say" 2>err | cat >out # a pipe and a file
+      is "$(<out) $(<err)" $'out\nmore err'
+      "${mydocker[@]}" $command /bin/sh -c "$say" >both 2>&1 # a file for both: what is said keeps its order
+      is "$(<both)" $'out\nerr\nmore'
+      is "$(stat -c %u both err)" $'0\n0'
+      "${mydocker[@]}" $command /bin/sh -c 'read x </dev/stdin; echo "$x" >/dev/stdout; exit 7' </dev/null >out 2>&1 || status=$?
+      is "$status" 7
+      "${mydocker[@]}" $command /bin/sh -c "$say" >/dev/null 2>&1
+      tty 0 -- sh -c 'before=$(stat -c %u $(tty)); "$@"; [ "$(stat -c %u $(tty))" = "$before" ]' sh \
+        "${mydocker[@]}" $command /bin/sh -c "$say"
+      is "$out" $'out\nerr\nmore'
+    }
+  done
+  echo typed | "${mydocker[@]}" run --rm -i -u 1234 "t$n:1" /bin/sh -c 'read -r x </dev/stdin; echo "$x"' >out
+  is "$(<out)" typed
+  mkfifo fifo
+  cat fifo >out &
+  "${mydocker[@]}" run --rm -u 1234 "t$n:1" /bin/sh -c "$say" >fifo 2>&1
+  wait "$!"
+  is "$(<out) $(stat -c %u fifo)" $'out\nerr\nmore 0'
+  head -c 3000000 /dev/zero >zeros
+  "${mydocker[@]}" run --rm -i -u 1234 "t$n:1" /bin/cat <zeros >out
+  cmp zeros out
+  run 0 rm -f "d$n"
+  is "$(stat -c '%u %a %t:%T' /dev/null)" "$null"
+}
+
+test_streams_of_engines() { # oci: an engine's pipes, files and sockets are the container user's, its devices are not
+  local null say='echo out >/dev/stdout; echo err >/dev/stderr'
+  null=$(stat -c '%u %a %t:%T' /dev/null)
+  oci_bundle
+  configure 'p["user"] = {"uid": 1234, "gid": 5678}' /bin/sh -c "$say; exec sleep 1000"
+  run 0 create t </dev/null # its output is files
+  is "$(stat -c %u "$scratch/stdout" "$scratch/stderr")" $'1234\n1234'
+  run 0 start t
+
+  echo '{"args": ["/bin/sh", "-c", "'"$say"'"], "cwd": "/", "user": {"uid": 4321, "gid": 0}}' >process.json
+  "${mydocker[@]}" exec --process process.json t >out 2>err </dev/null
+  is "$(<out) $(<err) $(stat -c %u out err)" $'out err 4321\n4321'
+  "${mydocker[@]}" exec --process process.json t </dev/null 2>&1 | cat >piped
+  is "$(<piped)" $'out\nerr'
+  "${mydocker[@]}" exec --process process.json t </dev/null >/dev/null 2>&1
+  run 0 delete --force t
+  is "$(stat -c '%u %a %t:%T' /dev/null)" "$null"
 }
 
 test_nothing_left() { # main: nothing is left behind on this box
@@ -8987,6 +9083,23 @@ bench_unpack_podman() { # unpack: podman load of the layer's image, then podman 
   need podman
   peer_podman
   row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" load -q -i saved.tar)
+}
+
+bench_unpack_podman_import() { # unpack: podman import (overlay) of the layer, then podman rmi
+  need podman
+  peer_podman
+  podman=("${podman[@]/vfs/overlay}")
+  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" import -q big.tar)
+}
+
+bench_unpack_pack() { # unpack: the other way, mydocker.py import of the layer's tree, then rm -r of all
+  [[ -d packed ]] || { mkdir packed && tar -C packed -xf big.tar; }
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" import packed big:1)
+}
+
+bench_unpack_pack_tar() { # unpack: tar -c of the layer's tree and tar -x of that, then rm -r
+  [[ -d packed ]] || { mkdir packed && tar -C packed -xf big.tar; }
+  row=(unpack_and_remove rm -rf out -- sh -c 'tar -C packed -c . | tee out/blob | tar -C out -x')
 }
 
 unpack_and_remove() { # unpack_and_remove COMMAND... -- COMMAND...: the second with an empty ./out,
