@@ -2431,7 +2431,8 @@ def command_of(options, words, image):
 def working_directory(typed, image, own_root):
     if own_root or typed.startswith("/"):
         return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
-    return os.path.normpath(os.path.join(os.getcwd(), typed))
+    with blame("run, on the current directory"):
+        return os.path.normpath(os.path.join(os.getcwd(), typed))
 
 # From the spec to a running container
 

@@ -1019,7 +1019,7 @@ test_killed_while_starting() { # monitor: killed at any moment of the start, it 
   local point outside inside
   own_state
   # At each of these calls one process stops itself, inside or (at rename, poll) outside.
-  for point in prctl:1 mount:1 rename:2 mount:4 poll:1 sethostname:1 capset:1 setsid:1; do
+  for point in prctl:1 mount:1 renameat:2 mount:4 poll:1 sethostname:1 capset:1 setsid:1; do
     rm -f trace
     strace -f -q -o trace -e "trace=execve,${point%:*}" \
       -e "inject=${point%:*}:signal=STOP:when=${point#*:}" \
