@@ -2333,7 +2333,7 @@ def plan_root(options, words):
         try:
             image = find_or_pull(words[0], options)
         except Failure as failure:
-            failure.hint = ("an image: run IMAGE [COMMAND...] (see images); a program of this box: "
+            failure.hint = ("an image: run IMAGE [COMMAND...] (see images); a program of the host: "
                             f"run /bin/{os.path.basename(words[0]) or 'sh'}")
             raise
         plan.update(layers=image_layers(image)[::-1], image=image["config"].get("config") or {},
@@ -2518,7 +2518,7 @@ offer("run",
       ("--security-opt", "OPT...", "seccomp=FILE, no-new-privileges and others, see README"))
 
 def plan_confinement(spec, options):
-    """Write into the spec what the command may do, and what of the box it may see."""
+    """Write into the spec what the command may do, and what of the host it may see."""
     process, linux, free = spec["process"], spec["linux"], options["privileged"]
     asked = security_options(options["security-opt"])
     process["capabilities"], process["user"]["added"] = plan_capabilities(
@@ -2556,20 +2556,20 @@ def security_options(words):
 
 def plan_capabilities(add=(), drop=(), free=False):
     """The spec's process.capabilities, and which of them are added: what is asked for (FREE: all),
-    as far as the box has it itself.  Inheritable and ambient stay empty: CVE-2022-29162."""
+    as far as the host has it itself.  Inheritable and ambient stay empty: CVE-2022-29162."""
     added, dropped = ({"CAP_" + text.upper().replace("CAP_", "", 1) for text in words}
                       for words in (add, drop))
     for name in (added | dropped) - {*CAPABILITIES, "CAP_ALL"}:
         raise Failure(f"--cap-add or --cap-drop, on {name}: there is no such capability")
     rows = read_all("/proc/self/status").split("\n")
     own = [int(row.split()[1], 16) for row in rows if row.startswith(("CapPrm", "CapBnd"))]
-    every, box, default = ({name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1}
+    every, host, default = ({name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1}
                            for bits in (-1, own[0] & own[1], DEFAULT_CAPABILITIES))
     wanted = (every if free else every - dropped if "CAP_ALL" in added
               else added if "CAP_ALL" in dropped else default - dropped | added)
-    for name in sorted(added & every - box):
-        warn(f"--cap-add, on {name}: this box doesn't have it itself, ignoring")
-    held = [name for name in CAPABILITIES if name in wanted & box]
+    for name in sorted(added & every - host):
+        warn(f"--cap-add, on {name}: this host doesn't have it itself, ignoring")
+    held = [name for name in CAPABILITIES if name in wanted & host]
     return ({**dict.fromkeys(("bounding", "effective", "permitted"), held), "inheritable": [],
              "ambient": []}, [name for name in held if {name, "CAP_ALL"} & added])
 
@@ -2822,7 +2822,7 @@ def default_seccomp(held):
     return {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rows}
 
 def read_seccomp(path, held):
-    """A profile in Docker's form as the spec's: the rules whose conditions hold on this box."""
+    """A profile in Docker's form as the spec's: the rules whose conditions hold on this host."""
     try:
         profile = check(read_json(path), OCI_SECCOMP, f"--security-opt, on {path}")
         profile["syscalls"] = [dict(row, names=row.get("names") or [row["name"]])
@@ -2837,10 +2837,10 @@ def read_seccomp(path, held):
 
 def conditions(row, held):
     """Which conditions of a rule hold: [bool]."""
-    box, arches, least = os.uname(), row.get("arches"), row.get("minKernel")
-    here = [int(part) for part in box.release.split("-")[0].split(".")[:2]]
+    host, arches, least = os.uname(), row.get("arches"), row.get("minKernel")
+    here = [int(part) for part in host.release.split("-")[0].split(".")[:2]]
     return ([name in held for name in row.get("caps") or ()]
-            + ([SECCOMP_ARCHES[box.machine][0] in arches] if arches else [])
+            + ([SECCOMP_ARCHES[host.machine][0] in arches] if arches else [])
             + ([here >= [int(part) for part in least.split(".")]] if least else []))
 
 def step(code, value, yes=0, no=0):
@@ -3105,7 +3105,7 @@ def freeze(dirs, frozen):
     """Stop all processes in cgroups, which don't notice, or let them go on."""
     freezer, end = freezer_of(dirs), time.monotonic() + GRACE
     if not freezer:
-        raise Failure("pause: this box has no cgroup with a freezer", hint="mydocker info")
+        raise Failure("pause: this host has no cgroup with a freezer", hint="mydocker info")
     path, values, shown_in, states = freezer
     write_value(path, values[frozen])
     while states[frozen] not in read_all(shown_in).split("\n"):
@@ -3240,7 +3240,7 @@ LIMITS = (
     ("memory.limit", "-m --memory --mem", "SIZE", "memory", "memory.limit_in_bytes", "memory.max"),
     ("memory.swap", "--memory-swap", "SIZE", "memory and swap together (default: twice --memory)",
      "memory.memsw.limit_in_bytes", "memory.swap.max"),
-    ("memory.reservation", "--memory-reservation", "SIZE", "memory to keep when the box has little",
+    ("memory.reservation", "--memory-reservation", "SIZE", "what it keeps when the host runs short",
      "memory.soft_limit_in_bytes", "memory.low"),
     ("cpu.period", "--cpu-period", "USEC", "what --cpu-quota is a part of (default: 100000)",
      "cpu.cfs_period_us", "cpu.max"),
@@ -3923,7 +3923,7 @@ def read_record(path):
     with tolerate(errno.ENOENT):  # being made or removed
         try:
             record = read_json(record_file(path))
-        except ValueError:  # the box lost its power: what the container wrote may be well
+        except ValueError:  # the host lost its power: what the container wrote may be well
             return warn(f"container, on {path}: its record is damaged, ignoring")
         marked = os.path.exists(state_path("running", record["id"]))
         return {"cgroups": [], **record, "running": marked and is_running(path)}
@@ -7162,7 +7162,7 @@ def pull(text, options, quiet=False):
     return top["digest"]
 
 @command("[OPTIONS] NAME[:TAG|@DIGEST]", "fetch an image from a registry", *PULL_OPTIONS,
-         ("--platform", "OS/ARCH[/VARIANT]", "of this platform, not the box's own"),
+         ("--platform", "OS/ARCH[/VARIANT]", "of this platform, not the host's own"),
          ("-q --quiet", "", "print the digest only"), takes=ONE)
 def cmd_pull(options, words):
     show(pull(words[0], options, options["quiet"]))
@@ -9020,7 +9020,7 @@ def refuse_malformed(spec, what):
 
 def full_process(process, default, what):
     """A process as confine() wants it: what isn't said is as in DEFAULT, or nothing; a capability
-    that the box itself lacks is left out, as config.md asks for."""
+    that the host itself lacks is left out, as config.md asks for."""
     process = {"terminal": False, "env": [], "cwd": "/", "user": {}, "capabilities": {},
                "apparmorProfile": "unconfined", "selinuxLabel": "", "noNewPrivileges": False,
                **{key: default[key] for key in default if key != "terminal"}, **process}
@@ -9042,7 +9042,7 @@ def full_process(process, default, what):
     wanted["ambient"] = [name for name in wanted["ambient"]  # buildah asks for what can't be
                          if name in wanted["inheritable"] and name in wanted["permitted"]]
     if lacking:
-        warn(f"capabilities, on {', '.join(sorted(lacking))}: this box doesn't have them itself, "
+        warn(f"capabilities, on {', '.join(sorted(lacking))}: this host doesn't have them itself, "
              "ignoring")
     process["apparmorProfile"] = process["apparmorProfile"] or "unconfined"
     if process.get("consoleSize"):
@@ -9430,7 +9430,7 @@ PROBES = (  # (name, try it, what it is needed for, where to look if it is missi
     ("overlay", try_overlay, "--ephemeral, images", "module overlay"),
     ("seccomp", lambda: (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), load_filter(verdict(
         "SCMP_ACT_ALLOW", 0))), "the system call filter", "kernel option CONFIG_SECCOMP_FILTER"),
-    *((name, call, use, f"{since}; the seccomp filter around this box")
+    *((name, call, use, f"{since}; the seccomp filter around this host")
       for name, call, use, since in (
           ("openat2", lambda: openat2(AT_FDCWD, "/", bytes(24), 24),
            "safe paths (without: slower, just as safe)", "Linux 5.6"),
@@ -9438,12 +9438,12 @@ PROBES = (  # (name, try it, what it is needed for, where to look if it is missi
            "Linux 5.3"),
           ("mount_setattr", lambda: mount_setattr(AT_FDCWD, "/proc", 0, bytes(32), 32),
            "read-only trees in one step", "Linux 5.12"))),
-    ("nf_tables", try_nf_tables, "-p, and what leaves this box", "modules nf_tables nft_chain_nat"),
+    ("nf_tables", try_nf_tables, "-p, what leaves this host", "modules nf_tables nft_chain_nat"),
 )
 
-def about_box():
+def about_host():
     """What the probes don't say: versions, cgroup controllers, room at the state root."""
-    box, path = os.uname(), os.path.abspath(state_path())
+    host, path = os.uname(), os.path.abspath(state_path())
     points = {kind: sorted({row[0] for row in mounts_here() if row[1] == kind})
               for kind in ("cgroup", "cgroup2")}
     v1 = " ".join(map(os.path.basename, points["cgroup"]))
@@ -9454,18 +9454,18 @@ def about_box():
     while not os.path.isdir(path):  # the nearest directory above it that is there
         path = os.path.dirname(path)
     room = os.statvfs(path)
-    return (f"mydocker {VERSION}, Python {sys.version.split()[0]}, {box.sysname} {box.release} "
-            f"{box.machine}\ncgroups {layout}: v1 {v1 or '-'}; v2 {v2 or '-'}\n"
+    return (f"mydocker {VERSION}, Python {sys.version.split()[0]}, {host.sysname} {host.release} "
+            f"{host.machine}\ncgroups {layout}: v1 {v1 or '-'}; v2 {v2 or '-'}\n"
             f"{state_path()}: {room.f_bavail * room.f_frsize >> 20} MiB free\n")
 
-@command("[NAME...]", "show what this box can do, and what each is needed for; with names: "
+@command("[NAME...]", "show what this host can do, and what each is needed for; with names: "
                       "just those, and status 1 if one is missing", takes=ANY)
 def cmd_info(_, words):
     unknown = set(words) - {row[0] for row in PROBES}
     if unknown:
         raise Failure(f"info, on {' '.join(sorted(unknown))}: no such probe")
     if not words:
-        show(about_box())
+        show(about_host())
     found = {row: attempt(row[1]) for row in PROBES if not words or row[0] in words}
     show("\n".join(columns([(name, "yes", use) if has else (name, "no", f"{use}; look at: {where}")
                             for (name, _, use, where), has in found.items()])))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests and measurements of mydocker.py. Run as root on any Linux box or in a VM:
+# Tests and measurements of mydocker.py. Run as root on any Linux host or in a VM:
 #
 #   sudo bash test_mydocker.sh [-v] [PATTERN]   all tests, or those whose name or title matches
 #   sudo bash test_mydocker.sh [-v] smoke       the first ten, some of the life cycle, and that
@@ -288,7 +288,7 @@ own_mounts() {
   unshare -m bash -ec "$1" bash "${mydocker[@]}" "${@:2}"
 }
 
-small_root() { # small_root DIR: a root file system of the box's own programs
+small_root() { # small_root DIR: a root file system of the host's own programs
   local - tool file busybox='' tools=(sh cat chmod id ln ls mkdir mv readlink rm rmdir sleep touch)
   set +x
   mkdir -p "$1/bin" "$1/etc" "$1/root" "$1/tmp"
@@ -1868,8 +1868,8 @@ own_capabilities() { # those that mydocker has here, and can give, as a number
 
 test_capability_options() { # security: --cap-add and --cap-drop take names with and without CAP_,
   # and ALL, as docker's
-  local box
-  box=$(own_capabilities)
+  local grants
+  grants=$(own_capabilities)
   sets --cap-add NET_ADMIN --cap-add cap_sys_time
   is "$out" '0 aa0435fb aa0435fb aa0435fb 0 '
   sets --cap-drop mknod --cap-drop=CAP_CHOWN
@@ -1881,23 +1881,23 @@ test_capability_options() { # security: --cap-add and --cap-drop take names with
   sets --cap-drop kill --cap-add kill # what is added wins
   is "$out" '0 a80425fb a80425fb a80425fb 0 '
   sets --cap-add ALL
-  like "$out" "^0 ($(printf %x "$box")) \\1 \\1 0 $"
+  like "$out" "^0 ($(printf %x "$grants")) \\1 \\1 0 $"
   sets --cap-add ALL --cap-drop sys_admin
-  like "$out" "^0 ($(printf %x $((box & ~(1 << 21))))) \\1 \\1 0 $"
+  like "$out" "^0 ($(printf %x $((grants & ~(1 << 21))))) \\1 \\1 0 $"
   sets --privileged
-  like "$out" "^0 ($(printf %x "$box")) \\1 \\1 0 $"
+  like "$out" "^0 ($(printf %x "$grants")) \\1 \\1 0 $"
   fails 125 NO_SUCH run --cap-add no_such /bin/true
   fails 125 'no such capability' run --cap-drop '' /bin/true
 }
 
-test_capability_lacking() { # security: a capability that the box lacks is a warning,
+test_capability_lacking() { # security: a capability that the host lacks is a warning,
   # and needs none for the rest
   need setpriv
   setpriv --bounding-set -sys_time,-mknod "${mydocker[@]}" run --cap-add SYS_TIME \
     --cap-add SYS_NICE /bin/grep CapBnd /proc/self/status >out 2>err
   is "$(<out)" $'CapBnd:\t00000000a08425fb'
   is "$(<err)" \
-    "mydocker: warning: --cap-add, on CAP_SYS_TIME: this box doesn't have it itself, ignoring"
+    "mydocker: warning: --cap-add, on CAP_SYS_TIME: this host doesn't have it itself, ignoring"
   setpriv --bounding-set -sys_time,-mknod "${mydocker[@]}" run --privileged /bin/true >out 2>&1
   is "$(<out)" ''
 }
@@ -1979,7 +1979,7 @@ test_every_call() { # security: every system call by its number is allowed or re
   local machine
   machine=$(uname -m)
   [[ $machine == x86_64 || $machine == aarch64 ]] || skip "no list for $machine"
-  # The same calls, by the box's kernel, without a filter and with it. What differs is what the
+  # The same calls, by the host's kernel, without a filter and with it. What differs is what the
   # filter did
   unfit=$(call_numbers fork vfork clone exit exit_group pause rt_sigreturn restart_syscall sync)
   seq 0 480 | grep -vxE "$unfit" >numbers
@@ -2035,7 +2035,7 @@ print("|".join(str(numbers[name]) for name in sys.argv[2:] if name in numbers))
 PYTHON
 }
 
-test_call_table() { # security: the names and numbers of system calls are those of the box's own
+test_call_table() { # security: the names and numbers of system calls are those of the host's own
   # headers
   local header
   header=/usr/include/$(uname -m)-linux-gnu/asm/unistd_64.h
@@ -2222,7 +2222,7 @@ print(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}))' >larg
   done
 }
 
-test_masked_paths() { # security: what tells of the box in /proc and /sys is covered,
+test_masked_paths() { # security: what tells of the host in /proc and /sys is covered,
   # CVE-2017-16539, CVE-2018-10892
   local path image script='' want=''
   make_image "t$n:1"
@@ -2244,7 +2244,7 @@ test_masked_paths() { # security: what tells of the box in /proc and /sys is cov
   unlike "$out" ' /proc/(interrupts|sys|keys) '
 }
 
-test_read_only_paths() { # security: what changes the box in /proc is read-only,
+test_read_only_paths() { # security: what changes the host in /proc is read-only,
   # and so is all of /sys
   local path paths=()
   make_image "t$n:1"
@@ -2312,9 +2312,9 @@ confined='grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status
 
 test_exec_confined() { # security: exec, too, gives no more than the container has;
   # -u nothing but what was added, --privileged all, CVE-2022-29162
-  local box options own
+  local grants options own
   own_state
-  box=$(own_capabilities)
+  grants=$(own_capabilities)
   run 0 run -d --name c --cap-add NET_ADMIN --cap-drop MKNOD --security-opt no-new-privileges \
     /bin/sh -c "$confined; exec sleep 1000"
   wait_for said c Seccomp
@@ -2338,8 +2338,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 print(libc.unshare(0), ctypes.get_errno(), libc.sethostname(b"x", 1), ctypes.get_errno())'
   is "$out" '-1 1 -1 1'
   run 0 exec --privileged c /bin/sh -c "$confined"
-  box=$(printf %x "$box")
-  like "$out" "CapInh:.0+"$'\n'"CapPrm:.0*($box)"$'\n'"CapEff:.0*\\1"$'\n'"CapBnd:.0*\\1"
+  grants=$(printf %x "$grants")
+  like "$out" "CapInh:.0+"$'\n'"CapPrm:.0*($grants)"$'\n'"CapEff:.0*\\1"$'\n'"CapBnd:.0*\\1"
   like "$out" $'CapAmb:\t0+\nNoNewPrivs:\t1\nSeccomp:\t0'
   run 0 exec --privileged -u nobody c /bin/grep -E '^Cap(Prm|Amb)' /proc/self/status
   is "$(sed -E 's/.*:\t0*(.)/\1/' <<<"$out" | tr '\n' ' ')" '1000 1000 '
@@ -2492,7 +2492,7 @@ test_no_push_back_plain() { # security: nothing can be typed into the caller's t
   unlike "$out" typed
 }
 
-# What a container sees of itself and of the box, a line for each fact, in words that don't depend
+# What a container sees of itself and of the host, a line for each fact, in words that don't depend
 # on numbers.
 facts='
 grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status
@@ -2549,7 +2549,7 @@ test_beside_podman() { # security: what a container sees is what podman's defaul
 }
 
 # ── 11. Limits ─────────────────────────────────────────────────────────────
-# What holds on this box: cgroup v1, v2 or both. The limits are read where the kernel keeps them.
+# What holds on this host: cgroup v1, v2 or both. The limits are read where the kernel keeps them.
 
 limit_file() { # limit_file CONTAINER NAME...: the path of the first of these files that its cgroups
   # have
@@ -2621,7 +2621,7 @@ print(round(100 * used / (time.monotonic() - begin)), throttled() - before, roun
     run 0 run "$option" "$PYTHON" -I -c "$busy"
     read -r share throttled used quota <<<"$out"
     ((share <= 60)) || fail "$option: $share % of a processor"
-    # a busy box gives less than is allowed: then what counts is that no period was cut short
+    # a busy host gives less than is allowed: then what counts is that no period was cut short
     # before its 50 ms
     ((share >= 40 || used >= 40 * throttled)) || fail "$option: only $share % of a processor"
     like "$quota" '^50000( 100000)?$'
@@ -2784,7 +2784,7 @@ test_limit_sysctl() { # limits: --sysctl sets the container's own network and IP
 }
 
 test_limit_process() { # limits: --ulimit and --oom-score-adj;
-  # what the box doesn't grant is a warning
+  # what the host doesn't grant is a warning
   run 0 run --ulimit nofile=99:100 --ulimit core=0 --oom-score-adj 500 -u 1 /bin/sh -c \
     'ulimit -Sn; ulimit -Hn; ulimit -Sc; cat /proc/self/oom_score_adj'
   is "$out$err" $'99\n100\n0\n500'
@@ -3340,7 +3340,7 @@ test_truth() { # life: ps tells the truth after kill -9, after a reboot,
   wait_for eval '[[ $(state_of a) == exited ]]'
   run 0 inspect -f '{{.State.ExitCode}}' a
   is "$out" 137
-  # a box that lost its power: marks and records say that it runs, and nobody holds the lock
+  # a host that lost its power: marks and records say that it runs, and nobody holds the lock
   run 0 start a
   cp -a state after
   run 0 rm -f a
@@ -6590,7 +6590,7 @@ test_registry_retry_after() { # registry: Retry-After may be a date or nonsense,
 
 # ── 23. Networks ───────────────────────────────────────────────────────────
 
-# A test of networks has a box of its own, and a LAN: network namespaces, which go with the test.
+# A test of networks has a host of its own, and a LAN: network namespaces, which go with the test.
 # "$1"s below are their names; "${box[@]}" in front of a command runs it in the one called box.
 
 # shellcheck disable=SC2034,SC2154 # they are assigned by name
@@ -6615,7 +6615,7 @@ cable() { # cable NAME DEVICE ADDRESS OTHER-NAME DEVICE ADDRESS: lay one between
   nsenter --net="${!other}" ip link set "$5" up
 }
 
-own_networks() { # from here on mydocker runs on a box with a LAN
+own_networks() { # from here on mydocker runs on a host with a LAN
   need unshare nsenter ip nf_tables
   own_state
   unset MYDOCKER_NETWORK
@@ -6743,7 +6743,7 @@ says() { # says ANSWER COMMAND... -- PROTOCOL ADDRESS PORT [WORD]: what is asked
   is "$("${prefix[@]}" "$PYTHON" -I "$PWD/net.py" ask "$seconds" "${@:2}")" "$want"
 }
 
-links() { # the box's links but lo and its cable
+links() { # the host's links but lo and its cable
   "${box[@]}" ip -o link | sed 's/^[0-9]*: //; s/[:@].*//' | grep -vxE 'lo|lan0' | sort |
     tr '\n' ' '
 }
@@ -7578,7 +7578,7 @@ print(client.recv(9).decode(), [n for n in names if n.startswith(("e", "w", "v",
 
 # ── 24. The OCI runtime ────────────────────────────────────────────────────
 
-oci_bundle() { # a root of the box's own programs in ./root, and a config.json around it
+oci_bundle() { # a root of the host's own programs in ./root, and a config.json around it
   own_state
   [[ -d root ]] || small_root root
   rm -f config.json
@@ -8252,7 +8252,7 @@ test_engine_podman() { # engines: podman runs, execs, stops, pauses,
   same_as_runc "${podman[@]}" --runtime RUNTIME run "${run[@]}" --rm "${many[@]}" \
     -v "$PWD/source:/v:ro" "$image" /bin/sh -c "$many_facts"
   podman+=(--runtime "$PWD/runtime")
-  missing=127 oom='(true|false)' # on hybrid boxes conmon doesn't see it, with no runtime
+  missing=127 oom='(true|false)' # on hybrid hosts conmon doesn't see it, with no runtime
   engine_runs "${podman[@]}"
   engine_life "${podman[@]}"
   gives 0 '' "${podman[@]}" pod create --infra=false --name pod
@@ -8351,7 +8351,7 @@ same_as_docker() { # same_as_docker ENGINE...
 
 # ── 25. This host ──────────────────────────────────────────────────────────
 
-test_info() { # cli: info tells what the box can do; with names it answers by its status
+test_info() { # cli: info tells what the host can do; with names it answers by its status
   local name
   run 0 info
   like "$out" "$(uname -r)"
@@ -9019,7 +9019,7 @@ test_streams_of_engines() { # oci: an engine's pipes, files and sockets are the 
   is "$(stat -c '%u %a %t:%T' /dev/null)" "$null"
 }
 
-test_nothing_left() { # main: nothing is left behind on this box
+test_nothing_left() { # main: nothing is left behind on this host
   local what
   run 0 run /bin/true # which sweeps up after the killed ones
   wait_for none strays
@@ -9372,7 +9372,7 @@ bench_podman() { # start: podman run --rootfs, busybox
   row=("${podman[@]}" "${podman_run[@]}" --net none --rootfs "$PWD/root" /bin/true)
 }
 
-prepare_network() { # a box of our own, with a state and networks of its own
+prepare_network() { # a host of our own, with a state and networks of its own
   if command -v busybox; then bundle; fi
   if command -v unshare nsenter ip; then
     make_lan
@@ -9880,9 +9880,9 @@ sweep() { # the end: what killed monitors left, their cgroups above all, goes wi
 
 unset MYDOCKER_LOG MYDOCKER_EXPLAIN MYDOCKER_MIRRORS DOCKER_CONFIG SSL_CERT_FILE
 unset http_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY no_proxy
-# nobody listens there: whatever a test names, it reaches nothing but this box
+# nobody listens there: whatever a test names, it reaches nothing but this host
 export https_proxy=http://127.0.0.1:1
-export MYDOCKER_NETWORK=none # only the tests of networks make any, on a box of their own
+export MYDOCKER_NETWORK=none # only the tests of networks make any, on a host of their own
 umask 022
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/mydocker-test.XXXXXX") || exit
 trap sweep EXIT
