@@ -3252,6 +3252,24 @@ LIMITS = (
     ("pids.limit", "--pids-limit", "N", "processes and threads", "pids.max", ""))
 LIMIT_OPTIONS = tuple(row[1:4] for row in LIMITS)
 OF_PERIOD = {"NUMBER": 100000, "PERCENT": 1000}  # microseconds of a usual period
+PLAIN_LIMITS = (  # without an option: the OCI's name, v1's file, v2's
+    ("memory.kernel", "memory.kmem.limit_in_bytes", ""),
+    ("memory.kernelTCP", "memory.kmem.tcp.limit_in_bytes", ""),
+    ("memory.swappiness", "memory.swappiness", ""),
+    ("memory.disableOOMKiller", "memory.oom_control", ""),
+    ("memory.useHierarchy", "memory.use_hierarchy", ""),
+    ("cpu.realtimePeriod", "cpu.rt_period_us", ""),
+    ("cpu.realtimeRuntime", "cpu.rt_runtime_us", ""),
+    ("cpu.burst", "cpu.cfs_burst_us", "cpu.max.burst"),
+    ("cpu.idle", "cpu.idle", "cpu.idle"),
+    ("blockIO.weight", "blkio.bfq.weight", "io.bfq.weight"),
+    ("network.classID", "net_cls.classid", ""))
+THROTTLES = {  # the OCI's name: (v1's file, v2's key in io.max)
+    "throttleReadBpsDevice": ("blkio.throttle.read_bps_device", "rbps"),
+    "throttleWriteBpsDevice": ("blkio.throttle.write_bps_device", "wbps"),
+    "throttleReadIOPSDevice": ("blkio.throttle.read_iops_device", "riops"),
+    "throttleWriteIOPSDevice": ("blkio.throttle.write_iops_device", "wiops")}
+RDMA = {"hcaHandles": "hca_handle", "hcaObjects": "hca_object"}  # the OCI's: rdma.max's
 PROCESS_LIMITS = (
     ("--oom-score-adj", "N", "whom to kill first when memory is short: -1000 to 1000, the first"),
     ("--ulimit", "NAME=SOFT[:HARD]...", "a limit of each process: nofile=1024"),
@@ -3267,18 +3285,21 @@ offer("run", *LIMIT_OPTIONS, *PROCESS_LIMITS,
 
 def limit_value(text, unit, option):
     """An option's value as the OCI has it: a list as it is, or a number, -1 for no limit."""
+    if unit == "LIST":
+        if not text or set(text) - set("0123456789-,"):
+            raise Failure(f"{option}, on {text or chr(39) * 2}: not a list, such as 0-2,5")
+        return text
+    if unit in OF_PERIOD:
+        return quota_of(text, OF_PERIOD[unit], option)
     if unit == "SIZE" and text != "-1":
         return parse_size(text, option)
-    digits = text.replace(".", "", 1)
-    if unit == "LIST" and (not text or set(text) - set("0123456789-,")):
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a list, such as 0-2,5")
-    if unit == "LIST":
-        return text
-    if unit not in OF_PERIOD:
-        return parse_number(text, option, -1)
-    if to_number(digits) is None:
+    return parse_number(text, option, -1)
+
+def quota_of(text, microseconds, option):
+    """So many times MICROSECONDS of processor time."""
+    if to_number(text.replace(".", "", 1)) is None:
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a number, such as 1.5")
-    return min(int(float(text) * OF_PERIOD[unit]), (1 << 63) - 1)
+    return min(int(float(text) * microseconds), (1 << 63) - 1)
 
 def resources_of(options):
     """What the options say about limits, as the OCI's linux.resources; 0 says nothing."""
@@ -3310,69 +3331,86 @@ def limit_text(file, value, cpu, memory):
         return value - memory.get("limit", 1 << 63)
     return "max" if value == -1 and "max" in file else value
 
+class Limit:
+    """A value for the first of two files that is there, v1's or v2's; "" where one has none."""
+    def __init__(self, what, v1, v1_text, v2="", v2_text=""):
+        self.what, self.texts = what, [(v1, v1_text), (v2, v2_text)]
+
+    def place(self, dirs):
+        """How to set it in these cgroups: (file, text, what to say if that isn't taken)."""
+        for name, text in self.texts:
+            path = cgroup_file(dirs, name) if name else None
+            if path:
+                return path, text, f"{self.what}, on {text}"
+        name, text = next(row for row in self.texts if row[0])
+        raise Failure(f"{self.what}, on {text}: there is no cgroup with {name} here")
+
 def limit_cgroups(dirs, resources):
     """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure."""
-    groups = {group: resources.get(group) or {} for group in ("memory", "cpu", "pids")}
-    wanted = {name: (groups[group][key], *row) for name, *row in LIMITS[::-1]
-              for group, key in [name.split(".")] if groups[group].get(key)}  # 0 means nothing
-    for last in (False, True):  # twice, as some limits only fit if others are there, or gone
-        for name, (value, options, _, _, v1, v2) in wanted.items():
-            path, what = cgroup_file(dirs, v1, v2 or v1), f"--{long_name((options,))}, on {value}"
-            if not path and name != "memory.swap":
-                raise Failure(f"{what}: there is no cgroup with {v1} here")
-            if not path and last:
-                warn("--memory: the kernel doesn't count swap: only memory is limited")
-            if path:
-                file = os.path.basename(path)
-                with blame(what) if last else tolerate():
-                    write_value(path, limit_text(file, value, groups["cpu"], groups["memory"]))
-    for what, v1, text, v2, other in more_limits(resources):
-        path = cgroup_file(dirs, v1) if v1 else None
-        path, text = (path, text) if path else (cgroup_file(dirs, v2) if v2 else None, other)
-        if not path:
-            raise Failure(f"{what}, on {text}: there is no cgroup with {v1 or v2} here")
-        with blame(f"{what}, on {text}"):
+    usual = [*usual_limits(dirs, resources)]
+    others = [limit.place(dirs) for limit in other_limits(resources)]
+    for path, text, _ in usual:
+        with tolerate():  # some only fit if others are there, or gone: so all are written twice
+            write_value(path, text)
+    for path, text, what in usual + others:
+        with blame(what):
             write_value(path, text)
 
-def more_limits(resources):
-    """The limits that have no option: [(the OCI's name, v1's file, its text, v2's, its text)]."""
-    memory, cpu, io, network = (resources.get(group) or {}
-                                for group in ("memory", "cpu", "blockIO", "network"))
-    rows = [(f"memory.{key}", v1, int(memory.get(key) or 0), "", "") for key, v1 in (
-        ("kernel", "memory.kmem.limit_in_bytes"), ("kernelTCP", "memory.kmem.tcp.limit_in_bytes"),
-        ("swappiness", "memory.swappiness"), ("disableOOMKiller", "memory.oom_control"),
-        ("useHierarchy", "memory.use_hierarchy"))]
-    rows += [(f"cpu.{key}", v1, cpu.get(key), v2, cpu.get(key)) for key, v1, v2 in (
-        ("realtimePeriod", "cpu.rt_period_us", ""), ("realtimeRuntime", "cpu.rt_runtime_us", ""),
-        ("burst", "cpu.cfs_burst_us", "cpu.max.burst"), ("idle", "cpu.idle", "cpu.idle"))]
-    rows += [("blockIO.weight", "blkio.bfq.weight", io.get("weight"), "io.bfq.weight",
-              io.get("weight"))]
-    for row in io.get("weightDevice") or ():
-        weight = f"{row['major']}:{row['minor']} {row['weight']}"
-        rows += [("blockIO.weightDevice", "blkio.bfq.weight_device", weight, "io.bfq.weight",
-                  weight)]
-    rows += [(f"blockIO.{key}", f"blkio.throttle.{v1}", f"{pair} {row['rate']}", "io.max",
-              f"{pair} {v2}={row['rate']}")
-             for key, v1, v2 in (("throttleReadBpsDevice", "read_bps_device", "rbps"),
-                                 ("throttleWriteBpsDevice", "write_bps_device", "wbps"),
-                                 ("throttleReadIOPSDevice", "read_iops_device", "riops"),
-                                 ("throttleWriteIOPSDevice", "write_iops_device", "wiops"))
-             for row in io.get(key) or () for pair in [f"{row['major']}:{row['minor']}"]]
-    rows += [("hugepageLimits", f"hugetlb.{row['pageSize']}.limit_in_bytes", row["limit"],
-              f"hugetlb.{row['pageSize']}.max", row["limit"])
-             for row in resources.get("hugepageLimits") or ()]
-    rows += [("network.classID", "net_cls.classid", network.get("classID"), "", "")]
-    rows += [("network.priorities", "net_prio.ifpriomap", "{name} {priority}".format(**row), "", "")
-             for row in network.get("priorities") or ()]
+def usual_limits(dirs, resources):
+    """Yield how to set each limit that has an option, as Limit.place has it."""
+    groups = {group: resources.get(group) or {} for group in ("memory", "cpu", "pids")}
+    rows = {row[0]: row for row in reversed(LIMITS)}  # of an option with two names the first
+    for name, option, _, _, v1, v2 in rows.values():
+        group, key = name.split(".")
+        value = groups[group].get(key)
+        if not value:  # 0 means nothing
+            continue
+        path = cgroup_file(dirs, v1, v2 or v1)
+        what = f"--{long_name((option,))}, on {value}"
+        if path:
+            text = limit_text(os.path.basename(path), value, groups["cpu"], groups["memory"])
+            yield path, text, what
+        elif name == "memory.swap":
+            warn("--memory: the kernel doesn't count swap: only memory is limited")
+        else:
+            raise Failure(f"{what}: there is no cgroup with {v1} here")
+
+def other_limits(resources):
+    """Yield a Limit for each of the OCI's that has no option."""
+    for name, v1, v2 in PLAIN_LIMITS:
+        group, key = name.split(".")
+        value = int((resources.get(group) or {}).get(key) or 0)
+        if value:
+            yield Limit(name, v1, value, v2, value)
+    yield from device_limits(resources.get("blockIO") or {})
+    for row in resources.get("hugepageLimits") or ():
+        if row["limit"]:
+            file = f"hugetlb.{row['pageSize']}."
+            yield Limit("hugepageLimits", file + "limit_in_bytes", row["limit"],
+                        file + "max", row["limit"])
+    for row in (resources.get("network") or {}).get("priorities") or ():
+        yield Limit("network.priorities", "net_prio.ifpriomap", f"{row['name']} {row['priority']}")
     for device, row in (resources.get("rdma") or {}).items():
-        text = " ".join([device, *(f"{file}={row[key]}" for key, file in (
-            ("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object")) if key in row)])
-        rows.append(("rdma", "rdma.max", text, "rdma.max", text))
+        words = [f"{file}={row[key]}" for key, file in RDMA.items() if key in row]
+        text = " ".join([device, *words])
+        yield Limit("rdma", "rdma.max", text, "rdma.max", text)
     for file, text in (resources.get("unified") or {}).items():
-        if "/" in file:
+        if "/" in file or not file:
             raise Failure(f"unified, on {file}: not a file's name")
-        rows.append(("unified", "", "", file, text))
-    return [row for row in rows if row[2] or row[0] == "unified"]
+        yield Limit("unified", "", "", file, text)
+
+def device_limits(block_io):
+    """Yield a Limit for each device with a weight or a rate of its own: blkio-controller.rst, and
+    cgroup-v2.rst "IO Interface Files"."""
+    for row in block_io.get("weightDevice") or ():
+        weight = f"{row['major']}:{row['minor']} {row['weight']}"
+        yield Limit("blockIO.weightDevice", "blkio.bfq.weight_device", weight,
+                    "io.bfq.weight", weight)
+    for key, (v1_file, v2_key) in THROTTLES.items():
+        for row in block_io.get(key) or ():
+            device = f"{row['major']}:{row['minor']}"
+            yield Limit(f"blockIO.{key}", v1_file, f"{device} {row['rate']}",
+                        "io.max", f"{device} {v2_key}={row['rate'] or 'max'}")
 
 def limits_there(dirs):
     """What the kernel has made of the limits: {file: its text}."""
