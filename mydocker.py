@@ -3269,6 +3269,9 @@ THROTTLES = {  # the OCI's name: (v1's file, v2's key in io.max)
     "throttleWriteBpsDevice": ("blkio.throttle.write_bps_device", "wbps"),
     "throttleReadIOPSDevice": ("blkio.throttle.read_iops_device", "riops"),
     "throttleWriteIOPSDevice": ("blkio.throttle.write_iops_device", "wiops")}
+NO_LIMIT = {  # for a device that has none; 0 in other files
+    "io.max": "rbps=max wbps=max riops=max wiops=max", "io.bfq.weight": "default",
+    "rdma.max": "hca_handle=max hca_object=max"}
 RDMA = {"hcaHandles": "hca_handle", "hcaObjects": "hca_object"}  # the OCI's: rdma.max's
 PROCESS_LIMITS = (
     ("--oom-score-adj", "N", "whom to kill first when memory is short: -1000 to 1000, the first"),
@@ -3293,13 +3296,17 @@ def limit_value(text, unit, option):
         return quota_of(text, OF_PERIOD[unit], option)
     if unit == "SIZE" and text != "-1":
         return parse_size(text, option)
-    return parse_number(text, option, -1)
+    number = parse_number(text, option, -1)
+    return -1 if option == "--pids-limit" and number == 0 else number  # docker's 0
 
 def quota_of(text, microseconds, option):
     """So many times MICROSECONDS of processor time."""
     if to_number(text.replace(".", "", 1)) is None:
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a number, such as 1.5")
-    return min(int(float(text) * microseconds), (1 << 63) - 1)
+    quota, there = int(float(text) * microseconds), os.cpu_count() or 1
+    if quota > there * OF_PERIOD["NUMBER"]:
+        raise Failure(f"{option}, on {text}: more than this host's processors, {there}")
+    return quota
 
 def resources_of(options):
     """What the options say about limits, as the OCI's linux.resources; 0 says nothing."""
@@ -3345,16 +3352,43 @@ class Limit:
         name, text = next(row for row in self.texts if row[0])
         raise Failure(f"{self.what}, on {text}: there is no cgroup with {name} here")
 
-def limit_cgroups(dirs, resources):
-    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure."""
+def limit_cgroups(dirs, resources, undo=None):
+    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO, a
+    list, gets what put_back needs."""
     usual = [*usual_limits(dirs, resources)]
     others = [limit.place(dirs) for limit in other_limits(resources)]
     for path, text, _ in usual:
         with tolerate():  # some only fit if others are there, or gone: so all are written twice
-            write_value(path, text)
+            set_limit(path, text, undo)
     for path, text, what in usual + others:
         with blame(what):
-            write_value(path, text)
+            set_limit(path, text, undo)
+
+def set_limit(path, text, undo):
+    """Write a limit to a file; UNDO, if it is a list, gets the file and what it has said before."""
+    before = None if undo is None else text_before(path, str(text))
+    write_value(path, text)
+    if before is not None:
+        undo.append((path, before))
+
+def text_before(path, text):
+    """What undoes the writing of TEXT to the file at PATH; None if that can only be written to."""
+    name, (first, _, rest) = os.path.basename(path), text.partition(" ")
+    with tolerate():
+        lines = read_all(path).split("\n")
+        if rest and name != "cpu.max":  # a line for each device
+            same = [line for line in lines if line.partition(" ")[0] == first]
+            return same[0] if same else f"{first} {NO_LIMIT.get(name, 0)}"
+        return lines[0].rpartition(" ")[2] if name == "memory.oom_control" else lines[0]
+    return None
+
+def put_back(undo):
+    """Undo what limit_cgroups has done, the last first."""
+    for path, text in reversed(undo):
+        try:
+            write_value(path, text + "\n")
+        except OSError as error:  # the container has more memory by now, or is gone
+            warn(f"update, on {path}: {text} can't be put back: {reason(error)}")
 
 def usual_limits(dirs, resources):
     """Yield how to set each limit that has an option, as Limit.place has it."""
@@ -3367,6 +3401,8 @@ def usual_limits(dirs, resources):
             continue
         path = cgroup_file(dirs, v1, v2 or v1)
         what = f"--{long_name((option,))}, on {value}"
+        if not path and value == -1:
+            continue  # nothing limits it
         if path:
             text = limit_text(os.path.basename(path), value, groups["cpu"], groups["memory"])
             yield path, text, what
@@ -3418,24 +3454,44 @@ def limits_there(dirs):
     return {os.path.basename(path): read_all(path).strip() for path in sorted(paths)}
 
 @command("[OPTIONS] CONTAINER...", "change the limits of containers, at once if they run",
-         *LIMIT_OPTIONS, ("-r --resources", "FILE|-", "limits as the OCI's resources"), many=True)
+         *LIMIT_OPTIONS, ("-r --resources", "FILE|-", "limits as the OCI's resources"),
+         ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
+         many=True)
 def cmd_update(options, name):
-    """What isn't given stays as it is; what the kernel refuses leaves the spec as it was."""
-    record = find_either(name)
-    path, file = container_path(record, "config.json"), options["resources"]
-    spec, wanted = read_json(path), resources_of(options)
-    if file:
-        wanted = read_resources(file)
+    record, policy, file = find_either(name), options["restart"], options["resources"]
+    ours = "folder" not in record
+    if policy is not None:
+        check_restart(policy)
+        if not ours or not record["keep"]:
+            raise Failure(f"update, on --restart: {name} is removed when it has ended, or is an "
+                          "engine's")
+    wanted = read_resources(file) if file else resources_of(options)
+    with hold(container_path(record)):
+        change_limits(record, wanted)
+    if policy is not None:
+        change_record(record, restart=policy)
+    return None if ours else ""  # engines want to hear nothing
+
+def change_limits(record, wanted):
+    """Change what a container may use, on disk and in the kernel, or neither: WANTED is the OCI's
+    resources, and what isn't in it stays as it is."""
+    path, undo = container_path(record, "config.json"), []
+    spec = read_json(path)
+    resources = spec["linux"]["resources"]
     for group, values in wanted.items():
         if isinstance(values, dict):
-            spec["linux"]["resources"].setdefault(group, {}).update(
-                {key: value for key, value in values.items() if value})  # 0: leave it
+            more = {key: value for key, value in values.items() if value}  # 0: leave it
+            resources.setdefault(group, {}).update(more)
         elif values:
-            spec["linux"]["resources"][group] = values
-    if record["running"]:
-        limit_cgroups(record["cgroups"], spec["linux"]["resources"])
-    write_json(path, spec)
-    return "" if "folder" in record else None
+            resources[group] = values
+    try:
+        dirs = record["cgroups"]
+        if record["running"] and (not dirs or any(map(os.path.isdir, dirs))):  # not between starts
+            limit_cgroups(dirs, resources, undo)
+        write_json(path, spec)
+    except (Failure, OSError):
+        put_back(undo)
+        raise
 
 # Limits of a process, settings of a namespace
 
@@ -3800,11 +3856,8 @@ def make_record(options, plan, spec):
     """The record of a new container."""
     cgroups = cgroup_dirs(spec["linux"]["cgroupsPath"])
     policy, image = given(options, "restart", "no"), plan["image"]
-    kind, _, most = policy.partition(":")
-    if kind not in ("no", "always", "unless-stopped", "on-failure") or (
-            ":" in policy and (kind != "on-failure" or not most.isdigit())):
-        raise Failure(f"--restart, on {policy}: not no, on-failure[:N], always or unless-stopped")
-    if options["rm"] and kind != "no":
+    check_restart(policy)
+    if options["rm"] and policy != "no":
         raise Failure("run, on --rm: it can't go with --restart")
     if options["name"] is not None:
         check_new_name(options["name"], "--name")
@@ -3821,6 +3874,12 @@ def make_record(options, plan, spec):
             "stop_timeout": parse_number(given(options, "stop-timeout", str(GRACE)),
                                          "--stop-timeout", -1),
             "log": parse_log_options(options["log-opt"])}
+
+def check_restart(policy):
+    kind, _, most = policy.partition(":")
+    if kind not in ("no", "always", "unless-stopped", "on-failure") or (
+            ":" in policy and (kind != "on-failure" or to_number(most) is None)):
+        raise Failure(f"--restart, on {policy}: not no, on-failure[:N], always or unless-stopped")
 
 def make_container_dir(record):
     """Make a container's directory, marked and locked, and name it; returns the lock."""
