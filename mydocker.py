@@ -3253,6 +3253,27 @@ LIMITS = (
     ("pids.limit", "--pids-limit", "N", "processes and threads", "pids.max", ""))
 LIMIT_OPTIONS = tuple(row[1:4] for row in LIMITS)
 OF_PERIOD = {"NUMBER": 100000, "PERCENT": 1000}  # microseconds of a usual period
+PLAIN_LIMITS = (  # without an option: the OCI's name, v1's file, v2's
+    ("memory.kernel", "memory.kmem.limit_in_bytes", ""),
+    ("memory.kernelTCP", "memory.kmem.tcp.limit_in_bytes", ""),
+    ("memory.swappiness", "memory.swappiness", ""),
+    ("memory.disableOOMKiller", "memory.oom_control", ""),
+    ("memory.useHierarchy", "memory.use_hierarchy", ""),
+    ("cpu.realtimePeriod", "cpu.rt_period_us", ""),
+    ("cpu.realtimeRuntime", "cpu.rt_runtime_us", ""),
+    ("cpu.burst", "cpu.cfs_burst_us", "cpu.max.burst"),
+    ("cpu.idle", "cpu.idle", "cpu.idle"),
+    ("blockIO.weight", "blkio.bfq.weight", "io.bfq.weight"),
+    ("network.classID", "net_cls.classid", ""))
+THROTTLES = {  # the OCI's name: (v1's file, v2's key in io.max)
+    "throttleReadBpsDevice": ("blkio.throttle.read_bps_device", "rbps"),
+    "throttleWriteBpsDevice": ("blkio.throttle.write_bps_device", "wbps"),
+    "throttleReadIOPSDevice": ("blkio.throttle.read_iops_device", "riops"),
+    "throttleWriteIOPSDevice": ("blkio.throttle.write_iops_device", "wiops")}
+NO_LIMIT = {  # for a device that has none; 0 in other files
+    "io.max": "rbps=max wbps=max riops=max wiops=max", "io.bfq.weight": "default",
+    "rdma.max": "hca_handle=max hca_object=max"}
+RDMA = {"hcaHandles": "hca_handle", "hcaObjects": "hca_object"}  # the OCI's: rdma.max's
 PROCESS_LIMITS = (
     ("--oom-score-adj", "N", "whom to kill first when memory is short: -1000 to 1000, the first"),
     ("--ulimit", "NAME=SOFT[:HARD]...", "a limit of each process: nofile=1024"),
@@ -3268,18 +3289,25 @@ offer("run", *LIMIT_OPTIONS, *PROCESS_LIMITS,
 
 def limit_value(text, unit, option):
     """An option's value as the OCI has it: a list as it is, or a number, -1 for no limit."""
+    if unit == "LIST":
+        if not text or set(text) - set("0123456789-,"):
+            raise Failure(f"{option}, on {text or chr(39) * 2}: not a list, such as 0-2,5")
+        return text
+    if unit in OF_PERIOD:
+        return quota_of(text, OF_PERIOD[unit], option)
     if unit == "SIZE" and text != "-1":
         return parse_size(text, option)
-    digits = text.replace(".", "", 1)
-    if unit == "LIST" and (not text or set(text) - set("0123456789-,")):
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a list, such as 0-2,5")
-    if unit == "LIST":
-        return text
-    if unit not in OF_PERIOD:
-        return parse_number(text, option, -1)
-    if to_number(digits) is None:
+    number = parse_number(text, option, -1)
+    return -1 if option == "--pids-limit" and number == 0 else number  # docker's 0
+
+def quota_of(text, microseconds, option):
+    """So many times MICROSECONDS of processor time."""
+    if to_number(text.replace(".", "", 1)) is None:
         raise Failure(f"{option}, on {text or chr(39) * 2}: not a number, such as 1.5")
-    return min(int(float(text) * OF_PERIOD[unit]), (1 << 63) - 1)
+    quota, there = int(float(text) * microseconds), os.cpu_count() or 1
+    if quota > there * OF_PERIOD["NUMBER"]:
+        raise Failure(f"{option}, on {text}: more than this host's processors, {there}")
+    return quota
 
 def resources_of(options):
     """What the options say about limits, as the OCI's linux.resources; 0 says nothing."""
@@ -3311,69 +3339,115 @@ def limit_text(file, value, cpu, memory):
         return value - memory.get("limit", 1 << 63)
     return "max" if value == -1 and "max" in file else value
 
-def limit_cgroups(dirs, resources):
-    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure."""
-    groups = {group: resources.get(group) or {} for group in ("memory", "cpu", "pids")}
-    wanted = {name: (groups[group][key], *row) for name, *row in LIMITS[::-1]
-              for group, key in [name.split(".")] if groups[group].get(key)}  # 0 means nothing
-    for last in (False, True):  # twice, as some limits only fit if others are there, or gone
-        for name, (value, options, _, _, v1, v2) in wanted.items():
-            path, what = cgroup_file(dirs, v1, v2 or v1), f"--{long_name((options,))}, on {value}"
-            if not path and name != "memory.swap":
-                raise Failure(f"{what}: there is no cgroup with {v1} here")
-            if not path and last:
-                warn("--memory: the kernel doesn't count swap: only memory is limited")
-            if path:
-                file = os.path.basename(path)
-                with blame(what) if last else tolerate():
-                    write_value(path, limit_text(file, value, groups["cpu"], groups["memory"]))
-    for what, v1, text, v2, other in more_limits(resources):
-        path = cgroup_file(dirs, v1) if v1 else None
-        path, text = (path, text) if path else (cgroup_file(dirs, v2) if v2 else None, other)
-        if not path:
-            raise Failure(f"{what}, on {text}: there is no cgroup with {v1 or v2} here")
-        with blame(f"{what}, on {text}"):
-            write_value(path, text)
+class Limit:
+    """A value for the first of two files that is there, v1's or v2's; "" where one has none."""
+    def __init__(self, what, v1, v1_text, v2="", v2_text=""):
+        self.what, self.texts = what, [(v1, v1_text), (v2, v2_text)]
 
-def more_limits(resources):
-    """The limits that have no option: [(the OCI's name, v1's file, its text, v2's, its text)]."""
-    memory, cpu, io, network = (resources.get(group) or {}
-                                for group in ("memory", "cpu", "blockIO", "network"))
-    rows = [(f"memory.{key}", v1, int(memory.get(key) or 0), "", "") for key, v1 in (
-        ("kernel", "memory.kmem.limit_in_bytes"), ("kernelTCP", "memory.kmem.tcp.limit_in_bytes"),
-        ("swappiness", "memory.swappiness"), ("disableOOMKiller", "memory.oom_control"),
-        ("useHierarchy", "memory.use_hierarchy"))]
-    rows += [(f"cpu.{key}", v1, cpu.get(key), v2, cpu.get(key)) for key, v1, v2 in (
-        ("realtimePeriod", "cpu.rt_period_us", ""), ("realtimeRuntime", "cpu.rt_runtime_us", ""),
-        ("burst", "cpu.cfs_burst_us", "cpu.max.burst"), ("idle", "cpu.idle", "cpu.idle"))]
-    rows += [("blockIO.weight", "blkio.bfq.weight", io.get("weight"), "io.bfq.weight",
-              io.get("weight"))]
-    for row in io.get("weightDevice") or ():
-        weight = f"{row['major']}:{row['minor']} {row['weight']}"
-        rows += [("blockIO.weightDevice", "blkio.bfq.weight_device", weight, "io.bfq.weight",
-                  weight)]
-    rows += [(f"blockIO.{key}", f"blkio.throttle.{v1}", f"{pair} {row['rate']}", "io.max",
-              f"{pair} {v2}={row['rate']}")
-             for key, v1, v2 in (("throttleReadBpsDevice", "read_bps_device", "rbps"),
-                                 ("throttleWriteBpsDevice", "write_bps_device", "wbps"),
-                                 ("throttleReadIOPSDevice", "read_iops_device", "riops"),
-                                 ("throttleWriteIOPSDevice", "write_iops_device", "wiops"))
-             for row in io.get(key) or () for pair in [f"{row['major']}:{row['minor']}"]]
-    rows += [("hugepageLimits", f"hugetlb.{row['pageSize']}.limit_in_bytes", row["limit"],
-              f"hugetlb.{row['pageSize']}.max", row["limit"])
-             for row in resources.get("hugepageLimits") or ()]
-    rows += [("network.classID", "net_cls.classid", network.get("classID"), "", "")]
-    rows += [("network.priorities", "net_prio.ifpriomap", "{name} {priority}".format(**row), "", "")
-             for row in network.get("priorities") or ()]
+    def place(self, dirs):
+        """How to set it in these cgroups: (file, text, what to say if that isn't taken)."""
+        for name, text in self.texts:
+            path = cgroup_file(dirs, name) if name else None
+            if path:
+                return path, text, f"{self.what}, on {text}"
+        name, text = next(row for row in self.texts if row[0])
+        raise Failure(f"{self.what}, on {text}: there is no cgroup with {name} here")
+
+def limit_cgroups(dirs, resources, undo=None):
+    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO, a
+    list, gets what put_back needs."""
+    usual = [*usual_limits(dirs, resources)]
+    others = [limit.place(dirs) for limit in other_limits(resources)]
+    for path, text, _ in usual:
+        with tolerate():  # some only fit if others are there, or gone: so all are written twice
+            set_limit(path, text, undo)
+    for path, text, what in usual + others:
+        with blame(what):
+            set_limit(path, text, undo)
+
+def set_limit(path, text, undo):
+    """Write a limit to a file; UNDO, if it is a list, gets the file and what it has said before."""
+    before = None if undo is None else text_before(path, str(text))
+    write_value(path, text)
+    if before is not None:
+        undo.append((path, before))
+
+def text_before(path, text):
+    """What undoes the writing of TEXT to the file at PATH; None if that can only be written to."""
+    name, (first, _, rest) = os.path.basename(path), text.partition(" ")
+    with tolerate():
+        lines = read_all(path).split("\n")
+        if rest and name != "cpu.max":  # a line for each device
+            same = [line for line in lines if line.partition(" ")[0] == first]
+            return same[0] if same else f"{first} {NO_LIMIT.get(name, 0)}"
+        return lines[0].rpartition(" ")[2] if name == "memory.oom_control" else lines[0]
+    return None
+
+def put_back(undo):
+    """Undo what limit_cgroups has done, the last first."""
+    for path, text in reversed(undo):
+        try:
+            write_value(path, text + "\n")
+        except OSError as error:  # the container has more memory by now, or is gone
+            warn(f"update, on {path}: {text} can't be put back: {reason(error)}")
+
+def usual_limits(dirs, resources):
+    """Yield how to set each limit that has an option, as Limit.place has it."""
+    groups = {group: resources.get(group) or {} for group in ("memory", "cpu", "pids")}
+    rows = {row[0]: row for row in reversed(LIMITS)}  # of an option with two names the first
+    for name, option, _, _, v1, v2 in rows.values():
+        group, key = name.split(".")
+        value = groups[group].get(key)
+        if not value:  # 0 means nothing
+            continue
+        path = cgroup_file(dirs, v1, v2 or v1)
+        what = f"--{long_name((option,))}, on {value}"
+        if not path and value == -1:
+            continue  # nothing limits it
+        if path:
+            text = limit_text(os.path.basename(path), value, groups["cpu"], groups["memory"])
+            yield path, text, what
+        elif name == "memory.swap":
+            warn("--memory: the kernel doesn't count swap: only memory is limited")
+        else:
+            raise Failure(f"{what}: there is no cgroup with {v1} here")
+
+def other_limits(resources):
+    """Yield a Limit for each of the OCI's that has no option."""
+    for name, v1, v2 in PLAIN_LIMITS:
+        group, key = name.split(".")
+        value = int((resources.get(group) or {}).get(key) or 0)
+        if value:
+            yield Limit(name, v1, value, v2, value)
+    yield from device_limits(resources.get("blockIO") or {})
+    for row in resources.get("hugepageLimits") or ():
+        if row["limit"]:
+            file = f"hugetlb.{row['pageSize']}."
+            yield Limit("hugepageLimits", file + "limit_in_bytes", row["limit"],
+                        file + "max", row["limit"])
+    for row in (resources.get("network") or {}).get("priorities") or ():
+        yield Limit("network.priorities", "net_prio.ifpriomap", f"{row['name']} {row['priority']}")
     for device, row in (resources.get("rdma") or {}).items():
-        text = " ".join([device, *(f"{file}={row[key]}" for key, file in (
-            ("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object")) if key in row)])
-        rows.append(("rdma", "rdma.max", text, "rdma.max", text))
+        words = [f"{file}={row[key]}" for key, file in RDMA.items() if key in row]
+        text = " ".join([device, *words])
+        yield Limit("rdma", "rdma.max", text, "rdma.max", text)
     for file, text in (resources.get("unified") or {}).items():
-        if "/" in file:
+        if "/" in file or not file:
             raise Failure(f"unified, on {file}: not a file's name")
-        rows.append(("unified", "", "", file, text))
-    return [row for row in rows if row[2] or row[0] == "unified"]
+        yield Limit("unified", "", "", file, text)
+
+def device_limits(block_io):
+    """Yield a Limit for each device with a weight or a rate of its own: blkio-controller.rst, and
+    cgroup-v2.rst "IO Interface Files"."""
+    for row in block_io.get("weightDevice") or ():
+        weight = f"{row['major']}:{row['minor']} {row['weight']}"
+        yield Limit("blockIO.weightDevice", "blkio.bfq.weight_device", weight,
+                    "io.bfq.weight", weight)
+    for key, (v1_file, v2_key) in THROTTLES.items():
+        for row in block_io.get(key) or ():
+            device = f"{row['major']}:{row['minor']}"
+            yield Limit(f"blockIO.{key}", v1_file, f"{device} {row['rate']}",
+                        "io.max", f"{device} {v2_key}={row['rate'] or 'max'}")
 
 def limits_there(dirs):
     """What the kernel has made of the limits: {file: its text}."""
@@ -3381,24 +3455,44 @@ def limits_there(dirs):
     return {os.path.basename(path): read_all(path).strip() for path in sorted(paths)}
 
 @command("[OPTIONS] CONTAINER...", "change the limits of containers, at once if they run",
-         *LIMIT_OPTIONS, ("-r --resources", "FILE|-", "limits as the OCI's resources"), many=True)
+         *LIMIT_OPTIONS, ("-r --resources", "FILE|-", "limits as the OCI's resources"),
+         ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
+         many=True)
 def cmd_update(options, name):
-    """What isn't given stays as it is; what the kernel refuses leaves the spec as it was."""
-    record = find_either(name)
-    path, file = container_path(record, "config.json"), options["resources"]
-    spec, wanted = read_json(path), resources_of(options)
-    if file:
-        wanted = read_resources(file)
+    record, policy, file = find_either(name), options["restart"], options["resources"]
+    ours = "folder" not in record
+    if policy is not None:
+        check_restart(policy)
+        if not ours or not record["keep"]:
+            raise Failure(f"update, on --restart: {name} is removed when it has ended, or is an "
+                          "engine's")
+    wanted = read_resources(file) if file else resources_of(options)
+    with hold(container_path(record)):
+        change_limits(record, wanted)
+    if policy is not None:
+        change_record(record, restart=policy)
+    return None if ours else ""  # engines want to hear nothing
+
+def change_limits(record, wanted):
+    """Change what a container may use, on disk and in the kernel, or neither: WANTED is the OCI's
+    resources, and what isn't in it stays as it is."""
+    path, undo = container_path(record, "config.json"), []
+    spec = read_json(path)
+    resources = spec["linux"]["resources"]
     for group, values in wanted.items():
         if isinstance(values, dict):
-            spec["linux"]["resources"].setdefault(group, {}).update(
-                {key: value for key, value in values.items() if value})  # 0: leave it
+            more = {key: value for key, value in values.items() if value}  # 0: leave it
+            resources.setdefault(group, {}).update(more)
         elif values:
-            spec["linux"]["resources"][group] = values
-    if record["running"]:
-        limit_cgroups(record["cgroups"], spec["linux"]["resources"])
-    write_json(path, spec)
-    return "" if "folder" in record else None
+            resources[group] = values
+    try:
+        dirs = record["cgroups"]
+        if record["running"] and (not dirs or any(map(os.path.isdir, dirs))):  # not between starts
+            limit_cgroups(dirs, resources, undo)
+        write_json(path, spec)
+    except (Failure, OSError):
+        put_back(undo)
+        raise
 
 # Limits of a process, settings of a namespace
 
@@ -3763,11 +3857,8 @@ def make_record(options, plan, spec):
     """The record of a new container."""
     cgroups = cgroup_dirs(spec["linux"]["cgroupsPath"])
     policy, image = given(options, "restart", "no"), plan["image"]
-    kind, _, most = policy.partition(":")
-    if kind not in ("no", "always", "unless-stopped", "on-failure") or (
-            ":" in policy and (kind != "on-failure" or not most.isdigit())):
-        raise Failure(f"--restart, on {policy}: not no, on-failure[:N], always or unless-stopped")
-    if options["rm"] and kind != "no":
+    check_restart(policy)
+    if options["rm"] and policy != "no":
         raise Failure("run, on --rm: it can't go with --restart")
     if options["name"] is not None:
         check_new_name(options["name"], "--name")
@@ -3784,6 +3875,12 @@ def make_record(options, plan, spec):
             "stop_timeout": parse_number(given(options, "stop-timeout", str(GRACE)),
                                          "--stop-timeout", -1),
             "log": parse_log_options(options["log-opt"])}
+
+def check_restart(policy):
+    kind, _, most = policy.partition(":")
+    if kind not in ("no", "always", "unless-stopped", "on-failure") or (
+            ":" in policy and (kind != "on-failure" or to_number(most) is None)):
+        raise Failure(f"--restart, on {policy}: not no, on-failure[:N], always or unless-stopped")
 
 def make_container_dir(record):
     """Make a container's directory, marked and locked, and name it; returns the lock."""

@@ -2732,6 +2732,41 @@ test_limits_apart() { # limits: two containers don't touch each other's, update 
     '67108864 50'
 }
 
+test_update_whole() { # limits: update changes all that it was told, or nothing: not in the kernel,
+  # and not on disk; --pids-limit 0 is no limit, --restart is another policy
+  need_limits memory pids cpu cpuset
+  local before
+  own_state
+  background --name t -m 64m --pids-limit 20 --cpus 0.5 --restart always /bin/sleep 1000
+  before=$(all_limits t)
+  like "$before" '67108864.*20'
+  fails 125 '^mydocker: --cpuset-cpus, on 9999: ' update -m 128m --pids-limit 30 --cpus 0.2 \
+    --cpuset-cpus 9999 t
+  is "$(all_limits t)" "$before"
+  fails 125 '^mydocker: unified, on x: there is no cgroup with nosuch.file here$' update -r - t <<<'{
+    "memory": {"limit": 33554432}, "unified": {"nosuch.file": "x"}}'
+  fails 125 '^mydocker: hugepageLimits, on .*' update -r - t <<<'{
+    "pids": {"limit": 7}, "hugepageLimits": [{"pageSize": "3MB", "limit": 1}]}'
+  is "$(all_limits t)" "$before"
+  run 0 update --pids-limit 0 --restart no t
+  is "$(<"$(limit_file t pids.max)")" max
+  run 0 inspect --format '{{.HostConfig.RestartPolicy.Name}}' t
+  is "$out" no
+  fails 125 '^mydocker: --restart, on nosuch: ' update --restart nosuch t
+  fails 125 '^mydocker: --cpus, on 100000: more than this host'\''s processors, ' update --cpus 100000 t
+  fails 125 '^mydocker: --cpu, on 10000000: more than' run --cpu 10000000 /bin/true
+  kill -KILL "$(pid_of t)"
+  run 0 wait t # no policy starts it again
+  run 0 run --pids-limit 0 /bin/echo free
+  is "$out" free
+}
+all_limits() { # all_limits CONTAINER: what the kernel says, and what is on record
+  cat "$(limit_file "$1" memory.limit_in_bytes memory.max)" "$(limit_file "$1" pids.max)" \
+    "$(limit_file "$1" cpu.cfs_quota_us cpu.max)" "$(limit_file "$1" cpuset.cpus)"
+  run 0 inspect --format '{{.HostConfig}}' "$1"
+  echo "$out"
+}
+
 test_limit_values() { # limits: a bad value is an error that names option and value,
   # and nothing starts
   local words
