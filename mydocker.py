@@ -809,7 +809,18 @@ def readable_fds(fds, seconds=None):
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    return [fd for fd, _ in poll.poll(None if seconds is None else max(0, seconds) * 1000 + 1)]
+    return [fd for fd, _ in poll_until(poll, seconds and time.monotonic() + seconds)]
+
+def poll_until(poll, deadline):
+    """What poll says when something is ready, or at the DEADLINE, a time.monotonic(); None: never,
+    0: at once.  It may be farther away than poll(2) can count, an int of milliseconds."""
+    while True:
+        left = None
+        if deadline is not None:
+            left = min(max(0, deadline - time.monotonic()) * 1000 + 1, (1 << 31) - 1)
+        ready = poll.poll(left)
+        if ready or left is not None and time.monotonic() >= deadline:
+            return ready
 
 def kill_child(pid):
     """Kill a container's PID 1, and with it all of its processes, and wait for it."""
@@ -1000,11 +1011,22 @@ def parse_size(text, option):
 
 def parse_signal(text, option):
     """A signal's number, from that or its name with or without SIG."""
-    name = text.upper() if text.upper().startswith("SIG") else "SIG" + text.upper()
-    number = int(text) if text.isdigit() else getattr(_signal, name, 0)
-    if not 0 < number < _signal.NSIG:
+    number = to_number(text) or signal_named(text.upper())
+    if not 0 < number < 65:
         raise Failure(f"{option}, on {text or chr(39) * 2}: there is no such signal")
     return int(number)
+
+def signal_named(name):
+    """The number of the signal of that name, or 0; RTMIN+3 and RTMAX-1 are names, too: systemd's,
+    which means the C library's, glibc's, in the container.  See signal(7)."""
+    name = name[3:] if name.startswith("SIG") else name
+    for base, number in (("RTMIN+", 34), ("RTMAX-", 64)):
+        step = to_number(name[len(base):], 31)
+        if name == base[:-1]:
+            return number
+        if name.startswith(base) and step is not None:
+            return number + step if base == "RTMIN+" else number - step
+    return 0 if name.startswith("_") else getattr(_signal, "SIG" + name, 0)  # SIG_IGN is none
 
 def parse_number(text, option, least=0):
     number = to_number(text[1:] if text[:1] == "-" else text)
@@ -1017,13 +1039,14 @@ def parse_moment(text, option):
     """A time as docker's --since has it, RFC 3339, seconds since 1970 or 1h30m ago, as logs do."""
     import datetime
     import re
-    span = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text or "-")
+    span = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text or "-", re.ASCII)
     try:
         if span:
             ago = sum(float(n or 0) * unit for n, unit in zip(span.groups(), (3600, 60, 1)))
             return log_time(int((time.time() - ago) * 10**9))
-        head, part, zone = re.fullmatch(r"(.+?)(?:\.(\d*))?(Z|z|[+-]\d\d:\d\d)?", text).groups()
-        moment = int(head) if head.isdigit() and not zone else datetime.datetime.fromisoformat(
+        head, part, zone = re.fullmatch(r"(.+?)(?:\.(\d*))?(Z|z|[+-]\d\d:\d\d)?", text,
+                                         re.ASCII).groups()
+        moment = int(head) if to_number(head) is not None and not zone else datetime.datetime.fromisoformat(
             head + (zone or "").upper().replace("Z", "+00:00")).timestamp()
         return log_time(int(moment) * 10**9 + int((part or "")[:9].ljust(9, "0")))
     except (AttributeError, ValueError, OverflowError, OSError):
@@ -1610,8 +1633,7 @@ def wait_ready(signals, streams, deadline):
         fd, events = stream.wants()
         wanted[fd] = wanted.get(fd, 0) | events
         poll.register(fd, wanted[fd])
-    left = None if deadline is None else max(0, deadline - time.monotonic()) * 1000 + 1
-    ready = dict(poll.poll(left))
+    ready = dict(poll_until(poll, deadline))
     ended = select.POLLHUP | select.POLLERR
     return [stream for stream in busy
             if ready.get(stream.wants()[0], 0) & (stream.wants()[1] | ended)]
@@ -3771,8 +3793,9 @@ def cmd_logs(options, words):
     since, until = (parse_moment(options[name], f"--{name}").encode() if options[name] else end
                     for name, end in (("since", b""), ("until", b"~")))
     log, number, skip = path + "/container.log", 0, 0
-    if given(options, "tail", "all").isdigit():  # docker takes anything else for all
-        skip = sum(line[2] for line in log_lines(log, count, bool)) - int(options["tail"])
+    tail = to_number(given(options, "tail", "all"))
+    if tail is not None:  # docker takes anything else for all
+        skip = sum(line[2] for line in log_lines(log, count, bool)) - tail
     outs, before = {b"stdout": open(1, "wb", closefd=False),
                     b"stderr": open(2, "wb", closefd=False)}, None
     for when, stream, first, text in log_lines(log, count,
@@ -4140,7 +4163,7 @@ def cmd_stop(options, name):
 def stop_container(record, number, seconds):
     """Send a container a signal, and SIGKILL after SECONDS (-1: never); returns when it is swept.
     Between two starts, or before the first, it is the monitor that is told."""
-    path, end = container_path(record), time.monotonic() + (seconds if seconds >= 0 else 1e9)
+    path, end = container_path(record), time.monotonic() + (seconds if seconds >= 0 else 1 << 63)
     while is_running(path):
         record = read_record(path) or record
         touch_if_there(path + "/stop")
@@ -6835,7 +6858,7 @@ def bypasses_proxy(request):
     for entry in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(","):
         entry = entry.strip().lower()
         name, colon, number = entry.rpartition(":")
-        if colon and number.isdigit() and ("]" in name or ":" not in name):
+        if colon and to_number(number) is not None and ("]" in name or ":" not in name):
             if number != str(port):
                 continue
             entry = name
@@ -8140,7 +8163,7 @@ def parse_subnet(text, gateway):
     import ipaddress
     wrong = Failure(f"--subnet, on {text or chr(39) * 2}: not a subnet, such as 10.9.1.0/24")
     address, _, bits = text.partition("/")
-    if not bits.isdigit() or not bits.isascii() or not 8 <= int(bits) <= 30:
+    if not 8 <= (to_number(bits) or 0) <= 30:
         wrong.message += ", with 8 to 30 bits"
         raise wrong
     check_address(address, "--subnet", _socket.AF_INET)

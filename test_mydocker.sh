@@ -1306,16 +1306,16 @@ test_ephemeral() { # root: --ephemeral lets anything be written, and the host ke
   is "$out" new
   [[ ! -e $canary ]] # else the rest would do harm
   touch keep "$shm"
-  listing /etc "$PWD" >../before
+  listing /etc "$PWD" >../etc-before
   run 0 run --ephemeral /bin/sh -c "set -e
     echo >>/etc/passwd; rm '$PWD/keep'; echo >'$PWD/new'
     mkdir /mydocker-test; rm -f $shm; chmod 777 /etc; chown 1:1 /etc/passwd"
-  listing /etc "$PWD" | cmp - ../before
+  listing /etc "$PWD" | cmp - ../etc-before
   [[ -e $shm && ! -e /mydocker-test ]]
   run 0 run --ephemeral /bin/sh -c "rm -rf /etc; ls /etc 2>&1; echo still
       ls /mydocker-test $canary 2>&1; :"
   like "$out" $'No such file.*\nstill\n.*No such file.*\n.*No such file'
-  listing /etc "$PWD" | cmp - ../before
+  listing /etc "$PWD" | cmp - ../etc-before
   run 0 run --ephemeral --read-only /bin/sh -c "touch /x 2>/dev/null || echo no"
   is "$out" no
 }
@@ -3833,6 +3833,63 @@ test_rm_force() { # images: rm -f ends a running container, also one that remove
   run 0 volume ls -q
   is "$out" ''
 }
+
+test_long_times() { # life: any number of seconds is a time, and -1 is for ever
+  local seconds
+  own_state
+  for seconds in -1 2147484 9223372036854775807; do
+    background --name t --stop-timeout "$seconds" /bin/sh -c 'trap "exit 3" TERM; echo ready
+      while :; do sleep 0.05; done'
+    wait_for said t ready
+    run 0 stop t
+    run 0 wait t
+    is "$out" 3
+    run 0 start t
+    wait_for said t $'^ready\n?$'
+    wait_for eval '[[ $("${mydocker[@]}" logs t | grep -c ready) == 2 ]]'
+    run 0 restart -t "$seconds" t
+    wait_for eval '[[ $("${mydocker[@]}" logs t | grep -c ready) == 3 ]]'
+    run 0 stop -t "$seconds" t
+    run 0 rm t
+  done
+  background --name t /bin/sleep 1000
+  fails 125 '--time, on -2: not a number' stop -t -2 t
+  run 0 rm -f t
+}
+
+test_signal_names() { # life: the real-time signals have names, and what is no signal has none
+  local name
+  own_state
+  background --name s --stop-signal SIGRTMIN+3 "$PYTHON" -I -c '
+import signal, sys
+for number in 34, 36, 63, 64:
+    signal.signal(number, lambda got, _: print("got", got, flush=True))
+signal.signal(37, lambda *_: sys.exit(7))
+print("ready", flush=True)
+while True:
+    signal.pause()'
+  wait_for said s ready
+  for name in RTMIN rtmin+2 RTMAX-1 SIGRTMAX; do run 0 kill -s "$name" s; done
+  wait_for eval '[[ $("${mydocker[@]}" logs s | sort) == \
+    "got 34"$'"'\n'"'"got 36"$'"'\n'"'"got 63"$'"'\n'"'"got 64"$'"'\n'"'ready ]]'
+  for name in _IGN _DFL SIG_DFL SIG_UNBLOCK _SETMASK RTMIN+ RTMIN-1 RTMIN+31 RTMAX+1 RTMAX-99 \
+    RTMINX ² ٣ +3 65 0 ''; do
+    fails 125 "--signal, on .*: there is no such signal" kill -s "$name" s
+  done
+  run 0 stop s
+  run 0 wait s
+  is "$out" 7
+  run 0 rm s
+  make_image "t$n:1" --change 'STOPSIGNAL SIGRTMIN+3'
+  run 0 run --rm "t$n:1" /bin/sh -c :
+  fails 125 '--restart, on on-failure:²' run --restart on-failure:² -d /bin/true
+  background --name l /bin/echo one
+  fails 125 '--since, on ٣: not a time' logs --since ٣ l
+  run 0 wait l
+  run 0 logs --tail ² l # as docker: what is no number is all
+  is "$out" one
+}
+
 
 # ── 16. Volumes and cp ─────────────────────────────────────────────────────
 
