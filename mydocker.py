@@ -870,6 +870,7 @@ def tell(channel, message, fds=()):
 # {name: its row, see `command`}, {name of a command: {the names of an option: its row}}; an installed
 # copy knows all of them from the start, and the chapters that it loads say the same once more.
 COMMANDS, OPTIONS = globals().get("KNOWN_COMMANDS") or ({}, {})
+QUICK = set("run exec create start state kill delete init join".split())  # no garbage in so short
 HIDDEN = "not for typing"  # the summary of what the program starts as by itself
 NONE, ONE, SOME, ANY = (0, 0), (1, 1), (1, 1 << 30), (0, 1 << 30)  # how many words there may be
 
@@ -898,6 +899,9 @@ def run_command(name, options, words):
     """Carry out a command that was typed; returns the exit status."""
     row = COMMANDS[name]
     function = globals()[row["function"]]
+    if name not in QUICK:
+        import gc
+        gc.enable()
 
     def call(word):
         said = function(options, word)
@@ -1328,12 +1332,20 @@ def own_bytecode():
         fd = os.memfd_create("mydocker", flags | MFD_NOEXEC_SEAL)
     except OSError:  # before Linux 6.3
         fd = os.memfd_create("mydocker", flags)
-    data = memoryview(globals().get("BOOK") or whole_bytecode())
-    while data:
-        data = data[os.write(fd, data):]
+    book = globals().get("BOOK")  # the installed bytecode's descriptor
+    if book is None:
+        write_all(fd, memoryview(whole_bytecode()))
+    else:
+        copy_file(book, fd)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK
                 | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
     return fd
+
+def copy_file(source, target):
+    """Copy what is in a file to another one, in the kernel: sendfile(2)."""
+    at, size = 0, os.fstat(source).st_size
+    while at < size:
+        at += os.sendfile(target, source, at, size - at)
 
 def whole_bytecode():
     """This program as a .pyc, where it was compiled at its start."""
@@ -7254,6 +7266,8 @@ def find_or_pull(text, options):
     except NotFound:
         if when == "never":
             raise
+    import gc
+    gc.enable()  # see QUICK
     pull(text, options)
     return find_image(text)
 
@@ -9593,37 +9607,41 @@ def cmd_info(_, words):
 
 # Installing
 
-LAUNCHER = """#!{python} -IS
+LAUNCHER = """#!{python} -ISXutf8
 import marshal, posix, sys
 from _frozen_importlib_external import MAGIC_NUMBER
-source, BOOK = {source!r}, b""
+source, front = {source!r}, b""
 info = posix.stat(source)
 head = MAGIC_NUMBER + b"".join((number & 0xffffffff).to_bytes(4, "little")
                                for number in (0, int(info.st_mtime), info.st_size))
 try:
-    with open(source + "c", "rb") as file:
-        BOOK = file.read()
+    BOOK = posix.open(source + "c", posix.O_RDONLY | posix.O_CLOEXEC)
+    front = posix.pread(BOOK, 1 << 14, 0)
 except OSError:
     pass
-if not BOOK.startswith(head):  # the file or the Python has changed
-    posix.execv(sys.executable, [sys.executable, "-IS", source, "renew", *sys.argv[1:]])
-exec(marshal.loads(memoryview(BOOK)[16:]))
+if not front.startswith(head):  # the file or the Python has changed
+    words = [sys.executable, "-IS", "-Xno_debug_ranges", source, "renew", "--"]
+    posix.execv(sys.executable, [*words, *sys.argv[1:]])
+exec(marshal.loads(memoryview(front)[16:]))
 """
 
 def open_book(book, scope):
-    """Give SCOPE all chapters of BOOK, a compile_book(): those that are needed, and doors."""
-    import marshal, posix, sys
-    loud, start = posix.environ.get(b"MYDOCKER_LOG") == b"debug", int.from_bytes(book[-8:], "little")
-    chapters, functions, known = marshal.loads(memoryview(book)[start:])
+    """Give SCOPE all chapters of BOOK, a descriptor of a compile_book(): those that are needed at
+    once, and doors to the others."""
+    import gc, marshal, posix, sys
+    gc.disable()  # run_command knows who needs it: others are done before there is much to collect
+    loud, end = posix.environ.get(b"MYDOCKER_LOG") == b"debug", posix.fstat(book).st_size
+    start = int.from_bytes(posix.pread(book, 8, end - 8), "little")
+    chapters, functions, known = marshal.loads(posix.pread(book, end - start, start))
 
     def load(title):
-        code, needs = chapters.pop(title, (0, ()))
+        at, size, needs = chapters.pop(title, (0, 0, ()))
         for other in needs:
             load(other)
-        if code:
+        if size:
             if loud:
                 print("mydocker: reads", title, file=sys.stderr)
-            exec(marshal.loads(memoryview(book)[code:]), scope)
+            exec(marshal.loads(posix.pread(book, size, at)), scope)
 
     def door(name, title):
         def enter(*args, **named):
@@ -9654,8 +9672,9 @@ def compile_book(text, path):
     for title, nodes in chapters.items():
         used = [node.id for top in nodes for node in ast.walk(top) if isinstance(node, ast.Name)]
         needs = {homes[name] for name in used if name in homes} - {title}
-        index[title] = len(front) + len(data), sorted(needs, key=[*chapters].index)
-        data += compiled(nodes, path)
+        code = compiled(nodes, path)
+        index[title] = len(front) + len(data), len(code), sorted(needs, key=[*chapters].index)
+        data += code
     appendix = marshal.dumps((index, functions, (COMMANDS, OPTIONS)))
     return front + data + appendix + (len(front) + len(data)).to_bytes(8, "little")
 
@@ -9675,10 +9694,9 @@ def names_made(node):
     return [inner.id for inner in targets if isinstance(inner, ast.Name)]
 
 OPEN_BOOK = """
-import sys
+import posix, sys
 if "BOOK" not in globals():  # it was started from a memfd
-    with open(sys.argv[0], "rb") as file:
-        BOOK = file.read()
+    BOOK = posix.open(sys.argv[0], posix.O_RDONLY | posix.O_CLOEXEC)
 open_book(BOOK, globals())
 """
 
@@ -9704,22 +9722,18 @@ def cmd_install(_, words):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         write_file(path, data)
         os.chmod(path, mode)
-    write_book(text, source)
+    unlink_if_there(source + "c")  # the launcher makes it anew
     if os.spawnv(os.P_WAIT, launcher, [launcher, "--version"]):
         raise Failure(f"install, on {launcher}: it doesn't start")
-
-def write_book(text, source):
-    """Put the bytecode of the program TEXT beside it, as SOURCEc."""
-    write_file(source + "c", compile_book(text, source))
-    os.chmod(source + "c", 0o644)
 
 @command("COMMAND...", HIDDEN, takes=SOME, mixed=False)
 def cmd_renew(_, words):
     """Compile what is installed once more, as Python or the file has changed, and go on."""
     source = sys._getframe().f_code.co_filename
     with tolerate():  # a read-only file system: it is slower, and no worse
-        write_book(read_all(source), source)
-    del sys.argv[1]
+        write_file(source + "c", compile_book(read_all(source), source))
+        os.chmod(source + "c", 0o644)
+    sys.argv[1:] = words
     return dispatch(words)
 
 @command("[PREFIX]", "take away what install put in place; images and containers stay",
