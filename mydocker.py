@@ -3568,7 +3568,7 @@ def cgroup_dirs(path):
 
 def found_cgroups(dirs):
     """Those of DIRS that are there already: they are used as they are, but never killed or removed.
-    One that is in use is a Failure: what runs there would get the container's limits, and its end."""
+    One in use is a Failure: what runs there would get the container's limits, and its end."""
     found = [path for path in dirs if os.path.isdir(path)]
     for path in found:
         what = f"cgroupsPath, on {path}: it is there already, and"
@@ -3719,7 +3719,8 @@ def remove_cgroups(record):
     """Kill what is left in a container's cgroups, and remove them with those that it made in them;
     first it is noted if the kernel killed something because of their memory limit."""
     dirs, end = own_cgroups(record), time.monotonic() + GRACE
-    record["oom"] = count(record.get("cgroups", []), "oom_kill", "memory.events", "memory.oom_control") > 0
+    record["oom"] = count(record.get("cgroups", []), "oom_kill", "memory.events",
+                          "memory.oom_control") > 0
     for path in dirs:
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
@@ -3932,7 +3933,8 @@ def limit_devices(dirs, rules):
     path, group = cgroup_file(dirs, "devices.allow"), cgroup_file(dirs, "cgroup.events")
     for rule in rules if path else ():
         pair = ":".join(str(rule.get(key, -1)).replace("-1", "*") for key in ("major", "minor"))
-        write_value(os.path.dirname(path) + ("/devices.allow" if rule["allow"] else "/devices.deny"),
+        file = "/devices.allow" if rule["allow"] else "/devices.deny"
+        write_value(os.path.dirname(path) + file,
                     f"{rule.get('type', 'a')} {pair} {rule['access']}")
     if path or not group or not rules:
         return
@@ -5910,8 +5912,9 @@ def network_info(name):
 # is in raw mode meanwhile: every key, Ctrl-C too, is for the terminal inside to interpret.  The
 # caller's terminal itself never enters, so nothing can be typed into it (TIOCSTI, CVE-2017-5226).
 #
-# Without -t nothing is copied: the command has the caller's own descriptors.  In the background,
-# and where bytes are copied anyway, what a container says is kept in its log.
+# Without -t nothing is copied: the command has the caller's own descriptors, unless its user isn't
+# root and they aren't pipes: see output_pipes().  In the background, and where bytes are copied
+# anyway, what a container says is kept in its log.
 #
 # The log has the form of Kubernetes' CRI, a line of it for each line that was said:
 #
@@ -6130,8 +6133,11 @@ def container_main(channel, trees):
         mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # for boot messages
     close_dev(spec)
     enter_workdir(process["cwd"])
+    pipes = pipe_device()
     limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
     set_label(process)
+    if not process["terminal"]:
+        give_streams([0, *(outputs or (1, 2))], user[0], pipes, gate is not None)
     confine(process, user, spec["filter"])
     if gate is None:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
@@ -6184,7 +6190,10 @@ def run_hooks(spec, state, *moments, environment=None, directory=None):
 def joined_main(channel, _):
     """Turn this process into one more command of a running container.  Returns only by raising."""
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # before it can be seen inside: CVE-2016-9962
-    (process, outlive, program, outputs, flags), namespaces = receive(channel)  # sync 1
+    (process, outlive, program, outputs, flags, engine), namespaces = receive(channel)  # sync 1
+    if outputs == "piped":
+        outputs = [namespaces.pop(-2), namespaces.pop()]
+    pipes = pipe_device()
     limit_process(process)
     set_label(process)  # while /proc is the host's: a container's can be a fake, CVE-2025-52881
     join_namespaces(namespaces, flags)
@@ -6192,6 +6201,8 @@ def joined_main(channel, _):
         os.close(fd)  # nothing of the host's is to be seen inside but the channel
     user = find_user(process["user"])
     enter_workdir(process["cwd"])
+    if not process["terminal"]:
+        give_streams([0, *(outputs or (1, 2))], user[0], pipes, engine)
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
     fork_inside(channel)
     if not outlive:
@@ -6275,6 +6286,25 @@ def take_descriptors(slave, outputs):
     for source, fd in zip(outputs or [slave] * 3, (1, 2) if outputs else (0, 1, 2)):
         if source is not None:
             os.dup2(source, fd)  # the caller's own descriptor is gone with this
+
+def pipe_device():
+    """The device, the kernel's own, on which all pipes without a name are."""
+    ends = os.pipe()
+    device = os.fstat(ends[0]).st_dev
+    for end in ends:
+        os.close(end)
+    return device
+
+def give_streams(fds, uid, pipes, engine):
+    """Let the command's user open /dev/stdout and the like, which is to open what they are anew.
+    PIPES: see pipe_device().  ENGINE: files are the container's, too, as with runc.  A device never
+    is: it could be the host's /dev/null or somebody's terminal."""
+    for fd in fds:
+        info = os.fstat(fd)
+        theirs = engine and not (stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode))
+        if info.st_uid != uid and (theirs or info.st_dev == pipes):
+            with tolerate(errno.EPERM, errno.EINVAL, errno.EROFS):  # a user namespace; runc does so
+                os.fchown(fd, uid, -1)  # its user's, who may open /dev/stdout
 
 def become_reaper(channel, slave, outputs):
     """Fork; the child goes on to be the command, PID 1 passes signals to it and buries the dead."""
@@ -6499,13 +6529,32 @@ def take_signals(signals):
         data = os.read(signals, 128 * 64)
     return [struct.unpack_from("I", data, start)[0] for start in range(0, len(data), 128)]
 
+def output_pipes(process, attached):
+    """The pipes by which a command's output comes to us, [(read end, write end)] for 1 and 2.
+    In the foreground it has the caller's own 1 and 2, but another user than root couldn't open the
+    caller's file or terminal by /dev/stdout; and a pipe can be given away."""
+    name = process["user"].get("username", "0").partition(":")[0]
+    if process["terminal"] or attached and (
+            name.strip("0") in ("", "root") or not (needs_pipe(1) or needs_pipe(2))):
+        return []
+    pipe, (one, two) = os.pipe(), map(os.fstat, (1, 2))
+    same = attached and (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)
+    return [pipe, pipe if same else os.pipe()]  # in one, what is said keeps its order
+
+def needs_pipe(fd):
+    """True for files, sockets, fifos with a name and terminals: neither a pipe nor /dev/null."""
+    info = os.fstat(fd)
+    return info.st_dev != pipe_device() and (os.isatty(fd) or not stat.S_ISCHR(info.st_mode))
+
+def read_ends(pipes):
+    return sorted({end for end, _ in pipes}, key=[end for end, _ in pipes].index)
+
 def start_container(state):
     """Start the container of STATE, and add to that what is needed to watch it. STATE: spec,
     record, lock, attached, interactive, stdin (what its fd 0 is to be)."""
     spec, record = state["spec"], state["record"]
     program = state["program"] = state.get("program") or own_bytecode()
-    piped = not (state["attached"] or spec["process"]["terminal"])
-    pipes = [os.pipe(), os.pipe()] if piped else []
+    pipes = output_pipes(spec["process"], state["attached"])
     other = [borrow_network(spec, record)] if ":" in record["network"] else []
     pid, channel = start_inside("init", namespace_flags(spec), state["stdin"], program,
                                 shared_rows(spec), joined_namespaces(spec))
@@ -6526,9 +6575,9 @@ def start_container(state):
         raise
     finally:
         channel.close()
-        for fd in [signals, *other, *[end for _, end in pipes]]:
+        for fd in {signals, *other, *[end for _, end in pipes]}:
             os.close(fd)
-    state.update(pid=pid, master=master, outputs=[end for end, _ in pipes], typed=b"",
+    state.update(pid=pid, master=master, outputs=read_ends(pipes), typed=b"",
                  logged=record["keep"] or not state["attached"])
 
 def process_state(pid):
@@ -6708,11 +6757,13 @@ def start_process(state, process, outlive, outputs=(), preserved=0):
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child of `join` becomes ours
     pid, channel = start_inside("join", CLONE_NEWNS, state["stdin"], program, outlive=outlive,
                                 preserved=preserved)
-    signals = watch_signals()
+    signals, engine = watch_signals(), "folder" in record
+    pipes = [] if outputs or engine else output_pipes(process, True)
     try:
         enter_cgroups(record["cgroups"], pid)
-        tell(channel, (process, outlive, assemble_filter(state["linux"]), outputs,
-                       [JOINED[name] for name in joined]), fds)  # sync 1
+        tell(channel, (process, outlive, assemble_filter(state["linux"]),
+                       "piped" if pipes else outputs, [JOINED[name] for name in joined], engine),
+             fds + [end for _, end in pipes])  # sync 1
         pid = adopt(pid, channel)
         state.update(pid=pid, master=await_exec(pid, channel, signals))
     except (Failure, OSError):
@@ -6720,7 +6771,9 @@ def start_process(state, process, outlive, outputs=(), preserved=0):
         raise
     finally:
         channel.close()
-        os.close(signals)
+        for fd in {signals, *[end for _, end in pipes]}:
+            os.close(fd)
+    state["outputs"] = read_ends(pipes)
 
 def make_room(state):
     """Execute this program again, from its bytecode, as `monitor`: compiling took 15 MB. The
@@ -6788,8 +6841,9 @@ def relays(state):
     terminal, attached, record = state["master"], state["attached"], state["record"]
     write = open_log(container_path(record, "container.log"), *record.get("log", (0, 1)))
     if terminal is None:
-        return [Relay(fd, None, log=lambda data, name=name: write(name, data))
-                for fd, name in zip(state["outputs"], ("stdout", "stderr"))], []
+        return [Relay(fd, sink if attached else None, log=(
+            lambda data, name=name: write(name, data)) if state["logged"] else None)
+                for fd, name, sink in zip(state["outputs"], ("stdout", "stderr"), (1, 2))], []
     os.set_blocking(terminal, False)
     resize(terminal) if attached else None
     log = (lambda data: write("stdout", data)) if state["logged"] else None
@@ -6805,6 +6859,7 @@ def moved(stream):
     except OSError as error:
         if error.errno != errno.EIO:
             raise Failure(f"write, on standard output: {reason(error)}") from None
+        stream.waiting, stream.sink = b"", None
         return False
     return True
 
@@ -7069,12 +7124,13 @@ def create_container(container_id, bundle, console=None, preserved=0):
     theirs, spec["annotations"] = spec["annotations"], {}  # ours mean something to init
     record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
-              "annotations": theirs, "cgroups": cgroup_dirs(spec["linux"]["cgroupsPath"])}
-    record["found_cgroups"] = found_cgroups(record["cgroups"])
+              "annotations": theirs, "cgroups": []}
+    cgroups = cgroup_dirs(spec["linux"]["cgroupsPath"])
     make_dirs(os.path.dirname(path))
     with blame(f"create, on {container_id}: container with given ID already exists"):
         os.mkdir(path, 0o700)
     try:
+        record.update(found_cgroups=found_cgroups(cgroups), cgroups=cgroups)
         write_json(path + "/state.json", record)
         write_json(path + "/config.json", spec)
         os.mkfifo(path + "/exec.fifo", 0o600)

@@ -8606,7 +8606,7 @@ PYTHON
 planted() { # planted DIR NAME...: modules there that tell of it, in $top, when they are imported
   local name
   mkdir -p "$1"
-  for name in "${@:2}"; do echo "open('$top/imported', 'a').write('$name from $1\n')" >"$1/$name.py"; done
+  for name in "${@:2}"; do echo "print('$name from $1', file=open('$top/imported', 'a'))" >"$1/$name.py"; done
 }
 
 imports_nothing() { # imports_nothing [ENV...] PYTHON WORD...: so started it runs, and no planted file does
@@ -8894,7 +8894,8 @@ test_cgroups_path_found() { # oci: a cgroup that was there is refused if it's in
   fails 125 "^mydocker: cgroupsPath, on .*$name: it is there already, and has processes in it$" create t
   gone "$other" && fail 'it was killed'
   is "$(find state -mindepth 2)" ''
-  kill "$other" && wait "$other" || :
+  kill "$other"
+  wait "$other" || :
   rmdir "$place/below"
   run 0 create --pid-file pid t </dev/null
   run 0 start t
@@ -8907,7 +8908,8 @@ test_cgroups_path_found() { # oci: a cgroup that was there is refused if it's in
   run 0 delete --force t
   gone "$other" && fail 'it was killed'
   [[ -d $place ]]
-  kill "$other" && wait "$other" || :
+  kill "$other"
+  wait "$other" || :
   if [[ -e $place/cgroup.freeze ]]; then echo 1 >"$place/cgroup.freeze"; fi
   if [[ -e $place/freezer.state ]]; then echo FROZEN >"$place/freezer.state"; fi
   if [[ -e $place/cgroup.freeze || -e $place/freezer.state ]]; then
@@ -8920,6 +8922,65 @@ test_cgroups_path_allow() { # limits: a cgroup whose path holds the word "allow"
   run 0 run --cgroup-parent "/mydocker-allowed-$n" /bin/sh -c 'echo x >/dev/null && echo written'
   is "$out" written
   find /sys/fs/cgroup -depth -type d -path "*/mydocker-allowed-$n*" -exec rmdir {} +
+}
+
+test_streams_of_users() { # run: another user than root can open /dev/stdout and /dev/stderr, and nothing of the caller's is given away
+  local say='echo out >/dev/stdout; echo err >/dev/stderr; echo more >&1' null command status
+  null=$(stat -c '%u %a %t:%T' /dev/null)
+  make_image "t$n:1"
+  background --name "d$n" -u 1234 "t$n:1" /bin/sh -c "$say; exec sleep 1000" # its pipes are mydocker's
+  wait_for said "d$n" more
+  run 0 logs "d$n"
+  is "$out" $'out\nmore'
+  is "$err" err
+  for command in "run --rm -u 1234 t$n:1" "run --rm -u user t$n:1" "run --rm --init -u 1234 t$n:1" \
+    "exec -u 1234 d$n" "run -u 1234"; do
+    # shellcheck disable=SC2086 # they are words
+    {
+      "${mydocker[@]}" $command /bin/sh -c "$say" 2>err | cat >out # a pipe and a file
+      is "$(<out) $(<err)" $'out\nmore err'
+      "${mydocker[@]}" $command /bin/sh -c "$say" >both 2>&1 # a file for both: what is said keeps its order
+      is "$(<both)" $'out\nerr\nmore'
+      is "$(stat -c %u both err)" $'0\n0'
+      "${mydocker[@]}" $command /bin/sh -c 'read x </dev/stdin; echo "$x" >/dev/stdout; exit 7' </dev/null >out 2>&1 || status=$?
+      is "$status" 7
+      "${mydocker[@]}" $command /bin/sh -c "$say" >/dev/null 2>&1
+      tty 0 -- sh -c 'before=$(stat -c %u $(tty)); "$@"; [ "$(stat -c %u $(tty))" = "$before" ]' sh \
+        "${mydocker[@]}" $command /bin/sh -c "$say"
+      is "$out" $'out\nerr\nmore'
+    }
+  done
+  echo typed | "${mydocker[@]}" run --rm -i -u 1234 "t$n:1" /bin/sh -c 'read -r x </dev/stdin; echo "$x"' >out
+  is "$(<out)" typed
+  mkfifo fifo
+  cat fifo >out &
+  "${mydocker[@]}" run --rm -u 1234 "t$n:1" /bin/sh -c "$say" >fifo 2>&1
+  wait "$!"
+  is "$(<out) $(stat -c %u fifo)" $'out\nerr\nmore 0'
+  head -c 3000000 /dev/zero >zeros
+  "${mydocker[@]}" run --rm -i -u 1234 "t$n:1" /bin/cat <zeros >out
+  cmp zeros out
+  run 0 rm -f "d$n"
+  is "$(stat -c '%u %a %t:%T' /dev/null)" "$null"
+}
+
+test_streams_of_engines() { # oci: an engine's pipes, files and sockets are the container user's, its devices are not
+  local null say='echo out >/dev/stdout; echo err >/dev/stderr'
+  null=$(stat -c '%u %a %t:%T' /dev/null)
+  oci_bundle
+  configure 'p["user"] = {"uid": 1234, "gid": 5678}' /bin/sh -c "$say; exec sleep 1000"
+  run 0 create t </dev/null # its output is files
+  is "$(stat -c %u "$scratch/stdout" "$scratch/stderr")" $'1234\n1234'
+  run 0 start t
+
+  echo '{"args": ["/bin/sh", "-c", "'"$say"'"], "cwd": "/", "user": {"uid": 4321, "gid": 0}}' >process.json
+  "${mydocker[@]}" exec --process process.json t >out 2>err </dev/null
+  is "$(<out) $(<err) $(stat -c %u out err)" $'out err 4321\n4321'
+  "${mydocker[@]}" exec --process process.json t </dev/null 2>&1 | cat >piped
+  is "$(<piped)" $'out\nerr'
+  "${mydocker[@]}" exec --process process.json t </dev/null >/dev/null 2>&1
+  run 0 delete --force t
+  is "$(stat -c '%u %a %t:%T' /dev/null)" "$null"
 }
 
 test_nothing_left() { # main: nothing is left behind on this box
