@@ -8649,6 +8649,13 @@ def copy_between(source, target, follow, owner):
     if stat.S_ISSOCK(info.st_mode) or not devices and is_device(info.st_mode):
         raise source.no("it is a socket or a device, and those are not copied")
     where = target.show(os.path.join(path, new_name))
+    if target.container is not None:  # what it writes is on the host, too
+        above = os.path.realpath(container_path(find_container(target.container)))
+        while above != "/":
+            above = os.path.dirname(above)
+            if os.path.samestat(info, os.stat(above)):
+                raise source.no("the container's own files are in there: it would be copied into "
+                                "itself")
     check_room(from_fd, name, into_fd, new_name, where, os.fstat(into_fd))
     tree = LiveTree(into_fd, target.show(path), owner, devices)
     tree.fill(pack_entry(from_fd, encode(name), encode(new_name)))
@@ -8657,6 +8664,8 @@ def send_archive(source, follow):
     """Write what is to be copied to stdout, as a tar."""
     from_fd, name = find_source(source, source.open_root(), follow)
     new_name = "." if source.is_content else source.name
+    if os.isatty(1):
+        raise Failure("cp, on -: standard output is a terminal", hint="cp CONTAINER:PATH - > FILE")
     with open_output(None) as out:
         out.writelines(pack_entry(from_fd, encode(name), encode(new_name)))
 

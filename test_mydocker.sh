@@ -4463,6 +4463,9 @@ test_cp_onto_itself() { # cp: nothing is copied onto or into itself, by whatever
   fails 125 'itself' cp data "c$n:/s"
   fails 125 'itself' cp data "c$n:/s/new"
   fails 125 'itself' cp "c$n:/d" data/sub
+  fails 125 'itself' cp . "c$n:/new" # what the container writes is in ./state
+  fails 125 'itself' cp state/containers/ "c$n:/new"
+  fails 125 'c[0-9]*:/new' cp "c$n:/new" .
   is "$(cp_result 0 data)" ''
   run 0 cp data/sub "c$n:/d/new"
   kill -KILL "$pid"
@@ -4542,6 +4545,8 @@ END
   is "$(cat w/a/b/c w/file)" textnew
   for what in /w/file /none; do fails 125 "c$n:$what" cp - "c$n:$what" <new.tar; done
   fails 125 'cp: exactly one' cp - - <new.tar
+  tty 125 -- "${mydocker[@]}" cp "c$n:/w" -
+  like "$out" 'cp, on -: standard output is a terminal'
   head -c 700 new.tar >short.tar
   fails 125 'breaks off' cp - "c$n:/w" <short.tar
   echo nonsense >bad.tar
