@@ -4467,9 +4467,6 @@ CTA_TUPLE_IP, CTA_TUPLE_PROTO, CTA_IP_V4_DST, CTA_PROTO_NUM, CTA_PROTO_DST_PORT 
 CTA_FILTER, CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 25, 1, 2
 CTA_FILTER_F_CTA_PROTO_NUM = 1 << 3  # net/netfilter/nf_conntrack_netlink.c
 
-# linux/netfilter_ipv4/ip_tables.h
-IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES = 64, 65
-
 MAKE = NLM_F_CREATE | NLM_F_EXCL
 PROTOCOLS = {"tcp": _socket.IPPROTO_TCP, "udp": _socket.IPPROTO_UDP}
 
@@ -4793,7 +4790,8 @@ def port_elements(kind, ports, target):
         elements[name].append({
             NFTA_SET_ELEM_KEY: {NFTA_DATA_VALUE: key},
             NFTA_SET_ELEM_DATA: {NFTA_DATA_VALUE: struct.pack(">4sH2x", packed(target), port)}})
-    return [message for name in elements for message in element_messages(kind, name, elements[name])]
+    return [message for name, rows in elements.items()
+            for message in element_messages(kind, name, rows)]
 
 def remove_elements(table, messages):
     """Take elements out of sets, as far as they, and the sets, are there."""
@@ -4848,58 +4846,8 @@ def flow_goes_to(flow, wanted, local):
         return False
     return ("", port) in wanted or (address, port) in wanted
 
-# Other firewalls.  What one table accepts, another one may still drop, and that is final.
 
-def list_chains():
-    """The chains of IPv4: [(family, table, name, hook or None, True if its policy is to drop)]."""
-    rows = []
-    for family, chain in nft_list(NFT_MSG_GETCHAIN, NFPROTO_UNSPEC):
-        if family not in (NFPROTO_INET, NFPROTO_IPV4):
-            continue
-        table, name = (chain[kind].rstrip(b"\0").decode("utf-8", "replace")
-                       for kind in (NFTA_ANY_TABLE, NFTA_CHAIN_NAME))
-        hook = parse_attributes(chain.get(NFTA_CHAIN_HOOK, b"")).get(NFTA_HOOK_HOOKNUM)
-        if hook is not None:
-            hook = int.from_bytes(hook, "big")
-        rows.append((family, table, name, hook,
-                     chain.get(NFTA_CHAIN_POLICY) == struct.pack(">I", NF_DROP)))
-    return rows
-
-def table_names_link(family, table, link):
-    """True if a rule of that table speaks of a link: then somebody has seen to it."""
-    name = encode(link) + b"\0"
-    return any(name in rule.get(NFTA_RULE_EXPRESSIONS, b"")
-               for _, rule in nft_list(NFT_MSG_GETRULE, family, table))
-
-def old_iptables():
-    """The entries of iptables' own filter table, of before nf_tables, if its FORWARD drops; else
-    b"". See struct ipt_getinfo and ipt_get_entries in linux/netfilter_ipv4/ip_tables.h."""
-    with tolerate(errno.ENOENT):
-        if "filter" not in read_all("/proc/net/ip_tables_names").split():  # asking would make it
-            return b""
-        raw = _socket.socket(_socket.AF_INET, _socket.SOCK_RAW, _socket.IPPROTO_RAW)
-        with Descriptor(raw.detach()) as fd:
-            info = read_option(fd, IPT_SO_GET_INFO, 84)
-            policy, = struct.unpack_from("I", info, 56 + 4 * NF_INET_FORWARD)  # underflow[]
-            size, = struct.unpack_from("I", info, 80)
-            entries = read_option(fd, IPT_SO_GET_ENTRIES, 40 + size)[40:]
-        target, = struct.unpack_from("H", entries, policy + 88)  # ipt_entry's target_offset
-        verdict, = struct.unpack_from("i", entries, policy + target + 32)
-        if verdict == -NF_DROP - 1:
-            return entries
-    return b""
-
-def read_option(fd, number, size):
-    """What getsockopt(2) says of iptables' table "filter"; that it is asked for stands in front."""
-    words = (INT * (size // 4))()  # all of it is counted in these
-    asked = b"filter".ljust(32, b"\0") + struct.pack("I", max(size - 40, 0))
-    memoryview(words).cast("B")[:len(asked)] = asked
-    length = (INT * 1)(size)
-    getsockopt(fd, _socket.IPPROTO_IP, number, words, length)
-    return bytes(words)
-
-
-# ── 12. Network: networks ──────────────────────────────────────────────────
+# ── 12. Network: networks ────────────────────────────────────────────────────
 # A network namespace has links, addresses, routes and a packet filter of its own; a new one holds
 # lo, and that is down.  A veth pair is a cable into it, a bridge the switch where cables end:
 #
@@ -4907,192 +4855,21 @@ def read_option(fd, number, size):
 #   eth0 ─────┼─ veth1a2b3c ─┐
 #   eth0 ─────┼─ veth4d5e6f ─┴─ bridge, with the gateway's address ── routing, nf_tables ── uplink
 #
-# `run` makes it from outside while init boots; the kernel removes a cable with its namespace.
-#
 # A network is networks/<name>.json; its bridge has its name, and for an alias the state root that
 # it belongs to.  A lease is networks/<name>/<ip>, a link to "ID NAME ALIAS...": taken in one step,
 # given back by whoever tidies up the container.  Our table of nf_tables is the state root's, too.
 # Whoever connects a container puts back what is missing of all that.
 #
-# The networks that a container is in stand in its network.json, and only there:
-#
-#   pid, pid_start  the process whose namespace the cables lead into
-#   ports           those of the host that its monitor holds: [address or "", port, inner, protocol]
-#   endpoints       one for each network, eth0 first:
-#     network, wanted_ip, wanted_mac, aliases    what was asked for
-#     device, link, ip, mac, prefix, gateway     what it has; nothing while it doesn't run
-#
-# The monitor and the commands change it under network.lock, and read it each time.  Who holds that
-# lock sweeps no dead containers: one of them may be this one.
-#
-# A new option of a network's is a row in NETWORK_OPTIONS, a line in network_wanted or plan_network,
-# and what join_network or plug_in make of it.
+# A new option of `network create` is a row there, a field of create_network's, and what make_bridge
+# or network_elements make of it.
 
-NETWORK_OPTIONS = (  # of run
-    ("--network --net", "NAME...", "none, host, bridge, container:ID, a network, or name=NETWORK,"
-                                   "ip=IP,alias=NAME (default: bridge, on the host's own root "
-                                   "none)"),
-    ("-p --publish", "[[IP:]HOST:]PORT[/udp]...", "lead a port of the host's, or more, to it"),
-    ("-P --publish-all", "", "so for all ports that the image names"),
-    ("--ip", "IP", "its address in the first network"), ("--mac-address", "MAC", "its eth0's"),
-    ("--network-alias", "NAME...", "one more name for its neighbours in the first network"),
-    ("--add-host", "NAME:IP...", "a line in its /etc/hosts"),
-    ("--dns", "IP...", "a name server, instead of the host's"),
-    ("--dns-search", "DOMAIN...", "where to look for short names"),
-)
-RLIMIT_NOFILE = 7  # asm-generic/resource.h
-NEIGHBOUR = "\t# neighbour"  # marks our lines in a container's /etc/hosts
+# linux/netfilter_ipv4/ip_tables.h
+IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES = 64, 65
+
 NEEDS = "it needs the kernel's modules nf_tables, nft_chain_nat, nft_masq and nft_fib_ipv4"
 
 class Full(Failure):
     """A network has no free address; some may be of dead containers."""
-
-# What is asked for.
-
-def network_wanted(options, plan):
-    """A container's network by the options, its first one's name, and what is wanted of it."""
-    wants = parse_networks(options, plan)
-    check_networks(options, wants)
-    first = wants["endpoints"][0]
-    kind, _, other = first["network"].partition(":")
-    if kind == "container":
-        return "container:" + find_container(other)["id"], {**wants, "endpoints": []}
-    if kind in ("none", "host"):
-        return kind, {**wants, "endpoints": []}
-    return kind, wants
-
-def parse_networks(options, plan):
-    """What the options say of networks, in the record's form, as far as it can be read."""
-    default = "none"
-    if plan["reference"]:
-        default = os.environ.get("MYDOCKER_NETWORK", "bridge")
-    endpoints = [parse_network(text) for text in options["network"] or [default]]
-    for number, endpoint in enumerate(endpoints):
-        endpoint["device"] = f"eth{number}"
-    first = endpoints[0]
-    for option, key in (("ip", "wanted_ip"), ("mac-address", "wanted_mac"),
-                        ("network-alias", "aliases")):
-        if options[option] and first[key]:
-            raise Failure(f"--{option}: --network says it, too")
-        first[key] = options[option] or first[key]
-    first["wanted_mac"] = first["wanted_mac"].lower()
-    texts = [*options["publish"]]
-    if options["publish-all"]:
-        texts += plan["image"].get("ExposedPorts") or ()
-    ports = [row for text in texts for row in parse_publish(text)]
-    return {"endpoints": endpoints, "ports": ports, "dns": options["dns"],
-            "hosts": [parse_host(text) for text in options["add-host"]],
-            "search": options["dns-search"]}
-
-def parse_network(text):
-    """A --network argument, NAME or name=NAME,ip=IP,alias=NAME,mac-address=MAC, as an endpoint."""
-    endpoint = {"network": text, "wanted_ip": "", "wanted_mac": "", "aliases": []}
-    if "=" not in text:
-        return endpoint
-    endpoint["network"] = ""
-    keys = {"name": "network", "ip": "wanted_ip", "mac-address": "wanted_mac"}
-    for key, _, value in (pair.partition("=") for pair in text.split(",")):
-        if key == "alias":
-            endpoint["aliases"].append(value)
-        elif key in keys:
-            endpoint[keys[key]] = value
-        else:
-            raise Failure(f"--network, on {text}: unknown key {key or chr(39) * 2}, it is "
-                          "name=NETWORK[,ip=IP][,alias=NAME]...[,mac-address=MAC]")
-    return endpoint
-
-def check_networks(options, wants):
-    """Refuse what can't be, or can't go together, before anything is made."""
-    kinds = [endpoint["network"].partition(":")[0] for endpoint in wants["endpoints"]]
-    alone = [kind for kind in kinds if kind in ("none", "host", "container")]
-    if alone and len(kinds) > 1:
-        raise Failure(f"--network, on {alone[0]}: it can't go with other networks")
-    sysctls = [text for text in options["sysctl"] if text.startswith("net.")]
-    for endpoint, kind in zip(wants["endpoints"], kinds):
-        named = not alone and kind != "bridge"
-        for option, asked, possible in (
-                ("--ip", endpoint["wanted_ip"], not alone),
-                ("--mac-address", endpoint["wanted_mac"], not alone),
-                ("--publish", wants["ports"], not alone),
-                ("--network-alias", endpoint["aliases"], named),
-                ("--sysctl", sysctls, kind not in ("host", "container"))):  # not another's
-            if asked and not possible:
-                raise Failure(f"{option}: it can't go with --network {kind}")
-        check_endpoint(endpoint, "--ip", "--network-alias")
-        if not alone:
-            network_path(endpoint["network"])
-            if kinds.count(kind) > 1:
-                raise Failure(f"--network, on {kind}: it is there twice")
-    for address in wants["dns"]:
-        check_address(address, "--dns", _socket.AF_INET, _socket.AF_INET6)
-    for domain in wants["search"]:
-        if not domain or not domain.isprintable() or " " in domain:
-            raise Failure(f"--dns-search, on {domain or chr(39) * 2}: not a domain, such as "
-                          "example.org")
-
-def check_endpoint(endpoint, ip_option, alias_option):
-    """Refuse an address or names that can't be."""
-    if endpoint["wanted_ip"]:
-        check_address(endpoint["wanted_ip"], ip_option, _socket.AF_INET)
-    for alias in endpoint["aliases"]:
-        check_new_name(alias, alias_option)
-    mac = endpoint["wanted_mac"]
-    parts = mac.split(":")
-    right = len(parts) == 6 and all(len(part) == 2 and {*part} <= {*"0123456789abcdef"}
-                                    for part in parts)
-    if mac and (not right or int(parts[0], 16) & 1 or mac == "00:00:00:00:00:00"):  # a group's
-        raise Failure(f"--mac-address, on {mac}: not one of a link, such as 02:42:0a:09:01:02")
-
-def check_address(text, option, *families):
-    """Refuse what is no IP address of one of these families."""
-    for family in families:
-        with tolerate():
-            return _socket.inet_pton(family, text if text.isascii() else "")
-    example = "10.9.1.2"
-    if _socket.AF_INET6 in families:
-        example += " or fd00::2"
-    raise Failure(f"{option}, on {text or chr(39) * 2}: not an IP address, such as {example}")
-
-def parse_host(text):
-    """An --add-host argument, NAME:IP or NAME=IP, as NAME:IP; IP may be host-gateway."""
-    at = min([index for index in map(text.find, ":=") if index >= 0], default=-1)
-    name, address = text[:max(at, 0)], text[at + 1:].strip("[]")
-    if at < 0 or not name.replace("-", "a").replace(".", "a").replace("_", "a").isalnum():
-        raise Failure(f"--add-host, on {text or chr(39) * 2}: it is NAME:IP")
-    if address != "host-gateway":
-        check_address(address, "--add-host", _socket.AF_INET, _socket.AF_INET6)
-    return f"{name}:{address}"
-
-def parse_publish(text):
-    """A -p argument as [[host address, first and last port of the host's (0: any that is free),
-    container's port, protocol]]."""
-    def port_range(text):
-        first, _, last = text.partition("-")
-        return parse_number(first, "", 0), parse_number(last or first, "", 0)
-
-    rest, _, protocol = text.partition("/")
-    rest, _, inner = rest.rpartition(":")
-    address, _, outer = rest.rpartition(":")
-    protocol = protocol or "tcp"
-    try:
-        (first, last), (low, high) = port_range(inner), port_range(outer or "0")
-        if address:
-            check_address(address, "--publish", _socket.AF_INET)
-        right = 0 < first <= last < 1 << 16 and low <= high < 1 << 16 and protocol in PROTOCOLS
-    except Failure:
-        right = False
-    if not right or (first != last and low and high - low != last - first):
-        raise Failure(f"--publish, on {text or chr(39) * 2}: it is "
-                      "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
-    rows = []
-    for port in range(first, last + 1):
-        if low:
-            rows.append([address, low + port - first, high - last + port, port, protocol])
-        else:
-            rows.append([address, 0, 0, port, protocol])
-    return rows
-
-# Networks: bridges, and what marks them as ours.
 
 def mac_of(address):
     """The MAC address that goes with an IP address, so that neighbours' ARP caches stay true."""
@@ -5119,7 +4896,9 @@ def is_leftover(link):
     owner = link["alias"].partition("mydocker ")[2]
     if not link["alias"].startswith("mydocker /") or len(encode(link["alias"])) == IFALIASZ - 1:
         return False  # another's, or not the whole name
-    return link["alias"] == link_mark() or not os.path.isdir(owner) and not has_cables(link["index"])
+    if link["alias"] == link_mark():
+        return True
+    return not os.path.isdir(owner) and not has_cables(link["index"])
 
 def refuse_link(name, link):
     """Say whose a link is that isn't ours, and what helps."""
@@ -5178,8 +4957,8 @@ def make_bridge(network):
         *old, address_message(index, network["gateway"], bits), link_message(name, up=IFF_UP)])
 
 def restore_network(network, ports=()):
-    """Put back what is missing of a network: its bridge after a reboot, rules after a flush. Without
-    rules its containers can have no PORTS."""
+    """Put back what is missing of a network: its bridge after a reboot, rules after a flush.
+    Without rules its containers can have no PORTS."""
     link = own_link(network)
     if not link or not link["flags"] & IFF_UP:
         with hold(state_path("networks")):
@@ -5408,14 +5187,87 @@ def take_address(network, record, endpoint):
                    f"of {network['subnet']} are taken")
     raise Full(f"--ip, on {endpoint['wanted_ip']}: not to be had in {network['subnet']}")
 
-def give_back_address(record, endpoint):
-    """End a lease, if it is this container's."""
-    path = state_path("networks", endpoint["network"], endpoint["ip"])
-    lease = link_target(AT_FDCWD, path)
-    if lease and lease.startswith(record["id"]):
-        unlink_if_there(path)
+def give_back_addresses(container_id, name):
+    """End a container's leases in a network: all, for it may have been killed as it took one."""
+    for address, owner, *_ in network_users({"name": name}):
+        if owner == container_id:
+            unlink_if_there(state_path("networks", name, address))
 
-# A container's place in its networks.
+# Other firewalls.  What one table accepts, another one may still drop, and that is final.
+
+def list_chains():
+    """The chains of IPv4: [(family, table, name, hook or None, True if its policy is to drop)]."""
+    rows = []
+    for family, chain in nft_list(NFT_MSG_GETCHAIN, NFPROTO_UNSPEC):
+        if family not in (NFPROTO_INET, NFPROTO_IPV4):
+            continue
+        table, name = (chain[kind].rstrip(b"\0").decode("utf-8", "replace")
+                       for kind in (NFTA_ANY_TABLE, NFTA_CHAIN_NAME))
+        hook = parse_attributes(chain.get(NFTA_CHAIN_HOOK, b"")).get(NFTA_HOOK_HOOKNUM)
+        if hook is not None:
+            hook = int.from_bytes(hook, "big")
+        rows.append((family, table, name, hook,
+                     chain.get(NFTA_CHAIN_POLICY) == struct.pack(">I", NF_DROP)))
+    return rows
+
+def table_names_link(family, table, link):
+    """True if a rule of that table speaks of a link: then somebody has seen to it."""
+    name = encode(link) + b"\0"
+    return any(name in rule.get(NFTA_RULE_EXPRESSIONS, b"")
+               for _, rule in nft_list(NFT_MSG_GETRULE, family, table))
+
+def old_iptables():
+    """The entries of iptables' own filter table, of before nf_tables, if its FORWARD drops; else
+    b"". See struct ipt_getinfo and ipt_get_entries in linux/netfilter_ipv4/ip_tables.h."""
+    with tolerate(errno.ENOENT):
+        if "filter" not in read_all("/proc/net/ip_tables_names").split():  # asking would make it
+            return b""
+        raw = _socket.socket(_socket.AF_INET, _socket.SOCK_RAW, _socket.IPPROTO_RAW)
+        with Descriptor(raw.detach()) as fd:
+            info = read_option(fd, IPT_SO_GET_INFO, 84)
+            policy, = struct.unpack_from("I", info, 56 + 4 * NF_INET_FORWARD)  # underflow[]
+            size, = struct.unpack_from("I", info, 80)
+            entries = read_option(fd, IPT_SO_GET_ENTRIES, 40 + size)[40:]
+        target, = struct.unpack_from("H", entries, policy + 88)  # ipt_entry's target_offset
+        verdict, = struct.unpack_from("i", entries, policy + target + 32)
+        if verdict == -NF_DROP - 1:
+            return entries
+    return b""
+
+def read_option(fd, number, size):
+    """What getsockopt(2) says of iptables' table "filter"; that it is asked for stands in front."""
+    words = (INT * (size // 4))()  # all of it is counted in these
+    asked = b"filter".ljust(32, b"\0") + struct.pack("I", max(size - 40, 0))
+    memoryview(words).cast("B")[:len(asked)] = asked
+    length = (INT * 1)(size)
+    getsockopt(fd, _socket.IPPROTO_IP, number, words, length)
+    return bytes(words)
+
+def network_info(name):
+    """A network and who is in it, in docker's words and ours."""
+    network = find_network(name)
+    return {**network, "Name": name, "Driver": network["driver"], "Internal": network["internal"],
+            "IPAM": {"Config": [{"Subnet": network["subnet"], "Gateway": network["gateway"]}]},
+            "Containers": {user[1]: {"Name": user[2], "IPv4Address": user[0]}
+                           for user in network_users(network)}}
+
+
+# ── 12. Network: a container's networks ──────────────────────────────────────
+# The networks that a container is in stand in its network.json, and only there:
+#
+#   pid, pid_start  the process whose namespace the cables lead into
+#   ports           those of the host that its monitor holds: [address or "", port, inner, protocol]
+#   endpoints       one for each network, eth0 first:
+#     network, wanted_ip, wanted_mac, aliases             what was asked for
+#     device, link, ip, mac, prefix, gateway, internal    what it has while it runs
+#
+# The monitor and the commands change it under network.lock, and read it each time.  Who holds that
+# lock sweeps no dead containers: one of them may be this one.
+#
+# `run` lays the cables from outside while init boots; the kernel removes a cable with its network
+# namespace.
+
+RLIMIT_NOFILE = 7  # asm-generic/resource.h
 
 def read_wiring(record):
     """A container's network.json; before it is first connected, what was asked for."""
@@ -5540,12 +5392,15 @@ def plug_in(wiring, endpoint, network):
     container's namespace, its address and route."""
     veth, mtu = "veth" + os.urandom(5).hex(), network["mtu"]  # an old one may be there a bit longer
     endpoint["link"], device = veth, endpoint["device"]
+    bridge = own_link(network)
+    if not bridge:
+        raise Failure(f"network, on {network['name']}: its bridge has just been removed")
     with open_network(wiring) as theirs:
         peer = link_message(device, {
             IFLA_NET_NS_FD: int(theirs), IFLA_MTU: mtu,
             IFLA_ADDRESS: bytes.fromhex(endpoint["mac"].replace(":", ""))})[2]
         messages = [link_message(veth, {
-            IFLA_MASTER: own_link(network)["index"], IFLA_MTU: mtu,
+            IFLA_MASTER: bridge["index"], IFLA_MTU: mtu,
             IFLA_LINKINFO: {IFLA_INFO_KIND: "veth", IFLA_INFO_DATA: {VETH_INFO_PEER: peer}}},
             MAKE, IFF_UP)]
         if wiring["ports"]:  # what it sends to its own comes back by this cable (br_netfilter)
@@ -5627,12 +5482,15 @@ def disconnect_container(record):
         forget_flows(wiring["ports"])
         for endpoint in wiring["endpoints"]:
             leave_network(record, endpoint)
+        if not record.get("network"):  # it was killed before it was on record
+            for network in networks():
+                give_back_addresses(record["id"], network["name"])
         wiring.update(pid=0, pid_start=None, ports=[])
 
 def leave_network(record, endpoint):
     """Give back an endpoint's address, and let the neighbours know."""
+    give_back_addresses(record["id"], endpoint["network"])
     if endpoint.get("ip"):
-        give_back_address(record, endpoint)
         part_neighbours(record["id"], endpoint)
     for key in ("ip", "mac", "prefix", "gateway", "internal", "link"):
         endpoint.pop(key, None)
@@ -5677,11 +5535,11 @@ def disconnect_now(record, name):
         wiring["endpoints"].remove(found[0])
         if not found[0].get("ip"):
             return
+        lead_ports(wiring, before)
         if is_wired(wiring):
             with tolerate(errno.ENODEV):  # it has removed its end
                 netlink(NETLINK_ROUTE, found[0]["link"], [  # with its other end, inside
                     link_message(found[0]["link"], kind=RTM_DELLINK)])
-            lead_ports(wiring, before)
             lead_out(wiring)
             forget_network(record, found[0])
         leave_network(record, found[0])
@@ -5702,6 +5560,201 @@ def lead_out(wiring):
             index = _socket.if_nametoindex(endpoint["device"])
             netlink(NETLINK_ROUTE, endpoint["device"], [  # the way out
                 route_message(index, endpoint["gateway"])])
+
+# What is shown.
+
+def published(wiring):
+    """A container's ports: [("80/tcp", "0.0.0.0:8080")]."""
+    return [(f"{port}/{protocol}", f"{address or '0.0.0.0'}:{taken}")
+            for address, taken, port, protocol in wiring["ports"]]
+
+def network_names(record, wiring):
+    """What `ps` calls a container's networks."""
+    if record["network"] in ("none", "host") or ":" in record["network"]:
+        return record["network"]
+    return ",".join(endpoint["network"] for endpoint in wiring["endpoints"])
+
+def network_settings(record):
+    """A container's place in its networks, in docker's words."""
+    wiring, ports, places = read_wiring(record), {}, {}
+    for port, host in published(wiring):
+        address, _, number = host.rpartition(":")
+        ports.setdefault(port, []).append({"HostIp": address, "HostPort": number})
+    for own in wiring["endpoints"]:
+        places[own["network"]] = {
+            "IPAddress": own.get("ip", ""), "IPPrefixLen": own.get("prefix", 0),
+            "Gateway": own.get("gateway", ""), "MacAddress": own.get("mac", ""),
+            "Aliases": own["aliases"]}
+    first = {"IPAddress": "", "IPPrefixLen": 0, "Gateway": "", "MacAddress": ""}
+    for place in [*places.values()][:1]:
+        first = {key: place[key] for key in first}
+    if not places:
+        places[record["network"]] = {**first, "Aliases": []}
+    return {**first, "Ports": ports, "Networks": places}
+
+
+# ── 12. Network: options and names ───────────────────────────────────────────
+# What `run` can be told of networks, and what a container reads of it: /etc/hosts, resolv.conf.
+#
+# A new option is a row in NETWORK_OPTIONS, a line in parse_networks and one in check_networks; what
+# it means for a network goes into the endpoint, see the chapter before.
+
+NETWORK_OPTIONS = (  # of run
+    ("--network --net", "NAME...", "none, host, bridge, container:ID, a network, or name=NETWORK,"
+                                   "ip=IP,alias=NAME (default: bridge, on the host's own root "
+                                   "none)"),
+    ("-p --publish", "[[IP:]HOST:]PORT[/udp]...", "lead a port of the host's, or more, to it"),
+    ("-P --publish-all", "", "so for all ports that the image names"),
+    ("--ip", "IP", "its address in the first network"), ("--mac-address", "MAC", "its eth0's"),
+    ("--network-alias", "NAME...", "one more name for its neighbours in the first network"),
+    ("--add-host", "NAME:IP...", "a line in its /etc/hosts"),
+    ("--dns", "IP...", "a name server, instead of the host's"),
+    ("--dns-search", "DOMAIN...", "where to look for short names"),
+)
+NEIGHBOUR = "\t# neighbour"  # marks our lines in a container's /etc/hosts
+
+def network_wanted(options, plan):
+    """A container's network by the options, its first one's name, and what is wanted of it."""
+    wants = parse_networks(options, plan)
+    check_networks(options, wants)
+    first = wants["endpoints"][0]
+    kind, _, other = first["network"].partition(":")
+    if kind == "container":
+        return "container:" + find_container(other)["id"], {**wants, "endpoints": []}
+    if kind in ("none", "host"):
+        return kind, {**wants, "endpoints": []}
+    return kind, wants
+
+def parse_networks(options, plan):
+    """What the options say of networks, in the record's form, as far as it can be read."""
+    default = "none"
+    if plan["reference"]:
+        default = os.environ.get("MYDOCKER_NETWORK", "bridge")
+    endpoints = [parse_network(text) for text in options["network"] or [default]]
+    for number, endpoint in enumerate(endpoints):
+        endpoint["device"] = f"eth{number}"
+    first = endpoints[0]
+    for option, key in (("ip", "wanted_ip"), ("mac-address", "wanted_mac"),
+                        ("network-alias", "aliases")):
+        if options[option] and first[key]:
+            raise Failure(f"--{option}: --network says it, too")
+        first[key] = options[option] or first[key]
+    first["wanted_mac"] = first["wanted_mac"].lower()
+    texts = [*options["publish"]]
+    if options["publish-all"]:
+        texts += plan["image"].get("ExposedPorts") or ()
+    ports = [row for text in texts for row in parse_publish(text)]
+    return {"endpoints": endpoints, "ports": ports, "dns": options["dns"],
+            "hosts": [parse_host(text) for text in options["add-host"]],
+            "search": options["dns-search"]}
+
+def parse_network(text):
+    """A --network argument, NAME or name=NAME,ip=IP,alias=NAME,mac-address=MAC, as an endpoint."""
+    endpoint = {"network": text, "wanted_ip": "", "wanted_mac": "", "aliases": []}
+    if "=" not in text:
+        return endpoint
+    endpoint["network"] = ""
+    keys = {"name": "network", "ip": "wanted_ip", "mac-address": "wanted_mac"}
+    for key, _, value in (pair.partition("=") for pair in text.split(",")):
+        if key == "alias":
+            endpoint["aliases"].append(value)
+        elif key in keys:
+            endpoint[keys[key]] = value
+        else:
+            raise Failure(f"--network, on {text}: unknown key {key or chr(39) * 2}, it is "
+                          "name=NETWORK[,ip=IP][,alias=NAME]...[,mac-address=MAC]")
+    return endpoint
+
+def check_networks(options, wants):
+    """Refuse what can't be, or can't go together, before anything is made."""
+    kinds = [endpoint["network"].partition(":")[0] for endpoint in wants["endpoints"]]
+    alone = [kind for kind in kinds if kind in ("none", "host", "container")]
+    if alone and len(kinds) > 1:
+        raise Failure(f"--network, on {alone[0]}: it can't go with other networks")
+    sysctls = [text for text in options["sysctl"] if text.startswith("net.")]
+    for endpoint, kind in zip(wants["endpoints"], kinds):
+        named = not alone and kind != "bridge"
+        for option, asked, possible in (
+                ("--ip", endpoint["wanted_ip"], not alone),
+                ("--mac-address", endpoint["wanted_mac"], not alone),
+                ("--publish", wants["ports"], not alone),
+                ("--network-alias", endpoint["aliases"], named),
+                ("--sysctl", sysctls, kind not in ("host", "container"))):  # not another's
+            if asked and not possible:
+                raise Failure(f"{option}: it can't go with --network {kind}")
+        check_endpoint(endpoint, "--ip", "--network-alias")
+        if not alone:
+            network_path(endpoint["network"])
+            if kinds.count(kind) > 1:
+                raise Failure(f"--network, on {kind}: it is there twice")
+    for address in wants["dns"]:
+        check_address(address, "--dns", _socket.AF_INET, _socket.AF_INET6)
+    for domain in wants["search"]:
+        if not domain or not domain.isprintable() or " " in domain:
+            raise Failure(f"--dns-search, on {domain or chr(39) * 2}: not a domain, such as "
+                          "example.org")
+
+def check_endpoint(endpoint, ip_option, alias_option):
+    """Refuse an address or names that can't be."""
+    if endpoint["wanted_ip"]:
+        check_address(endpoint["wanted_ip"], ip_option, _socket.AF_INET)
+    for alias in endpoint["aliases"]:
+        check_new_name(alias, alias_option)
+    mac = endpoint["wanted_mac"]
+    parts = mac.split(":")
+    right = len(parts) == 6 and all(len(part) == 2 and {*part} <= {*"0123456789abcdef"}
+                                    for part in parts)
+    if mac and (not right or int(parts[0], 16) & 1 or mac == "00:00:00:00:00:00"):  # a group's
+        raise Failure(f"--mac-address, on {mac}: not one of a link, such as 02:42:0a:09:01:02")
+
+def check_address(text, option, *families):
+    """Refuse what is no IP address of one of these families."""
+    for family in families:
+        with tolerate():
+            return _socket.inet_pton(family, text if text.isascii() else "")
+    example = "10.9.1.2"
+    if _socket.AF_INET6 in families:
+        example += " or fd00::2"
+    raise Failure(f"{option}, on {text or chr(39) * 2}: not an IP address, such as {example}")
+
+def parse_host(text):
+    """An --add-host argument, NAME:IP or NAME=IP, as NAME:IP; IP may be host-gateway."""
+    at = min([index for index in map(text.find, ":=") if index >= 0], default=-1)
+    name, address = text[:max(at, 0)], text[at + 1:].strip("[]")
+    if at < 0 or not name.replace("-", "a").replace(".", "a").replace("_", "a").isalnum():
+        raise Failure(f"--add-host, on {text or chr(39) * 2}: it is NAME:IP")
+    if address != "host-gateway":
+        check_address(address, "--add-host", _socket.AF_INET, _socket.AF_INET6)
+    return f"{name}:{address}"
+
+def parse_publish(text):
+    """A -p argument as [[host address, first and last port of the host's (0: any that is free),
+    container's port, protocol]]."""
+    def port_range(text):
+        first, _, last = text.partition("-")
+        return parse_number(first, "", 0), parse_number(last or first, "", 0)
+
+    rest, _, protocol = text.partition("/")
+    rest, _, inner = rest.rpartition(":")
+    address, _, outer = rest.rpartition(":")
+    protocol = protocol or "tcp"
+    try:
+        (first, last), (low, high) = port_range(inner), port_range(outer or "0")
+        if address:
+            check_address(address, "--publish", _socket.AF_INET)
+        right = 0 < first <= last < 1 << 16 and low <= high < 1 << 16 and protocol in PROTOCOLS
+    except Failure:
+        right = False
+    if not right or (first != last and low and high - low != last - first):
+        raise Failure(f"--publish, on {text or chr(39) * 2}: it is "
+                      "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
+    rows = []
+    for port in range(first, last + 1):
+        if low:
+            rows.append([address, low + port - first, high - last + port, port, protocol])
+        else:
+            rows.append([address, 0, 0, port, protocol])
+    return rows
 
 # Names.  In a named network everybody's /etc/hosts has everybody's names, on marked lines.  Who
 # comes finds the others by their leases, and then adds one line to each one's file; who goes takes
@@ -5865,45 +5918,6 @@ def borrow_network(spec, record):
         if row["type"] == "network":
             row["path"] = f"/proc/{os.getpid()}/fd/{fd}"
     return fd
-
-# What is shown.
-
-def published(wiring):
-    """A container's ports: [("80/tcp", "0.0.0.0:8080")]."""
-    return [(f"{port}/{protocol}", f"{address or '0.0.0.0'}:{taken}")
-            for address, taken, port, protocol in wiring["ports"]]
-
-def network_names(record, wiring):
-    """What `ps` calls a container's networks."""
-    if record["network"] in ("none", "host") or ":" in record["network"]:
-        return record["network"]
-    return ",".join(endpoint["network"] for endpoint in wiring["endpoints"])
-
-def network_settings(record):
-    """A container's place in its networks, in docker's words."""
-    wiring, ports, places = read_wiring(record), {}, {}
-    for port, host in published(wiring):
-        address, _, number = host.rpartition(":")
-        ports.setdefault(port, []).append({"HostIp": address, "HostPort": number})
-    for own in wiring["endpoints"]:
-        places[own["network"]] = {
-            "IPAddress": own.get("ip", ""), "IPPrefixLen": own.get("prefix", 0),
-            "Gateway": own.get("gateway", ""), "MacAddress": own.get("mac", ""),
-            "Aliases": own["aliases"]}
-    first = {"IPAddress": "", "IPPrefixLen": 0, "Gateway": "", "MacAddress": ""}
-    for place in [*places.values()][:1]:
-        first = {key: place[key] for key in first}
-    if not places:
-        places[record["network"]] = {**first, "Aliases": []}
-    return {**first, "Ports": ports, "Networks": places}
-
-def network_info(name):
-    """A network and who is in it, in docker's words and ours."""
-    network = find_network(name)
-    return {**network, "Name": name, "Driver": network["driver"], "Internal": network["internal"],
-            "IPAM": {"Config": [{"Subnet": network["subnet"], "Gateway": network["gateway"]}]},
-            "Containers": {user[1]: {"Name": user[2], "IPv4Address": user[0]}
-                           for user in network_users(network)}}
 
 
 # ── 13. Terminal and logs ──────────────────────────────────────────────────
