@@ -3024,6 +3024,7 @@ PYTHON
 }
 
 test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it, CVE-2014-6407, CVE-2014-6408
+  local members list
   make_canary
   own_state
   "$PYTHON" -I - "$PWD/canary" <<'PYTHON'
@@ -3063,9 +3064,29 @@ index["annotations"] = {"org.opencontainers.image.ref.name": "hostile:1"}
 json.dump({"schemaVersion": 2, "manifests": [index]}, open("l/index.json", "w"))
 open("l/oci-layout", "w").write('{"imageLayoutVersion":"1.0.0"}')
 PYTHON
-  run 0 load -i l # each layer has a directory of its own
+  run 0 load -i l
   canary_lives
   nothing_half_done
+  # Two defences hold: each layer has a directory of its own, where the lower one's links aren't; and
+  # a name is resolved with that as "/". Where layers are copied over one another, the second does.
+  need overlay
+  mkdir lower upper work merged
+  unshare -m --propagation private bash -exc '
+    mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
+    MYDOCKER_ROOT=$PWD/merged/state "$@" load -i l
+    MYDOCKER_ROOT=$PWD/merged/state "$@" run hostile:1 /bin/sh' bash "${mydocker[@]}" 2>err || :
+  has err 'copying them'
+  canary_lives
+  # an archive of images is unpacked, too, before anybody knows what is in it
+  for members in "l up $PWD/canary;f up/file bad" "l index.json $PWD/canary/file;f index.json bad" \
+    "l up /;f up$PWD/canary/file bad" "h index.json ../../../../../../$PWD/canary/file"; do
+    IFS=';' read -ra list <<<"$members"
+    hostile_tar hostile.tar "${list[@]}"
+    run 125 load -i hostile.tar
+    one_line .
+    canary_lives
+    nothing_half_done
+  done
 }
 
 test_hostile_headers() { # images: pax headers, sparse maps and lengths that lie are refused
