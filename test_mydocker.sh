@@ -6724,6 +6724,23 @@ bench_unpack_podman() { # unpack: podman load of the layer's image, then podman 
   row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" load -q -i saved.tar)
 }
 
+bench_unpack_podman_import() { # unpack: podman import (overlay) of the layer, then podman rmi
+  need podman
+  peer_podman
+  podman=("${podman[@]/vfs/overlay}")
+  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" import -q big.tar)
+}
+
+bench_unpack_pack() { # unpack: the other way, mydocker.py import of the layer's tree, then rm -r of all
+  [[ -d packed ]] || { mkdir packed && tar -C packed -xf big.tar; }
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" import packed big:1)
+}
+
+bench_unpack_pack_tar() { # unpack: tar -c of the layer's tree and tar -x of that, then rm -r
+  [[ -d packed ]] || { mkdir packed && tar -C packed -xf big.tar; }
+  row=(unpack_and_remove rm -rf out -- sh -c 'tar -C packed -c . | tee out/blob | tar -C out -x')
+}
+
 unpack_and_remove() { # unpack_and_remove COMMAND... -- COMMAND...: the second with an empty ./out, then the first
   local remove=()
   while [[ $1 != -- ]]; do remove+=("$1"); shift; done
