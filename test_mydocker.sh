@@ -2705,13 +2705,14 @@ test_config_nonsense() { # images: a config that makes no sense is refused in on
     if (set_config "t$n:1" "$json" 125 2>/dev/null); then # refused by load, or else by run
       read_output
       one_line .
+      unlike "$err" bug
       continue
     fi
     got=0
     timeout -k 5 "$patience" "${mydocker[@]}" run --rm "t$n:1" /bin/sh -c : >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
     read_output
     ((got == 0)) || one_line .
-    unlike "$err" Traceback
+    unlike "$err" 'Traceback|bug' # one is what a value that nobody has looked at ends in
   done <<'END'
 {"Volumes": 5}
 {"Env": 5}
