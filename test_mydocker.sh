@@ -4223,8 +4223,16 @@ test_cp_race() { # cp: safe against a container that swaps links under it, CVE-2
   ended 137
 }
 
+<<<<<<< ours
 test_cp_runs_nothing() { # cp: no program, library or module of the container's is loaded,
   # CVE-2019-14271
+||||||| base
+test_cp_runs_nothing() { # cp: no program, library or module of the container's is loaded, CVE-2019-14271
+=======
+test_cp_runs_nothing() { # cp: no program, library or module of the container's is loaded, CVE-2019-14271
+  # cp enters no root but looks in from outside: there's nothing to take out of it that would make
+  # this fail, only something to add. What enters one, a hook, has a test of its own.
+>>>>>>> theirs
   need strace
   local place
   small_root root
@@ -4748,8 +4756,15 @@ PYTHON
   canary_lives
 }
 
+<<<<<<< ours
 test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it,
   # CVE-2014-6407, CVE-2014-6408
+||||||| base
+test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it, CVE-2014-6407, CVE-2014-6408
+=======
+test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it, CVE-2014-6407, CVE-2014-6408
+  local members list
+>>>>>>> theirs
   make_canary
   own_state
   "$PYTHON" -I - "$PWD/canary" <<'PYTHON'
@@ -4790,9 +4805,29 @@ index["annotations"] = {"org.opencontainers.image.ref.name": "hostile:1"}
 json.dump({"schemaVersion": 2, "manifests": [index]}, open("l/index.json", "w"))
 open("l/oci-layout", "w").write('{"imageLayoutVersion":"1.0.0"}')
 PYTHON
-  run 0 load -i l # each layer has a directory of its own
+  run 0 load -i l
   canary_lives
   nothing_half_done
+  # Two defences hold: each layer has a directory of its own, where the lower one's links aren't; and
+  # a name is resolved with that as "/". Where layers are copied over one another, the second does.
+  need overlay
+  mkdir lower upper work merged
+  unshare -m --propagation private bash -exc '
+    mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
+    MYDOCKER_ROOT=$PWD/merged/state "$@" load -i l
+    MYDOCKER_ROOT=$PWD/merged/state "$@" run hostile:1 /bin/sh' bash "${mydocker[@]}" 2>err || :
+  has err 'copying them'
+  canary_lives
+  # an archive of images is unpacked, too, before anybody knows what is in it
+  for members in "l up $PWD/canary;f up/file bad" "l index.json $PWD/canary/file;f index.json bad" \
+    "l up /;f up$PWD/canary/file bad" "h index.json ../../../../../../$PWD/canary/file"; do
+    IFS=';' read -ra list <<<"$members"
+    hostile_tar hostile.tar "${list[@]}"
+    run 125 load -i hostile.tar
+    one_line .
+    canary_lives
+    nothing_half_done
+  done
 }
 
 test_hostile_headers() { # images: pax headers, sparse maps and lengths that lie are refused
@@ -4987,6 +5022,7 @@ test_config_nonsense() { # images: a config that makes no sense is refused in on
     if (set_config "t$n:1" "$json" 125 2>/dev/null); then # refused by load, or else by run
       read_output
       one_line .
+      unlike "$err" bug
       continue
     fi
     got=0
@@ -4994,7 +5030,7 @@ test_config_nonsense() { # images: a config that makes no sense is refused in on
       2>"$scratch/stderr" || got=$?
     read_output
     ((got == 0)) || one_line .
-    unlike "$err" Traceback
+    unlike "$err" 'Traceback|bug' # one is what a value that nobody has looked at ends in
   done <<'END'
 {"Volumes": 5}
 {"Env": 5}
@@ -9067,6 +9103,23 @@ bench_unpack_podman() { # unpack: podman load of the layer's image, then podman 
   need podman
   peer_podman
   row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" load -q -i saved.tar)
+}
+
+bench_unpack_podman_import() { # unpack: podman import (overlay) of the layer, then podman rmi
+  need podman
+  peer_podman
+  podman=("${podman[@]/vfs/overlay}")
+  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" import -q big.tar)
+}
+
+bench_unpack_pack() { # unpack: the other way, mydocker.py import of the layer's tree, then rm -r of all
+  [[ -d packed ]] || { mkdir packed && tar -C packed -xf big.tar; }
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" import packed big:1)
+}
+
+bench_unpack_pack_tar() { # unpack: tar -c of the layer's tree and tar -x of that, then rm -r
+  [[ -d packed ]] || { mkdir packed && tar -C packed -xf big.tar; }
+  row=(unpack_and_remove rm -rf out -- sh -c 'tar -C packed -c . | tee out/blob | tar -C out -x')
 }
 
 unpack_and_remove() { # unpack_and_remove COMMAND... -- COMMAND...: the second with an empty ./out,
