@@ -639,17 +639,9 @@ test_own_proc() { # run: /proc is the container's own
 }
 
 test_signals() { # run: signals to the outside process reach the container's PID 1
-<<<<<<< ours
-  local signals=(TERM HUP QUIT USR1 USR2 WINCH ALRM IO VTALRM RTMIN INT) signal
+  local signals=(TERM HUP QUIT USR1 USR2 WINCH ALRM IO VTALRM RTMAX INT) signal # musl keeps RTMIN
   start run /bin/bash -c "for s in ${signals[*]}; do trap \"echo got \$s\" \$s; done
     trap 'echo got INT; exit 3' INT
-||||||| base
-  local signals=(TERM HUP QUIT USR1 USR2 WINCH ALRM IO VTALRM RTMIN INT) signal
-  start run /bin/bash -c "for s in ${signals[*]}; do trap \"echo got \$s\" \$s; done; trap 'echo got INT; exit 3' INT
-=======
-  local signals=(TERM HUP QUIT USR1 USR2 WINCH ALRM IO VTALRM RTMAX INT) signal # musl keeps RTMIN
-  start run /bin/bash -c "for s in ${signals[*]}; do trap \"echo got \$s\" \$s; done; trap 'echo got INT; exit 3' INT
->>>>>>> theirs
     echo ready; while :; do sleep 0.05; done"
   wait_for has out ready
   for signal in "${signals[@]}"; do
@@ -4223,16 +4215,10 @@ test_cp_race() { # cp: safe against a container that swaps links under it, CVE-2
   ended 137
 }
 
-<<<<<<< ours
 test_cp_runs_nothing() { # cp: no program, library or module of the container's is loaded,
   # CVE-2019-14271
-||||||| base
-test_cp_runs_nothing() { # cp: no program, library or module of the container's is loaded, CVE-2019-14271
-=======
-test_cp_runs_nothing() { # cp: no program, library or module of the container's is loaded, CVE-2019-14271
   # cp enters no root but looks in from outside: there's nothing to take out of it that would make
   # this fail, only something to add. What enters one, a hook, has a test of its own.
->>>>>>> theirs
   need strace
   local place
   small_root root
@@ -4756,15 +4742,9 @@ PYTHON
   canary_lives
 }
 
-<<<<<<< ours
 test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it,
   # CVE-2014-6407, CVE-2014-6408
-||||||| base
-test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it, CVE-2014-6407, CVE-2014-6408
-=======
-test_hostile_second_layer() { # images: a lower layer's link is no way out for the layers above it, CVE-2014-6407, CVE-2014-6408
   local members list
->>>>>>> theirs
   make_canary
   own_state
   "$PYTHON" -I - "$PWD/canary" <<'PYTHON'
