@@ -42,9 +42,13 @@ import struct
 import sys
 import time
 
-import _ctypes
-import _signal
-import _socket
+try:
+    import _ctypes
+    import _signal
+    import _socket
+except ImportError as missing:
+    sys.stderr.write(f"mydocker: python, on {missing.name}: it was built without that\n")
+    sys.exit(125)
 
 VERSION = "0.1.0"
 STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
@@ -309,6 +313,8 @@ def describe(error):
     while step.tb_next and step.tb_next.tb_frame.f_code.co_name not in ("call", "shell", "kernel"):
         step = step.tb_next
     what = step.tb_frame.f_code.co_name.replace("_", " ")
+    if isinstance(error, ImportError):  # such as _ssl, zlib: parts that a build may leave out
+        return f"python, on {error.name}: it was built without that", 125, "another one may have it"
     if not isinstance(error, OSError):
         return f"{what}, line {step.tb_lineno}: {error!r}", 125, "this is a bug in mydocker"
     on = f", on {os.fsdecode(error.filename)}" if error.filename else ""
@@ -1083,8 +1089,11 @@ def opener_of(kind):
     try:
         return import_module(kind).open
     except ImportError:
+        hint = "another one may, or: skopeo copy --dest-compress-format gzip"
+        if kind == "compression.zstd":
+            hint = "zstd needs Python 3.14, or: skopeo copy --dest-compress-format gzip"
         raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
-                      hint="zstd needs Python 3.14, or: skopeo copy --dest-compress-format gzip")
+                      hint=hint)
 
 def decompress(kind, chunks):
     """Yield CHUNKS decompressed, a piece at a time, so that a bomb needs no memory."""
