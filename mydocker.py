@@ -60,9 +60,13 @@ import stat
 import struct
 import time
 
-import _ctypes
-import _signal
-import _socket
+try:
+    import _ctypes
+    import _signal
+    import _socket
+except ImportError as missing:
+    sys.stderr.write(f"mydocker: python, on {missing.name}: it was built without that\n")
+    sys.exit(125)
 
 VERSION = "0.1.0"
 STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
@@ -316,6 +320,8 @@ def describe(error):
     while step.tb_next and step.tb_next.tb_frame.f_code.co_name not in ("call", "shell", "kernel"):
         step = step.tb_next
     what = step.tb_frame.f_code.co_name.replace("_", " ")
+    if isinstance(error, ImportError):  # such as _ssl, zlib: parts that a build may leave out
+        return f"python, on {error.name}: it was built without that", 125, "another one may have it"
     if not isinstance(error, OSError):
         return f"{what}, line {step.tb_lineno}: {error!r}", 125, "this is a bug in mydocker"
     on = f", on {os.fsdecode(error.filename)}" if error.filename else ""
