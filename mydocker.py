@@ -54,9 +54,14 @@ import select
 import stat
 import struct
 import time
-import _ctypes
-import _signal
-import _socket
+try:
+    import _ctypes
+    import _signal
+    import _socket
+except ImportError as missing:
+    sys.stderr.write(f"mydocker: python, on {missing.name}: it was built without that\n")
+    sys.exit(125)
+
 VERSION = "0.1.0"
 STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -311,6 +316,8 @@ def describe(error, what):
     error of the kernel's, which doesn't say: a command, an option, a step, in the user's words."""
     if isinstance(error, Failure):
         return error.message, error.status, error.hint
+    if isinstance(error, ImportError):  # such as _ssl, zlib: parts that a build may leave out
+        return f"python, on {error.name}: it was built without that", 125, "another one may have it"
     if not isinstance(error, OSError):
         where = error.__traceback__
         while where.tb_next:
@@ -5971,9 +5978,12 @@ def opener_of(kind):
     except ImportError:
         if kind == "compression.zstd" and Zstd.find_library():
             return Zstd
+    hint = "another one may, or: skopeo copy --dest-compress-format gzip"
+    if kind == "compression.zstd":
+        hint = ("zstd needs Python 3.14 or the host's libzstd.so.1, or: skopeo copy "
+                "--dest-compress-format gzip")
     raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
-                  hint="zstd needs Python 3.14 or the host's libzstd.so.1, or: skopeo copy "
-                       "--dest-compress-format gzip")
+                  hint=hint)
 
 class Zstd:
     """What compression.zstd.open gives from Python 3.14 on, by the host's own libzstd: zstd.h,
@@ -9688,8 +9698,9 @@ def names_made(node):
     import ast
     if isinstance(node, ast.ClassDef):
         return [node.name]
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
+    imports = [inner for inner in ast.walk(node) if isinstance(inner, ast.Import)]
+    if imports:  # perhaps in a try
+        return [alias.name for inner in imports for alias in inner.names]
     targets = [inner for target in getattr(node, "targets", ()) for inner in ast.walk(target)]
     return [inner.id for inner in targets if isinstance(inner, ast.Name)]
 

@@ -823,6 +823,26 @@ test_failed_step() { # fail: when a step inside fails the command never starts
   [[ ! -e started ]]
 }
 
+test_python_built_without() { # fail: a part that this Python was built without is named in one line, and only when needed
+  local without='import runpy, sys; sys.modules[sys.argv[1]] = None; sys.argv[:2] = []
+runpy.run_path(sys.argv[0], run_name="__main__")'
+  lacks() { # lacks MODULE STATUS REGEX ARG...
+    local got=0
+    "$PYTHON" -c "$without" "$1" "$here/mydocker.py" "${@:4}" >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
+    read_output
+    is "status $got" "status $2"
+    ((got == 0)) || one_line "$3"
+  }
+  lacks _ctypes 125 'python, on _ctypes: ' run /bin/true
+  lacks _socket 125 'python, on _socket: ' ps
+  lacks _ssl 125 'python, on _ssl: ' pull registry.invalid/a
+  lacks _ssl 0 '' run /bin/true
+  printf '\x1f\x8b' >packed
+  lacks zlib 125 "gzip data: .* this Python can't read" import packed name
+  printf '\xfd7zXZ\0' >packed
+  lacks _lzma 125 "lzma data: .* this Python can't read" import packed name
+}
+
 # ── 4. Files, locks, processes, channels ───────────────────────────────────
 
 test_state_root_full() { # fail: a full disk under the state root means that the command never
@@ -9111,7 +9131,11 @@ test_streams_of_engines() { # oci: an engine's pipes, files and sockets are the 
   is "$(stat -c '%u %a %t:%T' /dev/null)" "$null"
 }
 
+<<<<<<< HEAD
 test_nothing_left() { # main: nothing is left behind on this host
+=======
+test_nothing_left() { # main: nothing is left behind on this box
+>>>>>>> 71587ebd4003571125384fb437cc6e159d077d18
   local what
   run 0 run /bin/true # which sweeps up after the killed ones
   wait_for none strays
