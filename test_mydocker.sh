@@ -9131,11 +9131,7 @@ test_streams_of_engines() { # oci: an engine's pipes, files and sockets are the 
   is "$(stat -c '%u %a %t:%T' /dev/null)" "$null"
 }
 
-<<<<<<< HEAD
 test_nothing_left() { # main: nothing is left behind on this host
-=======
-test_nothing_left() { # main: nothing is left behind on this box
->>>>>>> 71587ebd4003571125384fb437cc6e159d077d18
   local what
   run 0 run /bin/true # which sweeps up after the killed ones
   wait_for none strays
