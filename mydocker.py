@@ -1758,6 +1758,7 @@ def take_place(channel):
     flags, joins, preserved, report = message
     stdin, *others = fds
     os.dup2(stdin, 0)  # the caller's with -i, else /dev/null
+    os.close(stdin)
     for fd in open_fds():
         if fd > 2 + preserved and os.get_inheritable(fd):  # ours close on exec
             os.close(fd)
@@ -1923,6 +1924,8 @@ def become_reaper(channel, slave, outputs):
         return
     channel.close()  # its end of file must mean that the child has executed
     take_descriptors(slave, outputs)  # nor does PID 1 keep the caller's
+    for fd in open_fds():
+        os.close(fd)
     _signal.pthread_sigmask(_signal.SIG_BLOCK, SIGNALS)
     while True:
         number = _signal.sigwait(SIGNALS)
@@ -2330,6 +2333,9 @@ PROCESS_OPTIONS = (  # of run and exec
     ("-w --workdir", "DIR", "start in this directory"),
 )
 
+NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-host dns "
+                 "dns-search").split()  # without any of them the host's own root has none
+
 @command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  run [OPTIONS] /PROGRAM [ARG...]",
          "run a command in a new container, from an image or on the host's own root",
          *PROCESS_OPTIONS,
@@ -2344,7 +2350,7 @@ def cmd_run(options, words):
         return run_bundle(options, words)
     birth = None if options["detach"] else start_early("init")
     plan, words = plan_root(options, words)
-    plan["network"], plan["wants"] = network_wanted(options, plan)
+    plan["network"], plan["wants"] = plan_network(options, plan)
     spec = make_spec(options, words, plan)
     state = {"spec": spec, "record": make_record(options, plan, spec),
              "attached": not options["detach"], "interactive": options["interactive"]}
@@ -2352,6 +2358,12 @@ def cmd_run(options, words):
         return launch(state, plan["guard"], options["cidfile"], birth)
     in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready))
     show(plan["id"])
+
+def plan_network(options, plan):
+    """The name of a container's first network, and what is wanted of them."""
+    if plan["reference"] or any(options[word] for word in NETWORK_WORDS):
+        return network_wanted(options, plan)
+    return "none", {"endpoints": [], "ports": [], "dns": [], "hosts": [], "search": []}
 
 def plan_root(options, words):
     """What the container's root is, by the options and the first word: (plan, the other words)."""
@@ -2522,6 +2534,8 @@ def prepare_container(spec, record):
             os.makedirs(source, exist_ok=True)
     for name in ("rootfs", "scratch"):
         make_dirs(f"{path}/{name}")
+    if spec["root"]["path"] == "/":
+        return  # the host's own files are as good
     write_hosts(spec, record)
     for name, text in (("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf(record))):
         write_file(f"{path}/{name}", text)
@@ -2865,7 +2879,8 @@ def default_seccomp(held):
 def read_seccomp(path, held):
     """A profile in Docker's form as the spec's: the rules whose conditions hold on this host."""
     try:
-        profile = check(read_json(path), OCI_SECCOMP, f"--security-opt, on {path}")
+        profile = check(read_json(path), OCI_SECCOMP,
+                        f"--security-opt, on {path}: not a seccomp profile")
         profile["syscalls"] = [dict(row, names=row.get("names") or [row["name"]])
                                for row in profile["syscalls"]
                                if all(conditions(row.get("includes") or {}, held))
@@ -3970,7 +3985,8 @@ def take_name(wanted, container_id):
 def end_container(record, status=None):
     """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
     out_of_memory = remove_cgroups(record)
-    disconnect_container(record)
+    if not record.get("network") or has_cable(record):
+        disconnect_container(record)
     if record["keep"] and "started" in record:
         change_record(record, pid=0, status=status, finished=time.time(), oom=out_of_memory)
     else:
