@@ -735,8 +735,8 @@ def hold(path, mode=fcntl.LOCK_EX):
     return fd
 
 def mounts_here():
-    """This process's mounts: [(place, type, options, the type's own, what of it is mounted there)].
-    See proc_pid_mountinfo(5)."""
+    """This process's mounts: [(place, type, options, the type's own, what of it is mounted there,
+    id)].  See proc_pid_mountinfo(5)."""
     rows = []
     for line in read_all("/proc/self/mountinfo").split("\n")[:-1]:
         before, _, after = line.partition(" - ")
@@ -744,8 +744,15 @@ def mounts_here():
         for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
             fields[4] = fields[4].replace(code, character)
         kind, *_, more = after.split(" ")
-        rows.append((fields[4], kind, fields[5].split(","), more.split(","), fields[3]))
+        rows.append((fields[4], kind, fields[5].split(","), more.split(","), fields[3], fields[0]))
     return rows
+
+def mount_id(path):
+    """The id of the mount that PATH leads to, of those at one place the last: proc_pid_fdinfo(5)."""
+    with tolerate(), Descriptor(os.open(path, os.O_PATH | os.O_CLOEXEC)) as fd:
+        with Descriptor(os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)) as info:
+            return os.read(info, 4096).partition(b"mnt_id:")[2].split()[0].decode()
+    return None
 
 def is_name(text):
     plain = text.replace("_", "a").replace(".", "a").replace("-", "a")
@@ -2950,14 +2957,20 @@ def hierarchies():
     """The cgroup trees mounted here by their controllers, "" for v2: {controllers: (mount point,
     directory of this process's own cgroup)}.  See cgroups(7)."""
     rows = [line.split(":", 2)[1:] for line in read_all("/proc/self/cgroup").split("\n") if line]
-    found = {}
-    for point, kind, _, words, root in mounts_here():
+    found, ranks = {}, {}
+    for point, kind, _, words, root, number in mounts_here():
+        if kind not in ("cgroup", "cgroup2") or mount_id(point) != number:
+            continue  # it is covered by a later mount: what is there is no file of this tree
         for name, own in rows:
             mine = kind == "cgroup" and name and set(name.split(",")) <= set(words)
-            if mine or kind == "cgroup2" and not name:
-                below = os.path.relpath(own, root)  # inside a container the root isn't "/"
-                below = "." if below.startswith("..") else below
-                found.setdefault(name, (point, os.path.normpath(f"{point}/{below}")))
+            if not mine and (kind == "cgroup" or name):
+                continue
+            below = os.path.relpath(own, root)  # inside a container the root isn't "/"
+            apart = below.startswith("..")  # it shows another's part: perhaps of a container
+            rank = apart, len(root)  # the whole tree before a part of it
+            if name not in ranks or rank < ranks[name]:
+                place = os.path.normpath(f"{point}/{'.' if apart else below}")
+                found[name], ranks[name] = (point, place), rank
     return found
 
 def mount_cgroups(target, _, flags, __):

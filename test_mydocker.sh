@@ -2895,6 +2895,33 @@ END
   is "$got" 137
 }
 
+test_limit_covered() { # limits: a cgroup tree that is covered by another mount isn't believed,
+  # and one mounted whole comes before a part of it, another container's say
+  need unshare awk mount
+  need_limits pids
+  own_state
+  own_mounts '
+    mount -t tmpfs none /sys/fs/cgroup
+    "$@" run /bin/true
+    [ -z "$(ls -A /sys/fs/cgroup)" ]
+    status=0
+    "$@" run --pids-limit 5 /bin/true 2>err || status=$?
+    [ "$status" = 125 ] && grep "there is no cgroup with pids.max here" err
+    umount /sys/fs/cgroup
+    tree=$(awk "/ - cgroup2? / && (/ - cgroup .*pids/ || \$5 == \"/sys/fs/cgroup\") {print \$5}" \
+      /proc/self/mountinfo)
+    part=$tree/mydocker-test-$$
+    mkdir "$part" part whole
+    mount --bind "$part" part
+    mount --bind "$tree" whole
+    umount -l "$tree"
+    "$@" run --pids-limit 5 /bin/true
+    rmdir whole/mydocker-test-$$ # and nothing is in it
+    id=$("$@" run -d --name t --pids-limit 5 /bin/sleep 1000)
+    [ -d "whole/mydocker/$id" ]
+    "$@" rm -f t'
+}
+
 test_stats() { # limits: stats shows what a container uses, as a table, as JSON and by template
   need_limits memory pids
   start run --name busy -m 64m /bin/sh -c 'echo ready; while :; do :; done'
