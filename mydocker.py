@@ -2931,6 +2931,7 @@ def load_filter(steps):
 V2_CONTROLLERS = {"cpu", "cpuset", "io", "memory", "pids"}
 ASIDE = "/mydocker.aside"  # where processes go that are in the way of a v2 cgroup's children
 NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not change, in a container
+FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode: linux/proc_ns.h, PROC_USER_INIT_INO
 LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
 
 def cgroup_dirs(path):
@@ -3004,8 +3005,13 @@ def make_cgroups(dirs, resources, pid):
                 made += [path] if make_cgroup(path) else []
                 break
     limit_cgroups(made, resources)
-    with tolerate(errno.EPERM):  # in a user namespace, where nobody can make a device either
+    try:
         limit_devices(made, resources.get("devices") or ())
+    except PermissionError:
+        if os.stat("/proc/self/ns/user").st_ino == FIRST_USER_NAMESPACE:
+            raise Failure("device rules: the kernel takes none from us, but devices could be made",
+                          hint="a filter around us forbids bpf(2)? --privileged has no rules"
+                          ) from None  # in another user namespace nobody can make one
     enter_cgroups(made, pid)
     return made
 
@@ -3209,7 +3215,7 @@ def limit_devices(dirs, rules):
         file = "/devices.allow" if rule["allow"] else "/devices.deny"
         write_value(os.path.dirname(path) + file,
                     f"{rule.get('type', 'a')} {pair} {rule['access']}")
-    if path or not group or not rules:
+    if path or not group or allows_all(rules):
         return
     code = device_program(rules)
     place, words = [(INT * (len(data) // 4)).from_buffer_copy(data) for data in (code, b"MIT\0")]
@@ -3219,6 +3225,16 @@ def limit_devices(dirs, rules):
     with Descriptor(program), Descriptor(os.open(os.path.dirname(group), OPEN_DIR)) as target:
         attach = struct.pack("=IIII", target, program, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
         bpf(BPF_PROG_ATTACH, attach, len(attach))  # the program lives as long as the cgroup
+
+def allows_all(rules):
+    """True if these device rules, of which the last that fits counts, forbid nothing."""
+    for rule in reversed(rules):
+        if not rule["allow"]:
+            return False
+        anything = rule.get("type") in (None, "a") and rule["access"] == "rwm"
+        if anything and {rule.get("major", -1), rule.get("minor", -1)} == {-1}:
+            return True
+    return not rules
 
 def device_program(rules):
     """The BPF program for the rules: r1 → access << 16 | type, major, minor; r0 says yes or no."""

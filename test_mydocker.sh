@@ -2851,6 +2851,29 @@ test_limit_devices() { # limits: a container can use the usual devices and those
     like "$err" 'kmsg: Operation not permitted'; }
 }
 
+test_limit_devices_forbidden() { # limits: where a filter around us forbids device rules, nothing
+  # starts without them, but what is to have none
+  need cgroup-v2 unshare umount
+  cat >filtered.py <<'END'
+import ctypes, os, struct, sys
+
+number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]  # bpf(2)
+rows = (0x20, 0, 0, 0), (0x15, 0, 1, number), (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in rows))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(code)))
+assert ctypes.CDLL(None).prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP
+os.execv(sys.argv[1], sys.argv[1:])
+END
+  PYTHON=$PYTHON own_mounts '
+    umount $(awk "/ - cgroup / {print \$5}" /proc/self/mountinfo) || : # v1 needs no bpf(2)
+    "$@" run /bin/true
+    status=0
+    "$PYTHON" -I filtered.py "$@" run /bin/echo started >out 2>err || status=$?
+    [ "$status $(cat out)" = "125 " ]
+    grep "^mydocker: device rules: the kernel takes none from us" err
+    [ "$("$PYTHON" -I filtered.py "$@" run --privileged /bin/echo started)" = started ]'
+}
+
 test_limit_view() { # limits: the container sees its own cgroup alone, read-only,
   # and no release_agent
   run 0 run -m 64m /bin/sh -c 'cat /proc/self/cgroup; find /sys/fs/cgroup -name release_agent
