@@ -1134,9 +1134,10 @@ def show_json(words, look_up, template=None):
 # bytes until the child is gone.  From the child's first moment it holds that PR_SET_PDEATHSIG kills
 # it when this process dies: no container outlives its monitor.
 #
-# `run` itself is the monitor.  With -d it forks first, and a child in a session of its own is; the
-# parent leaves when it hears that the command runs.  What a monitor needs is one dict, so that it
-# can execute itself again, smaller, and hand that on.
+# `run` itself is the monitor, and passes signals on.  With -d it forks first, and a child in a
+# session of its own is; the parent leaves when it hears that the command runs.  TERM and HUP tell
+# that one to stop its container: a host that goes down says so.  What a monitor needs is one dict,
+# so that it can execute itself again, smaller, and hand that on.
 
 MFD_NOEXEC_SEAL = 8  # linux/memfd.h
 NAMESPACES = {  # the OCI's names, in the order to enter them: (flag, name in /proc/PID/ns)
@@ -1565,14 +1566,28 @@ class Watch:
                 self.status = exit_status(wait_status)
         elif number == _signal.SIGWINCH and self.terminal is not None and self.monitor["attached"]:
             resize(self.terminal)
+        elif number in (_signal.SIGTERM, _signal.SIGHUP) and not self.monitor["attached"]:
+            self.stop()
         else:
             os.kill(self.pid, number)
+    def stop(self):
+        """The host ends what runs in the background, as it does at power-off: end the container, for
+        good, in the time that it has for that."""
+        record = self.monitor["record"]
+        touch_if_there(container_path(record, "stop"))
+        thaw(record["cgroups"])  # nothing frozen takes a signal
+        os.kill(self.pid, record["stop_signal"])
+        if self.kill_at is None and record["stop_timeout"] >= 0:
+            self.kill_at = time.monotonic() + record["stop_timeout"]
+        self.make_room_at = None  # a second monitor wouldn't know
     def act_in_time(self):
         """Do what was to be done at a certain time."""
         now = time.monotonic()
         if self.status is not None:
             return
         if self.kill_at and now > self.kill_at:
+            self.kill_at = None
+            thaw(self.monitor["record"]["cgroups"])
             os.kill(self.pid, _signal.SIGKILL)
         if self.make_room_at is not None and now > self.make_room_at and self.is_idle():
             self.make_room_at = None

@@ -3753,6 +3753,30 @@ test_restart_policy() { # life: --restart starts a container again,
   nothing_on_record
 }
 
+test_monitor_told() { # life: TERM and HUP tell a background container's monitor to stop it, for
+  # good and in the time that it has for that: so a host goes down without waiting
+  local number
+  own_state
+  background --name deaf --restart always --stop-timeout 1 /bin/sh -c 'trap "" TERM HUP
+    echo ready; while :; do sleep 0.1; done'
+  background --name polite --restart always --stop-signal INT /bin/sh -c 'trap "exit 5" INT
+    echo ready; while :; do sleep 0.1; done'
+  background --name still /bin/sh -c 'trap "exit 6" TERM; echo ready; while :; do sleep 0.1; done'
+  for name in deaf polite still; do wait_for said "$name" ready; done
+  run 0 pause still
+  kill -TERM "$(monitor_of deaf)" "$(monitor_of still)"
+  kill -HUP "$(monitor_of polite)"
+  run 0 wait deaf polite still
+  is "$out" $'137\n5\n6'
+  run 0 ps -q
+  is "$out" ''
+  run 0 start polite # its policy counts again
+  kill -KILL "$(pid_of polite)"
+  wait_for eval '[[ $(state_of polite) == running && $("${mydocker[@]}" inspect \
+    -f "{{.RestartCount}}" polite) == 1 ]]'
+  run 0 rm -f deaf polite still
+}
+
 test_kill() { # life: kill sends PID 1 any signal, and says when there's nobody to get it
   own_state
   background --name k /bin/sh -c 'trap "echo hup" HUP; echo ready; while :; do sleep 0.05; done'
