@@ -3053,8 +3053,10 @@ def hand_down(path):
         return
     more = V2_CONTROLLERS & set(read_all(path + "/cgroup.controllers").split())
     more -= set(read_all(path + "/cgroup.subtree_control").split())
+    if not more:
+        return
     try:
-        write_value(path + "/cgroup.subtree_control", "+" + " +".join(more)) if more else None
+        write_value(path + "/cgroup.subtree_control", "+" + " +".join(more))
     except OSError as error:
         pids = read_all(path + "/cgroup.procs").split()
         if error.errno != errno.EBUSY or not pids:
@@ -3077,12 +3079,39 @@ def cgroup_file(dirs, *names):
     """The first of these files that is in one of the cgroups, or None: v1 and v2 differ in them."""
     return next(filter(os.path.exists, (f"{path}/{name}" for name in names for path in dirs)), None)
 
-def count(dirs, keys, *names):
-    """The sum of the numbers after KEYS in the first of these files; without keys its only one."""
-    path = cgroup_file(dirs, *names)
-    words = read_all(path).replace("=", " ").split() if path else []
-    return sum(int(value) for key, value in zip(["", *words], words)
-               if key in (keys.split() or [""]) and value != "max")
+def read_number(dirs, *names):
+    """The number in the first of these files; 0 where there is none, or it says "max"."""
+    path, text = cgroup_file(dirs, *names), ""
+    with tolerate(*LEAVING):
+        text = read_all(path).strip() if path else ""
+    return int(text) if text.isdigit() else 0
+
+def read_sums(dirs, *names):
+    """The sums of the numbers that stand after each word in the first of these files."""
+    path, words, sums = cgroup_file(dirs, *names), [], {}
+    with tolerate(*LEAVING):
+        words = read_all(path).replace("=", " ").split() if path else []
+    for word, number in zip(words, words[1:]):
+        if number.isdigit():
+            sums[word] = sums.get(word, 0) + int(number)
+    return sums
+
+def usage_of(dirs):
+    """What the processes in cgroups use, or have used, and their limits; 0 is not known, or none."""
+    cpu, memory = read_sums(dirs, "cpu.stat"), read_sums(dirs, "memory.stat")
+    disk = read_sums(dirs, "blkio.throttle.io_service_bytes", "io.stat")
+    return {
+        "cpu_ns": read_number(dirs, "cpuacct.usage") or 1000 * cpu.get("usage_usec", 0),
+        "memory": read_number(dirs, "memory.usage_in_bytes", "memory.current"),
+        "memory_limit": read_number(dirs, "memory.limit_in_bytes", "memory.max"),
+        "cache": memory.get("total_inactive_file") or memory.get("inactive_file", 0),
+        "read": disk.get("Read", 0) + disk.get("rbytes", 0),
+        "written": disk.get("Write", 0) + disk.get("wbytes", 0),
+        "pids": len(cgroup_pids(dirs[:1])), "pids_limit": read_number(dirs, "pids.max")}
+
+def out_of_memory(dirs):
+    """True if the kernel has killed something because of cgroups' memory limit."""
+    return read_sums(dirs, "memory.events", "memory.oom_control").get("oom_kill", 0) > 0
 
 def enter_cgroups(dirs, pid):
     for path in dirs:
@@ -3118,39 +3147,45 @@ def own_cgroups(record):
 
 # Standing still, and the end
 
+class Freezer:
+    """What stops all processes in cgroups: a file, the words for it by whether it is to stop them,
+    and where it says that it has, in which lines."""
+    def __init__(self, path):
+        self.path, self.shown_in = path, path
+        self.words = self.states = "THAWED", "FROZEN"
+        if path.endswith("/cgroup.freeze"):  # v2's, since 5.2
+            self.shown_in = os.path.dirname(path) + "/cgroup.events"
+            self.words, self.states = ("0", "1"), ("frozen 0", "frozen 1")
+
 def freezer_of(dirs):
-    """What freezes cgroups: (file, what to write to it, file, what that says then); each what is
-    for running on, and for standing still.  None where there is nothing."""
     path = cgroup_file(dirs, "cgroup.freeze", "freezer.state")
-    if path and path.endswith("/cgroup.freeze"):  # v2's, since 5.2
-        return path, "01", path[:-len("freeze")] + "events", ("frozen 0", "frozen 1")
-    return path and (path, ("THAWED", "FROZEN")) * 2
+    return Freezer(path) if path else None
 
 def is_paused(dirs):
     """True if the processes in cgroups are frozen, or about to be."""
     freezer = freezer_of(dirs)
     if freezer:
         with tolerate(*LEAVING):
-            return read_all(freezer[0]).strip() != freezer[1][0]
+            return read_all(freezer.path).strip() != freezer.words[False]
     return False
 
 def freeze(dirs, frozen):
     """Stop all processes in cgroups, which don't notice, or let them go on."""
     freezer, end = freezer_of(dirs), time.monotonic() + GRACE
     if not freezer:
-        raise Failure("pause: this box has no cgroup with a freezer", hint="mydocker info")
-    path, values, shown_in, states = freezer
-    write_value(path, values[frozen])
-    while states[frozen] not in read_all(shown_in).split("\n"):
+        raise Failure("pause: this host has no cgroup with a freezer", hint="mydocker info")
+    write_value(freezer.path, freezer.words[frozen])
+    while freezer.states[frozen] not in read_all(freezer.shown_in).split("\n"):
         if time.monotonic() > end:
-            raise Failure(f"pause, on {path}: a process can't be stopped")
+            raise Failure(f"pause, on {freezer.path}: a process can't be stopped")
         time.sleep(0.001)
-        write_value(path, values[frozen])  # v1: for what was forked in between
+        write_value(freezer.path, freezer.words[frozen])  # v1: for what was forked in between
 
 def thaw(dirs):
     """Let go on what may be frozen: nothing frozen takes a signal."""
     with tolerate(*LEAVING):
-        freeze(dirs, False) if is_paused(dirs) else None
+        if is_paused(dirs):
+            freeze(dirs, False)
 
 def kill_cgroups(dirs):
     """Kill all in cgroups, even if it forks faster than it can be counted."""
@@ -3159,19 +3194,20 @@ def kill_cgroups(dirs):
         write_value(killer, 1)
         return
     try:
-        freeze(dirs, True) if freezer else None
+        if freezer:
+            freeze(dirs, True)
         for pid in cgroup_pids(dirs):
             with tolerate(errno.ESRCH):
                 os.kill(pid, _signal.SIGKILL)
     finally:
-        freeze(dirs, False) if freezer else None  # what v1 has frozen doesn't even die
+        if freezer:
+            freeze(dirs, False)  # what v1 has frozen doesn't even die
 
 def remove_cgroups(record):
     """Kill what is left in a container's cgroups, and remove them with those that it made in them;
     returns whether the kernel killed something because of their memory limit."""
     dirs, end = own_cgroups(record), time.monotonic() + GRACE
-    out_of_memory = count(record.get("cgroups", []), "oom_kill",
-                          "memory.events", "memory.oom_control") > 0
+    killed = out_of_memory(record.get("cgroups", []))
     for path in dirs:
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
@@ -3185,7 +3221,7 @@ def remove_cgroups(record):
         with tolerate(errno.EBUSY, errno.ENOTEMPTY, *NOT_OURS, *LEAVING):  # others' are left
             if os.path.basename(above) == "mydocker":
                 os.rmdir(above)
-    return out_of_memory
+    return killed
 
 # Devices.  Rules as in the OCI's linux.resources.devices: of those that fit, the last one counts.
 # In v2 they are compiled: see bpf.h, bpf_cgroup_dev_ctx, and bpf/standardization/ of the kernel.
@@ -4481,22 +4517,18 @@ def stats_row(record, before):
         return None
     for name, _, counts in (line.partition(":") for line in lines[2:-1]):
         network = [a + int(b) * (name.strip() != "lo") for a, b in zip(network, counts.split())]
-    now = time.monotonic(), (count(dirs, "", "cpuacct.usage") / 1e9
-                             or count(dirs, "usage_usec", "cpu.stat") / 1e6)
+    usage = usage_of(dirs)
+    now = time.monotonic(), usage["cpu_ns"] / 1e9
     last, before[record["id"]] = before.get(record["id"], (0, now[1])), now
-    cache = (count(dirs, "total_inactive_file", "memory.stat")  # what could go at once
-             or count(dirs, "inactive_file", "memory.stat"))
-    memory = max(0, count(dirs, "", "memory.usage_in_bytes", "memory.current") - cache)
-    limit = min(count(dirs, "", "memory.limit_in_bytes", "memory.max") or 1 << 63,
-                int(read_all("/proc/meminfo").split()[1]) << 10)
-    disk = [count(dirs, words, "blkio.throttle.io_service_bytes", "io.stat")
-            for words in ("Read rbytes", "Write wbytes")]
+    memory = max(0, usage["memory"] - usage["cache"])  # the cache could go at once
+    limit = min(usage["memory_limit"] or 1 << 63, int(read_all("/proc/meminfo").split()[1]) << 10)
+    disk = usage["read"], usage["written"]
     sizes = [" / ".join(map(humane_size, pair))
              for pair in ((memory, limit), (network[0], network[8]), disk)]
     busy = (now[1] - last[1]) / (now[0] - last[0])
     return dict(zip(STATS, [record["id"][:12], record["name"], f"{100 * busy:.2f}%", sizes[0],
                             f"{100 * memory / limit:.2f}%", *sizes[1:],
-                            str(len(cgroup_pids(dirs[:1])))]))
+                            str(usage["pids"])]))
 
 @command("CONTAINER", "show the processes of a container", takes=ONE)
 def cmd_top(_, words):
@@ -9507,14 +9539,11 @@ def cmd_list(options, _):
          ("--stats", "", "once, and leave"), takes=ONE)
 def cmd_events(options, words):
     while True:
-        dirs = known_oci(words[0])["cgroups"]
-        cpu = count(dirs, "", "cpuacct.usage") or 1000 * count(dirs, "usage_usec", "cpu.stat")
-        limit = count(dirs, "", "memory.limit_in_bytes", "memory.max")
+        usage = usage_of(known_oci(words[0])["cgroups"])
+        memory = {"limit": usage["memory_limit"], "usage": usage["memory"]}
         show(to_json({"type": "stats", "id": words[0], "data": {
-            "cpu": {"usage": {"total": cpu}}, "pids": {
-                "current": len(cgroup_pids(dirs[:1])), "limit": count(dirs, "", "pids.max")},
-            "memory": {"usage": {"limit": limit, "usage": count(
-                dirs, "", "memory.usage_in_bytes", "memory.current")}}}}))
+            "cpu": {"usage": {"total": usage["cpu_ns"]}}, "memory": {"usage": memory},
+            "pids": {"current": usage["pids"], "limit": usage["pids_limit"]}}}))
         if options["stats"]:
             return
         time.sleep(5)
