@@ -748,7 +748,7 @@ def mounts_here():
     return rows
 
 def mount_id(path):
-    """The id of the mount that PATH leads to, of those at one place the last: proc_pid_fdinfo(5)."""
+    """The id of the mount that PATH leads to, the last of those there: proc_pid_fdinfo(5)."""
     with tolerate(), Descriptor(os.open(path, os.O_PATH | os.O_CLOEXEC)) as fd:
         with Descriptor(os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)) as info:
             return os.read(info, 4096).partition(b"mnt_id:")[2].split()[0].decode()
@@ -1571,8 +1571,8 @@ class Watch:
         else:
             os.kill(self.pid, number)
     def stop(self):
-        """The host ends what runs in the background, as it does at power-off: end the container, for
-        good, in the time that it has for that."""
+        """End the container for good, in the time that it has for that: somebody ends us, as a
+        host does that goes down."""
         record = self.monitor["record"]
         touch_if_there(container_path(record, "stop"))
         thaw(record["cgroups"])  # nothing frozen takes a signal
@@ -3097,7 +3097,7 @@ def read_sums(dirs, *names):
     return sums
 
 def usage_of(dirs):
-    """What the processes in cgroups use, or have used, and their limits; 0 is not known, or none."""
+    """What the processes in cgroups use, or have used, and their limits; 0: not known, or none."""
     cpu, memory = read_sums(dirs, "cpu.stat"), read_sums(dirs, "memory.stat")
     disk = read_sums(dirs, "blkio.throttle.io_service_bytes", "io.stat")
     return {
@@ -3433,8 +3433,8 @@ class Limit:
         raise Failure(f"{self.what}, on {text}: there is no cgroup with {name} here")
 
 def limit_cgroups(dirs, resources, undo=None):
-    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO, a
-    list, gets what put_back needs."""
+    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO,
+    a list, gets what put_back needs."""
     usual = [*usual_limits(dirs, resources)]
     others = [limit.place(dirs) for limit in other_limits(resources)]
     for path, text, _ in usual:
