@@ -742,8 +742,8 @@ def hold(path, mode=fcntl.LOCK_EX):
     return fd
 
 def mounts_here():
-    """This process's mounts: [(place, type, options, the type's own, what of it is mounted there)].
-    See proc_pid_mountinfo(5)."""
+    """This process's mounts: [(place, type, options, the type's own, what of it is mounted there,
+    id)].  See proc_pid_mountinfo(5)."""
     rows = []
     for line in read_all("/proc/self/mountinfo").split("\n")[:-1]:
         before, _, after = line.partition(" - ")
@@ -751,8 +751,15 @@ def mounts_here():
         for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
             fields[4] = fields[4].replace(code, character)
         kind, *_, more = after.split(" ")
-        rows.append((fields[4], kind, fields[5].split(","), more.split(","), fields[3]))
+        rows.append((fields[4], kind, fields[5].split(","), more.split(","), fields[3], fields[0]))
     return rows
+
+def mount_id(path):
+    """The id of the mount that PATH leads to, the last of those there: proc_pid_fdinfo(5)."""
+    with tolerate(), Descriptor(os.open(path, os.O_PATH | os.O_CLOEXEC)) as fd:
+        with Descriptor(os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)) as info:
+            return os.read(info, 4096).partition(b"mnt_id:")[2].split()[0].decode()
+    return None
 
 def is_name(text):
     plain = text.replace("_", "a").replace(".", "a").replace("-", "a")
@@ -1161,9 +1168,10 @@ def show_json(words, look_up, template=None):
 # bytes until the child is gone.  From the child's first moment it holds that PR_SET_PDEATHSIG kills
 # it when this process dies: no container outlives its monitor.
 #
-# `run` itself is the monitor.  With -d it forks first, and a child in a session of its own is; the
-# parent leaves when it hears that the command runs.  What a monitor needs is one dict, so that it
-# can execute itself again, smaller, and hand that on.
+# `run` itself is the monitor, and passes signals on.  With -d it forks first, and a child in a
+# session of its own is; the parent leaves when it hears that the command runs.  TERM and HUP tell
+# that one to stop its container: a host that goes down says so.  What a monitor needs is one dict,
+# so that it can execute itself again, smaller, and hand that on.
 
 MFD_NOEXEC_SEAL = 8  # linux/memfd.h
 NAMESPACES = {  # the OCI's names, in the order to enter them: (flag, name in /proc/PID/ns)
@@ -1600,14 +1608,28 @@ class Watch:
                 self.status = exit_status(wait_status)
         elif number == _signal.SIGWINCH and self.terminal is not None and self.monitor["attached"]:
             resize(self.terminal)
+        elif number in (_signal.SIGTERM, _signal.SIGHUP) and not self.monitor["attached"]:
+            self.stop()
         else:
             os.kill(self.pid, number)
+    def stop(self):
+        """End the container for good, in the time that it has for that: somebody ends us, as a
+        host does that goes down."""
+        record = self.monitor["record"]
+        touch_if_there(container_path(record, "stop"))
+        thaw(record["cgroups"])  # nothing frozen takes a signal
+        os.kill(self.pid, record["stop_signal"])
+        if self.kill_at is None and record["stop_timeout"] >= 0:
+            self.kill_at = time.monotonic() + record["stop_timeout"]
+        self.make_room_at = None  # a second monitor wouldn't know
     def act_in_time(self):
         """Do what was to be done at a certain time."""
         now = time.monotonic()
         if self.status is not None:
             return
         if self.kill_at and now > self.kill_at:
+            self.kill_at = None
+            thaw(self.monitor["record"]["cgroups"])
             os.kill(self.pid, _signal.SIGKILL)
         if self.make_room_at is not None and now > self.make_room_at and self.is_idle():
             self.make_room_at = None
@@ -2981,6 +3003,7 @@ def load_filter(steps):
 V2_CONTROLLERS = {"cpu", "cpuset", "io", "memory", "pids"}
 ASIDE = "/mydocker.aside"  # where processes go that are in the way of a v2 cgroup's children
 NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not change, in a container
+FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode: linux/proc_ns.h, PROC_USER_INIT_INO
 LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
 
 def cgroup_dirs(path):
@@ -3007,14 +3030,20 @@ def hierarchies():
     """The cgroup trees mounted here by their controllers, "" for v2: {controllers: (mount point,
     directory of this process's own cgroup)}.  See cgroups(7)."""
     rows = [line.split(":", 2)[1:] for line in read_all("/proc/self/cgroup").split("\n") if line]
-    found = {}
-    for point, kind, _, words, root in mounts_here():
+    found, ranks = {}, {}
+    for point, kind, _, words, root, number in mounts_here():
+        if kind not in ("cgroup", "cgroup2") or mount_id(point) != number:
+            continue  # it is covered by a later mount: what is there is no file of this tree
         for name, own in rows:
             mine = kind == "cgroup" and name and set(name.split(",")) <= set(words)
-            if mine or kind == "cgroup2" and not name:
-                below = os.path.relpath(own, root)  # inside a container the root isn't "/"
-                below = "." if below.startswith("..") else below
-                found.setdefault(name, (point, os.path.normpath(f"{point}/{below}")))
+            if not mine and (kind == "cgroup" or name):
+                continue
+            below = os.path.relpath(own, root)  # inside a container the root isn't "/"
+            apart = below.startswith("..")  # it shows another's part: perhaps of a container
+            rank = apart, len(root)  # the whole tree before a part of it
+            if name not in ranks or rank < ranks[name]:
+                place = os.path.normpath(f"{point}/{'.' if apart else below}")
+                found[name], ranks[name] = (point, place), rank
     return found
 
 def mount_cgroups(target, _, flags, __):
@@ -3048,8 +3077,13 @@ def make_cgroups(dirs, resources, pid):
                 made += [path] if make_cgroup(path) else []
                 break
     limit_cgroups(made, resources)
-    with tolerate(errno.EPERM):  # in a user namespace, where nobody can make a device either
+    try:
         limit_devices(made, resources.get("devices") or ())
+    except PermissionError:
+        if os.stat("/proc/self/ns/user").st_ino == FIRST_USER_NAMESPACE:
+            raise Failure("device rules: the kernel takes none from us, but devices could be made",
+                          hint="a filter around us forbids bpf(2)? --privileged has no rules"
+                          ) from None  # in another user namespace nobody can make one
     enter_cgroups(made, pid)
     return made
 
@@ -3076,8 +3110,10 @@ def hand_down(path):
         return
     more = V2_CONTROLLERS & set(read_all(path + "/cgroup.controllers").split())
     more -= set(read_all(path + "/cgroup.subtree_control").split())
+    if not more:
+        return
     try:
-        write_value(path + "/cgroup.subtree_control", "+" + " +".join(more)) if more else None
+        write_value(path + "/cgroup.subtree_control", "+" + " +".join(more))
     except OSError as error:
         pids = read_all(path + "/cgroup.procs").split()
         if error.errno != errno.EBUSY or not pids:
@@ -3100,12 +3136,39 @@ def cgroup_file(dirs, *names):
     """The first of these files that is in one of the cgroups, or None: v1 and v2 differ in them."""
     return next(filter(os.path.exists, (f"{path}/{name}" for name in names for path in dirs)), None)
 
-def count(dirs, keys, *names):
-    """The sum of the numbers after KEYS in the first of these files; without keys its only one."""
-    path = cgroup_file(dirs, *names)
-    words = read_all(path).replace("=", " ").split() if path else []
-    return sum(int(value) for key, value in zip(["", *words], words)
-               if key in (keys.split() or [""]) and value != "max")
+def read_number(dirs, *names):
+    """The number in the first of these files; 0 where there is none, or it says "max"."""
+    path, text = cgroup_file(dirs, *names), ""
+    with tolerate(*LEAVING):
+        text = read_all(path).strip() if path else ""
+    return int(text) if text.isdigit() else 0
+
+def read_sums(dirs, *names):
+    """The sums of the numbers that stand after each word in the first of these files."""
+    path, words, sums = cgroup_file(dirs, *names), [], {}
+    with tolerate(*LEAVING):
+        words = read_all(path).replace("=", " ").split() if path else []
+    for word, number in zip(words, words[1:]):
+        if number.isdigit():
+            sums[word] = sums.get(word, 0) + int(number)
+    return sums
+
+def usage_of(dirs):
+    """What the processes in cgroups use, or have used, and their limits; 0: not known, or none."""
+    cpu, memory = read_sums(dirs, "cpu.stat"), read_sums(dirs, "memory.stat")
+    disk = read_sums(dirs, "blkio.throttle.io_service_bytes", "io.stat")
+    return {
+        "cpu_ns": read_number(dirs, "cpuacct.usage") or 1000 * cpu.get("usage_usec", 0),
+        "memory": read_number(dirs, "memory.usage_in_bytes", "memory.current"),
+        "memory_limit": read_number(dirs, "memory.limit_in_bytes", "memory.max"),
+        "cache": memory.get("total_inactive_file") or memory.get("inactive_file", 0),
+        "read": disk.get("Read", 0) + disk.get("rbytes", 0),
+        "written": disk.get("Write", 0) + disk.get("wbytes", 0),
+        "pids": len(cgroup_pids(dirs[:1])), "pids_limit": read_number(dirs, "pids.max")}
+
+def out_of_memory(dirs):
+    """True if the kernel has killed something because of cgroups' memory limit."""
+    return read_sums(dirs, "memory.events", "memory.oom_control").get("oom_kill", 0) > 0
 
 def enter_cgroups(dirs, pid):
     for path in dirs:
@@ -3141,20 +3204,26 @@ def own_cgroups(record):
 
 # Standing still, and the end
 
+class Freezer:
+    """What stops all processes in cgroups: a file, the words for it by whether it is to stop them,
+    and where it says that it has, in which lines."""
+    def __init__(self, path):
+        self.path, self.shown_in = path, path
+        self.words = self.states = "THAWED", "FROZEN"
+        if path.endswith("/cgroup.freeze"):  # v2's, since 5.2
+            self.shown_in = os.path.dirname(path) + "/cgroup.events"
+            self.words, self.states = ("0", "1"), ("frozen 0", "frozen 1")
+
 def freezer_of(dirs):
-    """What freezes cgroups: (file, what to write to it, file, what that says then); each what is
-    for running on, and for standing still.  None where there is nothing."""
     path = cgroup_file(dirs, "cgroup.freeze", "freezer.state")
-    if path and path.endswith("/cgroup.freeze"):  # v2's, since 5.2
-        return path, "01", path[:-len("freeze")] + "events", ("frozen 0", "frozen 1")
-    return path and (path, ("THAWED", "FROZEN")) * 2
+    return Freezer(path) if path else None
 
 def is_paused(dirs):
     """True if the processes in cgroups are frozen, or about to be."""
     freezer = freezer_of(dirs)
     if freezer:
         with tolerate(*LEAVING):
-            return read_all(freezer[0]).strip() != freezer[1][0]
+            return read_all(freezer.path).strip() != freezer.words[False]
     return False
 
 def freeze(dirs, frozen):
@@ -3162,18 +3231,18 @@ def freeze(dirs, frozen):
     freezer, end = freezer_of(dirs), time.monotonic() + GRACE
     if not freezer:
         raise Failure("pause: this host has no cgroup with a freezer", hint="mydocker info")
-    path, values, shown_in, states = freezer
-    write_value(path, values[frozen])
-    while states[frozen] not in read_all(shown_in).split("\n"):
+    write_value(freezer.path, freezer.words[frozen])
+    while freezer.states[frozen] not in read_all(freezer.shown_in).split("\n"):
         if time.monotonic() > end:
-            raise Failure(f"pause, on {path}: a process can't be stopped")
+            raise Failure(f"pause, on {freezer.path}: a process can't be stopped")
         time.sleep(0.001)
-        write_value(path, values[frozen])  # v1: for what was forked in between
+        write_value(freezer.path, freezer.words[frozen])  # v1: for what was forked in between
 
 def thaw(dirs):
     """Let go on what may be frozen: nothing frozen takes a signal."""
     with tolerate(*LEAVING):
-        freeze(dirs, False) if is_paused(dirs) else None
+        if is_paused(dirs):
+            freeze(dirs, False)
 
 def kill_cgroups(dirs):
     """Kill all in cgroups, even if it forks faster than it can be counted."""
@@ -3182,19 +3251,20 @@ def kill_cgroups(dirs):
         write_value(killer, 1)
         return
     try:
-        freeze(dirs, True) if freezer else None
+        if freezer:
+            freeze(dirs, True)
         for pid in cgroup_pids(dirs):
             with tolerate(errno.ESRCH):
                 os.kill(pid, _signal.SIGKILL)
     finally:
-        freeze(dirs, False) if freezer else None  # what v1 has frozen doesn't even die
+        if freezer:
+            freeze(dirs, False)  # what v1 has frozen doesn't even die
 
 def remove_cgroups(record):
     """Kill what is left in a container's cgroups, and remove them with those that it made in them;
     returns whether the kernel killed something because of their memory limit."""
     dirs, end = own_cgroups(record), time.monotonic() + GRACE
-    out_of_memory = count(record.get("cgroups", []), "oom_kill",
-                          "memory.events", "memory.oom_control") > 0
+    killed = out_of_memory(record.get("cgroups", []))
     for path in dirs:
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
@@ -3208,7 +3278,7 @@ def remove_cgroups(record):
         with tolerate(errno.EBUSY, errno.ENOTEMPTY, *NOT_OURS, *LEAVING):  # others' are left
             if os.path.basename(above) == "mydocker":
                 os.rmdir(above)
-    return out_of_memory
+    return killed
 
 # Devices.  Rules as in the OCI's linux.resources.devices: of those that fit, the last one counts.
 # In v2 they are compiled: see bpf.h, bpf_cgroup_dev_ctx, and bpf/standardization/ of the kernel.
@@ -3253,7 +3323,7 @@ def limit_devices(dirs, rules):
         file = "/devices.allow" if rule["allow"] else "/devices.deny"
         write_value(os.path.dirname(path) + file,
                     f"{rule.get('type', 'a')} {pair} {rule['access']}")
-    if path or not group or not rules:
+    if path or not group or allows_all(rules):
         return
     code = device_program(rules)
     place, words = [(INT * (len(data) // 4)).from_buffer_copy(data) for data in (code, b"MIT\0")]
@@ -3263,6 +3333,16 @@ def limit_devices(dirs, rules):
     with Descriptor(program), Descriptor(os.open(os.path.dirname(group), OPEN_DIR)) as target:
         attach = struct.pack("=IIII", target, program, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
         bpf(BPF_PROG_ATTACH, attach, len(attach))  # the program lives as long as the cgroup
+
+def allows_all(rules):
+    """True if these device rules, of which the last that fits counts, forbid nothing."""
+    for rule in reversed(rules):
+        if not rule["allow"]:
+            return False
+        anything = rule.get("type") in (None, "a") and rule["access"] == "rwm"
+        if anything and {rule.get("major", -1), rule.get("minor", -1)} == {-1}:
+            return True
+    return not rules
 
 def device_program(rules):
     """The BPF program for the rules: r1 → access << 16 | type, major, minor; r0 says yes or no."""
@@ -3410,8 +3490,8 @@ class Limit:
         raise Failure(f"{self.what}, on {text}: there is no cgroup with {name} here")
 
 def limit_cgroups(dirs, resources, undo=None):
-    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO, a
-    list, gets what put_back needs."""
+    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO,
+    a list, gets what put_back needs."""
     usual = [*usual_limits(dirs, resources)]
     others = [limit.place(dirs) for limit in other_limits(resources)]
     for path, text, _ in usual:
@@ -4496,22 +4576,18 @@ def stats_row(record, before):
         return None
     for name, _, counts in (line.partition(":") for line in lines[2:-1]):
         network = [a + int(b) * (name.strip() != "lo") for a, b in zip(network, counts.split())]
-    now = time.monotonic(), (count(dirs, "", "cpuacct.usage") / 1e9
-                             or count(dirs, "usage_usec", "cpu.stat") / 1e6)
+    usage = usage_of(dirs)
+    now = time.monotonic(), usage["cpu_ns"] / 1e9
     last, before[record["id"]] = before.get(record["id"], (0, now[1])), now
-    cache = (count(dirs, "total_inactive_file", "memory.stat")  # what could go at once
-             or count(dirs, "inactive_file", "memory.stat"))
-    memory = max(0, count(dirs, "", "memory.usage_in_bytes", "memory.current") - cache)
-    limit = min(count(dirs, "", "memory.limit_in_bytes", "memory.max") or 1 << 63,
-                int(read_all("/proc/meminfo").split()[1]) << 10)
-    disk = [count(dirs, words, "blkio.throttle.io_service_bytes", "io.stat")
-            for words in ("Read rbytes", "Write wbytes")]
+    memory = max(0, usage["memory"] - usage["cache"])  # the cache could go at once
+    limit = min(usage["memory_limit"] or 1 << 63, int(read_all("/proc/meminfo").split()[1]) << 10)
+    disk = usage["read"], usage["written"]
     sizes = [" / ".join(map(humane_size, pair))
              for pair in ((memory, limit), (network[0], network[8]), disk)]
     busy = (now[1] - last[1]) / (now[0] - last[0])
     return dict(zip(STATS, [record["id"][:12], record["name"], f"{100 * busy:.2f}%", sizes[0],
                             f"{100 * memory / limit:.2f}%", *sizes[1:],
-                            str(len(cgroup_pids(dirs[:1])))]))
+                            str(usage["pids"])]))
 
 @command("CONTAINER", "show the processes of a container", takes=ONE)
 def cmd_top(_, words):
@@ -9527,14 +9603,11 @@ def cmd_list(options, _):
          ("--stats", "", "once, and leave"), takes=ONE)
 def cmd_events(options, words):
     while True:
-        dirs = known_oci(words[0])["cgroups"]
-        cpu = count(dirs, "", "cpuacct.usage") or 1000 * count(dirs, "usage_usec", "cpu.stat")
-        limit = count(dirs, "", "memory.limit_in_bytes", "memory.max")
+        usage = usage_of(known_oci(words[0])["cgroups"])
+        memory = {"limit": usage["memory_limit"], "usage": usage["memory"]}
         show(to_json({"type": "stats", "id": words[0], "data": {
-            "cpu": {"usage": {"total": cpu}}, "pids": {
-                "current": len(cgroup_pids(dirs[:1])), "limit": count(dirs, "", "pids.max")},
-            "memory": {"usage": {"limit": limit, "usage": count(
-                dirs, "", "memory.usage_in_bytes", "memory.current")}}}}))
+            "cpu": {"usage": {"total": usage["cpu_ns"]}}, "memory": {"usage": memory},
+            "pids": {"current": usage["pids"], "limit": usage["pids_limit"]}}}))
         if options["stats"]:
             return
         time.sleep(5)

@@ -2872,6 +2872,29 @@ test_limit_devices() { # limits: a container can use the usual devices and those
     like "$err" 'kmsg: Operation not permitted'; }
 }
 
+test_limit_devices_forbidden() { # limits: where a filter around us forbids device rules, nothing
+  # starts without them, but what is to have none
+  need cgroup-v2 unshare umount
+  cat >filtered.py <<'END'
+import ctypes, os, struct, sys
+
+number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]  # bpf(2)
+rows = (0x20, 0, 0, 0), (0x15, 0, 1, number), (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in rows))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(code)))
+assert ctypes.CDLL(None).prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP
+os.execv(sys.argv[1], sys.argv[1:])
+END
+  PYTHON=$PYTHON own_mounts '
+    umount $(awk "/ - cgroup / {print \$5}" /proc/self/mountinfo) || : # v1 needs no bpf(2)
+    "$@" run /bin/true
+    status=0
+    "$PYTHON" -I filtered.py "$@" run /bin/echo started >out 2>err || status=$?
+    [ "$status $(cat out)" = "125 " ]
+    grep "^mydocker: device rules: the kernel takes none from us" err
+    [ "$("$PYTHON" -I filtered.py "$@" run --privileged /bin/echo started)" = started ]'
+}
+
 test_limit_view() { # limits: the container sees its own cgroup alone, read-only,
   # and no release_agent
   run 0 run -m 64m /bin/sh -c 'cat /proc/self/cgroup; find /sys/fs/cgroup -name release_agent
@@ -2914,6 +2937,33 @@ END
     --cgroup --mount bash -x inside "${mydocker[@]}" || got=$?
   rmdir "$top"/mydocker* "$top"
   is "$got" 137
+}
+
+test_limit_covered() { # limits: a cgroup tree that is covered by another mount isn't believed,
+  # and one mounted whole comes before a part of it, another container's say
+  need unshare awk mount
+  need_limits pids
+  own_state
+  own_mounts '
+    mount -t tmpfs none /sys/fs/cgroup
+    "$@" run /bin/true
+    [ -z "$(ls -A /sys/fs/cgroup)" ]
+    status=0
+    "$@" run --pids-limit 5 /bin/true 2>err || status=$?
+    [ "$status" = 125 ] && grep "there is no cgroup with pids.max here" err
+    umount /sys/fs/cgroup
+    tree=$(awk "/ - cgroup2? / && (/ - cgroup .*pids/ || \$5 == \"/sys/fs/cgroup\") {print \$5}" \
+      /proc/self/mountinfo)
+    part=$tree/mydocker-test-$$
+    mkdir "$part" part whole
+    mount --bind "$part" part
+    mount --bind "$tree" whole
+    umount -l "$tree"
+    "$@" run --pids-limit 5 /bin/true
+    rmdir whole/mydocker-test-$$ # and nothing is in it
+    id=$("$@" run -d --name t --pids-limit 5 /bin/sleep 1000)
+    [ -d "whole/mydocker/$id" ]
+    "$@" rm -f t'
 }
 
 test_stats() { # limits: stats shows what a container uses, as a table, as JSON and by template
@@ -3722,6 +3772,30 @@ test_restart_policy() { # life: --restart starts a container again,
   wait_for eval '[[ $(state_of d) == restarting ]]'
   run 0 rm -f a b c d
   nothing_on_record
+}
+
+test_monitor_told() { # life: TERM and HUP tell a background container's monitor to stop it, for
+  # good and in the time that it has for that: so a host goes down without waiting
+  local number
+  own_state
+  background --name deaf --restart always --stop-timeout 1 /bin/sh -c 'trap "" TERM HUP
+    echo ready; while :; do sleep 0.1; done'
+  background --name polite --restart always --stop-signal INT /bin/sh -c 'trap "exit 5" INT
+    echo ready; while :; do sleep 0.1; done'
+  background --name still /bin/sh -c 'trap "exit 6" TERM; echo ready; while :; do sleep 0.1; done'
+  for name in deaf polite still; do wait_for said "$name" ready; done
+  run 0 pause still
+  kill -TERM "$(monitor_of deaf)" "$(monitor_of still)"
+  kill -HUP "$(monitor_of polite)"
+  run 0 wait deaf polite still
+  is "$out" $'137\n5\n6'
+  run 0 ps -q
+  is "$out" ''
+  run 0 start polite # its policy counts again
+  kill -KILL "$(pid_of polite)"
+  wait_for eval '[[ $(state_of polite) == running && $("${mydocker[@]}" inspect \
+    -f "{{.RestartCount}}" polite) == 1 ]]'
+  run 0 rm -f deaf polite still
 }
 
 test_kill() { # life: kill sends PID 1 any signal, and says when there's nobody to get it
