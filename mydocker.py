@@ -1814,7 +1814,7 @@ def container_main(channel, trees, places):
         bring_up_loopback()
     if has_namespace(spec, "cgroup"):
         os.unshare(CLONE_NEWCGROUP)  # after run chose our cgroup: it becomes the namespace's "/"
-    build_root(spec)
+    dev = build_root(spec)
     if spec.get("hooks"):
         import subprocess  # for all of them: soon it would be the container's, CVE-2019-14271
         send(channel, "hooks")  # the outside runs its own now
@@ -1831,10 +1831,12 @@ def container_main(channel, trees, places):
         if row.get("chown"):
             chown_tree(os.open("/", os.O_PATH | os.O_CLOEXEC), row["destination"][1:], *user[:2])
     slave = hand_out_terminal(channel, process, user[0])
-    if slave is not None and own_root and dev_row(spec):  # /dev is still as we made it
+    fresh = dev is not None and os.path.samestat(dev, os.stat("/dev"))  # as we made it
+    if slave is not None and own_root and fresh:
         os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # for boot messages
-    close_dev(spec)
+    if fresh:
+        close_dev(spec)
     enter_workdir(process["cwd"])
     pipes = pipe_device()
     limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
@@ -2057,6 +2059,7 @@ DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("u
            ("tty", 5, 0))
 DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
              ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"))
+OWN_MOUNTS = "layers", "copy"  # types that only our own specs have
 offer("run",
       ("--rootfs", "DIR", "use this directory as the root, as it is"),
       ("--read-only", "", "let nothing be written to the root file system"),
@@ -2105,16 +2108,20 @@ def ephemeral_mounts(scratch):
 # Inside: the mounts
 
 def build_root(spec):
-    """Make the container's root file system, with the host's still there."""
+    """Make the container's root file system, with the host's still there; returns what the /dev is
+    that was made, os.stat's, or None."""
     path, own = spec["root"]["path"], spec["root"]["path"] != "/"
     scratch = spec["annotations"].get("mydocker.scratch")
     if scratch:
         mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")  # takes what is written
     if own:
         mount(path, path, None, MS_BIND | MS_REC, None)  # pivot_root(2) wants a mount as new root
-    elif spec["root"].get("readonly"):
+    if (scratch or spec["root"].get("readonly")) and not spec["linux"].get("rootfsPropagation"):
+        keep_peers(spec["mounts"])
+        mount(None, path, None, MS_REC | MS_PRIVATE, None)  # what comes later would be writable
+    if not own and spec["root"].get("readonly"):
         set_mount_flags("/", MS_RDONLY)
-    dev = dev_row(spec)
+    dev, fresh = dev_row(spec), None
     for row in spec["mounts"]:
         fill = row is dev
         if fill:  # first: see close_dev
@@ -2127,7 +2134,17 @@ def build_root(spec):
                     raise
                 mount_one(root, row["fallback"])
             if fill:
-                make_devices(root, spec)
+                fresh = make_devices(root, spec)
+    return fresh
+
+def keep_peers(rows):
+    """Copy what is to get the host's later mounts, while its place still gets them."""
+    for row in rows:
+        flags, propagation, _ = parse_mount_options(row["options"])
+        if flags & MS_BIND and MS_SLAVE in {kind & ~MS_REC for kind in propagation}:
+            with tolerate(*NOT_TO_BE_HAD, errno.ENOENT):  # mount_bind() will say it
+                row["tree"] = open_tree(AT_FDCWD, row["source"],  # a copy of the mount
+                                        OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)
 
 def enter_root(spec):
     """Make what was built the root; no directory in it is needed for the old one: pivot_root(2)."""
@@ -2271,7 +2288,9 @@ def mounter_of(row):
     """The function that makes a row's mount; most kinds are the kernel's."""
     if parse_mount_options(row["options"])[0] & MS_BIND:
         return mount_bind
-    own = {"layers": mount_layers, "cgroup": mount_cgroups, "copy": mount_copy}
+    if row["type"] == "cgroup":
+        return mount_cgroups
+    own = dict(zip(OWN_MOUNTS, (mount_layers, mount_copy)))
     return own.get(row["type"], mount_new)
 
 def keep_propagation(row):
@@ -2308,36 +2327,72 @@ def set_mount_flags(path, flags, clear=0, whole=AT_RECURSIVE):
             mount(None, point, None, kept | flags & sum(MOUNT_ATTRS), None)  # now with this, too
 
 def dev_row(spec):
-    """The row that makes /dev, if it is ours to be filled: not one that is bound from the host."""
-    rows = [row for row in spec["mounts"] if os.path.normpath(row["destination"]) == "/dev"]
-    return next((row for row in rows if not {"bind", "rbind"} & set(row["options"])), None)
+    """The row that makes /dev, if it is ours to be filled: empty, and nobody else's."""
+    rows = [row for row in spec["mounts"]
+            if os.path.normpath(row["destination"]).strip("/") == "dev"]
+    if rows and rows[-1]["type"] == "tmpfs" and not {"bind", "rbind"} & set(rows[-1]["options"]):
+        return rows[-1]
+    return None
 
 def make_devices(root, spec):
-    """Fill the fresh /dev: what any program expects, and what --device added."""
-    rows = [{"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor}
-            for name, major, minor in DEVICES]
+    """Fill the fresh /dev: what any program expects, and what --device added; returns what it is,
+    os.stat's.  A device may be elsewhere in the root, but nothing makes room for it there."""
+    rows = {f"/dev/{name}": {"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor}
+            for name, major, minor in DEVICES}
+    rows.update((row["path"], row) for row in spec["linux"].get("devices") or [])
     umask = os.umask(0)
-    for row in rows + (spec["linux"].get("devices") or []):
-        with Descriptor(make_in_root(root, os.path.dirname(row["path"]) or "/")) as above:
-            make_device(row, above, os.path.basename(row["path"]))
-    os.umask(umask)
     with Descriptor(open_in_root(root, "/dev", OPEN_DIR | os.O_NOFOLLOW)) as dev:
+        for path, row in rows.items():
+            if path.startswith("/dev/") and path[5:] in dict(DEV_LINKS):
+                continue  # the host's ptmx may be among the devices
+            with Descriptor(make_device_folder(root, path, dev)) as above:
+                if mount_id(above) == mount_id(dev):
+                    remove_tree(os.path.basename(path), above)  # what tmpcopyup put there
+                make_device(row, above, os.path.basename(path))
         for name, target in DEV_LINKS:
-            remove_tree(name, dev)  # the host's ptmx may be among the devices
+            remove_tree(name, dev)
             os.symlink(target, name, dir_fd=dev)  # as every program expects them
+        os.umask(umask)
+        return os.fstat(dev)
+
+def mount_id(fd):
+    """The number of the mount that a descriptor is on: proc_pid_fdinfo(5)."""
+    rows = dict(row.split(":\t") for row in read_all(f"/proc/self/fdinfo/{fd}").split("\n")
+                if row.startswith("mnt_id:"))
+    return rows["mnt_id"]
+
+def make_device_folder(root, path, dev):
+    """Open, or make, the directory of a device: in DEV, or in what is the root itself, but not in
+    anything else that is mounted there: it could be the host's."""
+    there = folder = os.path.dirname(path)
+    with blame(f"device, on {path}"):
+        while True:
+            try:
+                place = Descriptor(open_in_root(root, there, resolve=RESOLVE_NO_SYMLINKS))
+                break
+            except FileNotFoundError:
+                there = os.path.dirname(there)
+        with place:
+            if mount_id(place) not in (mount_id(dev), mount_id(root)):
+                raise Failure(f"device, on {path}: {there} is on another mount")
+        return make_in_root(root, folder, True, RESOLVE_NO_SYMLINKS)
 
 def make_device(row, above, name):
     """Make a device's node, or where none can be made, in a user namespace, show the host's."""
     kind = {"b": stat.S_IFBLK, "p": stat.S_IFIFO}.get(row["type"], stat.S_IFCHR)
-    number = os.makedev(row.get("major", 0), row.get("minor", 0))
-    remove_tree(name, above)  # one of the six may be asked for, too
-    try:
-        mode = 0o666
-        if row.get("fileMode") is not None:
-            mode = stat.S_IMODE(row["fileMode"])  # docker's holds the kind, too
-        os.mknod(name, kind | mode, number, dir_fd=above)  # a device
-        os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
-    except PermissionError:
+    number = os.makedev(row.get("major") or 0, row.get("minor") or 0)
+    mode = 0o666
+    if row.get("fileMode") is not None:
+        mode = stat.S_IMODE(row["fileMode"])  # docker's holds the kind, too
+    with blame(f"device, on {row['path']}"):
+        try:
+            os.mknod(name, kind | mode, number, dir_fd=above)  # a device
+            os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
+            return
+        except PermissionError:
+            info = os.stat(row["path"])
+        if stat.S_IFMT(info.st_mode) != kind or info.st_rdev != number:
+            raise Failure(f"device, on {row['path']}: it is another one on the host")
         os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=above))
         mount(row["path"], f"/proc/self/fd/{above}/{name}", None, MS_BIND, None)  # the host's own
 
@@ -3417,7 +3472,9 @@ PROCESS_LIMITS = (
     ("--cgroup-parent", "PATH", "where in the cgroup trees the container's cgroups go"))
 ULIMITS = ("cpu fsize data stack core rss nproc nofile memlock as locks sigpending msgqueue nice "
            "rtprio rttime").split()  # by resource.h's numbers
-SYSCTLS = ("net.", "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm")  # those of a namespace
+SYSCTLS = (  # those of a namespace: (how they start, its kind)
+    ("net.", "network"), ("fs.mqueue.", "ipc"), ("kernel.msg", "ipc"), ("kernel.sem", "ipc"),
+    ("kernel.shm", "ipc"), ("kernel.domainname", "uts"))
 offer("run", *LIMIT_OPTIONS, *PROCESS_LIMITS,
       ("--device", "HOST[:PLACE][:rwm]...", "add a device of the host's"))
 
@@ -3666,8 +3723,9 @@ def set_sysctls(sysctls):
     """Set {name: value} in this process's namespaces, and nothing else, by no name or link."""
     for name, value in sysctls.items():
         what, path = f"--sysctl, on {name}={value}", "/proc/sys/" + name.replace(".", "/")
-        if not name.startswith(SYSCTLS) or "/" in name or not all(name.split(".")):
-            raise Failure(f"{what}: only the container's own can be set: {'* '.join(SYSCTLS)}*")
+        starts = tuple(start for start, _ in SYSCTLS)
+        if not name.startswith(starts) or "/" in name or not all(name.split(".")):
+            raise Failure(f"{what}: only the container's own can be set: {'* '.join(starts)}*")
         with blame(what), Descriptor(os.open("/", OPEN_DIR)) as root, Descriptor(
                 open_in_root(root, path, os.O_WRONLY, RESOLVE_NO_SYMLINKS)) as fd:
             if not is_proc(fd):  # CVE-2025-52881
@@ -9169,6 +9227,9 @@ def load_bundle(bundle, container_id):
                              "cgroupsPath": f"mydocker/{container_id}", **spec["linux"]}
     refuse_malformed(spec, what)
     refuse_unsupported(spec, what)
+    refuse_foreign_sysctls(linux, what)
+    spec = known_fields(spec, OCI_SPEC)
+    linux = spec["linux"]
     spec["root"]["path"] = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
     spec["process"] = full_process(spec["process"], {}, what)
     for row in spec["mounts"]:
@@ -9203,6 +9264,17 @@ def read_shaped(path, shape):
     except (ValueError, RecursionError) as why:
         raise Failure(f"{path}: bad JSON: {why}") from None
 
+def known_fields(value, shape):
+    """VALUE without the keys that its SHAPE doesn't name: among them could be our own, by which
+    chapters tell init things."""
+    if isinstance(shape, dict) and str not in shape:
+        return {key: known_fields(value[key], shape[key]) for key in shape if key in value}
+    if isinstance(shape, dict):
+        return {key: known_fields(each, shape[str]) for key, each in value.items()}
+    if isinstance(shape, list):
+        return [known_fields(each, shape[0]) for each in value]
+    return value
+
 def without_nulls(value):
     """A JSON value without what is null, as if it weren't there."""
     if isinstance(value, dict):
@@ -9227,6 +9299,25 @@ def refuse_unsupported(spec, what):
     for row in spec["mounts"]:
         if row.get("uidMappings") or {"idmap", "ridmap"} & set(row.get("options") or ()):
             raise Failure(f"{what}: mounts: idmap: not supported")
+        if row.get("type") in OWN_MOUNTS:  # with options that mean something to us alone
+            raise Failure(f"{what}: mounts: type: {row['type']}: unknown")
+
+def refuse_foreign_sysctls(linux, what):
+    """Refuse a setting of a namespace that isn't the container's own, or another container's: it
+    would be the host's.  As runc does; engines make some namespaces, and give their path."""
+    paths = {row["type"]: row.get("path") for row in linux["namespaces"]}
+    for name in linux["sysctl"]:
+        kind = next((kind for start, kind in SYSCTLS if name.startswith(start)), None)
+        if kind is None:
+            continue  # set_sysctls() refuses it
+        own = kind in paths
+        if own and paths[kind]:
+            with blame(f"namespace, on {paths[kind]}"):
+                own = not os.path.samestat(os.stat(paths[kind]),
+                                           os.stat(f"/proc/self/ns/{NAMESPACES[kind][1]}"))
+        if not own:
+            raise Failure(f"{what}: linux.sysctl: {name}: it would be the host's: the container "
+                          f"has no {kind} namespace of its own")
 
 def refuse_malformed(spec, what):
     """Refuse by name what the specification wants and isn't there, or isn't what it knows."""
@@ -9289,7 +9380,7 @@ def full_process(process, default, what):
 def read_process(path, old):
     """The process in an engine's file."""
     kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
-    return full_process(read_shaped(path, OCI_PROCESS), {
+    return full_process(known_fields(read_shaped(path, OCI_PROCESS), OCI_PROCESS), {
         key: old[key] for key in kept if key in old}, path)
 
 @command("", "show what of the OCI's runtime-spec is carried out, as JSON")

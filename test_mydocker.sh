@@ -1682,6 +1682,37 @@ test_image_read_only() { # root: --read-only leaves only volumes, /dev and tmpfs
   is "$out" $'/v\n/mem\n/dev/shm'
 }
 
+test_read_only_later() { # root: what the host mounts later on a read-only root isn't writable inside, but a slave volume gets it
+  need unshare mount
+  local how
+  mkdir later root
+  small_root root
+  mkdir root/later
+  for how in --read-only "--read-only --rootfs $PWD/root" --ephemeral; do
+    rm -f go out
+    mkfifo go
+    HOW=$how own_mounts '
+      mount --make-rshared /
+      if [[ $HOW == *--rootfs* ]]; then top=/later; else top=$PWD/later; fi
+      "$@" run -i $HOW -v "$PWD/later:/etc:rslave" /bin/sh -c "
+        echo up; read x
+        (: >$top/file) && echo written; ls -d $top/seen /etc/seen; read x" <go >out 2>&1 &
+      exec 3>go
+      until grep -q up out; do sleep 0.02; done
+      mount -t tmpfs tmpfs later
+      touch later/seen
+      mount --bind later root/later
+      echo >&3
+      until grep -q "/etc/seen" out; do sleep 0.02; done
+      cat out
+      [[ ! -e later/file ]]
+      exec 3>&-
+      wait'
+    unlike "$(<out)" '/later/seen$'
+    like "$(<out)" $'\n/etc/seen'
+  done
+}
+
 test_tmpfs_option() { # root: --tmpfs mounts an empty file system in memory, with the options given
   make_image "t$n:1"
   run 0 run --rm --tmpfs /etc --tmpfs /a/b:size=1m,mode=1770,exec \
@@ -8090,7 +8121,7 @@ busybox stat -c "%a %n" /dev/log /dev/none
 (: >/dev/log); echo $?'
   for rule in "'/dev/x', 'type': 'z'" "'/', 'type': 'c'" "'/dev/x', 'type': 'c', 'major': -1"; do
     configure "l['devices'] = [{'path': $rule}]"
-    fails 125 'config.json: linux.devices: /(dev/x)?: no such device' create t
+    fails 125 'config.json: linux(.devices: /(dev/x)?: no such device|: devices: major: a number)' create t
   done
   configure "l['devices'] = []; l['resources']['devices'][1]['access'] = 'x'"
   fails 125 'linux.resources.devices: access: x: unknown' create t
@@ -8275,6 +8306,82 @@ test_oci_update() { # oci: update takes resources in the OCI's form, and zero le
   is "$(<"$dir") $(cat "$(find /sys/fs/cgroup -path '*/mydocker/t/memory.limit_in_bytes' \
     -o -path '*/mydocker/t/memory.max' | head -n 1)")" '40 67108864'
   run 0 delete --force t
+}
+
+test_oci_devices_elsewhere() { # oci: a device is made in the container's own /dev or root, and nothing is removed for it
+  local where
+  oci_bundle
+  mkdir -p tree/deep/er
+  echo precious | tee tree/deep/file root/file >/dev/null
+  configure "
+c['mounts'].insert(0, {'destination': '/bound', 'type': 'bind', 'source': '$PWD/tree', 'options': ['rbind']})" /bin/true
+  for where in /bound/deep /bound/new /bound/made/up /file /etc; do
+    configure "l['devices'] = [{'path': '$where', 'type': 'c', 'major': 1, 'minor': 3}]"
+    fails 125 "^mydocker: device, on $where: (/bound is on another mount|file exists)$" create t
+  done
+  ln -s ../bound root/etc/by # nor by a link
+  configure "l['devices'] = [{'path': '/etc/by/new', 'type': 'c', 'major': 1, 'minor': 3}]"
+  fails 125 '^mydocker: device, on /etc/by/new: ' create t
+  is "$(find tree | sort | xargs)" 'tree tree/deep tree/deep/er tree/deep/file'
+  is "$(cat tree/deep/file root/file)" $'precious\nprecious'
+  configure "l['devices'] = [{'path': path, 'type': 'c', 'major': 1, 'minor': 7}
+  for path in ('/null0', '/dev/a/full', '/dev/zero', '/dev/ptmx')]" /bin/ls -l /null0 /dev/a/full /dev/zero /dev/ptmx
+  run 0 run --bundle . t
+  is "$(grep -c ' 1, *7 ' <<<"$out")" 3
+  like "$out" '/dev/ptmx -> pts/ptmx'
+  rm root/null0
+  # a /dev that is somebody else's is not filled, nor is its console made
+  mkdir empty
+  configure "l['devices'], l['maskedPaths'] = [], []
+c['mounts'].append({'destination': '/dev/.', 'type': 'bind', 'source': '$PWD/empty', 'options': ['bind']})" /bin/ls /dev
+  run 0 run --bundle . t
+  is "$out$(ls empty)" ''
+}
+
+test_oci_foreign_sysctls() { # oci: a setting of a namespace that is the host's is refused, in whatever way it is the host's
+  local name kind domain before
+  before=$(cat /proc/sys/kernel/{msgmax,domainname} /proc/sys/net/ipv4/ip_forward)
+  while read -r name kind file; do
+    oci_bundle
+    configure "
+c['hostname'] = ''
+l['sysctl'] = {'$name': '1'}
+l['namespaces'] = [row for row in l['namespaces'] if row['type'] != '$kind']" /bin/true
+    fails 125 "config.json: linux.sysctl: $name: it would be the host's" create t
+    configure "l['namespaces'].append({'type': '$kind', 'path': '/proc/self/ns/$file'})"
+    fails 125 "config.json: linux.sysctl: $name: it would be the host's" create t
+  done <<'END'
+kernel.msgmax ipc ipc
+kernel.shm_rmid_forced ipc ipc
+fs.mqueue.msg_max ipc ipc
+net.ipv4.ip_forward network net
+kernel.domainname uts uts
+END
+  is "$(cat /proc/sys/kernel/{msgmax,domainname} /proc/sys/net/ipv4/ip_forward)" "$before"
+  bundle_says $'moon\n4242' "l['sysctl'] = {'kernel.domainname': 'moon', 'kernel.msgmax': '4242'}" \
+    /bin/cat /proc/sys/kernel/domainname /proc/sys/kernel/msgmax
+  run 0 run --sysctl kernel.domainname=moon /bin/cat /proc/sys/kernel/domainname
+  is "$out" moon
+}
+
+test_oci_private_keys() { # oci: what chapters tell init by keys of their own a bundle can't tell it
+  local row
+  make_canary
+  for row in "'tree': 3" "'fallback': {'type': 'copy'}" "'copyUp': True" "'chown': True" "'volume': 'v'"; do
+    bundle_says fine "c['mounts'].append({'destination': '/x', 'type': 'tmpfs', $row})" /bin/sh -c 'echo fine'
+    bundle_says fine "c['mounts'].append({'destination': '/x', 'type': 'bind', 'source': '$PWD/canary', 'options': ['rbind'], $row})" \
+      /bin/sh -c 'echo fine'
+    rm -rf root
+  done
+  bundle_says fine "p['user'].update(username='no:body', added=7); p['capabilities']['made_up'] = ['CAP_X']
+c.update(gate=3, states=4, filter=5); c['annotations'] = {'mydocker.init': 'true', 'mydocker.scratch': '/etc'}" \
+    /bin/sh -c 'echo fine'
+  for row in copy layers; do
+    oci_bundle
+    configure "c['mounts'].append({'destination': '/x', 'type': '$row', 'source': '$PWD/canary', 'options': ['lowerdir=/etc']})" /bin/true
+    fails 125 "config.json: mounts: type: $row: unknown" create t
+  done
+  canary_lives
 }
 
 # ── 24. The OCI runtime under engines ──────────────────────────────────────
