@@ -306,7 +306,7 @@ class blame:
     def __enter__(self):
         return self
     def __exit__(self, _, error, __):
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise Failure(f"{self.what}: {reason(error)}") from None
 
 NOT_TO_BE_HAD = errno.ENOSYS, errno.EPERM  # an old kernel; a seccomp filter around us
@@ -353,10 +353,19 @@ class call_named:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = self.call
 
+class Unread(Failure):
+    """Nobody reads the answer any more: a quiet end, as of a program that SIGPIPE ends."""
+    def __init__(self):
+        super().__init__("", 128 + _signal.SIGPIPE)
+
 def show(text):
-    """Print a command's answer; an output that is full or closed is a Failure."""
-    with blame("write, on standard output"):
-        print(text, flush=True)
+    """Print a command's answer, in UTF-8 whatever PYTHONIOENCODING says of print(); an output that
+    is full is a Failure, too."""
+    try:
+        with blame("write, on standard output"):
+            write_all(1, encode(text + "\n"))
+    except BrokenPipeError:
+        raise Unread() from None
 
 def print_line(text, fd=2):
     """Write one line on stderr in a single write, so that two processes' lines don't mix."""
@@ -926,6 +935,8 @@ def run_command(name, options, words):
         return 0
     try:
         return function(options, words) or 0
+    except BrokenPipeError:
+        raise Unread() from None
     except OSError as error:  # the kernel's errors don't say what was being done
         raise Failure(*describe(error, name)) from None
 
@@ -1001,7 +1012,7 @@ def each(name, words, action):
             if answer:
                 show(answer)
         except (Failure, OSError) as error:
-            if failed:
+            if failed and failed.message:
                 print_line(f"mydocker: {failed.message}")
             failed = Failure(*describe(error, f"{name}, on {word}"))
     if failed:
@@ -1659,6 +1670,8 @@ def moved(stream):
     try:
         stream.move()
     except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise Unread() from None
         if error.errno != errno.EIO:
             raise Failure(f"write, on standard output: {reason(error)}") from None
         stream.waiting, stream.sink = b"", None
@@ -2434,7 +2447,13 @@ def cmd_run(options, words):
     if not options["detach"]:
         return launch(state, plan["guard"], options["cidfile"], birth)
     in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready))
-    show(plan["id"])
+    try:
+        show(plan["id"])
+    except Failure:  # nobody knows its id: what fails leaves nothing
+        cmd_rm({"force": True, "volumes": True}, plan["id"])
+        if options["cidfile"]:
+            unlink_if_there(options["cidfile"])
+        raise
 
 def plan_network(options, plan):
     """The name of a container's first network, and what is wanted of them."""
@@ -7213,7 +7232,8 @@ def ask_login(options):
     if options["password-stdin"]:
         if not user:
             raise Failure("--password-stdin: it needs --username")
-        return user, sys.stdin.read(SMALL_FILE).rstrip("\r\n")
+        with open(0, encoding="utf-8", errors="surrogateescape", closefd=False) as file:
+            return user, file.read(SMALL_FILE).rstrip("\r\n")
     if not (user and password is not None or os.isatty(0)):
         raise Failure("login: standard input is no terminal to ask on",
                       hint="--username USER --password-stdin")
@@ -9986,25 +10006,32 @@ def dispatch(words):
                       hint=f"sudo python3 {sys.argv[0]} {name} ...")
     return run_command(name, options, words)
 
+def fill_descriptors():
+    """Make closed standard descriptors /dev/null, for us and for the command: the next file that is
+    opened would get the number of one."""
+    with blame(f"start, on {os.devnull}"):
+        while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+            os.set_inheritable(fd, True)
+    os.close(fd)
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # it was closed when Python started
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))
+
 def main():
     """Run the program and exit; the status is Docker's: 125 if the trouble is mydocker's own."""
     os.umask(0o022)  # at every start: with a caller's 077 no user inside would find a thing
-    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:  # a closed standard one must not be taken
-        pass
-    os.close(fd)
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # it was closed when Python started; it's /dev/null now
-            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))
     if sys.getfilesystemencoding() != "utf-8":  # such as GBK: bytes must come and go unchanged
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.argv])
     try:
+        fill_descriptors()
         status = dispatch(sys.argv[1:])
     except KeyboardInterrupt:
         status = 128 + _signal.SIGINT
     except Exception as error:
         message, status, hint = describe(error, "mydocker")
-        print_line(f"mydocker: {message}")
-        log_for_engine("error", message)
+        if message:  # else see Unread
+            print_line(f"mydocker: {message}")
+            log_for_engine("error", message)
         if hint:
             print_line(f"hint: {hint}")
     os._exit(status)  # at once: nothing is left to tidy up, and the interpreter's own takes 2 ms
