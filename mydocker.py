@@ -904,11 +904,54 @@ def command(usage, summary, *rows, takes=NONE, many=False, mixed=True):
     def register(function):
         name = function.__name__[4:].replace("_", " ")
         offer(name, *rows)
-        COMMANDS[name] = {"usage": usage, "summary": summary, "takes": SOME if many else takes,
-                          "many": many, "mixed": mixed, "function": function.__name__}
+        COMMANDS.setdefault(name, {}).update(
+            usage=usage, summary=summary, takes=SOME if many else takes, many=many, mixed=mixed,
+            function=function.__name__)
         return function
 
     return register
+
+def for_engines(name, *rows, only=(), typed=None):
+    """Make a function carry out the command NAME where it is about an engine's container, and add
+    options to it.  ONLY: those that only engines give, so that one of them tells.  TYPED: the name
+    of a function that tells it from the words."""
+    def register(function):
+        offer(name, *rows)
+        COMMANDS.setdefault(name, {}).update(engine=function.__name__, only=only, typed=typed)
+        return function
+
+    return register
+
+def is_for_engine(row, options, words):
+    """True if a command is about an engine's container: by its id, an option, or how it's typed."""
+    if "engine" not in row:
+        return False
+    name = words[0] if words else ""
+    return (any(options[key] for key in row["only"]) or (
+        is_name(name.replace("+", "-")) and os.path.exists(state_path("oci", name))) or (
+        row["typed"] is not None and globals()[row["typed"]](words)))
+
+def names_signal(words):
+    """True for `kill ID SIGNAL` as engines have it: Docker's has an option for that."""
+    if len(words) != 2 or os.path.lexists(state_path("names", words[1])):
+        return False
+    try:
+        return words[1] == "0" or parse_signal(words[1], "kill") > 0
+    except Failure:
+        return False
+
+def names_any(words):
+    """True for `ps ID`: there is only one of engines."""
+    return bool(words)
+
+def names_bundle(words):
+    """True for `run ID` as engines have it, with the bundle in the current directory."""
+    if len(words) != 1 or not is_name(words[0]) or not os.path.isfile("config.json"):
+        return False
+    try:
+        return not find_image(words[0])
+    except Failure:
+        return True  # no image of that name is meant
 
 def offer(name, *rows):
     """Add options to the command of that name: each chapter has those that it carries out."""
@@ -921,7 +964,8 @@ def also_called(alias, name):
 def run_command(name, options, words):
     """Carry out a command that was typed; returns the exit status."""
     row = COMMANDS[name]
-    function = globals()[row["function"]]
+    engine = is_for_engine(row, options, words)
+    function = globals()[row["engine" if engine else "function"]]
     if name not in QUICK:
         import gc
         gc.enable()
@@ -930,7 +974,7 @@ def run_command(name, options, words):
         said = function(options, word)
         return word if said is None else said
 
-    if row["many"]:
+    if row["many"] and not engine:
         each(name, words, call)
         return 0
     try:
@@ -2436,8 +2480,6 @@ NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-h
          takes=ANY, mixed=False)
 def cmd_run(options, words):
     apply_log_options(options)
-    if options["bundle"] is not None:
-        return run_bundle(options, words)
     birth = None if options["detach"] else start_early("init")
     plan, words = plan_root(options, words)
     plan["network"], plan["wants"] = plan_network(options, plan)
@@ -3671,19 +3713,16 @@ def limits_there(dirs):
          ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
          many=True)
 def cmd_update(options, name):
-    record, policy, file = find_either(name), options["restart"], options["resources"]
-    ours = "folder" not in record
+    record, policy, file = find_container(name), options["restart"], options["resources"]
     if policy is not None:
         check_restart(policy)
-        if not ours or not record["keep"]:
-            raise Failure(f"update, on --restart: {name} is removed when it has ended, or is an "
-                          "engine's")
+        if not record["keep"]:
+            raise Failure(f"update, on --restart: {name} is removed when it has ended")
     wanted = read_resources(file) if file else resources_of(options)
     with hold(container_path(record)):
         change_limits(record, wanted)
     if policy is not None:
         change_record(record, restart=policy)
-    return None if ours else ""  # engines want to hear nothing
 
 def change_limits(record, wanted):
     """Change what a container may use, on disk and in the kernel, or neither: WANTED is the OCI's
@@ -4065,7 +4104,7 @@ offer("run",
       ("--stop-timeout", "SECONDS", "how long `stop` waits before it kills (default: 10)"))
 
 def container_path(record, *names):
-    return state_path(record.get("folder", "containers"), record["id"], *names)
+    return state_path("oci" if record.get("engine") else "containers", record["id"], *names)
 
 def make_record(options, plan, spec):
     """The record of a new container."""
@@ -4078,7 +4117,7 @@ def make_record(options, plan, spec):
         check_new_name(options["name"], "--name")
     signal = given(options, "stop-signal", image.get("StopSignal") or "TERM")
     labels = dict(text.partition("=")[::2] for text in options["label"])
-    return {"id": plan["id"], "name": options["name"], "reference": plan["reference"],
+    return {"id": plan["id"], "engine": False, "name": options["name"], "reference": plan["reference"],
             "image": plan["digest"], "layers": plan["diff_ids"], "created": time.time(),
             "keep": plan["keep"], "args": spec["process"]["args"], "cgroups": cgroups,
             "network": plan["network"], "wants": plan["wants"],
@@ -4238,7 +4277,7 @@ def read_record(path):
         except ValueError:  # the host lost its power: what the container wrote may be well
             return warn(f"container, on {path}: its record is damaged, ignoring")
         marked = os.path.exists(state_path("running", record["id"]))
-        return {"cgroups": [], **record, "running": marked and is_running(path)}
+        return {"cgroups": [], "engine": False, **record, "running": marked and is_running(path)}
     return None
 
 def container_records():
@@ -4275,11 +4314,13 @@ def live_pid(record):
     return record["pid"]
 
 def container_state(record):
-    """Docker's word for what a container does, asked of the kernel."""
+    """Docker's word for what a container does, asked of the kernel, also for an engine's."""
     if not record["running"]:
         return "exited" if "started" in record else "created"
     if not record.get("pid") or process_start(record["pid"]) != record["pid_start"]:
-        return "restarting" if record["restarts"] else "created"
+        return "restarting" if record.get("restarts") else "created"
+    if os.path.exists(container_path(record, "exec.fifo")):
+        return "created"  # init waits at its gate
     return "paused" if is_paused(record["cgroups"]) else "running"
 
 # ── 17. Living with containers ───────────────────────────────────────────────
@@ -4298,9 +4339,6 @@ STOP_OPTIONS = (
          ("-a --attach", "", "stay with it"), ("-i --interactive", "", "with -a: pass input on"),
         takes=SOME)
 def cmd_start(options, words):
-    oci = find_oci(words[0])
-    if oci:
-        return start_created(oci)
     sweep_containers()
     if options["attach"] and len(words) == 1:
         return relaunch(find_container(words[0]), options)
@@ -4372,14 +4410,8 @@ def stop_container(record, number, seconds):
 @command("[OPTIONS] CONTAINER...  or  kill [--all] ID [SIGNAL]",
          "send containers' first process a signal",
          ("-s --signal", "SIGNAL", "by name or number (default: KILL; of an engine's: TERM)"),
-         ("-a --all", "", "of an engine's container: all processes"), takes=ANY)
+         takes=SOME)
 def cmd_kill(options, words):
-    if not words:
-        raise Failure("kill: it takes CONTAINER...", hint="mydocker kill --help")
-    oci = find_oci(words[0])
-    if oci or options["all"]:
-        number = parse_signal(given(options, "signal", (words + ["TERM"])[1]), "--signal")
-        return signal_oci(oci or known_oci(words[0]), number, options["all"])
     number = parse_signal(given(options, "signal", "KILL"), "--signal")
     each("kill", words, lambda name: kill_container(find_container(name), number) or name)
 
@@ -4392,17 +4424,19 @@ def kill_container(record, number):
     send_signal(pid, record["pid_start"], number)
 
 @command("CONTAINER...", "freeze all processes of containers", many=True)
-def cmd_pause(_, name, frozen=True):
-    record = find_either(name)
-    live_pid(record)
-    if is_paused(record["cgroups"]) == frozen:
-        raise Failure(f"container, on {name}: it is {'already' if frozen else 'not'} paused")
-    freeze(record["cgroups"], frozen)
-    return "" if "folder" in record else None  # engines want to hear nothing
+def cmd_pause(_, name):
+    pause_container(find_container(name), True)
 
 @command("CONTAINER...", "let the processes of paused containers go on", many=True)
 def cmd_unpause(_, name):
-    return cmd_pause(_, name, False)
+    pause_container(find_container(name), False)
+
+def pause_container(record, frozen):
+    live_pid(record)
+    if is_paused(record["cgroups"]) == frozen:
+        raise Failure(f"container, on {record['name']}: it is {'already' if frozen else 'not'} "
+                      "paused")
+    freeze(record["cgroups"], frozen)
 
 @command("CONTAINER...", "wait for containers to end, and print their exit statuses", many=True)
 def cmd_wait(_, name):
@@ -4447,28 +4481,24 @@ def cmd_prune(*_):
 @command("[OPTIONS] CONTAINER COMMAND [ARG...]  or  exec --process FILE ID",
          "run one more command in a running container", *PROCESS_OPTIONS,
          ("--privileged", "", "with all capabilities that the host can give, and no filter"),
-         takes=ANY, mixed=False)
+         takes=SOME, mixed=False)
 def cmd_exec(options, words):
-    """The process is as the container's own, but for what the options or the file say."""
-    if not words or not (words[1:] or options["process"]):
+    """The process is as the container's own, but for what the options say."""
+    if not words[1:]:
         raise Failure("exec: it takes CONTAINER COMMAND", hint="mydocker exec --help")
-    birth = Birth("join", options["detach"])
-    record = find_either(words[0])
-    oci = "folder" in record
+    birth, detach = Birth("join", options["detach"]), options["detach"]
+    record = find_container(words[0])
     live_pid(record)
     if is_paused(record["cgroups"]):
         raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker unpause {words[0]}")
-    spec, detach = read_json(container_path(record, "config.json")), options["detach"]
-    process = (read_process(options["process"], spec["process"]) if options["process"] else
-               exec_process(options, words[1:], spec["process"]))
+    spec = read_json(container_path(record, "config.json"))
+    process = exec_process(options, words[1:], spec["process"])
     state = {"record": record, "linux": {} if options["privileged"] else spec["linux"],
-             "attached": True, "interactive": options["interactive"] or oci,
+             "attached": True, "interactive": options["interactive"],
              "logged": False, "outputs": [], "typed": b"", "stdin": 0}
-    if not oci and (detach or not options["interactive"]):
+    if detach or not options["interactive"]:
         state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    start_process(state, birth, process, detach, (0, 0) if detach and not oci else (),
-                  preserved_fds(options))
-    hand_over(options, state["pid"], state["master"])
+    start_process(state, birth, process, detach, (0, 0) if detach else ())
     return None if detach else attend(state, True)
 
 def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0):
@@ -4484,7 +4514,7 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
         fds.insert(0, pidfd_open(first, 0))
     live_pid(record)  # the pid wasn't used again before all were open
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child of `join` becomes ours
-    engine, pipes = "folder" in record, []
+    engine, pipes = record["engine"], []
     if not outputs and not engine:
         pipes = output_pipes(process, True)
     with birth:
@@ -4503,9 +4533,8 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
 def exec_process(options, args, old):
     """One more process as the options say, and otherwise as OLD."""
     named = {} if options["user"] is None else {"username": options["user"]}
-    user, ours = {**old["user"], **named}, "username" in old["user"]  # else it is an engine's
-    process = dict(old, args=args, consoleSize=caller_size(), user=user,
-                   terminal=options["tty"] and not (ours and options["detach"]),
+    process = dict(old, args=args, consoleSize=caller_size(), user={**old["user"], **named},
+                   terminal=options["tty"] and not options["detach"],
                    cwd=os.path.join(old["cwd"], given(options, "workdir", "")),
                    env=environment_of(options, old["env"]))
     if options["privileged"]:
@@ -4537,12 +4566,9 @@ PS_FILTERS = {  # what `ps --filter KEY=VALUE` keeps
          ("--no-trunc", "", "ids and commands in full"),
          ("-f --filter", "K=V...", f"only some, by {', '.join(PS_FILTERS)}"),
          ("--format", "FORMAT", "table, json or a template, such as '{{.ID}} {{.PID}}'"),
-        takes=(0, 1))
-def cmd_ps(options, words):
+        takes=ANY, mixed=False)
+def cmd_ps(options, _):
     """What runs is asked of the kernel, not read."""
-    if words:
-        pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
-        return show(to_json(pids) if options["format"] == "json" else "\n".join(map(str, pids)))
     sweep_containers()
     records = container_records()
     for key, _, value in (text.partition("=") for text in options["filter"]):
@@ -9397,8 +9423,13 @@ def full_process(process, default, what):
         process["consoleSize"] = [size.get(key, 0) for key in ("height", "width")]
     return process
 
-def read_process(path, old):
-    """The process in an engine's file."""
+def one_more_process(options, args, old):
+    """The process of `exec`: an engine's file has it, or it is OLD but for what the options say."""
+    path = options["process"]
+    if not path:
+        if not args:
+            raise Failure("exec: it takes ID COMMAND, or --process FILE")
+        return exec_process(options, args, old)
     kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
     return full_process(known_fields(read_shaped(path, OCI_PROCESS), OCI_PROCESS), {
         key: old[key] for key in kept if key in old}, path)
@@ -9440,23 +9471,16 @@ ENGINE_OPTIONS = (  # of the commands by which engines start processes
     ("--pid-file", "FILE", "write the process's pid to a file"),
     ("--console-socket", "SOCKET", "send the terminal's master end there"),
     ("--preserve-fds", "N", "leave N descriptors from 3 on open"))
-offer("run", *ENGINE_OPTIONS,
-      ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"))
-offer("exec", *ENGINE_OPTIONS, ("--process", "FILE", "the process in the OCI's form"))
 
 # Their containers
 
 def find_oci(name):
     """The record of the container that an engine calls NAME, or None."""
     path = state_path("oci", name)
-    if "/" in name or name in ("", ".", "..") or not os.path.exists(record_file(path)):
+    if not is_name(name.replace("+", "-")) or not os.path.exists(record_file(path)):
         return None
     record = read_json(record_file(path))
-    return dict(record, running=is_alive(record))
-
-def find_either(name):
-    """The record of an engine's container of that id, or else of one of ours."""
-    return find_oci(name) or find_container(name)
+    return {**record, "engine": True, "running": is_alive(record)}
 
 def known_oci(name):
     record = find_oci(name)
@@ -9465,12 +9489,11 @@ def known_oci(name):
     return record
 
 def oci_status(record):
+    """The OCI's word for what a container does: two of them aren't Docker's."""
     if not record["pid"]:
         return "creating"
-    if not is_alive(record):
-        return "stopped"
-    waits = os.path.exists(container_path(record, "exec.fifo"))
-    return "paused" if is_paused(record["cgroups"]) else "created" if waits else "running"
+    word = container_state(dict(record, running=is_alive(record), started=record["created"]))
+    return "stopped" if word == "exited" else word
 
 def oci_state(record, status=None):
     """What `state` shows, and hooks get: runtime.md, "State"."""
@@ -9492,7 +9515,7 @@ def create_container(container_id, bundle, options, birth):
         spec["process"]["env"] += [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
     path = state_path("oci", container_id)
     theirs, spec["annotations"] = spec["annotations"], {}  # ours mean something to init
-    record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
+    record = {"id": container_id, "name": container_id, "engine": True, "bundle": bundle, "pid": 0,
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
               "annotations": theirs, "cgroups": []}
     cgroups = cgroup_dirs(spec["linux"]["cgroupsPath"])
@@ -9614,19 +9637,6 @@ def delete_container(record, force):
     run_late_hooks(record, "stopped", "poststop")
     remove_tree(container_path(record))
 
-def signal_oci(record, number, everyone):
-    """Send a signal to a container's first process, or to EVERYONE in it."""
-    if not is_alive(record) and not everyone:
-        raise Failure(f"kill, on {record['id']}: container not running")
-    if everyone:
-        for pid in cgroup_pids(own_cgroups(record)):
-            with tolerate(errno.ESRCH):
-                os.kill(pid, number)
-    if not everyone or record.get("found_cgroups"):
-        send_signal(record["pid"], record["pid_start"], number)
-    if number == _signal.SIGKILL:
-        thaw(record["cgroups"])
-
 def send_descriptor(path, fd):
     """Hand a descriptor to whoever listens on a socket, an engine's console socket; it's closed."""
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
@@ -9672,10 +9682,16 @@ def cmd_create(options, words):
         raise Failure("create, on process.terminal: there is no --console-socket to send it to")
     hand_over(options, record["pid"], None)
 
-def run_bundle(options, words):
+@for_engines("run", *ENGINE_OPTIONS,
+             ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"),
+             only=("bundle",), typed="names_bundle")
+def oci_run(options, words):
     """What create, start, waiting and delete do together; returns the exit status."""
+    apply_log_options(options)
     birth = start_early("init", outlive=True)
-    bundle = os.path.abspath(options["bundle"])
+    if options["bundle"] is None:
+        narrate(f"run: {words[0]} is no image, and here is a bundle: running that")
+    bundle = os.path.abspath(given(options, "bundle", "."))
     record, master = create_container("".join(words[:1]), bundle, options, birth)
     try:
         hand_over(options, record["pid"], None)
@@ -9687,6 +9703,72 @@ def run_bundle(options, words):
     finally:
         if not options["detach"]:
             delete_container(record, True)
+
+@for_engines("start")
+def oci_start(_, words):
+    start_created(known_oci(words[0]))
+
+@for_engines("exec", *ENGINE_OPTIONS, ("--process", "FILE", "the process in the OCI's form"),
+             only=("process", "console-socket"))
+def oci_exec(options, words):
+    """The process is as the file says, or as the container's own but for what the options say."""
+    detach = options["detach"]
+    birth = start_early("join", outlive=detach)
+    record = known_oci(words[0])
+    if not is_alive(record):
+        raise Failure(f"exec, on {words[0]}: container not running")
+    if is_paused(record["cgroups"]):
+        raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker resume {words[0]}")
+    spec = read_json(container_path(record, "config.json"))
+    process = one_more_process(options, words[1:], spec["process"])
+    state = {"record": record, "linux": spec["linux"], "attached": True, "interactive": True,
+             "logged": False, "outputs": [], "typed": b"", "stdin": 0}
+    start_process(state, birth, process, detach, (), preserved_fds(options))
+    hand_over(options, state["pid"], state["master"])
+    return None if detach else attend(state, True)
+
+@for_engines("kill", ("-a --all", "", "of an engine's container: all processes"),
+             only=("all",), typed="names_signal")
+def oci_kill(options, words):
+    """Send a signal to a container's first process, or to all in it; 0 sends none: kill(2)."""
+    record, name = known_oci(words[0]), given(options, "signal", (words + ["TERM"])[1])
+    number = 0 if name == "0" else parse_signal(name, "--signal")
+    if not options["all"] and not is_alive(record):
+        raise Failure(f"kill, on {words[0]}: container not running")
+    if options["all"]:
+        for pid in cgroup_pids(own_cgroups(record)):
+            with tolerate(errno.ESRCH):
+                os.kill(pid, number)
+    if not options["all"] or record.get("found_cgroups"):
+        send_signal(record["pid"], record["pid_start"], number)
+    if number == _signal.SIGKILL:
+        thaw(record["cgroups"])
+
+@for_engines("pause")
+def oci_pause(_, words):
+    pause_container(known_oci(words[0]), True)
+
+@for_engines("unpause")
+def oci_unpause(_, words):
+    pause_container(known_oci(words[0]), False)
+
+@command("ID", "the same as unpause, for engines", takes=ONE)
+def cmd_resume(_, words):
+    pause_container(known_oci(words[0]), False)
+
+@for_engines("update")
+def oci_update(options, words):
+    record, file = known_oci(words[0]), options["resources"]
+    if not record["running"]:
+        raise Failure(f"update, on {words[0]}: container not running")
+    wanted = read_resources(file) if file else resources_of(options)
+    with hold(container_path(record)):
+        change_limits(record, wanted)
+
+@for_engines("ps", typed="names_any")
+def oci_ps(options, words):
+    pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
+    show(to_json(pids) if options["format"] == "json" else "\n".join(map(str, pids)))
 
 @command("[OPTIONS] ID", "remove an engine's container, and all that it left",
          ("-f --force", "", "also if it runs, or isn't there"), takes=ONE)
@@ -9714,7 +9796,10 @@ def cmd_list(options, _):
          ("--stats", "", "once, and leave"), takes=ONE)
 def cmd_events(options, words):
     while True:
-        usage = usage_of(known_oci(words[0])["cgroups"])
+        record = known_oci(words[0])
+        if not record["running"]:
+            raise Failure(f"events, on {words[0]}: container not running")
+        usage = usage_of(record["cgroups"])
         memory = {"limit": usage["memory_limit"], "usage": usage["memory"]}
         show(to_json({"type": "stats", "id": words[0], "data": {
             "cpu": {"usage": {"total": usage["cpu_ns"]}}, "memory": {"usage": memory},
@@ -9722,10 +9807,6 @@ def cmd_events(options, words):
         if options["stats"]:
             return
         time.sleep(5)
-
-@command("ID", "the same as unpause, for engines", takes=ONE)
-def cmd_resume(_, words):
-    cmd_pause(_, words[0], False)
 
 # ── 35. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.

@@ -7884,7 +7884,7 @@ test_oci_life() { # oci: create, start, state, ps, kill and delete,
   "${mydocker[@]}" create --pid-file pid t >said 2>&1 </dev/null
   run 0 state t
   is "$(field status) $(field pid) $(field bundle)" "created $(<pid) $PWD"
-  like "$(<"/proc/$(<pid)/comm")" python # not the command yet
+  is "$(<"/proc/$(<pid)/comm")" mydocker:init # not the command yet
   is "$(<said)" ''
   fails 125 'container with given ID already exists' create t
   run 0 ps --format json t
@@ -7897,6 +7897,7 @@ test_oci_life() { # oci: create, start, state, ps, kill and delete,
   run 0 state t
   is "$(field status)" running
   wait_for has said started
+  run 0 kill t 0 # is it there?
   fails 125 'cannot start a container that is running' start t
   fails 125 'not stopped: running' delete t
   run 0 pause t
@@ -7912,7 +7913,13 @@ test_oci_life() { # oci: create, start, state, ps, kill and delete,
   is "$(field status) $(field pid)" 'stopped 0'
   fails 125 'container not running' kill t 15
   run 0 kill --all t 9
+  fails 125 'container not running' update --resources - t </dev/null
+  fails 125 'container not running' events --stats t
+  fails 125 'container not running' exec t true
   run 0 delete t
+  fails 125 '^mydocker: container, on t: container does not exist$' kill t TERM
+  fails 125 '^mydocker: container, on t: container does not exist$' kill --all t
+  fails 125 'container does not exist' ps t
   fails 125 'container does not exist' state t
   fails 125 'container does not exist' delete t
   run 0 delete --force t
