@@ -763,11 +763,14 @@ def mounts_here():
         rows.append((fields[4], kind, fields[5].split(","), more.split(","), fields[3], fields[0]))
     return rows
 
-def mount_id(path):
-    """The id of the mount that PATH leads to, the last of those there: proc_pid_fdinfo(5)."""
+def mount_id(fd):
+    """The number of the mount that a descriptor is on: proc_pid_fdinfo(5)."""
+    return read_all(f"/proc/self/fdinfo/{fd}").partition("mnt_id:")[2].split()[0]
+
+def mount_id_at(path):
+    """The number of the mount that PATH leads to, the last of those there; None if to none."""
     with tolerate(), Descriptor(os.open(path, os.O_PATH | os.O_CLOEXEC)) as fd:
-        with Descriptor(os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)) as info:
-            return os.read(info, 4096).partition(b"mnt_id:")[2].split()[0].decode()
+        return mount_id(fd)
     return None
 
 def is_name(text):
@@ -2412,12 +2415,6 @@ def make_devices(root, spec):
         os.umask(umask)
         return os.fstat(dev)
 
-def mount_id(fd):
-    """The number of the mount that a descriptor is on: proc_pid_fdinfo(5)."""
-    rows = dict(row.split(":\t") for row in read_all(f"/proc/self/fdinfo/{fd}").split("\n")
-                if row.startswith("mnt_id:"))
-    return rows["mnt_id"]
-
 def make_device_folder(root, path, dev):
     """Open, or make, the directory of a device: in DEV, or in what is the root itself, but not in
     anything else that is mounted there: it could be the host's."""
@@ -3148,7 +3145,7 @@ def hierarchies():
     rows = [line.split(":", 2)[1:] for line in read_all("/proc/self/cgroup").split("\n") if line]
     found, ranks = {}, {}
     for point, kind, _, words, root, number in mounts_here():
-        if kind not in ("cgroup", "cgroup2") or mount_id(point) != number:
+        if kind not in ("cgroup", "cgroup2") or mount_id_at(point) != number:
             continue  # it is covered by a later mount: what is there is no file of this tree
         for name, own in rows:
             mine = kind == "cgroup" and name and set(name.split(",")) <= set(words)
