@@ -7055,8 +7055,8 @@ strays() { # processes of ours, or of containers whose monitor is dead
       [[ $parent == "$BASHPID" || $parent == "$$" || ! $parent ]] || ps_line "$pid"
     elif grep -qE $'^NSpid:\t[0-9]+\t1$' "$dir/status" 2>/dev/null; then
       parent=$(sed -n 's/^PPid:\t//p' "$dir/status" 2>/dev/null)
-      [[ ! $parent || $parent -gt 1 ]] || grep -qF "$(readlink "$dir/ns/pid")" "$scratch/pidns" ||
-        ps_line "$pid"
+      [[ ! $parent || $parent -gt 1 ]] ||
+        grep -qF "$(readlink "$dir/ns/pid")" "$scratch/at_start/pidns" || ps_line "$pid"
     fi
   done
 }
@@ -7067,12 +7067,13 @@ none() { # none COMMAND...: it prints nothing
   [[ ! $("$@") ]]
 }
 
-empty_cgroups() { # containers' cgroups without a process
-  local - dir
-  set +x
-  find /sys/fs/cgroup -path '*/mydocker/*' -type d 2>/dev/null | while read -r dir; do
-    [[ $(cat "$dir/cgroup.procs" 2>/dev/null) ]] || echo "$dir"
-  done
+survey() { # survey DIRECTORY: what of this host a run of the tests could leave something of
+  mkdir "$1"
+  cp /proc/self/mountinfo "$1/mounts"
+  printf '%s\n' /sys/class/net/* >"$1/links"
+  nft list tables >"$1/tables" 2>/dev/null || :
+  readlink /proc/[0-9]*/ns/pid | sort -u >"$1/pidns"
+  find /sys/fs/cgroup -path '*mydocker*' -type d ! -name mydocker 2>/dev/null | sort >"$1/cgroups"
 }
 
 still_empty() { # those of "${empty[@]}" that are there and without one now
@@ -7084,13 +7085,14 @@ still_empty() { # those of "${empty[@]}" that are there and without one now
 }
 
 test_nothing_left() { # main: nothing is left behind on this box
+  local what
   run 0 run /bin/true # which sweeps up after the killed ones
-  diff "$scratch/mountinfo" /proc/self/mountinfo
   wait_for none strays
-  # other tests may be running beside these: theirs fill up, or go
-  mapfile -t empty < <(empty_cgroups)
+  survey after
+  for what in mounts links tables; do diff "$scratch/at_start/$what" "after/$what"; done
+  # other tests may be running beside these: their cgroups fill up, or go
+  mapfile -t empty < <(comm -13 "$scratch/at_start/cgroups" after/cgroups)
   wait_for none still_empty
-  diff "$scratch/links" <(printf '%s\n' /sys/class/net/*)
   is "$(find "$MYDOCKER_ROOT"/{containers,running} -mindepth 1)" ''
 }
 
@@ -7783,9 +7785,7 @@ main() {
     names=("${names[@]:0:10}" "${smoke[@]}" "${names[-1]}") pattern=.
   fi
   [[ $pattern != security ]] || pattern='security: |CVE-'
-  cp /proc/self/mountinfo "$scratch/mountinfo"
-  printf '%s\n' /sys/class/net/* >"$scratch/links"
-  readlink /proc/[0-9]*/ns/pid | sort -u >"$scratch/pidns"
+  survey "$scratch/at_start"
   if ! "${mydocker[@]}" info root pidns mntns utsns ipcns netns >"$scratch/log" 2>&1; then
     sed 's/^/# /' "$scratch/log"
     echo 'Bail out! this needs root and these namespaces'
