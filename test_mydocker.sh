@@ -625,7 +625,7 @@ test_mount_table() { # run: the host's mount table is the same before, while a c
 }
 
 test_own_proc() { # run: /proc is the container's own
-  run 0 run /bin/sh -c "read -r pid rest </proc/self/stat; echo \$\$ \$pid; cat /proc/1/comm;
+  run 0 run /bin/sh -c "read -r pid rest </proc/self/stat; echo \$\$ \$pid; cat /proc/1/comm
       echo /proc/[0-9]*"
   is "$out" $'1 1\nsh\n/proc/1'
   run 0 run /bin/cat /proc/self/mountinfo
@@ -1117,7 +1117,7 @@ os.execv(sys.argv[1], sys.argv[1:])' "${mydocker[@]}" run /bin/sh -c 'exit 7' ||
 test_large_command() { # monitor: a megabyte of arguments and a large environment arrive
   local i args=()
   for i in {1..100}; do args+=("$(printf '%010000d' "$i")"); done
-  run 0 run -e "BIG=${args[1]}${args[2]}" /bin/sh -c "echo \$# \${#BIG};
+  run 0 run -e "BIG=${args[1]}${args[2]}" /bin/sh -c "echo \$# \${#BIG}
       printf '%s\\n' \"\$@\" | sha256sum" sh "${args[@]}"
   is "$out" "100 20000"$'\n'"$(printf '%s\n' "${args[@]}" | sha256sum)"
 }
@@ -1206,7 +1206,7 @@ test_descriptors() { # user: no open file of the caller's or of mydocker's reach
   is "$out" '/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3'
   run 0 run -it --log-level error /bin/sh -c 'echo /proc/self/fd/*' 9</etc
   is "$out" $'/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3\r'
-  run 0 run --init --cap-add SYS_PTRACE /bin/sh -c 'echo /proc/1/fd/* /proc/self/fd/*;
+  run 0 run --init --cap-add SYS_PTRACE /bin/sh -c 'echo /proc/1/fd/* /proc/self/fd/*
       ls -l /proc/1/fd' 9</etc
   unlike "$out" '/etc|socket:|memfd|/proc/1/fd/3'
   like "$out" ' /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3'$'\n'
@@ -1243,7 +1243,7 @@ test_init_option() { # init: --init puts a reaper before the command
 test_init_signals() { # init: --init passes signals on to the command
   local signal
   for signal in TERM INT HUP QUIT USR1 USR2; do
-    start run --init /bin/sh -c "trap 'echo got; exit 3' $signal; echo ready;
+    start run --init /bin/sh -c "trap 'echo got; exit 3' $signal; echo ready
         while :; do sleep 0.05; done"
     wait_for has out ready
     kill -"$signal" "$pid"
@@ -1305,7 +1305,7 @@ test_ephemeral() { # root: --ephemeral lets anything be written, and the host ke
     mkdir /mydocker-test; rm -f $shm; chmod 777 /etc; chown 1:1 /etc/passwd"
   listing /etc "$PWD" | cmp - ../before
   [[ -e $shm && ! -e /mydocker-test ]]
-  run 0 run --ephemeral /bin/sh -c "rm -rf /etc; ls /etc 2>&1; echo still;
+  run 0 run --ephemeral /bin/sh -c "rm -rf /etc; ls /etc 2>&1; echo still
       ls /mydocker-test $canary 2>&1; :"
   like "$out" $'No such file.*\nstill\n.*No such file.*\n.*No such file'
   listing /etc "$PWD" | cmp - ../before
@@ -1359,7 +1359,7 @@ test_image_kernel_files() { # root: a container from an image has Docker's /proc
   like "$out" 'ptmx -> pts/ptmx'
   like "$out" $'\nfull\n'
   unlike "$out" $'\n/sys'
-  run 0 run --rm -t "t$n:1" /bin/sh -c 'ls -l /dev/console; [ -t 0 ] && echo terminal;
+  run 0 run --rm -t "t$n:1" /bin/sh -c 'ls -l /dev/console; [ -t 0 ] && echo terminal
       id -u >/dev/tty'
   like "$out" 'crw[^ ]* .*/dev/console'
   like "$out" terminal
@@ -1368,7 +1368,7 @@ test_image_kernel_files() { # root: a container from an image has Docker's /proc
 test_image_root_is_all() { # root: nothing of the host's root is left inside,
   # the working directory is inside
   make_image "t$n:1"
-  run 0 run --rm "t$n:1" /bin/sh -c "ls /; pwd; ls -d '$PWD' /.pivot_root /.old 2>/dev/null; cd ..;
+  run 0 run --rm "t$n:1" /bin/sh -c "ls /; pwd; ls -d '$PWD' /.pivot_root /.old 2>/dev/null; cd ..
       pwd; ls / | cat"
   like "$(sort -u <<<"$out" | tr '\n' ' ')" '^/ bin dev etc (lib[0-9]* )*proc root sys tmp (usr )?$'
   run 0 run --rm "t$n:1" /bin/sh -c 'ls -l /proc/self/fd/ | cat; cat /proc/mounts'
@@ -1383,7 +1383,7 @@ test_etc_files() { # root: /etc/hosts, hostname and resolv.conf are the containe
     /bin/sh -c 'cat /etc/hosts /etc/hostname /proc/sys/kernel/hostname; echo $HOSTNAME'
   like "$out" $'^127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n'
   like "$out" $'\tbox\nbox\nbox\nbox$'
-  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'cat /etc/hostname; cat /etc/resolv.conf >&2;
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'cat /etc/hostname; cat /etc/resolv.conf >&2
       echo x >>/etc/hosts'
   like "$out" '^[0-9a-f]{12}$'
   like "$err" 'nameserver'
@@ -1638,7 +1638,7 @@ test_volume_race() { # root: links flipped by one container while another starts
 test_rootfs_option() { # root: --rootfs runs on a directory as it is, writes and all
   own_state
   small_root root
-  run 0 run --rootfs root /bin/sh -c 'echo new >/new; ls -d /bin; pwd; echo /proc/[0-9]*;
+  run 0 run --rootfs root /bin/sh -c 'echo new >/new; ls -d /bin; pwd; echo /proc/[0-9]*
       echo $HOSTNAME'
   like "$out" $'^/bin\n/\n/proc/1\n[0-9a-f]{12}$'
   is "$(<root/new)" new
@@ -1790,7 +1790,7 @@ test_user() { # user: -u takes names and numbers, group and all, from the contai
   is "$out" $'12345\n0\n0\n/'
   run 0 run --user=12345:23456 /bin/sh -c 'id -u; id -g; id -G'
   is "$out" $'12345\n23456\n23456'
-  run 0 run -u nobody /bin/sh -c "id -un; echo \$HOME;
+  run 0 run -u nobody /bin/sh -c "id -un; echo \$HOME
       grep -E 'Cap(Eff|Prm|Amb|Inh)' /proc/self/status"
   like "$out" "^nobody"$'\n'"$(grep ^nobody: /etc/passwd | cut -d: -f6)"$'\n'
   unlike "$out" $'Cap(Eff|Prm|Amb|Inh):\t0*[1-9a-f]'
@@ -2210,7 +2210,7 @@ print(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}))' >larg
     "('getpgid', 500)" "('times', 0)" "('getppid',)" "('sync_file_range', -1, 0, 0, 0)"
   is "$out" 'EPERM ENETDOWN ESRCH E2BIG allowed EBADF'
   for file in /usr/share/containers/seccomp.json /etc/containers/seccomp.json; do
-    [[ ! -e $file ]] || run 0 run --security-opt "seccomp=$file" /bin/sh -c 'ls / >/dev/null;
+    [[ ! -e $file ]] || run 0 run --security-opt "seccomp=$file" /bin/sh -c 'ls / >/dev/null
         (exit 3) | cat; ! unshare -m true 2>/dev/null'
   done
 }
@@ -2231,7 +2231,7 @@ test_masked_paths() { # security: what tells of the box in /proc and /sys is cov
     run 0 run --rm ${image:+"$image"} /bin/sh -c "$script:"
     is "$out"$'\n' "$want"
   done
-  run 0 run --security-opt systempaths=unconfined /bin/sh -c 'head -c 1 /proc/interrupts;
+  run 0 run --security-opt systempaths=unconfined /bin/sh -c 'head -c 1 /proc/interrupts
       cat /proc/self/mountinfo'
   like "$out" '^ '
   unlike "$out" ' /proc/(interrupts|sys|keys) '
@@ -2275,7 +2275,7 @@ test_fake_null() { # security: masks are never made of a file that only pretends
 
 test_masks_stay() { # security: a mask can't be taken off,
   # nor looked under by a descriptor of PID 1's
-  run 0 run --init --cap-add SYS_PTRACE /bin/sh -c 'ls /proc/1/fd;
+  run 0 run --init --cap-add SYS_PTRACE /bin/sh -c 'ls /proc/1/fd
       umount /proc/keys 2>/dev/null || echo kept'
   is "$out" $'0\n1\n2\nkept'
 }
@@ -2447,7 +2447,7 @@ except OSError as error:
 
 test_reaper_closed() { # security: a process of mydocker's inside can't be looked into,
   # CVE-2016-9962
-  run 0 run --init /bin/sh -c 'cat /proc/1/environ; ls -l /proc/1/exe /proc/1/cwd /proc/1/root;
+  run 0 run --init /bin/sh -c 'cat /proc/1/environ; ls -l /proc/1/exe /proc/1/cwd /proc/1/root
       cat /proc/1/mem; echo tried'
   is "$(grep -cE 'ermission denied' <<<"$err")" 5
   unlike "$out" ' -> '
@@ -2479,7 +2479,7 @@ test_only_the_command_runs() { # security: nothing of an image is executed but t
 
 test_no_push_back_plain() { # security: nothing can be typed into the caller's terminal without -t
   # either, CVE-2017-5226, CVE-2016-2568
-  tty 1 tried '' -- bash -c "\"\$1\" \"\$2\" run -i \"\$1\" -I -c \"\$3\";
+  tty 1 tried '' -- bash -c "\"\$1\" \"\$2\" run -i \"\$1\" -I -c \"\$3\"
       IFS= read -r -t 1 line && echo \"typed \$line\"; exit 1" \
     bash "${mydocker[@]}" "$push_back"
   unlike "$out" typed
@@ -2666,7 +2666,7 @@ try:
 except OSError:
     print(count)'
   is "$out" 20
-  start run --name bomb --pids-limit 100 /bin/bash -c 'bomb() { bomb | bomb & }; echo ready; bomb;
+  start run --name bomb --pids-limit 100 /bin/bash -c 'bomb() { bomb | bomb & }; echo ready; bomb
       while :; do :; done' 2>err
   wait_for has out ready
   procs=$(limit_file bomb pids.current)
@@ -2782,7 +2782,7 @@ test_limit_process() { # limits: --ulimit and --oom-score-adj;
     'ulimit -Sn; ulimit -Hn; ulimit -Sc; cat /proc/self/oom_score_adj'
   is "$out$err" $'99\n100\n0\n500'
   ulimit -n 1000
-  run 0 run --ulimit nofile=1000:2000 --oom-score-adj -900 /bin/sh -c 'ulimit -Hn;
+  run 0 run --ulimit nofile=1000:2000 --oom-score-adj -900 /bin/sh -c 'ulimit -Hn
       cat /proc/self/oom_score_adj'
   if [[ $err ]]; then
     like "$err" \
@@ -2798,15 +2798,15 @@ test_limit_devices() { # limits: a container can use the usual devices and those
   small_root root
   run 0 import root box
   mknod kmsg c 1 11
-  run 0 run --rm box /bin/sh -c 'set -e; echo x >/dev/null; : </dev/zero; : </dev/urandom;
+  run 0 run --rm box /bin/sh -c 'set -e; echo x >/dev/null; : </dev/zero; : </dev/urandom
       : </dev/full; : <>/dev/ptmx'
   run 0 run --rm --cap-add SYSLOG --device "$PWD/kmsg:/dev/probe" box \
     /bin/sh -c '(: </dev/probe) || :'
   unlike "$err" 'Operation not permitted'
-  run 0 run --rm --cap-add SYSLOG --device "$PWD/kmsg:/dev/probe:w" box /bin/sh -c ': >/dev/probe;
+  run 0 run --rm --cap-add SYSLOG --device "$PWD/kmsg:/dev/probe:w" box /bin/sh -c ': >/dev/probe
       (: </dev/probe) || :'
   like "$err" '^[^'$'\n'']*probe: Operation not permitted$'
-  [[ ! -c /dev/kmsg ]] || { run 0 run --cap-add SYSLOG /bin/sh -c '(: </dev/kmsg) || :';
+  [[ ! -c /dev/kmsg ]] || { run 0 run --cap-add SYSLOG /bin/sh -c '(: </dev/kmsg) || :'
     like "$err" 'kmsg: Operation not permitted'; }
 }
 
@@ -2934,7 +2934,7 @@ test_interactive_pipe() { # tty: -i without -t passes bytes and the end of file
 }
 
 test_tty_modes() { # tty: -t gives a terminal, with both output streams on it
-  run 0 run -t /bin/sh -c 'test -t 0; echo $?; test -t 1; echo $?; test -t 2; echo $?;
+  run 0 run -t /bin/sh -c 'test -t 0; echo $?; test -t 1; echo $?; test -t 2; echo $?
       echo oops >&2; tty'
   like "${out//$'\r'/}" $'^0\n0\n0\noops\n/dev/(pts/[0-9]+|console)$'
   is "$err" ''
@@ -3000,7 +3000,7 @@ test_keys_to_pid_1() { # tty: Ctrl-C reaches the command itself, Ctrl-D ends its
   tty 3 '^ready$' $'\x03' -- "${mydocker[@]}" run -it /bin/sh -c \
     'trap "echo got; exit 3" INT; echo ready; while :; do sleep 0.05; done'
   tty 0 'command:/bin/cat' $'hello\r' 'hello\nhello\n' $'\x04' -- "${mydocker[@]}" run -it /bin/cat
-  tty 130 '^ready$' $'\x03' -- "${mydocker[@]}" run -it --init /bin/sh -c 'echo ready;
+  tty 130 '^ready$' $'\x03' -- "${mydocker[@]}" run -it --init /bin/sh -c 'echo ready
       exec sleep 1000'
 }
 
@@ -3012,7 +3012,7 @@ test_modes_restored() { # tty: the terminal's modes are restored on every way ou
     until [[ -e go ]]; do sleep 0.05; done; kill $!; wait $!' bash "${mydocker[@]}"
   tty 137 '^ready$' '@do touch gone' -- "${mydocker[@]}" run -it --init /bin/sh -c \
     "echo ready; until [ -e gone ]; do sleep 0.05; done; kill -KILL \$\$"
-  tty 0 '^ready$' 'xyz' -- "${mydocker[@]}" run -it /bin/sh -c 'stty raw -echo; echo ready;
+  tty 0 '^ready$' 'xyz' -- "${mydocker[@]}" run -it /bin/sh -c 'stty raw -echo; echo ready
       head -c 3 >/dev/null'
 }
 
@@ -3061,7 +3061,7 @@ test_no_push_back() { # tty: nothing can be typed into the caller's terminal fro
   # CVE-2017-5226
   local options
   for options in -it -t '-it --init'; do
-    tty 1 tried '' -- bash -c "\"\$1\" \"\$2\" run $options \"\$1\" -I -c \"\$3\";
+    tty 1 tried '' -- bash -c "\"\$1\" \"\$2\" run $options \"\$1\" -I -c \"\$3\"
         IFS= read -r -t 1 line && echo \"typed \$line\"; exit 1" \
       bash "${mydocker[@]}" "$push_back"
     unlike "$out" 'typed'
@@ -3176,7 +3176,7 @@ test_keys_in_terminal() { # tty: Ctrl-C, Ctrl-Z and Ctrl-D typed in a real termi
 test_logs() { # logs: both streams apart and byte for byte, with times,
   # from the end or from a time on
   own_state
-  run 0 run -d --name l /bin/sh -c 'echo one; echo two >&2; printf "half "; sleep 0.2;
+  run 0 run -d --name l /bin/sh -c 'echo one; echo two >&2; printf "half "; sleep 0.2
       printf "line\n\n\377\0bin\r\n"; printf end'
   run 0 wait l
   is "$out" 0
@@ -3220,8 +3220,10 @@ test_logs_follow() { # logs: -f goes on over turned files, to the container's en
   local follower
   own_state
   background --name l --log-opt max-size=2k,max-file=3 \
-    /bin/sh -c 'i=0; while [ $i -lt 300 ]; do echo "line $i"; i=$((i+1));
-      [ $((i % 10)) != 0 ] || sleep 0.05; done'
+    /bin/sh -c 'i=0
+      while [ $i -lt 300 ]; do
+        echo "line $i"; i=$((i+1)); [ $((i % 10)) != 0 ] || sleep 0.05
+      done'
   "${mydocker[@]}" logs -f l >got 2>errors &
   follower=$!
   run 0 wait l
@@ -3517,7 +3519,7 @@ test_exec() { # exec: joins all namespaces and takes arguments, status, input, e
   is "$out" '3 2 /usr 1234 5678 h  two  words'
   is "$(echo input | "${mydocker[@]}" exec -i e /bin/cat)" input
   is "$(echo input | "${mydocker[@]}" exec e /bin/cat)" ''
-  tty 5 '^31 97$' '' '[#$] $' $'test -t 0 && stty size; exit 5\r' -- bash -c 'stty rows 31 cols 97;
+  tty 5 '^31 97$' '' '[#$] $' $'test -t 0 && stty size; exit 5\r' -- bash -c 'stty rows 31 cols 97
       stty size; "$@" exec -it e /bin/sh' bash "${mydocker[@]}"
   like "$out" $'exit 5\n31 97'
   fails 125 'chdir|workdir' exec -w /no/such e /bin/true
@@ -3583,10 +3585,10 @@ test_exec_hidden() { # exec: CVE-2016-9962, CVE-2024-21626: who joins can't be l
 test_stop() { # life: stop sends the stop signal, waits, kills, and returns when all is swept
   local begin=$SECONDS
   own_state
-  background --name a /bin/sh -c 'trap "echo term; exit 3" TERM; echo ready; while :; do sleep 0.05;
-      done'
-  background --name b --stop-signal USR1 /bin/sh -c 'trap "echo usr1; exit 4" USR1; echo ready;
-      while :; do sleep 0.05; done'
+  background --name a /bin/sh -c 'trap "echo term; exit 3" TERM
+    echo ready; while :; do sleep 0.05; done'
+  background --name b --stop-signal USR1 /bin/sh -c 'trap "echo usr1; exit 4" USR1
+    echo ready; while :; do sleep 0.05; done'
   background --name c --stop-timeout 0 /bin/sleep 1000 # PID 1 without a handler
   wait_for said a ready
   wait_for said b ready
@@ -3608,7 +3610,7 @@ test_stop() { # life: stop sends the stop signal, waits, kills, and returns when
 
 test_start() { # life: start and restart bring a container back with its root and configuration
   make_image "t$n:1"
-  background --name s -e A=1 -v "v$n:/v" "t$n:1" /bin/sh -c 'echo x >>/v/runs;
+  background --name s -e A=1 -v "v$n:/v" "t$n:1" /bin/sh -c 'echo x >>/v/runs
       echo "run $(cat /v/runs /here 2>/dev/null)" $A; touch /here; exec sleep 1000'
   wait_for said s 'run x 1'
   run 0 start s # it runs: nothing happens
@@ -3706,7 +3708,7 @@ test_pause() { # life: pause freezes all processes, unpause lets them go on;
 
 test_wait() { # life: wait blocks until each has ended, and prints its status, of removed ones too
   own_state
-  background --name w --rm -v "$PWD:/mnt" /bin/sh -c 'until [ -e /mnt/go ]; do sleep 0.05; done;
+  background --name w --rm -v "$PWD:/mnt" /bin/sh -c 'until [ -e /mnt/go ]; do sleep 0.05; done
       exit 5'
   background --name x /bin/sh -c 'exit 6'
   "${mydocker[@]}" wait w x >got &
@@ -3799,7 +3801,7 @@ test_bind_mounts() { # volumes: -v shows directories and files of the host's;
   echo two >single
   make_image "t$n:1"
   run 0 run --rm -v "$PWD/dir:/a/b" -v ./single:/etc/single -v "$PWD/made/deep:/made" "t$n:1" \
-    /bin/sh -c 'cat /a/b/file /etc/single; echo three >>/etc/single; echo four >/made/file;
+    /bin/sh -c 'cat /a/b/file /etc/single; echo three >>/etc/single; echo four >/made/file
       rm /a/b/file'
   is "$out" $'one\ntwo'
   is "$(<single)" $'two\nthree'
@@ -3858,7 +3860,7 @@ test_named_volume() { # volumes: a named volume is filled from the image at firs
   chown 12:34 root/data
   chmod 2750 root/data
   make_image "t$n:1"
-  run 0 run --rm -v "v$n:/data" "t$n:1" /bin/sh -c 'cat /data/file; ls -ldn /data;
+  run 0 run --rm -v "v$n:/data" "t$n:1" /bin/sh -c 'cat /data/file; ls -ldn /data
       echo mine >/data/file; touch /data/new'
   like "$out" $'^image\ndrwxr-s--- +2 12 +34 '
   run 0 run --rm -v "v$n:/data" "t$n:1" /bin/sh -c 'cat /data/file; ls /data'
@@ -3972,7 +3974,7 @@ test_cp() { # cp: files and trees go both ways, running or stopped
   rich_root rich
   tree_of rich >want
   for state in running stopped; do
-    start run --name "c$n" "t$n:1" /bin/sh -c 'echo inside >/tmp/inside; echo ready;
+    start run --name "c$n" "t$n:1" /bin/sh -c 'echo inside >/tmp/inside; echo ready
         [ "$1" = stopped ] || exec sleep 1000' sh "$state"
     wait_for has out ready
     [[ $state == running ]] || ended 0
@@ -4463,8 +4465,9 @@ test_rmi_used() { # images: an image that a container uses stays, with its layer
 
 test_rmi_force_running() { # images: not even rmi -f takes the layers from under a container
   make_image "t$n:1"
-  start run --name "c$n" "t$n:1" /bin/sh -c 'echo ready; while [ ! -e /tmp/go ]; do sleep 0.05;
-      done; ls -d /bin/sh /etc'
+  start run --name "c$n" "t$n:1" /bin/sh -c 'echo ready
+    while [ ! -e /tmp/go ]; do sleep 0.05; done
+    ls -d /bin/sh /etc'
   wait_for has out ready
   layer_of "t$n:1"
   timeout -k 5 "$patience" "${mydocker[@]}" rmi -f "t$n:1" || : # refused, or only the name goes
@@ -4692,7 +4695,7 @@ test_commit() { # images: commit makes a layer of what a container made, changed
   like "$out" '^sha256:[0-9a-f]{64}$'
   run 0 run --rm "t$n:2"
   is "$out" b
-  run 0 run --rm "t$n:2" /bin/sh -c 'cat /new /tmp/hard; ls -d /gone /etc/passwd 2>/dev/null;
+  run 0 run --rm "t$n:2" /bin/sh -c 'cat /new /tmp/hard; ls -d /gone /etc/passwd 2>/dev/null
       readlink /link; ls /tmp'
   is "$out" $'new\nnew\nnowhere\nhard\ntwo words'
   # the same tree as the container's own, which has no mount points left of the other
@@ -6349,7 +6352,7 @@ p["user"] = {"uid": 5, "gid": 6, "additionalGids": [7], "umask": 63}
 p.update(cwd="/tmp", env=p["env"] + ["A=b"])
 p["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]
 c.update(hostname="hostess", domainname="dom.x")' \
-    /bin/sh -c 'id | sed "s/groups=7/groups=6,7/"; echo $(umask) $PWD A=$A; ulimit -n;
+    /bin/sh -c 'id | sed "s/groups=7/groups=6,7/"; echo $(umask) $PWD A=$A; ulimit -n
       echo $(cat /proc/sys/kernel/domainname /proc/sys/kernel/hostname)' ||
     skip 'needs sed in the root'
 }
@@ -6395,7 +6398,7 @@ test_oci_user_namespace() { # oci: in a user namespace root is nobody's root, an
   bundle_says "0 $base 65536"$'\nwritten\n/proc/self/fd' "
 l['namespaces'].append({'type': 'user'})
 l['uidMappings'] = l['gidMappings'] = [{'containerID': 0, 'hostID': $base, 'size': 65536}]" \
-    /bin/sh -c 'read a b c </proc/self/uid_map; echo $a $b $c; echo x >/dev/null && echo written;
+    /bin/sh -c 'read a b c </proc/self/uid_map; echo $a $b $c; echo x >/dev/null && echo written
       ls /sys/class/net/lo/mtu >/dev/null; readlink /dev/fd'
   configure '' /bin/sh -c 'read x; echo x >/etc/new'
   run 0 create --pid-file pid t </dev/null
@@ -6628,8 +6631,9 @@ engine_life() { # engine_life ENGINE...: detach, exec, pause, update, stop, star
   gives 5 '^in 1234 /tmp y$' "$@" exec -u user -w /tmp -e X=y cc \
     /bin/sh -c 'echo in $(id -u) $(pwd) $X; exit 5'
   gives "$missing" 'executable file not found' "$@" exec cc nonexistent
-  tty 0 -- "$@" exec -it cc /bin/sh -c 'until [ "$(stty size 2>/tmp/no)" = "24 80" ]; do sleep 0.05;
-      done; [ -c /dev/tty ] && echo tty'
+  tty 0 -- "$@" exec -it cc /bin/sh -c '
+    until [ "$(stty size 2>/tmp/no)" = "24 80" ]; do sleep 0.05; done
+    [ -c /dev/tty ] && echo tty'
   like "$out" tty
   gives 0 '' "$@" exec -d cc /bin/touch /tmp/touched
   gives 0 'sleep|sh' "$@" top cc -eo pid,comm
@@ -6658,8 +6662,9 @@ engine_runs() { # engine_runs ENGINE...: what its containers see, and how they e
   gives 127 'executable file not found' "$@" run "${run[@]}" --rm "$image" nonexistent
   gives 126 'permission denied' "$@" run "${run[@]}" --rm "$image" /etc/passwd
   tty 0 -- "$@" run "${run[@]}" --rm -it "$image" \
-    /bin/sh -c 'until [ "$(stty size 2>/tmp/no)" = "24 80" ]; do sleep 0.05; done;
-      [ -c /dev/console ] && echo console'
+    /bin/sh -c '
+    until [ "$(stty size 2>/tmp/no)" = "24 80" ]; do sleep 0.05; done
+    [ -c /dev/console ] && echo console'
   like "$out" console
   gives 0 $'Seccomp:\t0' "$@" run "${run[@]}" --rm --security-opt seccomp=unconfined --ipc host \
     --pid host --uts host "$image" \
@@ -6963,7 +6968,7 @@ test_podman_sees_commit() { # peers: what commit makes has the same tree in podm
   mkdir -p root/old/deep root/gone
   touch root/old/a root/gone/x
   make_image "t$n:1"
-  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'rm -r /old /gone /etc/group; mkdir /old;
+  run 0 run --name "c$n" "t$n:1" /bin/sh -c 'rm -r /old /gone /etc/group; mkdir /old
       echo b >/old/b; echo x >>/etc/passwd'
   rich_root rich
   run 0 cp -a "$PWD/rich" "c$n:/"
