@@ -3219,10 +3219,12 @@ own_root_logs() { # of a container in the foreground what comes by way of its te
 test_logs_follow() { # logs: -f goes on over turned files, to the container's end and not beyond
   local follower
   own_state
+  # not faster than it is followed: else a file goes before it was read
   background --name l --log-opt max-size=2k,max-file=3 \
     /bin/sh -c 'i=0
       while [ $i -lt 300 ]; do
-        echo "line $i"; i=$((i+1)); [ $((i % 10)) != 0 ] || sleep 0.05
+        echo "line $i"; i=$((i+1))
+        [ $((i % 10)) != 0 ] || until grep -sqx "line $((i-1))" got; do sleep 0.02; done
       done'
   "${mydocker[@]}" logs -f l >got 2>errors &
   follower=$!
