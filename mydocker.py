@@ -9267,7 +9267,7 @@ def load_bundle(bundle, container_id):
     spec = {"root": {"path": "rootfs"}, "mounts": [], "hostname": "", "linux": {}, "process": {},
             "annotations": {}, **read_shaped(what, OCI_SPEC)}
     linux = spec["linux"] = {"namespaces": [], "resources": {}, "devices": [], "sysctl": {},
-                             "cgroupsPath": f"mydocker/{container_id}", **spec["linux"]}
+                             "cgroupsPath": f"{cgroup_folder()}/{container_id}", **spec["linux"]}
     refuse_malformed(spec, what)
     refuse_unsupported(spec, what)
     refuse_foreign_sysctls(linux, what)
@@ -9470,6 +9470,13 @@ ENGINE_OPTIONS = (  # of the commands by which engines start processes
     ("--preserve-fds", "N", "leave N descriptors from 3 on open"))
 
 # Their containers
+
+def cgroup_folder():
+    """Where the cgroups go of engines that don't say it: two state roots may have the same id."""
+    if state_path() == STATE_ROOT:
+        return "mydocker"
+    from binascii import crc32
+    return f"mydocker/{crc32(encode(state_path())):08x}"
 
 def find_oci(name):
     """The record of the container that an engine calls NAME, or None."""

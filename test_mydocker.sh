@@ -3408,21 +3408,11 @@ test_logs_follow() { # logs: -f goes on over turned files, to the container's en
   own_state
   # not faster than it is followed: else a file goes before it was read
   background --name l --log-opt max-size=2k,max-file=3 \
-<<<<<<< ours
-    /bin/sh -c 'i=0
-      while [ $i -lt 300 ]; do
-        echo "line $i"; i=$((i+1)); [ $((i % 10)) != 0 ] || sleep 0.05
-      done'
-||||||| base
-    /bin/sh -c 'i=0; while [ $i -lt 300 ]; do echo "line $i"; i=$((i+1));
-      [ $((i % 10)) != 0 ] || sleep 0.05; done'
-=======
     /bin/sh -c 'i=0
       while [ $i -lt 300 ]; do
         echo "line $i"; i=$((i+1))
         [ $((i % 10)) != 0 ] || until grep -sqx "line $((i-1))" got; do sleep 0.02; done
       done'
->>>>>>> theirs
   "${mydocker[@]}" logs -f l >got 2>errors &
   follower=$!
   run 0 wait l
@@ -8941,16 +8931,8 @@ strays() { # processes of ours, or of containers whose monitor is dead
       [[ $parent == "$BASHPID" || $parent == "$$" || ! $parent ]] || ps_line "$pid"
     elif grep -qE $'^NSpid:\t[0-9]+\t1$' "$dir/status" 2>/dev/null; then
       parent=$(sed -n 's/^PPid:\t//p' "$dir/status" 2>/dev/null)
-<<<<<<< ours
-      [[ ! $parent || $parent -gt 1 ]] ||
-        grep -qF "$(readlink "$dir/ns/pid")" "$scratch/before/pidns" || ps_line "$pid"
-||||||| base
-      [[ ! $parent || $parent -gt 1 ]] || grep -qF "$(readlink "$dir/ns/pid")" "$scratch/pidns" ||
-        ps_line "$pid"
-=======
       [[ ! $parent || $parent -gt 1 ]] ||
         grep -qF "$(readlink "$dir/ns/pid")" "$scratch/at_start/pidns" || ps_line "$pid"
->>>>>>> theirs
     fi
   done
 }
@@ -9383,31 +9365,14 @@ test_streams_of_engines() { # oci: an engine's pipes, files and sockets are the 
   is "$(stat -c '%u %a %t:%T' /dev/null)" "$null"
 }
 
-<<<<<<< ours
 test_nothing_left() { # main: nothing is left behind on this host
   local what
-||||||| base
-test_nothing_left() { # main: nothing is left behind on this box
-=======
-test_nothing_left() { # main: nothing is left behind on this box
-  local what
->>>>>>> theirs
   run 0 run /bin/true # which sweeps up after the killed ones
   wait_for none strays
-<<<<<<< ours
-  survey after
-  for what in mounts links tables; do diff "$scratch/before/$what" "after/$what"; done
-  # other tests may be running beside these: their cgroups fill up, or go
-  mapfile -t empty < <(comm -13 "$scratch/before/cgroups" after/cgroups)
-||||||| base
-  # other tests may be running beside these: theirs fill up, or go
-  mapfile -t empty < <(empty_cgroups)
-=======
   survey after
   for what in mounts links tables; do diff "$scratch/at_start/$what" "after/$what"; done
   # other tests may be running beside these: their cgroups fill up, or go
   mapfile -t empty < <(comm -13 "$scratch/at_start/cgroups" after/cgroups)
->>>>>>> theirs
   wait_for none still_empty
   is "$(find "$MYDOCKER_ROOT"/{containers,running} -mindepth 1)" ''
 }
@@ -10219,15 +10184,7 @@ main() {
     names=("${names[@]:0:10}" "${smoke[@]}" "${names[-1]}") pattern=.
   fi
   [[ $pattern != security ]] || pattern='security: |CVE-'
-<<<<<<< ours
-  survey "$scratch/before"
-||||||| base
-  cp /proc/self/mountinfo "$scratch/mountinfo"
-  printf '%s\n' /sys/class/net/* >"$scratch/links"
-  readlink /proc/[0-9]*/ns/pid | sort -u >"$scratch/pidns"
-=======
   survey "$scratch/at_start"
->>>>>>> theirs
   if ! "${mydocker[@]}" info root pidns mntns utsns ipcns netns >"$scratch/log" 2>&1; then
     sed 's/^/# /' "$scratch/log"
     echo 'Bail out! this needs root and these namespaces'
