@@ -3389,8 +3389,9 @@ def remove_cgroups(record):
             time.sleep(0.001)  # the dead leave a little later
         above = os.path.dirname(path)
         with tolerate(errno.EBUSY, errno.ENOTEMPTY, *NOT_OURS, *LEAVING):  # others' are left
-            if os.path.basename(above) == "mydocker":
+            while "mydocker" in above.split("/")[-2:]:  # mydocker/ itself, or a state root's in it
                 os.rmdir(above)
+                above = os.path.dirname(above)
     return killed
 
 # Devices.  Rules as in the OCI's linux.resources.devices: of those that fit, the last one counts.

@@ -141,6 +141,12 @@ fails() { # fails STATUS REGEX ARG...: `mydocker ARG...` fails as it should
   one_line "$regex"
 }
 
+engine_cgroup() { # engine_cgroup ID: where the cgroups of an engine's container lie in each tree
+  "$PYTHON" -c 'import os, sys, zlib
+root = os.fsencode(os.path.abspath(os.environ["MYDOCKER_ROOT"]))
+print("mydocker/%08x/%s" % (zlib.crc32(root), sys.argv[1]))' "$1"
+}
+
 start() { # start ARG...: `mydocker ARG...` as process $pid; its output is in ./out and ./err
   rm -f out err
   set -m # else bash starts it with INT and QUIT ignored
@@ -7932,7 +7938,7 @@ test_oci_life() { # oci: create, start, state, ps, kill and delete,
   like "$(<log)" '", "time": "20[^"]*Z"\}$'
   run 0 delete --force t
   is "$(find state/oci -mindepth 1)" ''
-  is "$(find /sys/fs/cgroup -path '*/mydocker/t')" ''
+  is "$(find /sys/fs/cgroup -path "*/$(engine_cgroup t)")" ''
 }
 
 test_oci_create_fails() { # oci: what can't start fails create with the engines' words,
@@ -7959,7 +7965,7 @@ c["hooks"] = {"createRuntime": [sh("echo oops >&2; exit 3")]}'
   fails 125 '^mydocker: hook, on /bin/sh: exit status 3: oops$' create t
   configure 'c["hooks"] = {"createContainer": [sh("exec sleep 1000", timeout=1)]}'
   fails 125 'took more than 1 seconds' create t
-  is "$(find state/oci -mindepth 1)$(find /sys/fs/cgroup -path '*/mydocker/t')" ''
+  is "$(find state/oci -mindepth 1)$(find /sys/fs/cgroup -path "*/$(engine_cgroup t)")" ''
   is "$(wc -l </proc/self/mountinfo)" "$before"
 }
 
@@ -8349,15 +8355,15 @@ test_oci_update() { # oci: update takes resources in the OCI's form, and zero le
   configure 'l["resources"] = {"pids": {"limit": 20}, "memory": {"limit": 0},
                   "cpu": {"shares": 0}}' /bin/sleep 1000
   run 0 create t
-  dir=$(find /sys/fs/cgroup -path '*/mydocker/t/pids.max')
+  dir=$(find /sys/fs/cgroup -path "*/$(engine_cgroup t)/pids.max")
   is "$(<"$dir")" 20
   echo '{"pids": {"limit": 30}, "memory": {"limit": 67108864, "swap": 0},
     "blockIO": {"weight": 0}}' >resources
   run 0 update --resources=resources t
   is "$(<"$dir")" 30
   run 0 update --resources - t <<<'{"pids": {"limit": 40}}'
-  is "$(<"$dir") $(cat "$(find /sys/fs/cgroup -path '*/mydocker/t/memory.limit_in_bytes' \
-    -o -path '*/mydocker/t/memory.max' | head -n 1)")" '40 67108864'
+  is "$(<"$dir") $(cat "$(find /sys/fs/cgroup -path "*/$(engine_cgroup t)/memory.limit_in_bytes" \
+    -o -path "*/$(engine_cgroup t)/memory.max" | head -n 1)")" '40 67108864'
   run 0 delete --force t
 }
 
