@@ -227,10 +227,13 @@ def c_value(value, kind=None):
 
 def c_flags(value, prefix):
     """The names of the bits of VALUE, from the constants that start with PREFIX."""
+    if not value:
+        return "0"
     known = {name: bits for name, bits in globals().items() if name.startswith(prefix)}
-    exact = [name for name, bits in known.items() if bits == value]
-    names = exact or [n for n, bits in known.items() if bits & value == bits]
-    return "|".join(names) if value and names else hex(value) if value else "0"
+    names = [name for name, bits in known.items() if bits == value]
+    if not names:
+        names = [name for name, bits in known.items() if bits & value == bits]
+    return "|".join(names) or hex(value)
 
 # What --explain shows of the os module, with the kinds of arguments where they are flags.
 OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
@@ -284,6 +287,10 @@ class Interrupted(Failure):
     def __init__(self, message, status=125, hint="", http_status=0):
         super().__init__(message, status, hint)
         self.http_status = http_status
+
+def as_typed(text):
+    """What somebody typed, as a message shows it: also when it is nothing."""
+    return text or "''"
 
 def reason(error):
     """The kernel's word for an errno, as a clause: "no such file or directory"."""
@@ -457,8 +464,8 @@ def walk_in_root(root, path, flags, resolve):
     try:
         while todo:
             name = todo.pop()
-            if name == "..":
-                os.close(trail.pop()) if len(trail) > 1 else None
+            if name == ".." and len(trail) > 1:
+                os.close(trail.pop())
             if name in ("", ".", ".."):
                 continue
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trail[-1])
@@ -721,7 +728,7 @@ def check_environment(items, what):
     """Refuse a variable without a name: execve(2) would take it, nobody could read or unset it."""
     for item in items or ():
         if item[:1] in ("", "="):
-            raise Failure(f"{what}, on {item or chr(39) * 2}: a variable must have a name")
+            raise Failure(f"{what}, on {as_typed(item)}: a variable must have a name")
 
 # The state root, locks
 
@@ -779,7 +786,7 @@ def is_name(text):
 
 def check_new_name(name, what):
     if not is_name(name):
-        raise Failure(f"{what}, on {name or chr(39) * 2}: a name has letters, digits and _ . -, "
+        raise Failure(f"{what}, on {as_typed(name)}: a name has letters, digits and _ . -, "
                       "and starts with one of the first two")
     return name
 
@@ -853,6 +860,10 @@ def kill_child(pid):
     with tolerate(errno.ESRCH, errno.ECHILD):  # it has been waited for already
         os.kill(pid, _signal.SIGKILL)
         os.waitpid(pid, 0)
+
+def pairs_of(texts):
+    """NAME=VALUE texts as {name: value}."""
+    return dict(text.partition("=")[::2] for text in texts)
 
 def exit_status(wait_status):
     signal = os.WTERMSIG(wait_status)
@@ -991,8 +1002,7 @@ def parse_options(rows, words, where, anywhere=False):
     """Split WORDS by an option table: ({name: value}, the positional words). ANYWHERE: options may
     follow positional words, too, as docker has it where no command follows."""
     by_name = {name.lstrip("-"): row for row in rows for name in row[0].split()}
-    options = {long_name(row): [] if row[1].endswith("...") else None if row[1] else False
-               for row in rows}
+    options = {long_name(row): default_of(row) for row in rows}
     words, rest = list(words), []
     while words and (anywhere or not rest):
         word = words.pop(0)
@@ -1013,6 +1023,12 @@ def parse_options(rows, words, where, anywhere=False):
             else:
                 options[name] = value != "false"
     return options, rest + words
+
+def default_of(row):
+    """What an option is when it isn't typed: a list, a value or a switch."""
+    if row[1].endswith("..."):
+        return []
+    return None if row[1] else False
 
 def split_option(by_name, word, where):
     """The options in one word as [(row, value)]; the value is None where it isn't in the word.
@@ -1079,7 +1095,7 @@ def parse_size(text, option):
     power = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}.get(unit[:1] if unit in (
         "", "b", *(letter + end for letter in "kmgt" for end in ("", "b", "ib"))) else "?")
     if power is None or not number.isascii() or not number.replace(".", "", 1).isdigit():
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a size, such as 64m or 1g")
+        raise Failure(f"{option}, on {as_typed(text)}: not a size, such as 64m or 1g")
     size = float(number) * 1024 ** power
     if size >= 1 << 63:
         raise Failure(f"{option}, on {text}: more than the kernel can count")
@@ -1089,7 +1105,7 @@ def parse_signal(text, option):
     """A signal's number, from that or its name with or without SIG."""
     number = to_number(text) or signal_named(text.upper())
     if not 0 < number < 65:
-        raise Failure(f"{option}, on {text or chr(39) * 2}: there is no such signal")
+        raise Failure(f"{option}, on {as_typed(text)}: there is no such signal")
     return int(number)
 
 def signal_named(name):
@@ -1108,7 +1124,7 @@ def parse_number(text, option, least=0):
     number = to_number(text[1:] if text[:1] == "-" else text)
     number = -number if number and text[:1] == "-" else number
     if number is None or number < least:
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a number from {least} up")
+        raise Failure(f"{option}, on {as_typed(text)}: not a number from {least} up")
     return number
 
 def parse_moment(text, option):
@@ -1122,8 +1138,10 @@ def parse_moment(text, option):
             return log_time(int((time.time() - ago) * 10**9))
         head, part, zone = re.fullmatch(r"(.+?)(?:\.(\d*))?(Z|z|[+-]\d\d:\d\d)?", text,
                                          re.ASCII).groups()
-        moment = int(head) if to_number(head) is not None and not zone else datetime.datetime.fromisoformat(
-            head + (zone or "").upper().replace("Z", "+00:00")).timestamp()
+        moment = to_number(head)
+        if moment is None or zone:
+            zone = (zone or "").upper().replace("Z", "+00:00")
+            moment = datetime.datetime.fromisoformat(head + zone).timestamp()
         return log_time(int(moment) * 10**9 + int((part or "")[:9].ljust(9, "0")))
     except (AttributeError, ValueError, OverflowError, OSError):
         raise Failure(f"{option}, on {text}: not a time, such as 2026-01-08T09:32:52Z, 1767835972 "
@@ -1278,8 +1296,8 @@ def back_to_own_pids():
 INIT_NAME = "mydocker:init"  # until it becomes the command: proc_pid_comm(5)
 
 class Birth:
-    """A process on its way inside: init, or join for `exec`.  Its interpreter boots while we find out
-    what it is to be; before that only its PID and mount namespaces are made.  A user or time
+    """A process on its way inside: init, or join for `exec`.  Its interpreter boots while we find
+    out what it is to be; before that only its PID and mount namespaces are made.  A user or time
     namespace, or another's PID namespace, must be known first: then SPEC is given.
     OUTLIVE: it may live longer than we.  `with` kills it if something fails."""
     def __init__(self, role, outlive=False, program=None, spec=None):
@@ -1325,8 +1343,8 @@ class Birth:
 
     def tell_place(self, stdin, spec=None, preserved=0, report=False):
         """Tell it what it starts with: its fd 0, the namespaces that are left to make or to join,
-        mounts to be shared with the host, and how many descriptors from 3 on are the command's.  It is
-        to REPORT when there is a network namespace."""
+        mounts to be shared with the host, and how many descriptors from 3 on are the command's.
+        It is to REPORT when there is a network namespace."""
         flags, joins, trees = 0, [], []
         if spec:
             flags = new_namespaces(spec) & ~(FOR_CHILDREN | CLONE_NEWUSER | CLONE_NEWNS)
@@ -2033,7 +2051,7 @@ def become_command(channel, process, home):
 
 def read_environment(rows):
     """An environment in the specification's form, ["NAME=value"], as a dict."""
-    return dict(item.partition("=")[::2] for item in rows)
+    return pairs_of(rows)
 
 def forget_signals():
     """Give the command the signals of a fresh process: Python ignores two, `run` blocks most."""
@@ -2557,7 +2575,7 @@ def make_spec(options, words, plan):
         "linux": {"namespaces": [{"type": kind} for kind in OWN_NAMESPACES
                                  if (kind, plan["network"]) != ("network", "host")],
                   "devices": devices, "cgroupsPath": cgroups_path,
-                  "sysctl": dict(text.partition("=")[::2] for text in options["sysctl"]),
+                  "sysctl": pairs_of(options["sysctl"]),
                   "resources": {**resources_of(options),
                                 "devices": [] if options["privileged"] else device_rules(devices)}},
     }
@@ -2585,11 +2603,11 @@ def make_spec(options, words, plan):
 def environment_of(options, start):
     """A command's environment, [K=V]: clean but for START and what the options say."""
     values = {"TERM": "xterm"} if options["tty"] else {}
-    values.update(item.partition("=")[::2] for item in start)
+    values.update(pairs_of(start))
     for item in [*sum(map(env_file_items, options["env-file"]), []), *options["env"]]:
         key, equals, value = item.partition("=")
         if not key or "\0" in item:
-            raise Failure(f"--env, on {item or chr(39) * 2}: a variable must have a name")
+            raise Failure(f"--env, on {as_typed(item)}: a variable must have a name")
         if equals:
             values[key] = value
         elif key in os.environ:
@@ -2737,12 +2755,32 @@ def security_options(words):
     found = {}
     for word in words:
         text = word if "=" in word else word.replace(":", "=", 1)
-        text += "=true" * (text == "no-new-privileges")
+        if text == "no-new-privileges":
+            text += "=true"
         name = max(name for name in ("", *SECURITY_OPTIONS) if text.startswith(name))
         if not name or name[-1] not in "=:" and text != name:
             raise Failure(f"--security-opt, on {word}: no such option or value")
         found[name] = text[len(name):]
     return found
+
+def own_capabilities():
+    """The capabilities that this process could give away: permitted, and in the bounding set."""
+    rows = read_all("/proc/self/status").split("\n")
+    sets = [int(row.split()[1], 16) for row in rows if row.startswith(("CapPrm", "CapBnd"))]
+    return names_of_bits(sets[0] & sets[1])
+
+def names_of_bits(bits):
+    return {name for number, name in enumerate(CAPABILITIES) if bits >> number & 1}
+
+def wanted_capabilities(added, dropped, free):
+    every = {*CAPABILITIES}
+    if free:
+        return every
+    if "CAP_ALL" in added:
+        return every - dropped
+    if "CAP_ALL" in dropped:
+        return added
+    return names_of_bits(DEFAULT_CAPABILITIES) - dropped | added
 
 def plan_capabilities(add=(), drop=(), free=False):
     """The spec's process.capabilities, and which of them are added: what is asked for (FREE: all),
@@ -2751,17 +2789,13 @@ def plan_capabilities(add=(), drop=(), free=False):
                       for words in (add, drop))
     for name in (added | dropped) - {*CAPABILITIES, "CAP_ALL"}:
         raise Failure(f"--cap-add or --cap-drop, on {name}: there is no such capability")
-    rows = read_all("/proc/self/status").split("\n")
-    own = [int(row.split()[1], 16) for row in rows if row.startswith(("CapPrm", "CapBnd"))]
-    every, host, default = ({name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1}
-                           for bits in (-1, own[0] & own[1], DEFAULT_CAPABILITIES))
-    wanted = (every if free else every - dropped if "CAP_ALL" in added
-              else added if "CAP_ALL" in dropped else default - dropped | added)
-    for name in sorted(added & every - host):
+    own, wanted = own_capabilities(), wanted_capabilities(added, dropped, free)
+    for name in sorted(added & {*CAPABILITIES} - own):
         warn(f"--cap-add, on {name}: this host doesn't have it itself, ignoring")
-    held = [name for name in CAPABILITIES if name in wanted & host]
-    return ({**dict.fromkeys(("bounding", "effective", "permitted"), held), "inheritable": [],
-             "ambient": []}, [name for name in held if {name, "CAP_ALL"} & added])
+    held = [name for name in CAPABILITIES if name in wanted & own]
+    sets = {**dict.fromkeys(("bounding", "effective", "permitted"), held), "inheritable": [],
+            "ambient": []}
+    return sets, [name for name in held if {name, "CAP_ALL"} & added]
 
 # Who: users and groups
 
@@ -2779,7 +2813,7 @@ def is_id(text):
 def parse_id(text, what):
     """A user or group id, or an error, never 0.  See CVE-2024-40635, CVE-2026-30892."""
     if not is_id(text):
-        raise Failure(f"--user, on {text or chr(39) * 2}: there is no such {what} in the container")
+        raise Failure(f"--user, on {as_typed(text)}: there is no such {what} in the container")
     return int(text)
 
 def find_user(user):
@@ -3127,7 +3161,7 @@ def cgroup_dirs(path):
     if ".." in path.split("/"):
         raise Failure(f"--cgroup-parent or cgroupsPath, on {path}: it must not contain ..")
     if not {*path.split("/")} - {"", "."}:  # the root of the trees, with all that runs here
-        raise Failure(f"cgroupsPath, on {path or chr(39) * 2}: it names no cgroup of its own")
+        raise Failure(f"cgroupsPath, on {as_typed(path)}: it names no cgroup of its own")
     if len(parts) == 3:  # a-b.slice lies in a.slice: systemd.slice(5)
         words = (parts[0] or "system.slice")[:-len(".slice")].split("-")
         slices = ["-".join(words[:end]) + ".slice" for end in range(1, len(words) + 1)]
@@ -3543,7 +3577,7 @@ def limit_value(text, unit, option):
     """An option's value as the OCI has it: a list as it is, or a number, -1 for no limit."""
     if unit == "LIST":
         if not text or set(text) - set("0123456789-,"):
-            raise Failure(f"{option}, on {text or chr(39) * 2}: not a list, such as 0-2,5")
+            raise Failure(f"{option}, on {as_typed(text)}: not a list, such as 0-2,5")
         return text
     if unit in OF_PERIOD:
         return quota_of(text, OF_PERIOD[unit], option)
@@ -3555,7 +3589,7 @@ def limit_value(text, unit, option):
 def quota_of(text, microseconds, option):
     """So many times MICROSECONDS of processor time."""
     if to_number(text.replace(".", "", 1)) is None:
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a number, such as 1.5")
+        raise Failure(f"{option}, on {as_typed(text)}: not a number, such as 1.5")
     quota, there = int(float(text) * microseconds), os.cpu_count() or 1
     if quota > there * OF_PERIOD["NUMBER"]:
         raise Failure(f"{option}, on {text}: more than this host's processors, {there}")
@@ -3871,7 +3905,7 @@ def log_relays(monitor, write):
 def relays(monitor):
     """The streams that a container's monitor has to carry: (outputs, inputs)."""
     terminal, attached, record = monitor["master"], monitor["attached"], monitor["record"]
-    write = open_log(container_path(record, "container.log"), *record.get("log", (0, 1)))
+    write = Log(container_path(record, "container.log"), *record.get("log", (0, 1))).write
     if terminal is None:
         return log_relays(monitor, write), []
     os.set_blocking(terminal, False)
@@ -3918,7 +3952,7 @@ offer("run", (
 
 def parse_log_options(texts):
     """--log-opt's values as [bytes of a file, number of files]."""
-    found = dict(pair.partition("=")[::2] for text in texts for pair in text.split(","))
+    found = pairs_of(pair for text in texts for pair in text.split(","))
     size, count = found.pop("max-size", "10m"), found.pop("max-file", "3")
     if found:
         raise Failure(f"--log-opt, on {min(found)}: not max-size or max-file")
@@ -3927,46 +3961,54 @@ def parse_log_options(texts):
 def log_names(path, max_file):
     return [path] + [f"{path}.{number}" for number in range(1, max_file)]  # the newest first
 
-def open_log(path, max_size, max_file):
-    """Return write(stream, data), which adds to a log of MAX_FILE files of MAX_SIZE bytes."""
-    fd, size, lost = None, 0, 0
-
-    def put(entry):  # whole lines, into as many files as they need
-        nonlocal fd, size
-        while entry:
-            if fd is None:
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                size = os.fstat(fd).st_size
-            end = entry.rfind(b"\n", 0, max(max_size - size, 0)) + 1  # what still fits
-            if not end and size:
-                os.close(fd)
-                fd, names = None, log_names(path, max_file)
-                for older, newer in zip(names[:0:-1], names[-2::-1]):
-                    os.rename(newer, older) if os.path.exists(newer) else None
-                unlink_if_there(path)
-                continue
-            end = end or entry.index(b"\n") + 1
-            if os.write(fd, entry[:end]) < end:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-            size, entry = size + end, entry[end:]
-
-    def write(stream, data):
-        nonlocal lost
+class Log:
+    """A container's log: MAX_FILE files of MAX_SIZE bytes."""
+    def __init__(self, path, max_size, max_file):
+        self.path, self.max_size, self.max_file = path, max_size, max_file
+        self.fd, self.size, self.lost = None, 0, 0
+    def write(self, stream, data):
+        """Add what came on a stream, a line for each line of it and for what is left over."""
         start = f"{log_time(time.time_ns())} {stream} ".encode()
         lines, newline, rest = data.rpartition(b"\n")
-        entry = start + b"F " + lines.replace(b"\n", b"\n" + start + b"F ") if newline else b""
-        entry += newline + (start + b"P " + rest + b"\n" if rest else b"")
+        entry = b""
+        if newline:
+            entry += start + b"F " + lines.replace(b"\n", b"\n" + start + b"F ") + b"\n"
+        if rest:
+            entry += start + b"P " + rest + b"\n"
+        if self.lost:
+            note = f" stderr F mydocker: {self.lost} bytes of output could not be logged\n"
+            entry = start.partition(b" ")[0] + note.encode() + entry
         try:
-            if lost:
-                note = f" stderr F mydocker: {lost} bytes of output could not be logged\n"
-                entry = start.partition(b" ")[0] + note.encode() + entry
-            put(entry)
-            lost = 0
+            self.put(entry)
+            self.lost = 0
         except OSError:  # a full disk: half a line is taken back
-            lost += len(data)
-            os.ftruncate(fd, size) if fd is not None else None
-
-    return write
+            self.lost += len(data)
+            if self.fd is not None:
+                os.ftruncate(self.fd, self.size)
+    def put(self, entry):
+        """Write whole lines, into as many files as they need."""
+        while entry:
+            if self.fd is None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self.fd = os.open(self.path, flags, 0o600)
+                self.size = os.fstat(self.fd).st_size
+            end = entry.rfind(b"\n", 0, max(self.max_size - self.size, 0)) + 1  # what still fits
+            if not end and self.size:
+                self.turn_over()
+                continue
+            end = end or entry.index(b"\n") + 1
+            if os.write(self.fd, entry[:end]) < end:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            self.size += end
+            entry = entry[end:]
+    def turn_over(self):
+        """Let the next file begin; the oldest one goes."""
+        os.close(self.fd)
+        self.fd, names = None, log_names(self.path, self.max_file)
+        for older, newer in zip(names[:0:-1], names[-2::-1]):
+            if os.path.exists(newer):
+                os.rename(newer, older)
+        unlink_if_there(self.path)
 
 def read_log(path, max_file, more):
     """Yield a log's lines, the oldest first, and a None at each end; it goes on while more()."""
@@ -4062,7 +4104,8 @@ def map_ids(pid, channel, linux):
         for kind in ("uid", "gid"):
             rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
                     for row in linux.get(f"{kind}Mappings") or ()]
-            write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows)) if rows else None
+            if rows:
+                write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows))
         send(channel, "mapped")
         child = inherit(pid, channel)
         tell(channel, "go")  # see fork_inside
@@ -4114,8 +4157,9 @@ def make_record(options, plan, spec):
     if options["name"] is not None:
         check_new_name(options["name"], "--name")
     signal = given(options, "stop-signal", image.get("StopSignal") or "TERM")
-    labels = dict(text.partition("=")[::2] for text in options["label"])
-    return {"id": plan["id"], "engine": False, "name": options["name"], "reference": plan["reference"],
+    labels = pairs_of(options["label"])
+    return {"id": plan["id"], "engine": False, "name": options["name"],
+            "reference": plan["reference"],
             "image": plan["digest"], "layers": plan["diff_ids"], "created": time.time(),
             "keep": plan["keep"], "args": spec["process"]["args"], "cgroups": cgroups,
             "network": plan["network"], "wants": plan["wants"],
@@ -4285,16 +4329,24 @@ def container_records():
 
 def find_container(text):
     """The record of the container that a name, an id or the unique beginning of one means."""
-    top, ids = state_path("containers"), []
-    if is_name(text):
-        named = link_target(AT_FDCWD, state_path("names", text))
-        ids = [text] if os.path.isdir(f"{top}/{text}") else [named] if named else [
-            name for name in listing(top) if name.startswith(text)]
-    found = [*filter(None, map(read_record, [f"{top}/{name}" for name in ids]))]
-    if len(found) != 1:
-        why = "more than one container's id begins so" if found else "no such container"
-        raise Failure(f"container, on {text or chr(39) * 2}: {why}")
+    found = [*filter(None, map(read_record, found_paths(text)))]
+    if not found:
+        raise NotFound(f"container, on {as_typed(text)}: no such container")
+    if len(found) > 1:
+        raise Failure(f"container, on {text}: more than one container's id begins so")
     return found[0]
+
+def found_paths(text):
+    """The directories of the containers that a text may mean."""
+    top = state_path("containers")
+    if not is_name(text):
+        return []
+    if os.path.isdir(f"{top}/{text}"):
+        return [f"{top}/{text}"]
+    named = link_target(AT_FDCWD, state_path("names", text))
+    if named:
+        return [f"{top}/{named}"]
+    return [f"{top}/{name}" for name in listing(top) if name.startswith(text)]
 
 def has_cable(record):
     """True if a container has a network of its own that leads somewhere."""
@@ -4613,6 +4665,16 @@ def cmd_inspect(options, words):
     sweep_containers()
     show_json(words, inspected, options["format"])
 
+def limits_shown(resources):
+    """A spec's limits by docker's names for them, such as "PidsLimit"."""
+    shown = {}
+    for row in LIMITS:
+        group, key = row[0].split(".")
+        name = "".join(map(str.capitalize, long_name(row[1:]).split("-")))
+        if resources[group].get(key) is not None:
+            shown[name] = resources[group][key]
+    return shown
+
 def inspected(name):
     """A container or an image, in docker's words; "Record" and "Spec" are our own."""
     try:
@@ -4637,10 +4699,7 @@ def inspected(name):
                    "Labels": record["labels"], "StopSignal": str(record["stop_signal"])},
         "HostConfig": {"AutoRemove": not record["keep"], "RestartPolicy": {
             "Name": record["restart"].partition(":")[0]},
-            "ReadonlyRootfs": spec["root"]["readonly"], **{
-                "".join(map(str.capitalize, long_name(row[1:]).split("-"))): value
-                for row in LIMITS for group, key in [row[0].split(".")]
-                for value in [linux["resources"][group].get(key)] if value is not None}},
+            "ReadonlyRootfs": spec["root"]["readonly"], **limits_shown(linux["resources"])},
         "Limits": limits_there(record["cgroups"]) if record["running"] else {},
         "Mounts": [{"Type": "volume" if "volume" in row else row["type"], "Source": row["source"],
                     "Destination": row["destination"], "RW": not {"ro", "rro"} & {*row["options"]}}
@@ -4661,7 +4720,8 @@ def cmd_stats(options, words):
         records = map(find_container, words) if words else container_records()
         first, rows = not before, [*filter(None, (stats_row(each, before) for each in records))]
         if not first or not rows:
-            show("\033[H\033[J") if clear else None
+            if clear:
+                show("\033[H\033[J")
             show_rows(rows, STATS, options["format"])
             if options["no-stream"]:
                 return
@@ -4766,7 +4826,7 @@ def parse_volume(text):
     """A -v argument, [HOST:|NAME:]PLACE[:OPTIONS], as a mount row."""
     parts = text.split(":")
     if len(parts) > 3 or not all(parts):
-        raise Failure(f"--volume, on {text or chr(39) * 2}: it is [HOST-DIR:|NAME:]PLACE[:OPTIONS]")
+        raise Failure(f"--volume, on {as_typed(text)}: it is [HOST-DIR:|NAME:]PLACE[:OPTIONS]")
     if len(parts) == 1 or len(parts) == 2 and not parts[1].startswith("/"):
         parts.insert(0, "")
     source, place, *rest = parts
@@ -5535,7 +5595,7 @@ class CopyEnd:
         self.word = word
         self.container, path = (None, word) if local else word.split(":", 1)
         if not word or "\0" in path:
-            raise Failure(f"cp, on {word or chr(39) * 2}: not a path")
+            raise Failure(f"cp, on {as_typed(word)}: not a path")
         start = os.getcwd() if local and not path.startswith("/") else "/"
         path = os.path.join(start, path)
         self.path = without_dots(path)  # how it ends says what must be there, and what is meant
@@ -6568,9 +6628,6 @@ def change_words(rest, text):
 def changed_pairs(words, rest):
     """{name: value} of NAME=VALUE... or, as old Dockerfiles have it, NAME VALUE."""
     return pairs_of(words if "=" in words[0] else [rest.replace(" ", "=", 1)])
-
-def pairs_of(texts):
-    return dict(text.partition("=")[::2] for text in texts)
 
 def load(source):
     """Store the images of a docker-archive, OCI archive or OCI layout; return [(name, id)]."""
@@ -8343,7 +8400,7 @@ def networks():
 def network_path(name, suffix=""):
     if not is_name(name) or "." in name or len(name) > 15 or name in (
             "all", "default", "none", "host", "container"):  # the kernel's words, and --network's
-        raise Failure(f"network, on {name or chr(39) * 2}: its name, a link's too, has at most 15 "
+        raise Failure(f"network, on {as_typed(name)}: its name, a link's too, has at most 15 "
                       "letters, digits, _ and -")
     return state_path("networks", name + suffix)
 
@@ -8379,7 +8436,7 @@ def choose_subnet(wanted, gateway, link):
 def parse_subnet(text, gateway):
     """A subnet and the gateway in it, by default its first address, as ipaddress has them."""
     import ipaddress
-    wrong = Failure(f"--subnet, on {text or chr(39) * 2}: not a subnet, such as 10.9.1.0/24")
+    wrong = Failure(f"--subnet, on {as_typed(text)}: not a subnet, such as 10.9.1.0/24")
     address, _, bits = text.partition("/")
     if not 8 <= (to_number(bits) or 0) <= 30:
         wrong.message += ", with 8 to 30 bits"
@@ -8603,7 +8660,7 @@ def parse_network(text):
         elif key in keys:
             endpoint[keys[key]] = value
         else:
-            raise Failure(f"--network, on {text}: unknown key {key or chr(39) * 2}, it is "
+            raise Failure(f"--network, on {text}: unknown key {as_typed(key)}, it is "
                           "name=NETWORK[,ip=IP][,alias=NAME]...[,mac-address=MAC]")
     return endpoint
 
@@ -8633,7 +8690,7 @@ def check_networks(options, wants):
         check_address(address, "--dns", _socket.AF_INET, _socket.AF_INET6)
     for domain in wants["search"]:
         if not domain or not domain.isprintable() or " " in domain:
-            raise Failure(f"--dns-search, on {domain or chr(39) * 2}: not a domain, such as "
+            raise Failure(f"--dns-search, on {as_typed(domain)}: not a domain, such as "
                           "example.org")
 
 def check_endpoint(endpoint, ip_option, alias_option):
@@ -8657,14 +8714,14 @@ def check_address(text, option, *families):
     example = "10.9.1.2"
     if _socket.AF_INET6 in families:
         example += " or fd00::2"
-    raise Failure(f"{option}, on {text or chr(39) * 2}: not an IP address, such as {example}")
+    raise Failure(f"{option}, on {as_typed(text)}: not an IP address, such as {example}")
 
 def parse_host(text):
     """An --add-host argument, NAME:IP or NAME=IP, as NAME:IP; IP may be host-gateway."""
     at = min([index for index in map(text.find, ":=") if index >= 0], default=-1)
     name, address = text[:max(at, 0)], text[at + 1:].strip("[]")
     if at < 0 or not name.replace("-", "a").replace(".", "a").replace("_", "a").isalnum():
-        raise Failure(f"--add-host, on {text or chr(39) * 2}: it is NAME:IP")
+        raise Failure(f"--add-host, on {as_typed(text)}: it is NAME:IP")
     if address != "host-gateway":
         check_address(address, "--add-host", _socket.AF_INET, _socket.AF_INET6)
     return f"{name}:{address}"
@@ -8688,7 +8745,7 @@ def parse_publish(text):
     except Failure:
         right = False
     if not right or (first != last and low and high - low != last - first):
-        raise Failure(f"--publish, on {text or chr(39) * 2}: it is "
+        raise Failure(f"--publish, on {as_typed(text)}: it is "
                       "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
     rows = []
     for port in range(first, last + 1):
@@ -9022,7 +9079,9 @@ def published(wiring):
 
 @command("CONTAINER [PORT[/PROTOCOL]]", "show a container's ports on the host", takes=(1, 2))
 def cmd_port(_, words):
-    wanted = words[1] + "/tcp" * ("/" not in words[1]) if words[1:] else ""
+    wanted = words[1] if words[1:] else ""
+    if wanted and "/" not in wanted:
+        wanted += "/tcp"
     rows = [(port, host) for port, host in published(read_wiring(find_container(words[0])))
             if port == (wanted or port)]
     if wanted and not rows:
@@ -9490,7 +9549,7 @@ def find_oci(name):
 def known_oci(name):
     record = find_oci(name)
     if not record:
-        raise Failure(f"container, on {name or chr(39) * 2}: container does not exist")
+        raise Failure(f"container, on {as_typed(name)}: container does not exist")
     return record
 
 def oci_status(record):
@@ -9512,7 +9571,7 @@ def create_container(container_id, bundle, options, birth):
     """Make a container up to its last step; returns its record and its terminal's master end, if it
     has one and no --console-socket took it.  After a failure nothing of it is left."""
     if not is_name(container_id.replace("+", "-")):
-        raise Failure(f"create, on {container_id or chr(39) * 2}: not a container's id")
+        raise Failure(f"create, on {as_typed(container_id)}: not a container's id")
     preserved = preserved_fds(options)
     spec = load_bundle(bundle, container_id)
     listening = listening_fds()
@@ -9570,7 +9629,7 @@ def bring_to_gate(spec, record, birth, console):
 
 def wait_at_gate(channel, gate, process):
     """Tell `create` that all is ready, or that the command can't be, and wait for `start`."""
-    path = dict(item.partition("=")[::2] for item in process["env"]).get("PATH", DEFAULT_PATH)
+    path = pairs_of(process["env"]).get("PATH", DEFAULT_PATH)
     program = find_program(process["args"][0], path)
     try:
         os.stat(program)
@@ -9636,9 +9695,11 @@ def delete_container(record, force):
         raise Failure(f"delete, on {record['id']}: cannot delete container that is not stopped: "
                       f"{status}")
     thaw(record["cgroups"])
-    send_signal(record["pid"], record["pid_start"], _signal.SIGKILL) if record["pid"] else None
+    if record["pid"]:
+        send_signal(record["pid"], record["pid_start"], _signal.SIGKILL)
     remove_cgroups(record)
-    wait_process(record["pid"], record["pid_start"], GRACE) if record["pid"] else None
+    if record["pid"]:
+        wait_process(record["pid"], record["pid_start"], GRACE)
     run_late_hooks(record, "stopped", "poststop")
     remove_tree(container_path(record))
 
