@@ -2199,6 +2199,9 @@ def build_root(spec):
         mount(None, path, None, MS_REC | MS_PRIVATE, None)  # what comes later would be writable
     if not own and spec["root"].get("readonly"):
         set_mount_flags("/", MS_RDONLY)
+    for row in spec["mounts"]:
+        if row["type"] == "cgroup":
+            row["trees"] = hierarchies()  # on the host's own root they are soon covered by /sys
     dev, fresh = dev_row(spec), None
     for row in spec["mounts"]:
         fill = row is dev
@@ -3149,6 +3152,7 @@ def load_filter(steps):
 
 V2_CONTROLLERS = {"cpu", "cpuset", "io", "memory", "pids"}
 ASIDE = "/mydocker.aside"  # where processes go that are in the way of a v2 cgroup's children
+INNER = "/container"  # below a scope that systemd doesn't know: see "systemd"
 NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not change, in a container
 FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode: linux/proc_ns.h, PROC_USER_INIT_INO
 LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
@@ -3157,21 +3161,31 @@ def cgroup_dirs(path):
     """The cgroups that a container is to have, by its spec's cgroupsPath: /PATH in every tree, PATH
     below our own cgroups, but where systemd manages those and gave them to nobody at the top, or
     SLICE:PREFIX:NAME where systemd would have it.  What may be ours begins behind the "/./"."""
-    dirs, systemd, parts = [], os.path.isdir("/run/systemd/system"), path.split(":")
+    dirs, systemd, trees = [], os.path.isdir("/run/systemd/system"), hierarchies()
     if ".." in path.split("/"):
         raise Failure(f"--cgroup-parent or cgroupsPath, on {path}: it must not contain ..")
     if not {*path.split("/")} - {"", "."}:  # the root of the trees, with all that runs here
         raise Failure(f"cgroupsPath, on {as_typed(path)}: it names no cgroup of its own")
-    if len(parts) == 3:  # a-b.slice lies in a.slice: systemd.slice(5)
-        words = (parts[0] or "system.slice")[:-len(".slice")].split("-")
-        slices = ["-".join(words[:end]) + ".slice" for end in range(1, len(words) + 1)]
-        path = "/".join(["", *slices, f"{parts[1]}-{parts[2]}.scope"])
-    for point, own in hierarchies().values():
+    if path.count(":") == 2 and "/" not in path:
+        asked = systemd and asks_systemd(path)
+        path = scope_path(path)
+        if systemd and list(trees) == [""] and not asked:
+            path += INNER
+    for point, own in trees.values():
         own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
         if path[0] == "/" or systemd and "trusted.delegate" not in os.listxattr(own):
             own = point
         dirs.append(f"{own}/./{os.path.normpath(path).strip('/')}")
     return dirs
+
+def scope_path(path):
+    """Where systemd would have the scope SLICE:PREFIX:NAME; a-b.slice lies in a.slice."""
+    slice_name, prefix, name = path.split(":")
+    words = (slice_name or "system.slice")[:-len(".slice")].split("-")
+    slices = ["-".join(words[:end]) + ".slice" for end in range(1, len(words) + 1)]
+    if slice_name == "-.slice":  # the root of all: systemd.slice(5)
+        slices = []
+    return "/".join(["", *slices, f"{prefix}-{name}.scope"])
 
 def hierarchies():
     """The cgroup trees mounted here by their controllers, "" for v2: {controllers: (mount point,
@@ -3193,9 +3207,9 @@ def hierarchies():
                 found[name], ranks[name] = (point, place), rank
     return found
 
-def mount_cgroups(target, _, flags, __):
+def mount_cgroups(target, row, flags, _):
     """Show the container its own cgroup, in the form that the host has: v2, or v1's directories."""
-    kinds = hierarchies()
+    kinds = row["trees"]
     if list(kinds) == [""]:
         mount("cgroup", target, "cgroup2", flags, None)  # the namespace's own part of the tree
         return
@@ -3333,7 +3347,8 @@ def cgroup_pids(dirs):
 def found_cgroups(dirs):
     """Those of DIRS that are there already: they are used as they are, but never killed or removed.
     One in use is a Failure: what runs there would get the container's limits, and its end."""
-    found = [path for path in dirs if os.path.isdir(path)]
+    outer = [os.path.dirname(path) for path in dirs if path.endswith(".scope" + INNER)]
+    found = [path for path in dirs + outer if os.path.isdir(path)]
     for path in found:
         what = f"cgroupsPath, on {path}: it is there already, and"
         for place, _, _ in os.walk(path):
@@ -3423,6 +3438,9 @@ def remove_cgroups(record):
             time.sleep(0.001)  # the dead leave a little later
         above = os.path.dirname(path)
         with tolerate(errno.EBUSY, errno.ENOTEMPTY, *NOT_OURS, *LEAVING):  # others' are left
+            made = path.endswith(".scope" + INNER) and above not in record.get("found_cgroups", [])
+            if made:
+                os.rmdir(above)
             while "mydocker" in above.split("/")[-2:]:  # mydocker/ itself, or a state root's in it
                 os.rmdir(above)
                 above = os.path.dirname(above)
@@ -3515,6 +3533,310 @@ def device_program(rules):
         program += operation(answer, 0, value=int(rule["allow"])) + operation(leave, 0)
         if not tests:  # the kernel takes no program with a part that is never reached
             return program
+
+# ── 12b. systemd ─────────────────────────────────────────────────────────────
+# On a host with v2 alone systemd looks after the one tree of cgroups.  What lies in a slice of its
+# own that it doesn't know, it leaves alone, but when a unit comes or goes there it may switch the
+# slice's controllers off, and limits vanish with them.  So an engine that names a SLICE:PREFIX:NAME
+# gets what it means: systemd is asked, over D-Bus, for a scope, a unit of processes that it hasn't
+# started, with PID 1 in it and the limits as its properties; and Delegate=yes says that what is
+# below is ours.  Where nobody can be asked, the container's cgroup is one below that of the scope:
+# no controller can be switched off that a cgroup further down has handed on.
+#
+# Our own containers lie in mydocker/ at the top of the tree, or in our unit if that is delegated:
+# for the same reason nothing can be taken from them there, it works without a bus, and whoever
+# stops the unit that a monitor runs in means the container, too (see Watch.stop).
+#
+# D-Bus: https://dbus.freedesktop.org/doc/dbus-specification.html, systemd's side of it:
+# org.freedesktop.systemd1(5).  A message is a header and values; how those are written is said by
+# a signature, a letter for each type.  A new property is a row in scope_limits.
+
+BUS_SOCKETS = "/run/systemd/private", "/run/dbus/system_bus_socket"  # systemd's own is always there
+BUS_ALIGN = {"b": 4, "u": 4, "i": 4, "s": 4, "o": 4, "a": 4, "t": 8, "x": 8, "(": 8, "{": 8}  # or 1
+BUS_NUMBERS = {"y": "B", "b": "I", "u": "I", "i": "i", "t": "Q", "x": "q", "h": "I", "d": "d"}
+BUS_CALL, BUS_ANSWER, BUS_ERROR, BUS_SIGNAL = 1, 2, 3, 4
+BUS_FIELDS = {1: "path", 2: "interface", 3: "member", 4: "error", 5: "answer_to", 8: "signature"}
+BUS_LONGEST = 1 << 24  # bytes of a message; the specification has 128 MiB
+BUS_PATIENCE = 30  # seconds for an answer
+UNLIMITED = (1 << 64) - 1
+SYSTEMD, MANAGER = "org.freedesktop.systemd1", "org.freedesktop.systemd1.Manager"
+
+# Values
+
+def types_of(signature):
+    """The complete types that a signature is made of: "sa(sv)" is "s" and "a(sv)"."""
+    found, start = [], 0
+    while start < len(signature):
+        end = start
+        while signature[end] == "a":
+            end += 1
+        depth = 0
+        while True:
+            depth += {"(": 1, "{": 1, ")": -1, "}": -1}.get(signature[end], 0)
+            end += 1
+            if depth == 0:
+                break
+        found.append(signature[start:end])
+        start = end
+    return found
+
+def put_value(out, kind, value):
+    """Append a value of this type to the bytearray OUT; a variant is (signature, value)."""
+    out += bytes(-len(out) % BUS_ALIGN.get(kind[0], 1))
+    if kind in BUS_NUMBERS:
+        out += struct.pack("<" + BUS_NUMBERS[kind], value)
+    elif kind in ("s", "o", "g"):
+        data = encode(value)
+        out += struct.pack("<B" if kind == "g" else "<I", len(data)) + data + b"\0"
+    elif kind == "v":
+        put_value(out, "g", value[0])
+        put_value(out, *value)
+    elif kind[0] == "a":
+        place = len(out)
+        out += bytes(4)  # its length, when that is known
+        out += bytes(-len(out) % BUS_ALIGN.get(kind[1], 1))
+        start = len(out)
+        for each in value:
+            put_value(out, kind[1:], each)
+        struct.pack_into("<I", out, place, len(out) - start)
+    else:
+        for inner, each in zip(types_of(kind[1:-1]), value):
+            put_value(out, inner, each)
+
+class Reading:
+    """The values in the bytes of a message, one after the other."""
+    def __init__(self, data, order):
+        self.data, self.order, self.at = data, order, 0
+
+    def number(self, kind):
+        self.at += -self.at % BUS_ALIGN.get(kind, 1)
+        form = self.order + BUS_NUMBERS[kind]
+        self.at += struct.calcsize(form)
+        return struct.unpack_from(form, self.data, self.at - struct.calcsize(form))[0]
+
+    def value(self, kind):
+        if kind in BUS_NUMBERS:
+            return self.number(kind)
+        if kind in ("s", "o", "g"):
+            size = self.number("y" if kind == "g" else "u")
+            self.at += size + 1
+            return self.data[self.at - size - 1:self.at - 1].decode("utf-8", "replace")
+        if kind == "v":
+            return self.value(self.value("g"))
+        if kind[0] == "a":
+            size, found = self.number("u"), []
+            self.at += -self.at % BUS_ALIGN.get(kind[1], 1)
+            end = self.at + size
+            while self.at < end:
+                found.append(self.value(kind[1:]))
+            return found
+        self.at += -self.at % 8
+        return [self.value(inner) for inner in types_of(kind[1:-1])]
+
+# Messages
+
+class BusError(Failure):
+    """systemd says no; NAME is the D-Bus name of its why."""
+    def __init__(self, name, message):
+        super().__init__(message)
+        self.name = name
+
+class Bus:
+    """A connection to systemd; `with` closes it."""
+    def __init__(self, path):
+        self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        self.socket.settimeout(BUS_PATIENCE)
+        self.serial, self.unread = 0, []
+        try:
+            self.socket.connect(path)
+            self.log_in()
+            if path != BUS_SOCKETS[0]:  # there are others on it
+                self.call("/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
+                self.call("/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch", "s",
+                          f"type='signal',interface='{MANAGER}',member='JobRemoved'")
+                self.manage("Subscribe")
+        except (Failure, OSError):
+            self.socket.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def log_in(self):
+        """Say who we are; the kernel vouches for it.  All in one piece, as systemd's own clients do
+        it: a message that comes together with BEGIN isn't seen before the next one."""
+        user = str(os.geteuid()).encode().hex()
+        self.socket.sendall(b"\0AUTH EXTERNAL %s\r\nBEGIN\r\n" % user.encode())
+        answer = b""
+        while not answer.endswith(b"\r\n"):
+            answer += self.bytes(1)
+        if not answer.startswith(b"OK "):
+            raise Failure("systemd: it doesn't let us in: " + answer.decode("utf-8", "replace"))
+
+    def bytes(self, size):
+        data = b""
+        while len(data) < size:
+            more = self.socket.recv(size - len(data))
+            if not more:
+                raise Failure("systemd: it has hung up")
+            data += more
+        return data
+
+    def call(self, path, interface, member, signature="", *values):
+        """Call a method, and return the values of its answer; an error is a BusError."""
+        body, self.serial = bytearray(), self.serial + 1
+        for kind, value in zip(types_of(signature), values):
+            put_value(body, kind, value)
+        name = interface if interface == "org.freedesktop.DBus" else SYSTEMD
+        fields = [(1, ("o", path)), (2, ("s", interface)), (3, ("s", member)), (6, ("s", name))]
+        if signature:
+            fields.append((8, ("g", signature)))
+        head = bytearray(struct.pack("<BBBBII", ord("l"), BUS_CALL, 0, 1, len(body), self.serial))
+        put_value(head, "a(yv)", fields)
+        head += bytes(-len(head) % 8)
+        self.socket.sendall(head + body)
+        while True:
+            kind, fields, answer = self.message()
+            if kind == BUS_SIGNAL:
+                self.unread.append((fields, answer))
+            elif fields.get("answer_to") == self.serial:
+                if kind == BUS_ERROR:
+                    raise BusError(fields["error"], f"systemd, on {member}: "
+                                   + (str(answer[0]) if answer else fields["error"]))
+                return answer
+
+    def message(self):
+        """Wait for the next message: its type, its header's fields, and its values."""
+        start = self.bytes(16)
+        order = "<" if start[:1] == b"l" else ">"
+        size, _, fields_size = struct.unpack_from(order + "III", start, 4)
+        rest = fields_size + -fields_size % 8
+        if max(size, fields_size) > BUS_LONGEST:
+            raise Failure("systemd: a message is too long")
+        head = Reading(start + self.bytes(rest), order)
+        head.at = 12
+        fields = {BUS_FIELDS.get(code): value for code, value in head.value("a(yv)")}
+        body = Reading(self.bytes(size), order)
+        return start[1], fields, [body.value(kind) for kind in types_of(fields.get("signature", ""))]
+
+    def manage(self, member, signature="", *values):
+        return self.call("/org/freedesktop/systemd1", MANAGER, member, signature, *values)
+
+    def finish(self, unit, member, signature, *values):
+        """Call a method that begins a job, and wait until that is done."""
+        job = self.manage(member, signature, *values)[0]
+        while True:
+            fields, answer = self.unread.pop(0) if self.unread else self.message()[1:]
+            if fields.get("member") == "JobRemoved" and answer[1] == job:
+                if answer[3] != "done":
+                    raise Failure(f"systemd, on {unit}: {member}: {answer[3]}")
+                return
+
+def open_bus():
+    """A Bus, or None on a host without one: no systemd, or v1, where it takes nothing away."""
+    if os.path.isdir("/run/systemd/system") and list(hierarchies()) == [""]:
+        for path in BUS_SOCKETS:
+            with tolerate(errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
+                return Bus(path)
+    return None
+
+def reach_systemd(unit):
+    """A Bus, for what a unit needs: it was there a moment ago."""
+    bus = open_bus()
+    if not bus:
+        raise Failure(f"systemd, on {unit}: there is no bus any more")
+    return bus
+
+# Scopes
+
+def scope_name(path):
+    """The scope and its slice in a cgroupsPath, SLICE:PREFIX:NAME; None if it is another."""
+    parts = path.split(":")
+    if len(parts) != 3 or "/" in path:
+        return None
+    return f"{parts[1]}-{parts[2]}.scope", parts[0] or "system.slice"
+
+def asks_systemd(path):
+    """True if a cgroupsPath names a scope, and there is somebody to be asked for it."""
+    bus = open_bus() if scope_name(path) else None
+    if bus:
+        bus.socket.close()
+    return bus is not None
+
+def start_scope(spec, record, pid):
+    """Have a scope made with this process in it; where it lies is put on record."""
+    unit, slice_name = scope_name(spec["linux"]["cgroupsPath"])
+    rows = [("Description", ("s", f"mydocker container {record['id']}")),
+            ("Slice", ("s", slice_name)), ("PIDs", ("au", [pid])), ("Delegate", ("b", True)),
+            ("DefaultDependencies", ("b", False)), ("CollectMode", ("s", "inactive-or-failed"))]
+    rows += [(f"{name}Accounting", ("b", True)) for name in ("CPU", "Memory", "IO", "Tasks")]
+    rows += scope_limits(spec["linux"]["resources"])
+    start = "StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "replace", rows, []
+    with reach_systemd(unit) as bus:
+        try:
+            bus.finish(unit, *start)
+        except BusError as error:
+            if error.name != SYSTEMD + ".UnitExists":
+                raise
+            bus.manage("ResetFailedUnit", "s", unit)  # one that has failed stays until it's seen
+            bus.finish(unit, *start)
+    point, own = hierarchies()[""]
+    place = read_all(f"/proc/{pid}/cgroup").partition("0::")[2].split("\n")[0]
+    mine = read_all("/proc/self/cgroup").partition("0::")[2].split("\n")[0]
+    place = os.path.normpath(f"{own}/{os.path.relpath(place, mine)}")
+    record.update(scope=unit, cgroups=[f"{point}/./{os.path.relpath(place, point)}"])
+
+def scope_limits(resources):
+    """The OCI's resources as properties of a unit: systemd.resource-control(5)."""
+    memory, cpu, pids = (resources.get(group) or {} for group in ("memory", "cpu", "pids"))
+    numbers = {"MemoryMax": memory.get("limit"), "MemoryLow": memory.get("reservation"),
+               "TasksMax": pids.get("limit") or -1}  # its own default is a few thousand
+    if memory.get("swap"):
+        numbers["MemorySwapMax"] = limit_text("memory.swap.max", memory["swap"], cpu, memory)
+    if cpu.get("shares"):
+        numbers["CPUWeight"] = limit_text("cpu.weight", cpu["shares"], cpu, memory)
+    if cpu.get("quota"):
+        period = cpu.get("period") or 100000
+        a_second = -(-cpu["quota"] * 100 // period) * 10000  # it knows whole percents
+        numbers["CPUQuotaPerSecUSec"] = a_second if cpu["quota"] > 0 else -1
+        numbers["CPUQuotaPeriodUSec"] = period
+    rows = [(name, ("t", UNLIMITED if value in (-1, "max") else value))
+            for name, value in numbers.items() if value]
+    for name, key in (("AllowedCPUs", "cpus"), ("AllowedMemoryNodes", "mems")):
+        if cpu.get(key):
+            rows.append((name, ("ay", bits_of(cpu[key]))))
+    return rows
+
+def bits_of(text):
+    """A list such as 0-2,5 as a mask in bytes, the lowest first: b"\\x27"."""
+    mask = 0
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        first, last = to_number(first, 1 << 16), to_number(last or first, 1 << 16)
+        if first is None or last is None:
+            raise Failure(f"cpus or mems, on {text}: not a list, such as 0-2,5")
+        mask |= (1 << last + 1) - (1 << first) if first <= last else 0
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+
+def limit_scope(record, resources):
+    """Tell systemd of other limits: it would write the old ones again."""
+    with reach_systemd(record["scope"]) as bus:
+        rows = scope_limits(resources)
+        bus.manage("SetUnitProperties", "sba(sv)", record["scope"], True, rows)
+
+def stop_scope(record):
+    """Have systemd forget a container's scope; it may have, as nothing is in it."""
+    with reach_systemd(record["scope"]) as bus:
+        for step, *values in ((bus.finish, record["scope"], "StopUnit", "ss", record["scope"],
+                               "replace"), (bus.manage, "ResetFailedUnit", "s", record["scope"])):
+            try:
+                step(*values)
+            except BusError as error:
+                if error.name != SYSTEMD + ".NoSuchUnit":
+                    raise
 
 # ── 13. Limits ───────────────────────────────────────────────────────────────
 # What a container may use is written into the files of its cgroups, what each process of it may use
@@ -3772,9 +4094,13 @@ def change_limits(record, wanted):
         dirs = record["cgroups"]
         if record["running"] and (not dirs or any(map(os.path.isdir, dirs))):  # not between starts
             limit_cgroups(dirs, resources, undo)
+            if "scope" in record:
+                limit_scope(record, resources)
         write_json(path, spec)
     except (Failure, OSError):
         put_back(undo)
+        if "scope" in record:
+            limit_scope(record, read_json(path)["linux"]["resources"])
         raise
 
 # Limits of a process, settings of a namespace
@@ -9497,7 +9823,7 @@ def cmd_features(*_):
         "ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0", "hooks": [*OCI_SPEC["hooks"]],
         "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup"]),
         "linux": {"namespaces": sorted(NAMESPACES), "capabilities": CAPABILITIES,
-                  "cgroup": {"v1": True, "v2": True, "systemd": False},
+                  "cgroup": {"v1": True, "v2": True, "systemd": True},
                   "seccomp": {"enabled": True, "actions": [
                       f"SCMP_ACT_{word}" for word in sorted(SECCOMP_ACTIONS)]},
                   "apparmor": {"enabled": True}, "selinux": {"enabled": True}}}))
@@ -9582,7 +9908,8 @@ def create_container(container_id, bundle, options, birth):
     record = {"id": container_id, "name": container_id, "engine": True, "bundle": bundle, "pid": 0,
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
               "annotations": theirs, "cgroups": []}
-    cgroups = cgroup_dirs(spec["linux"]["cgroupsPath"])
+    cgroups_path = spec["linux"]["cgroupsPath"]
+    cgroups, asks = cgroup_dirs(cgroups_path), ":" in cgroups_path and asks_systemd(cgroups_path)
     make_dirs(os.path.dirname(path))
     with blame(f"create, on {container_id}: container with given ID already exists"):
         os.mkdir(path, 0o700)
@@ -9593,9 +9920,13 @@ def create_container(container_id, bundle, options, birth):
         os.mkfifo(path + "/exec.fifo", 0o600)
         with start_init(spec, birth, outlive=True) as birth:
             birth.tell_place(0, spec, preserved + listening)
+            if asks:
+                start_scope(spec, record, birth.pid)
             master = bring_to_gate(spec, record, birth, options["console-socket"])
     except Exception as error:
         remove_cgroups(record)
+        if "scope" in record:
+            stop_scope(record)
         remove_tree(path)
         if isinstance(error, (Failure, OSError)):
             raise
@@ -9701,6 +10032,8 @@ def delete_container(record, force):
     if record["pid"]:
         wait_process(record["pid"], record["pid_start"], GRACE)
     run_late_hooks(record, "stopped", "poststop")
+    if "scope" in record:
+        stop_scope(record)
     remove_tree(container_path(record))
 
 def send_descriptor(path, fd):
@@ -10112,7 +10445,7 @@ GLOBAL_OPTIONS = (
     ("-v --version", "", "show the version"),
     ("--log", "FILE", "write errors there, too, as JSON, for engines"),
     ("--log-format", "FORMAT", "json or text; it is json"), ("--debug", "", "accepted"),
-    ("--systemd-cgroup", "", "accepted: cgroups go where systemd would have them"),
+    ("--systemd-cgroup", "", "accepted: a cgroupsPath says whether systemd is asked"),
 )
 
 def overview():
