@@ -3092,17 +3092,44 @@ for line in sys.stdin.buffer.read().decode().splitlines():
     json.loads(line)' <"$scratch/stderr"
 }
 
-test_descriptors_are_the_callers() { # tty: without -t the command has the caller's own descriptors,
-  # nothing is copied
-  local what
-  "${mydocker[@]}" run /usr/bin/stat -L -c %d:%i /proc/self/fd/1 >file
-  is "$(<file)" "$(stat -c %d:%i file)"
-  "${mydocker[@]}" run /bin/sh -c 'readlink /proc/self/fd/2 >&2' 2>>err
-  is "$(<err)" "$PWD/err"
+test_caller_descriptors() { # tty: without -t pipes are the caller's own, files and terminals stay outside
+  local what say='echo more; echo evil 2>/dev/null >/proc/self/fd/0; : >/proc/self/fd/1; : >/proc/self/fd/2'
   exec 5< <(echo one; echo two)
   what=$(readlink /proc/self/fd/5)
   is "$("${mydocker[@]}" run -i /usr/bin/readlink /proc/self/fd/0 <&5)" "$what"
   is "$("${mydocker[@]}" run -i /bin/cat <&5)" $'one\ntwo'
+  is "$("${mydocker[@]}" run /bin/ls -l /proc/self/fd 2>&1 | grep -c 'pipe:')" 2 # 0 is /dev/null
+  make_image "t$n:1"
+  background --name "d$n" "t$n:1" /bin/sleep 1000
+  for what in "run -i" "run -i --rm t$n:1" "exec -i d$n"; do
+    # shellcheck disable=SC2086 # they are words
+    {
+      printf 'one\ntwo\n' >in
+      echo log >out
+      echo err >err
+      "${mydocker[@]}" $what /bin/sh -c "read x; echo \$x; $say" <in >>out 2>>err
+      is "$(<in) $(<out) $(<err)" $'one\ntwo log\none\nmore err'
+      # what isn't read is the next one's
+      { "${mydocker[@]}" $what /bin/sh -c : && cat; } <in >out
+      cmp in out
+      tty 0 -- sh -c '"$@" </dev/null' sh "${mydocker[@]}" ${what/-i/} /bin/sh -c \
+        'for fd in 0 1 2; do [ ! -t $fd ] || echo "$fd is a terminal"; done; ls -l /proc/self/fd/1'
+      unlike "$out" 'terminal|/dev/(pts|tty)'
+    }
+  done
+  # a reader that leaves ends who writes, by the signal, also where bytes are copied
+  { "${mydocker[@]}" run --init /bin/sh -c 'while :; do echo y; done' 2>err || echo "$?" >status; } | head -n 1 >out
+  is "$(<out) $(<status)" 'y 141'
+  run 0 rm -f "d$n"
+}
+
+test_job_control_outside() { # tty: with -i and no -t, Ctrl-Z and & leave what is typed next to the shell
+  local command="${mydocker[*]} run -i /bin/sh -c 'echo r\"\"eady; exec cat'"
+  tty 0 'P> ' "$command &"$'\n' 'ready\n' $'echo o""ne\n' 'one\n' $'echo t""wo\n' 'two\n' \
+    $'echo th""ree\n' 'three\n' $'kill -KILL %1; wait; exit 0\n' -- env PS1='P> ' bash --norc --noediting -i
+  tty 0 'P> ' "$command"$'\n' 'ready\n' $'abc\n' 'abc\nabc' $'\x1a' 'Stopped' $'echo o""ne\n' 'one\n' \
+    $'echo t""wo\n' 'two\n' $'fg\n' 'cat' $'def\n' 'def\ndef' $'\x04' 'P> ' $'exit 0\n' \
+    -- env PS1='P> ' bash --norc --noediting -i
 }
 
 test_no_interactive() { # tty: without -i standard input is empty
@@ -3397,14 +3424,14 @@ test_logs() { # logs: both streams apart and byte for byte, with times,
 }
 
 own_root_logs() { # of a container in the foreground what comes by way of its terminal,
-  # else nothing: it isn't copied
+  # else nothing where pipes take it: it isn't copied
   make_image "t$n:1"
   run 3 run -t --name f "t$n:1" /bin/sh -c 'echo out; echo err >&2; exit 3'
   run 0 logs f
   is "$out $err" $'out\r\nerr\r '
   run 0 start f
   wait_for eval '[[ $("${mydocker[@]}" logs f | tr -d "\r" | tr "\n" " ") == "out err out err " ]]'
-  run 0 run --name g "t$n:1" /bin/sh -c 'echo out'
+  is "$("${mydocker[@]}" run --name g "t$n:1" /bin/sh -c 'echo out' 2>&1 | cat)" out
   run 0 logs g
   is "$out$err" ''
 }
