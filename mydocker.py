@@ -2752,12 +2752,13 @@ def plan_capabilities(add=(), drop=(), free=False):
 # Who: users and groups
 
 def account_lines(path):
-    """The rows of /etc/passwd or /etc/group: none where it is missing, or masked, thus no file."""
+    """The rows of /etc/passwd or /etc/group: none where it is missing, masked, or else no file."""
     if not os.path.isfile(path):
         return []
-    with tolerate(errno.ENOENT, errno.ENOTDIR):
+    try:
         return [line.split(":") for line in read_text(path).split("\n") if line.count(":") >= 3]
-    return []
+    except (Failure, FileNotFoundError):  # it was one, a moment ago
+        return []
 
 def is_id(text):
     return to_number(text, ID.stop) is not None
@@ -9647,8 +9648,7 @@ def wait_at_gate(channel, gate, process):
         raise Failure(f"exec, on {program}: permission denied", 126)
     send(channel, "ready")
     channel.close()
-    os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this
-    os.close(gate)
+    os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this; the exec closes it
 
 def run_hooks(spec, state, *moments, environment=None, directory=None):
     """Run the hooks of these moments, STATE (JSON) is their input: config.md, "POSIX-platform
@@ -9689,7 +9689,14 @@ def start_created(record):
     with blame(f"start, on {record['id']}: container not running"), Descriptor(
             os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as gate:
         os.write(gate, b"0")
-    unlink_if_there(path)
+        unlink_if_there(path)
+        closed = select.poll()
+        closed.register(gate, 0)
+        closed.poll()  # POLLERR: nobody reads it, as init has executed the command, or is gone
+    with tolerate(errno.ENOENT, errno.ESRCH):  # it was quick, and is buried
+        if read_all(f"/proc/{record['pid']}/comm") == INIT_NAME + "\n":
+            raise Failure(f"start, on {record['id']}: the command could not be executed",
+                          hint="the container's standard error says why")
     run_late_hooks(record, "running", "poststart")
 
 def delete_container(record, force):

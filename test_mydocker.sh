@@ -8470,6 +8470,85 @@ c.update(gate=3, states=4, filter=5); c['annotations'] = {'mydocker.init': 'true
   canary_lives
 }
 
+test_oci_start_says() { # oci: start fails where the command can't be executed after all
+  oci_bundle
+  printf '#!/bin/nothing\n' >root/bin/script
+  printf 'no program' >root/bin/data
+  chmod +x root/bin/script root/bin/data
+  for file in script data; do
+    configure '' "/bin/$file"
+    run 0 create t
+    fails 125 '^mydocker: start, on t: the command could not be executed' start t
+    run 0 delete t
+  done
+  configure 'c["hooks"] = {"startContainer": [sh("exit 3")]}' /bin/true
+  run 0 create t
+  fails 125 '^mydocker: start, on t: the command could not be executed' start t
+  run 0 delete t
+  configure 'c["hooks"] = {}' /bin/true
+  run 0 create t
+  run 0 start t
+  run 0 delete --force t
+}
+
+test_passwd_no_file() { # user: an /etc/passwd or /etc/group that is no file is an empty one, in whatever way it came to be
+  local kind file
+  make_image "t$n:1"
+  for kind in mkdir mkfifo 'mknod_null' 'ln -s /etc/nowhere' 'ln -s passwd' 'ln -s /proc/self/fd/0'; do
+    for file in passwd group; do
+      mknod_null() { mknod "$1" c 1 5; } # zero never ends
+      [[ $kind != *passwd || $file == passwd ]] || continue
+      rm -rf root "d$n"
+      small_root root
+      rm root/etc/$file
+      $kind "root/etc/$file"
+      run 0 run --rootfs root -u 7:8 /bin/sh -c 'id -u; id -g'
+      is "$out" $'7\n8'
+      fails 125 '^mydocker: --user, on nobody: ' run --rootfs root -u nobody:nobody /bin/true
+      fails 125 '^mydocker: --user, on nobody: ' run -d --rootfs root -u nobody:nobody /bin/true
+      background --name "d$n" --rootfs root -u 7:8 /bin/sleep 1000
+      run 0 exec "d$n" /bin/sh -c 'id -u; id -g'
+      is "$out" $'7\n8'
+      fails 125 '^mydocker: --user, on nobody: ' exec -u nobody "d$n" /bin/true
+      run 0 rm -f "d$n"
+    done
+  done
+  background --name "d$n" "t$n:1" /bin/sh -c 'rm /etc/passwd; mkdir /etc/passwd; exec sleep 1000' # made later
+  wait_for eval 'timeout 9 "${mydocker[@]}" exec "d$n" /bin/sh -c "[ -d /etc/passwd ]"'
+  fails 125 '^mydocker: --user, on user: ' exec -u user "d$n" /bin/true
+  run 0 stop -t 0 "d$n"
+  run 0 start "d$n" # its user is a number
+  run 0 rm -f "d$n"
+}
+
+test_terminal_escapes() { # main: nothing that images and labels say steers a terminal
+  local esc=$'\e]0;evil\a' field
+  make_image "t$n:1"
+  for field in User WorkingDir StopSignal; do
+    set_config "t$n:1" "{\"$field\": \"/x\\u001b]0;evil\\u0007\"}"
+    run_any run --rm "t$n:1" /bin/true
+    unlike "$out$err" $'[\e\a]'
+  done
+  set_config "t$n:1" '{"User": "", "WorkingDir": "", "StopSignal": ""}'
+  fails 127 '\\x1b\]0;evil\\x07' run --rm "t$n:1" "$esc"
+  background --name "d$n" --label "a=$esc" "t$n:1" /bin/sh -c ": $esc; exec sleep 1000"
+  run 0 ps --no-trunc --format 'table {{.Names}} {{.Labels}} {{.Command}}'
+  unlike "$out" $'[\e\a]'
+  like "$out" 'a=\\x1b\]0;evil\\x07'
+  tty 0 -- "${mydocker[@]}" ps --format '{{.Names}} {{.Labels}}'
+  unlike "$out" $'[\e\a]'
+  tty 0 -- "${mydocker[@]}" inspect --format '{{.Config.Labels.a}}' "d$n"
+  unlike "$out" $'[\e\a]'
+  run 0 inspect --format '{{.Config.Labels.a}}' "d$n" # for a program it is as it is
+  is "$out" "$esc"
+  run 0 rm -f "d$n"
+}
+
+run_any() { # run_any ARG...: whatever its status is
+  timeout -k 5 "$patience" "${mydocker[@]}" "$@" >"$scratch/stdout" 2>"$scratch/stderr" || :
+  read_output
+}
+
 # ── 24. The OCI runtime under engines ──────────────────────────────────────
 # Real ones, each private to its test; they use the launcher of `install`. What they say must be
 # what they say on runc.
