@@ -366,8 +366,10 @@ class Unread(Failure):
         super().__init__("", 128 + _signal.SIGPIPE)
 
 def show(text):
-    """Print a command's answer, in UTF-8 whatever PYTHONIOENCODING says of print(); an output that
-    is full is a Failure, too."""
+    """Print a command's answer, on a terminal with nothing in it that would steer that; in UTF-8
+    whatever PYTHONIOENCODING says of print(). An output that is full is a Failure, too."""
+    if os.isatty(1):
+        text = "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
     try:
         with blame("write, on standard output"):
             write_all(1, encode(text + "\n"))
@@ -1192,6 +1194,8 @@ def age_of(moment):
     return f"{seconds} seconds"
 
 def columns(rows):
+    """The lines of a table; what steers a terminal is shown as escapes, wherever it goes."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["   ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
 
@@ -1515,29 +1519,6 @@ def take_signals(signals):
         data = os.read(signals, 128 * 64)
     return [struct.unpack_from("I", data, start)[0] for start in range(0, len(data), 128)]
 
-def output_pipes(process, attached):
-    """The pipes by which a command's output comes to us, [(read end, write end)] for 1 and 2.
-    In the foreground it has the caller's own 1 and 2, but another user than root couldn't open the
-    caller's file or terminal by /dev/stdout; and a pipe can be given away."""
-    if process["terminal"]:
-        return []
-    name = process["user"].get("username", "0").partition(":")[0]
-    is_root = name.strip("0") in ("", "root")
-    if attached and (is_root or not (needs_pipe(1) or needs_pipe(2))):
-        return []
-    pipe, (one, two) = os.pipe(), map(os.fstat, (1, 2))
-    if attached and os.path.samestat(one, two):
-        return [pipe, pipe]  # in one, what is said keeps its order
-    return [pipe, os.pipe()]
-
-def needs_pipe(fd):
-    """True for files, sockets, fifos with a name and terminals: neither a pipe nor /dev/null."""
-    info = os.fstat(fd)
-    return info.st_dev != pipe_device() and (os.isatty(fd) or not stat.S_ISCHR(info.st_mode))
-
-def read_ends(pipes):
-    return sorted({end for end, _ in pipes}, key=[end for end, _ in pipes].index)
-
 def start_container(monitor, birth=None):
     """Start the container of MONITOR, and add to that what is needed to watch it."""
     spec, record = monitor["spec"], monitor["record"]
@@ -1682,6 +1663,7 @@ class Watch:
             gone, wait_status = os.waitpid(self.pid, os.WNOHANG)
             if gone:
                 self.status = exit_status(wait_status)
+                give_back(self.monitor, sum(len(keys.waiting) for keys in self.inputs))
         elif number == _signal.SIGWINCH and self.terminal is not None and self.monitor["attached"]:
             resize(self.terminal)
         elif number in (_signal.SIGTERM, _signal.SIGHUP) and not self.monitor["attached"]:
@@ -1715,7 +1697,7 @@ class Watch:
     def streams(self):
         return self.outputs if self.status is not None else self.outputs + self.inputs
     def is_idle(self):  # no byte is on its way
-        return not any(stream.waiting for stream in self.outputs + self.inputs)
+        return not any(stream.waiting for stream in self.streams())
     def next_deadline(self):
         """When to look again without any event, or None."""
         if self.status is None:
@@ -1736,7 +1718,10 @@ def moved(stream):
         stream.move()
     except OSError as error:
         if error.errno == errno.EPIPE:
-            raise Unread() from None
+            if os.isatty(stream.source):
+                raise Unread() from None
+            stream.stop()
+            return True
         if error.errno != errno.EIO:
             raise Failure(f"write, on standard output: {reason(error)}") from None
         stream.waiting, stream.sink = b"", None
@@ -1786,7 +1771,7 @@ def make_room(monitor):
     process stays the same: its child, its blocked signals and its locks come along."""
     carried = os.memfd_create("monitor", 0)
     os.write(carried, marshal.dumps(monitor))
-    for fd in map(monitor.get, ("lock", "program", "master", "stdin", "typist")):
+    for fd in map(monitor.get, ("lock", "program", "master", "stdin", "typist", "feed")):
         if fd is not None:
             os.set_inheritable(fd, True)
     for fd in monitor["outputs"] + monitor.get("ports", []):
@@ -2673,7 +2658,8 @@ def launch(state, guard, cidfile, birth=None, ready=lambda: None):
 def choose_stdin(state):
     """What the command reads: the caller's input with -i; in the background nothing ever comes."""
     if state["attached"] and state["interactive"]:
-        return 0
+        end = None if state["spec"]["process"]["terminal"] else input_pipe(state)
+        return 0 if end is None else end
     if not state["interactive"]:
         return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     stdin, state["typist"] = os.pipe()
@@ -2803,12 +2789,13 @@ def plan_capabilities(add=(), drop=(), free=False):
 # Who: users and groups
 
 def account_lines(path):
-    """The rows of /etc/passwd or /etc/group: none where it is missing, or masked, thus no file."""
+    """The rows of /etc/passwd or /etc/group: none where it is missing, masked, or else no file."""
     if not os.path.isfile(path):
         return []
-    with tolerate(errno.ENOENT, errno.ENOTDIR):
+    try:
         return [line.split(":") for line in read_text(path).split("\n") if line.count(":") >= 3]
-    return []
+    except (Failure, FileNotFoundError):  # it was one, a moment ago
+        return []
 
 def is_id(text):
     return to_number(text, ID.stop) is not None
@@ -4154,8 +4141,10 @@ def set_sysctls(sysctls):
 # is in raw mode meanwhile: every key, Ctrl-C too, is for the terminal inside to interpret.  The
 # caller's terminal itself never enters, so nothing can be typed into it (TIOCSTI, CVE-2017-5226).
 #
-# Without -t nothing is copied: the command has the caller's own descriptors.  In the background,
-# and where bytes are copied anyway, what a container says is kept in its log.
+# Without -t the command has the caller's own descriptors where those are pipes, or /dev/null, and
+# nothing is copied.  A file or a terminal of the caller's stays outside, as by /dev/stdout and the
+# like it could be opened anew, and emptied, written or read: there `run` copies, by pipes.  In the
+# background, and where bytes are copied anyway, what a container says is kept in its log.
 #
 # The log has the form of Kubernetes' CRI, a line of it for each line that was said:
 #
@@ -4169,6 +4158,7 @@ def set_sysctls(sysctls):
 # asm-generic/ioctls.h
 TIOCGWINSZ, TIOCSWINSZ = 0x5413, 0x5414
 TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
+FIONREAD = 0x541B
 
 def caller_size():
     for fd in (0, 1, 2):
@@ -4218,6 +4208,51 @@ def hand_out_terminal(channel, process, uid):
         send(channel, "terminal", [master])
     return slave
 
+def output_pipes(process, attached):
+    """The pipes by which a command's output comes to us, [(read end, write end)] for 1 and 2.
+    In the foreground it has the caller's own 1 and 2 if both are pipes, or /dev/null.  A file could
+    be emptied by /dev/stdout, a terminal read, and another user than root couldn't open either; and
+    a pipe can be given away."""
+    if process["terminal"] or attached and not (needs_pipe(1) or needs_pipe(2)):
+        return []
+    pipe, (one, two) = os.pipe(), map(os.fstat, (1, 2))
+    if attached and os.path.samestat(one, two):
+        return [pipe, pipe]  # in one, what is said keeps its order
+    return [pipe, os.pipe()]
+
+def needs_pipe(fd):
+    """True for files, sockets, fifos with a name and terminals: neither a pipe nor /dev/null."""
+    info = os.fstat(fd)
+    return info.st_dev != pipe_device() and (os.isatty(fd) or not stat.S_ISCHR(info.st_mode))
+
+def input_pipe(monitor):
+    """The read end of a pipe by which the caller's input goes to a command, or None if it gets the
+    caller's 0 itself.  A file could be written by /dev/stdin; and from a terminal we read
+    ourselves, so that job control can stop it."""
+    mode = os.fstat(0).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode) or os.isatty(0)):
+        return None
+    if stat.S_ISREG(mode):
+        monitor["begin"] = os.lseek(0, 0, os.SEEK_CUR)
+    end, monitor["feed"] = os.pipe()
+    return end
+
+def read_ends(pipes):
+    return sorted({end for end, _ in pipes}, key=[end for end, _ in pipes].index)
+
+def give_back(monitor, left):
+    """What a command hasn't read of a file is the next one's, which may have the same 0: what is in
+    its pipe, where it may write itself, and LEFT bytes that aren't yet."""
+    if "begin" not in monitor:
+        return
+    unread = struct.unpack("i", fcntl.ioctl(monitor["stdin"], FIONREAD, b"\0" * 4))[0]
+    if unread:
+        left += len(os.read(monitor["stdin"], unread))
+    os.lseek(0, max(monitor["begin"], os.lseek(0, 0, os.SEEK_CUR) - left), os.SEEK_SET)
+
+def is_file(fd):
+    return stat.S_ISREG(os.fstat(fd).st_mode)
+
 def log_relays(monitor, write):
     """The streams for what comes by pipes, to the log and, in the foreground, to the caller."""
     streams = []
@@ -4225,7 +4260,8 @@ def log_relays(monitor, write):
         log = None
         if monitor["logged"]:
             log = lambda data, name=name: write(name, data)
-        streams.append(Relay(fd, sink if monitor["attached"] else None, log=log))
+        streams.append(Relay(fd, sink if monitor["attached"] else None, log=log,
+                             at_once=1 << 16 if is_file(sink) else 4096))
     return streams
 
 def relays(monitor):
@@ -4233,7 +4269,7 @@ def relays(monitor):
     terminal, attached, record = monitor["master"], monitor["attached"], monitor["record"]
     write = Log(container_path(record, "container.log"), *record.get("log", (0, 1))).write
     if terminal is None:
-        return log_relays(monitor, write), []
+        return log_relays(monitor, write), feeds(monitor)
     os.set_blocking(terminal, False)
     shown, log = None, None
     if attached:
@@ -4248,26 +4284,54 @@ def relays(monitor):
     keys.last, keys.open = monitor["typed"] or b"", monitor["typed"] is not None
     return outputs, [keys]
 
+def feeds(monitor):
+    """The stream for what comes from the caller's file or terminal, if it goes by a pipe: [it]."""
+    feed = monitor.get("feed")
+    if feed is None:
+        return []
+    source = 0
+    if os.isatty(0):  # in the background a read stops us, and it may have nothing left to read then
+        with tolerate():
+            source = os.open("/proc/self/fd/0", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+                             | os.O_CLOEXEC)
+    os.set_blocking(feed, False)
+
+    def end(_):
+        os.close(feed)
+        monitor["feed"] = None
+        return b""
+
+    return [Relay(source, feed, end, at_once=1 << 16)]
+
 class Relay:
     """Bytes on their way from SOURCE to SINK, if any, and to log(bytes); neither blocks us."""
-    def __init__(self, source, sink, at_end=lambda last: b"", log=None):
+    def __init__(self, source, sink, at_end=lambda last: b"", log=None, at_once=4096):
         self.source, self.sink, self.at_end, self.log = source, sink, at_end, log
+        self.at_once = at_once  # a pipe that is ready takes 4096 bytes without blocking: pipe(7)
         self.waiting, self.last, self.open = b"", b"", True
     def wants(self):  # (descriptor, events) for poll; room is made before more is taken
         return (self.sink, select.POLLOUT) if self.waiting else (self.source, select.POLLIN)
     def move(self):
         """Read or write once, after poll said that the descriptor is ready."""
-        if self.waiting:  # a pipe that is ready takes 4096 bytes without blocking: pipe(7)
-            self.waiting = self.waiting[os.write(self.sink, self.waiting[:4096]):]
+        if self.waiting:
+            self.waiting = self.waiting[os.write(self.sink, self.waiting[:self.at_once]):]
             return
         data = b""
         with tolerate(errno.EIO):  # the last process let go of the terminal
-            data = os.read(self.source, 1 << 16)
+            try:
+                data = os.read(self.source, 1 << 16)
+            except BlockingIOError:  # somebody else has read it
+                return
         self.last, self.open = data or self.last, bool(data)
         if self.log and data:
             self.log(data)
         if self.sink is not None:
             self.waiting = data or self.at_end(self.last)
+    def stop(self):
+        """Nobody will read it: nor do we, so that whoever writes here is told by SIGPIPE."""
+        with Descriptor(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)) as nothing:
+            os.dup2(nothing, self.source)
+        self.waiting, self.sink, self.log = b"", None, None
     def busy(self):  # until everything up to the source's end has been delivered
         return bool(self.open or self.waiting)
 
@@ -4874,6 +4938,8 @@ def cmd_exec(options, words):
              "logged": False, "outputs": [], "typed": b"", "stdin": 0}
     if detach or not options["interactive"]:
         state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    elif not process["terminal"]:
+        state["stdin"] = input_pipe(state) or 0
     start_process(state, birth, process, detach, (0, 0) if detach else ())
     return None if detach else attend(state, True)
 
@@ -5047,7 +5113,7 @@ def cmd_stats(options, words):
         first, rows = not before, [*filter(None, (stats_row(each, before) for each in records))]
         if not first or not rows:
             if clear:
-                show("\033[H\033[J")
+                os.write(1, b"\033[H\033[J")  # from the top again
             show_rows(rows, STATS, options["format"])
             if options["no-stream"]:
                 return
@@ -9971,8 +10037,7 @@ def wait_at_gate(channel, gate, process):
         raise Failure(f"exec, on {program}: permission denied", 126)
     send(channel, "ready")
     channel.close()
-    os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this
-    os.close(gate)
+    os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this; the exec closes it
 
 def run_hooks(spec, state, *moments, environment=None, directory=None):
     """Run the hooks of these moments, STATE (JSON) is their input: config.md, "POSIX-platform
@@ -10013,7 +10078,14 @@ def start_created(record):
     with blame(f"start, on {record['id']}: container not running"), Descriptor(
             os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as gate:
         os.write(gate, b"0")
-    unlink_if_there(path)
+        unlink_if_there(path)
+        closed = select.poll()
+        closed.register(gate, 0)
+        closed.poll()  # POLLERR: nobody reads it, as init has executed the command, or is gone
+    with tolerate(errno.ENOENT, errno.ESRCH):  # it was quick, and is buried
+        if read_all(f"/proc/{record['pid']}/comm") == INIT_NAME + "\n":
+            raise Failure(f"start, on {record['id']}: the command could not be executed",
+                          hint="the container's standard error says why")
     run_late_hooks(record, "running", "poststart")
 
 def delete_container(record, force):

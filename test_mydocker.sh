@@ -3092,17 +3092,44 @@ for line in sys.stdin.buffer.read().decode().splitlines():
     json.loads(line)' <"$scratch/stderr"
 }
 
-test_descriptors_are_the_callers() { # tty: without -t the command has the caller's own descriptors,
-  # nothing is copied
-  local what
-  "${mydocker[@]}" run /usr/bin/stat -L -c %d:%i /proc/self/fd/1 >file
-  is "$(<file)" "$(stat -c %d:%i file)"
-  "${mydocker[@]}" run /bin/sh -c 'readlink /proc/self/fd/2 >&2' 2>>err
-  is "$(<err)" "$PWD/err"
+test_caller_descriptors() { # tty: without -t pipes are the caller's own, files and terminals stay outside
+  local what say='echo more; echo evil 2>/dev/null >/proc/self/fd/0; : >/proc/self/fd/1; : >/proc/self/fd/2'
   exec 5< <(echo one; echo two)
   what=$(readlink /proc/self/fd/5)
   is "$("${mydocker[@]}" run -i /usr/bin/readlink /proc/self/fd/0 <&5)" "$what"
   is "$("${mydocker[@]}" run -i /bin/cat <&5)" $'one\ntwo'
+  is "$("${mydocker[@]}" run /bin/ls -l /proc/self/fd 2>&1 | grep -c 'pipe:')" 2 # 0 is /dev/null
+  make_image "t$n:1"
+  background --name "d$n" "t$n:1" /bin/sleep 1000
+  for what in "run -i" "run -i --rm t$n:1" "exec -i d$n"; do
+    # shellcheck disable=SC2086 # they are words
+    {
+      printf 'one\ntwo\n' >in
+      echo log >out
+      echo err >err
+      "${mydocker[@]}" $what /bin/sh -c "read x; echo \$x; $say" <in >>out 2>>err
+      is "$(<in) $(<out) $(<err)" $'one\ntwo log\none\nmore err'
+      # what isn't read is the next one's
+      { "${mydocker[@]}" $what /bin/sh -c : && cat; } <in >out
+      cmp in out
+      tty 0 -- sh -c '"$@" </dev/null' sh "${mydocker[@]}" ${what/-i/} /bin/sh -c \
+        'for fd in 0 1 2; do [ ! -t $fd ] || echo "$fd is a terminal"; done; ls -l /proc/self/fd/1'
+      unlike "$out" 'terminal|/dev/(pts|tty)'
+    }
+  done
+  # a reader that leaves ends who writes, by the signal, also where bytes are copied
+  { "${mydocker[@]}" run --init /bin/sh -c 'while :; do echo y; done' 2>err || echo "$?" >status; } | head -n 1 >out
+  is "$(<out) $(<status)" 'y 141'
+  run 0 rm -f "d$n"
+}
+
+test_job_control_outside() { # tty: with -i and no -t, Ctrl-Z and & leave what is typed next to the shell
+  local command="${mydocker[*]} run -i /bin/sh -c 'echo r\"\"eady; exec cat'"
+  tty 0 'P> ' "$command &"$'\n' 'ready\n' $'echo o""ne\n' 'one\n' $'echo t""wo\n' 'two\n' \
+    $'echo th""ree\n' 'three\n' $'kill -KILL %1; wait; exit 0\n' -- env PS1='P> ' bash --norc --noediting -i
+  tty 0 'P> ' "$command"$'\n' 'ready\n' $'abc\n' 'abc\nabc' $'\x1a' 'Stopped' $'echo o""ne\n' 'one\n' \
+    $'echo t""wo\n' 'two\n' $'fg\n' 'cat' $'def\n' 'def\ndef' $'\x04' 'P> ' $'exit 0\n' \
+    -- env PS1='P> ' bash --norc --noediting -i
 }
 
 test_no_interactive() { # tty: without -i standard input is empty
@@ -3397,14 +3424,14 @@ test_logs() { # logs: both streams apart and byte for byte, with times,
 }
 
 own_root_logs() { # of a container in the foreground what comes by way of its terminal,
-  # else nothing: it isn't copied
+  # else nothing where pipes take it: it isn't copied
   make_image "t$n:1"
   run 3 run -t --name f "t$n:1" /bin/sh -c 'echo out; echo err >&2; exit 3'
   run 0 logs f
   is "$out $err" $'out\r\nerr\r '
   run 0 start f
   wait_for eval '[[ $("${mydocker[@]}" logs f | tr -d "\r" | tr "\n" " ") == "out err out err " ]]'
-  run 0 run --name g "t$n:1" /bin/sh -c 'echo out'
+  is "$("${mydocker[@]}" run --name g "t$n:1" /bin/sh -c 'echo out' 2>&1 | cat)" out
   run 0 logs g
   is "$out$err" ''
 }
@@ -8441,6 +8468,85 @@ c.update(gate=3, states=4, filter=5); c['annotations'] = {'mydocker.init': 'true
     fails 125 "config.json: mounts: type: $row: unknown" create t
   done
   canary_lives
+}
+
+test_oci_start_says() { # oci: start fails where the command can't be executed after all
+  oci_bundle
+  printf '#!/bin/nothing\n' >root/bin/script
+  printf 'no program' >root/bin/data
+  chmod +x root/bin/script root/bin/data
+  for file in script data; do
+    configure '' "/bin/$file"
+    run 0 create t
+    fails 125 '^mydocker: start, on t: the command could not be executed' start t
+    run 0 delete t
+  done
+  configure 'c["hooks"] = {"startContainer": [sh("exit 3")]}' /bin/true
+  run 0 create t
+  fails 125 '^mydocker: start, on t: the command could not be executed' start t
+  run 0 delete t
+  configure 'c["hooks"] = {}' /bin/true
+  run 0 create t
+  run 0 start t
+  run 0 delete --force t
+}
+
+test_passwd_no_file() { # user: an /etc/passwd or /etc/group that is no file is an empty one, in whatever way it came to be
+  local kind file
+  make_image "t$n:1"
+  for kind in mkdir mkfifo 'mknod_null' 'ln -s /etc/nowhere' 'ln -s passwd' 'ln -s /proc/self/fd/0'; do
+    for file in passwd group; do
+      mknod_null() { mknod "$1" c 1 5; } # zero never ends
+      [[ $kind != *passwd || $file == passwd ]] || continue
+      rm -rf root "d$n"
+      small_root root
+      rm root/etc/$file
+      $kind "root/etc/$file"
+      run 0 run --rootfs root -u 7:8 /bin/sh -c 'id -u; id -g'
+      is "$out" $'7\n8'
+      fails 125 '^mydocker: --user, on nobody: ' run --rootfs root -u nobody:nobody /bin/true
+      fails 125 '^mydocker: --user, on nobody: ' run -d --rootfs root -u nobody:nobody /bin/true
+      background --name "d$n" --rootfs root -u 7:8 /bin/sleep 1000
+      run 0 exec "d$n" /bin/sh -c 'id -u; id -g'
+      is "$out" $'7\n8'
+      fails 125 '^mydocker: --user, on nobody: ' exec -u nobody "d$n" /bin/true
+      run 0 rm -f "d$n"
+    done
+  done
+  background --name "d$n" "t$n:1" /bin/sh -c 'rm /etc/passwd; mkdir /etc/passwd; exec sleep 1000' # made later
+  wait_for eval 'timeout 9 "${mydocker[@]}" exec "d$n" /bin/sh -c "[ -d /etc/passwd ]"'
+  fails 125 '^mydocker: --user, on user: ' exec -u user "d$n" /bin/true
+  run 0 stop -t 0 "d$n"
+  run 0 start "d$n" # its user is a number
+  run 0 rm -f "d$n"
+}
+
+test_terminal_escapes() { # main: nothing that images and labels say steers a terminal
+  local esc=$'\e]0;evil\a' field
+  make_image "t$n:1"
+  for field in User WorkingDir StopSignal; do
+    set_config "t$n:1" "{\"$field\": \"/x\\u001b]0;evil\\u0007\"}"
+    run_any run --rm "t$n:1" /bin/true
+    unlike "$out$err" $'[\e\a]'
+  done
+  set_config "t$n:1" '{"User": "", "WorkingDir": "", "StopSignal": ""}'
+  fails 127 '\\x1b\]0;evil\\x07' run --rm "t$n:1" "$esc"
+  background --name "d$n" --label "a=$esc" "t$n:1" /bin/sh -c ": $esc; exec sleep 1000"
+  run 0 ps --no-trunc --format 'table {{.Names}} {{.Labels}} {{.Command}}'
+  unlike "$out" $'[\e\a]'
+  like "$out" 'a=\\x1b\]0;evil\\x07'
+  tty 0 -- "${mydocker[@]}" ps --format '{{.Names}} {{.Labels}}'
+  unlike "$out" $'[\e\a]'
+  tty 0 -- "${mydocker[@]}" inspect --format '{{.Config.Labels.a}}' "d$n"
+  unlike "$out" $'[\e\a]'
+  run 0 inspect --format '{{.Config.Labels.a}}' "d$n" # for a program it is as it is
+  is "$out" "$esc"
+  run 0 rm -f "d$n"
+}
+
+run_any() { # run_any ARG...: whatever its status is
+  timeout -k 5 "$patience" "${mydocker[@]}" "$@" >"$scratch/stdout" 2>"$scratch/stderr" || :
+  read_output
 }
 
 # ── 24. The OCI runtime under engines ──────────────────────────────────────
