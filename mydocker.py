@@ -3388,10 +3388,13 @@ def freeze(dirs, frozen):
         write_value(freezer.path, freezer.words[frozen])  # v1: for what was forked in between
 
 def thaw(dirs):
-    """Let go on what may be frozen: nothing frozen takes a signal."""
-    with tolerate(*LEAVING):
-        if is_paused(dirs):
-            freeze(dirs, False)
+    """Let go on what may be frozen, in cgroups below, too, which a container in this one may have
+    paused, by v1's freezer or by v2's where there are both: nothing frozen takes a signal."""
+    for top in dirs:
+        for path, _, _ in os.walk(top if freezer_of([top]) else ""):
+            with tolerate(*LEAVING):
+                if is_paused([path]):
+                    freeze([path], False)
 
 def kill_cgroups(dirs):
     """Kill all in cgroups, even if it forks faster than it can be counted."""
@@ -3406,8 +3409,7 @@ def kill_cgroups(dirs):
             with tolerate(errno.ESRCH):
                 os.kill(pid, _signal.SIGKILL)
     finally:
-        if freezer:
-            freeze(dirs, False)  # what v1 has frozen doesn't even die
+        thaw(dirs)  # what v1 has frozen doesn't even die
 
 def remove_cgroups(record):
     """Kill what is left in a container's cgroups, and remove them with those that it made in them;

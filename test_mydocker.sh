@@ -4094,6 +4094,48 @@ while True:
   is "$out" one
 }
 
+test_frozen_below() { # life: stop and rm -f end a container whose own cgroups are frozen, too,
+  # as those of a paused container in it
+  own_state
+  top='' # for the trap it outlives the function
+  thaw_below() { # else a failure here would leave a process that nothing can kill
+    { [[ ! -e $top/below/freezer.state ]] || echo THAWED >"$top/below/freezer.state"; } || :
+  }
+  freeze_below() { # freeze_below NAME: its PID 1, in a cgroup below its own
+    trap thaw_below EXIT
+    top=$("${mydocker[@]}" inspect -f '{{json .Record.cgroups}}' "$1" | tr -d '[]",' |
+      tr ' ' '\n' | while read -r dir; do
+        [[ ! -e $dir/freezer.state && ! -e $dir/cgroup.freeze ]] || echo "$dir"
+      done | head -n 1)
+    [[ $top ]] || skip 'no freezer here'
+    mkdir "$top/below"
+    pid_of "$1" >"$top/below/cgroup.procs"
+    if [[ -e $top/freezer.state ]]; then
+      echo FROZEN >"$top/below/freezer.state"
+      wait_for has "$top/below/freezer.state" FROZEN
+    else
+      echo 1 >"$top/below/cgroup.freeze"
+      wait_for has "$top/below/cgroup.events" 'frozen 1'
+    fi
+  }
+  background --name s /bin/sh -c 'trap "exit 3" TERM; echo ready; while :; do sleep 0.05; done'
+  wait_for said s ready
+  freeze_below s
+  run 0 stop -t "$patience" s
+  run 0 wait s
+  is "$out" 3
+  [[ ! -e $top ]]
+  background --name r /bin/sleep 1000
+  freeze_below r
+  run 0 rm -f r
+  [[ ! -e $top ]]
+  background --name k /bin/sleep 1000
+  freeze_below k
+  run 0 kill k
+  run 0 wait k
+  is "$out" 137
+}
+
 
 # ── 16. Volumes and cp ─────────────────────────────────────────────────────
 
