@@ -1076,6 +1076,68 @@ log-level error'
   like "$err" 'unknown'
 }
 
+# A table of README.md whose first heading begins with "option" is about the commands that it names in
+# backquotes; in one that begins with "command" each thing in backquotes is a command with its options.
+readme_tables='
+import os, re, sys
+
+def names(text):
+    return set(re.findall(r"(?<![\w\]-])--?([a-z][\w-]*|[A-Z]\b)", text))
+
+offered, told = {}, {}
+for command in os.listdir("help"):
+    with open("help/" + command) as file:
+        rows = file.read().partition("\nOptions")[2].split("\n")
+    offered[command] = [names(row.split("  ")[1]) for row in rows if row.startswith("  -")]
+with open(sys.argv[1]) as file:
+    cells = [re.split(r"(?<!\\)\|", line)[1].replace("\\|", "|") if line[0] == "|" else ""
+             for line in file]
+kind, owners = "", []
+for cell, below in zip(cells, cells[1:] + [""]):
+    quoted = re.findall("`([^`]+)`", cell)
+    if not cell:
+        kind = ""
+    elif set(below) == {"-"}:
+        kind, owners = re.sub(".*(option).*", r"\1", cell).strip(), quoted
+    elif kind == "option" and set(cell) > {"-"}:
+        known = set().union(*(option for owner in owners for option in offered[owner]))
+        for name in names(cell) - known:
+            print("README.md has an option that there is not:", *owners, name)
+        for owner in owners:
+            told.setdefault(owner, set()).update(names(cell))
+    elif kind == "command":
+        for text in quoted:
+            first, _, rest = re.match(r"([a-z]+)( ([a-z|]+)(?= |$))?", text).group(1, 2, 3)
+            rest = rest if first in ("network", "volume") else None
+            for command in [f"{first} {word}" for word in rest.split("|")] if rest else [first]:
+                told.setdefault(command, set()).update(names(text))
+                for name in names(text) - set().union(*offered.get(command, [])):
+                    print("README.md has an option that there is not:", command, name)
+for command in sorted({*told} - {*offered}):
+    print("README.md has a command that there is not:", command)
+for command in sorted({*offered} - {*told}):
+    print("README.md lacks the command", command)
+for command, options in offered.items():
+    for option in options:
+        if command in told and not option & told[command]:
+            print("README.md lacks the option", command, *option)
+'
+
+test_readme() { # cli: README.md's tables have all commands and options, and none that there isn't
+  local name
+  run 0 --help
+  mkdir help
+  cp "$scratch/stdout" help/mydocker
+  sed -n '/Commands:$/,/^$/s/^  \([a-z]\+\( [a-z]\+\)\?\)  .*/\1/p' help/mydocker >names
+  while read -r name; do
+    # shellcheck disable=SC2086 # NETWORK LIST is two words
+    run 0 $name --help
+    cp "$scratch/stdout" "help/$name"
+  done <names
+  "$PYTHON" -I -c "$readme_tables" "$here/README.md" >differences
+  is "$(<differences)" ''
+}
+
 # ── 6. Outside ─────────────────────────────────────────────────────────────
 
 test_killed_while_starting() { # monitor: killed at any moment of the start, it leaves no process
