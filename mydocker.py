@@ -29,7 +29,7 @@ each costs every container milliseconds, so the others are imported where they a
 # ── 1. Imports and settings ──────────────────────────────────────────────────
 # _ctypes, _signal and _socket are the C halves of ctypes, signal and socket.  The Python halves add
 # enums and data types that nothing here needs, for 10 ms at the two starts that each container
-# takes (README, "Where the time goes").  Whatever init needs must be imported before it changes its
+# takes (README, "Numbers").  Whatever init needs must be imported before it changes its
 # root: afterwards an `import` would find the container's files, and run them.
 
 import sys
@@ -3840,8 +3840,8 @@ LIMITS = (
     ("cpu.period", "--cpu-period", "USEC", "what --cpu-quota is a part of (default: 100000)",
      "cpu.cfs_period_us", "cpu.max"),
     ("cpu.quota", "--cpu-quota", "USEC", "processor time a period", "cpu.cfs_quota_us", "cpu.max"),
-    ("cpu.quota", "--cpus", "NUMBER", "it in processors: 0.5, 2", "cpu.cfs_quota_us", "cpu.max"),
-    ("cpu.quota", "--cpu", "PERCENT", "it in percent of one", "cpu.cfs_quota_us", "cpu.max"),
+    ("cpu.quota", "--cpus", "NUMBER", "the same in processors: 0.5", "cpu.cfs_quota_us", "cpu.max"),
+    ("cpu.quota", "--cpu", "PERCENT", "the same in percent of one", "cpu.cfs_quota_us", "cpu.max"),
     ("cpu.shares", "-c --cpu-shares", "N", "weight (default: 1024)", "cpu.shares", "cpu.weight"),
     ("cpu.cpus", "--cpuset-cpus --cpuset", "LIST", "processors: 0-2,5", "cpuset.cpus", ""),
     ("cpu.mems", "--cpuset-mems", "LIST", "memory nodes: 0,1", "cpuset.mems", ""),
@@ -3870,7 +3870,7 @@ NO_LIMIT = {  # for a device that has none; 0 in other files
     "rdma.max": "hca_handle=max hca_object=max"}
 RDMA = {"hcaHandles": "hca_handle", "hcaObjects": "hca_object"}  # the OCI's: rdma.max's
 PROCESS_LIMITS = (
-    ("--oom-score-adj", "N", "whom to kill first when memory is short: -1000 to 1000, the first"),
+    ("--oom-score-adj", "N", "-1000 to 1000: the higher, the sooner killed when memory is short"),
     ("--ulimit", "NAME=SOFT[:HARD]...", "a limit of each process: nofile=1024"),
     ("--sysctl", "NAME=VALUE...", "a setting of the container's own network or IPC"),
     ("--cgroup-parent", "PATH", "where in the cgroup trees the container's cgroups go"))
@@ -8994,7 +8994,7 @@ NETWORK_OPTIONS = (  # of run
                                    "ip=IP,alias=NAME (default: bridge, on the host's own root "
                                    "none)"),
     ("-p --publish", "[[IP:]HOST:]PORT[/udp]...", "lead a port of the host's, or more, to it"),
-    ("-P --publish-all", "", "so for all ports that the image names"),
+    ("-P --publish-all", "", "lead free ports to all that the image names"),
     ("--ip", "IP", "its address in the first network"), ("--mac-address", "MAC", "its eth0's"),
     ("--network-alias", "NAME...", "one more name for its neighbours in the first network"),
     ("--add-host", "NAME:IP...", "a line in its /etc/hosts"),

@@ -1076,6 +1076,22 @@ log-level error'
   like "$err" 'unknown'
 }
 
+test_readme() { # cli: README.md's tables have all commands and options, and none that there isn't
+  local name
+  [[ -e $here/README.md ]] || skip 'README.md is not beside the program'
+  run 0 --help
+  mkdir help
+  cp "$scratch/stdout" help/mydocker
+  sed -n '/Commands:$/,/^$/s/^  \([a-z]\+\( [a-z]\+\)\?\)  .*/\1/p' help/mydocker >names
+  while read -r name; do
+    # shellcheck disable=SC2086 # NETWORK LIST is two words
+    run 0 $name --help
+    cp "$scratch/stdout" "help/$name"
+  done <names
+  "$PYTHON" -I -c "$readme_tables" "$here/README.md" >differences
+  is "$(<differences)" ''
+}
+
 # ── 6. Outside ─────────────────────────────────────────────────────────────
 
 test_killed_while_starting() { # monitor: killed at any moment of the start, it leaves no process
