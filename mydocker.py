@@ -6933,15 +6933,19 @@ def store_layers(image, source, show_note=lambda *_: None):
 
 def store_manifest(config, layers, names):
     """Store an image's config (bytes) and manifest, and give it names; return its id."""
+    image_id, descriptor = store_documents(config, layers)
+    for name in names or [""]:
+        name_image(name, descriptor)
+    return image_id
+
+def store_documents(config, layers):
+    """Store an image's config (bytes) and manifest; return its id, and what the index calls it."""
     image_id = store_blob(config)
     data = to_json({
         "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "layers": layers,
         "config": {"mediaType": OCI_TYPE + "config.v1+json", "digest": image_id,
                    "size": len(config)}}).encode()
-    for name in names or [""]:
-        name_image(name, {"mediaType": MANIFEST_TYPE, "digest": store_blob(data),
-                          "size": len(data)})
-    return image_id
+    return image_id, {"mediaType": MANIFEST_TYPE, "digest": store_blob(data), "size": len(data)}
 
 # ── 24. In and out ───────────────────────────────────────────────────────────
 # What becomes an image, and what an image becomes: archives of docker's and the OCI's, a root file
@@ -8074,6 +8078,1591 @@ def upload_place(response, digest=""):
     if digest:
         place += ("&" if "?" in place else "?") + "digest=" + digest
     return place
+
+# ── 27. Build: the file ──────────────────────────────────────────────────────
+# A Dockerfile is read line by line: an instruction is a line with those that it goes on in, and the
+# here-documents that it names stand behind it.  Nothing in this chapter acts: it makes instructions
+# of the text, words of those, and answers what a pattern means.  Docker's "Dockerfile reference".
+#
+# A new instruction is a function in STEPS, in the next chapter; if it has flags, a row here.
+
+FLAGS = {  # what may stand before an instruction's words, as --FLAG=VALUE
+    "FROM": ("platform",), "RUN": ("mount", "network", "security"),
+    "COPY": ("from", "chown", "chmod", "link"),
+    "ADD": ("chown", "chmod", "link", "checksum"),
+    "HEALTHCHECK": ("interval", "timeout", "start-period", "start-interval", "retries")}
+SWITCHES = ("link",)  # those that need no value
+
+class StepFailure(Failure):
+    """An instruction can't be carried out; the message says which one it is."""
+
+class Instruction:
+    """One instruction of a Dockerfile: its NAME, its flags as [(name, value)], what stands behind
+    those, and its here-documents as [(name, is it expanded?, text)]."""
+    def __init__(self, file, line, text):
+        import re
+        self.file, self.line, self.documents, self.flags = file, line, [], []
+        self.name, self.rest = re.fullmatch(r"(\S+)\s*(.*)", text.strip(), re.S).groups()
+        self.name = self.name.upper()
+        self.text = f"{self.name} {' '.join(self.rest.split())}"
+        for flag, value, end in iter(self.next_flag, None):
+            if flag not in FLAGS[self.name]:
+                raise self.no(f"unknown flag --{flag}")
+            if value is None and flag not in SWITCHES and flag != "mount":
+                raise self.no(f"--{flag} needs a value")
+            self.flags.append((flag, value or ""))
+            self.rest = self.rest[end:]
+    def next_flag(self):
+        """The next flag as (name, value, where it ends); None if there is none."""
+        import re
+        found = None
+        if self.name in FLAGS:
+            found = re.match(r"""--([a-z][a-z-]*)(?:=((?:"[^"]*"|'[^']*'|[^\s"'])*))?(?:\s+|$)""",
+                             self.rest)
+        return found and (found[1], found[2], found.end())
+    def flag(self, name, default=None):
+        return next((value for flag, value in self.flags if flag == name), default)
+    def no(self, why, status=125, hint=""):
+        return StepFailure(f"build, on {self.file} line {self.line}, {self.name}: {why}", status,
+                           hint)
+    def list(self):
+        """The words of an instruction in its exec form, a list in JSON, or None."""
+        if self.rest.startswith("["):
+            try:
+                return check(plain_texts(from_json(self.rest)), [str], self.name)
+            except (ValueError, RecursionError, Failure):
+                pass  # docker takes it for a command then
+        return None
+
+def parse_dockerfile(text, path):
+    """The instructions of a Dockerfile, and the character that escapes in it."""
+    lines, at = text.lstrip("\ufeff").replace("\r\n", "\n").split("\n"), 0
+    escape, found = read_directives(lines, path), []
+    while at < len(lines):
+        if not lines[at].strip() or lines[at].lstrip().startswith("#"):
+            at += 1
+            continue
+        first = at + 1
+        line, at = join_lines(lines, at, escape)
+        step = Instruction(path, first, line)
+        for name, tabs, expanded in heredocs_of(step):
+            body, at = read_heredoc(lines, at, name, tabs)
+            if body is None:
+                raise step.no(f"the here-document <<{name} has no end")
+            step.documents.append((name, expanded, body))
+        found.append(step)
+    if not found:
+        raise Failure(f"build, on {path}: there is no instruction in it")
+    return found, escape
+
+def read_directives(lines, path):
+    """The escape character, from the comments at the very top: # escape=`"""
+    import re
+    escape = "\\"
+    for number, line in enumerate(lines, 1):
+        found = re.fullmatch(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.+?)\s*", line)
+        if not found:
+            break
+        if found[1].lower() == "escape":
+            escape = found[2]
+            if escape not in ("\\", "`"):
+                raise Failure(f"build, on {path} line {number}: escape is \\ or `")
+    return escape
+
+def join_lines(lines, at, escape):
+    """The line AT with those that it goes on in: (text, where the next one is).  Comments and empty
+    lines in between don't count."""
+    text = lines[at].lstrip()
+    at += 1
+    while text.rstrip(" \t").endswith(escape):
+        text = text.rstrip(" \t")[:-1]
+        while at < len(lines) and (not lines[at].strip() or lines[at].lstrip().startswith("#")):
+            at += 1
+        if at == len(lines):
+            break
+        text += lines[at]
+        at += 1
+    return text, at
+
+def heredocs_of(step):
+    """The here-documents that an instruction names: [(name, strip tabs?, expand?)]."""
+    import re
+    rest = step.rest
+    if step.name == "ONBUILD":
+        name, _, rest = rest.partition(" ")
+        if name.upper() not in ("RUN", "COPY", "ADD"):
+            return []
+    elif step.name not in ("RUN", "COPY", "ADD"):
+        return []
+    found = re.finditer(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.|(?:^|(?<=\s))\d*<<(-?)(["']?)"""
+                        r"""([^\s<>|;&()"'-][^\s<>|;&()"']*)\2""", rest, re.S)
+    return [(match[3], match[1] == "-", not match[2]) for match in found if match[3]]
+
+def read_heredoc(lines, at, name, tabs):
+    """A here-document's text, or None if it has no end, and where the next line is."""
+    body = []
+    while at < len(lines):
+        line = lines[at].lstrip("\t") if tabs else lines[at]
+        at += 1
+        if line == name:
+            return "".join(text + "\n" for text in body), at
+        body.append(line)
+    return None, at
+
+# Words
+
+class Expansion:
+    """A text with its variables, ${NAME:-WORD} and the like, filled in as a shell would do it; with
+    QUOTES, those go.  Raises ValueError."""
+    def __init__(self, text, values, escape, quotes=True):
+        self.text, self.values, self.escape, self.quotes, self.at = text, values, escape, quotes, 0
+    def word(self, end=""):
+        out = []
+        while self.at < len(self.text) and self.text[self.at] not in end:
+            letter = self.text[self.at]
+            self.at += 1
+            if letter == "$":
+                out.append(self.variable())
+            elif letter == "'" and self.quotes:
+                out.append(self.until("'"))
+            elif letter == '"' and self.quotes:
+                out.append(self.quoted())
+            elif letter == self.escape and self.at < len(self.text):
+                kept = "" if self.quotes or self.text[self.at] == "$" else letter
+                out.append(kept + self.text[self.at])
+                self.at += 1
+            else:
+                out.append(letter)
+        return "".join(out)
+    def until(self, end):
+        close = self.text.find(end, self.at)
+        if close < 0:
+            raise ValueError(f"a {end} has no second one")
+        piece, self.at = self.text[self.at:close], close + 1
+        return piece
+    def quoted(self):
+        out = []
+        while self.at < len(self.text):
+            letter = self.text[self.at]
+            self.at += 1
+            if letter == '"':
+                return "".join(out)
+            if letter == "$":
+                letter = self.variable()
+            elif letter == self.escape and self.text[self.at:self.at + 1] in ('"', "$", letter):
+                letter = self.text[self.at]
+                self.at += 1
+            out.append(letter)
+        raise ValueError('a " has no second one')
+    def variable(self):
+        """What stands behind a $."""
+        import re
+        found = re.compile(r"(\{?)(\w+|[@*#?$!-])").match(self.text, self.at)
+        if not found or not found[1] and found[2] in "@*#?$!-":
+            if self.text[self.at:self.at + 1] == "{":
+                raise ValueError("bad substitution: ${ without a name")
+            return "$"
+        self.at = found.end()
+        name, value = found[2], self.values.get(found[2])
+        if not found[1]:
+            if name[0].isdigit():
+                self.at = found.start() + 1
+            return value or ""
+        how = re.compile(r"\}|:?[-+?]|##?|%%?|//?").match(self.text, self.at)
+        if not how:
+            raise ValueError(f"bad substitution of {name}")
+        self.at = how.end()
+        if how[0] == "}":
+            return value or ""
+        word = self.word("/}" if "/" in how[0] else "}")
+        other = ""
+        if "/" in how[0] and self.text[self.at:self.at + 1] == "/":
+            self.at += 1
+            other = self.word("}")
+        if self.text[self.at:self.at + 1] != "}":
+            raise ValueError(f"${{{name} has no end")
+        self.at += 1
+        return changed_value(name, value, how[0], word, other)
+
+def changed_value(name, value, how, word, other):
+    """${NAME HOW WORD}, of a VALUE that is None if it isn't set; OTHER: what replaces."""
+    if how[-1] in "-+?":
+        there = value if how[0] == ":" else value is not None
+        if how[-1] == "+":
+            return word if there else ""
+        if not there and how[-1] == "?":
+            raise ValueError(f"{name}: {word or 'it is not set'}")
+        return value if there else word
+    value = value or ""
+    if how[0] == "/":
+        import re
+        most = 1 if how == "/" else 0  # 0: all
+        return re.sub(path_pattern(word, ".*"), lambda _: other, value, count=most)
+    from fnmatch import fnmatchcase
+    ends = range(len(value) + 1)
+    if how in ("##", "%"):
+        ends = reversed(ends)  # the longest front; the shortest end
+    for end in ends:
+        front, back = value[:end], value[end:]
+        if how[0] == "#" and fnmatchcase(front, word):
+            return back
+        if how[0] == "%" and fnmatchcase(back, word):
+            return front
+    return value
+
+def split_words(text, escape):
+    """The words of a text, each with its quotes and escapes."""
+    import re
+    e = re.escape(escape)
+    return re.findall(rf"""(?:'[^']*'|"(?:{e}.|[^"{e}])*"|{e}.|[^\s'"{e}]|['"{e}])+""", text, re.S)
+
+def split_pairs(step, escape):
+    """The NAME=VALUE... of ENV and LABEL, or their old form NAME VALUE, as pairs."""
+    words = split_words(step.rest, escape)
+    if not words:
+        raise step.no("a name and a value are missing")
+    if "=" not in words[0]:
+        name, _, value = step.rest.replace("\t", " ").partition(" ")
+        if not value.strip():
+            raise step.no(f"{name} has no value")
+        return [(name, value.strip())]
+    for word in words:
+        if "=" not in word or word.startswith("="):
+            raise step.no(f"{word} is not NAME=VALUE")
+    return [word.partition("=")[::2] for word in words]
+
+def parse_duration(text, step, flag):
+    """A duration of Go's, 1m30s, in nanoseconds."""
+    import re
+    units = {"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|us|ns|h|m|s)", text)
+    if text != "0" and (not parts or "".join(map("".join, parts)) != text):
+        raise step.no(f"--{flag}={text} is no duration, such as 30s")
+    return sum(int(float(number) * units[unit]) for number, unit in parts)
+
+# Patterns
+
+def path_pattern(text, star="[^/]*"):
+    """A regular expression for a pattern of Go's filepath.Match, and ** for any directories."""
+    import re
+    out, at = "", 0
+    while at < len(text):
+        letter = text[at]
+        at += 1
+        if letter == "*" and text[at:at + 1] == "*":
+            at += 1
+            out += ".*"
+            if text[at:at + 1] == "/":
+                out, at = out[:-2] + "(?:.*/)?", at + 1
+        elif letter == "*":
+            out += star
+        elif letter == "?":
+            out += "[^/]"
+        elif letter == "[" and "]" in text[at + 1:]:
+            end = text.index("]", at + 1)
+            inner = text[at:end].replace("\\", "\\\\").replace("[", "\\[")
+            out, at = f"{out}[{'^' if inner[0] in '!^' else ''}{inner.lstrip('!^')}]", end + 1
+        elif letter == "\\" and at < len(text):
+            out, at = out + re.escape(text[at]), at + 1
+        else:
+            out += re.escape(letter)
+    return out
+
+class Ignored:
+    """What a .dockerignore hides: call it with a path.  The last line that fits a path, or what it
+    is in, counts; ! takes it back."""
+    def __init__(self, text=""):
+        import re
+        self.rules = []
+        for line in text.lstrip("\ufeff").split("\n"):
+            line = line.strip()
+            hides = not line.startswith("!")
+            if line.startswith("#") or not line.lstrip("!"):
+                continue
+            line = os.path.normpath(line.lstrip("!").strip()).lstrip("/")
+            if line != ".":
+                rule = re.compile(rf"{path_pattern(line)}(?:/.*)?", re.S)
+                self.rules.insert(0, (rule.fullmatch, hides))
+        self.has_exceptions = not all(hides for _, hides in self.rules)
+    def __call__(self, path):
+        return next((hides for fits, hides in self.rules if fits(path)), False)
+
+def find_paths(root, pattern, ignored):
+    """The paths below the directory ROOT that a pattern of COPY's means; there may be none."""
+    import re
+    found = [""]
+    for part in os.path.normpath("/" + pattern).split("/")[1:]:
+        if not part:
+            continue
+        if not set(part) & set("*?[\\"):
+            found = [os.path.join(folder, part) for folder in found]
+            continue
+        fits, folders, found = re.compile(path_pattern(part), re.S).fullmatch, found, []
+        for folder in folders:
+            with tolerate(errno.ENOENT, errno.ENOTDIR), Descriptor(
+                    open_in_root(root, folder or ".", OPEN_DIR)) as fd:
+                found += [os.path.join(folder, name) for name in sorted(os.listdir(fd))
+                          if fits(name)]
+    there = []
+    for path in found:
+        hidden = ignored(path) and not ignored.has_exceptions
+        with tolerate(errno.ENOENT, errno.ENOTDIR), Descriptor(open_in_root(root, path or ".")):
+            if not hidden:
+                there.append(path)
+    return there
+
+def walk(fd, top, ignored):
+    """Yield (directory's descriptor, name, path, lstat) of all that is in a directory, in the order
+    of names, without what is IGNORED; a directory that is, only if something in it is not."""
+    for name in sorted(os.listdir(fd)):
+        path = f"{top}/{name}" if top else name
+        info, hidden = os.stat(name, dir_fd=fd, follow_symlinks=False), ignored(path)
+        if not hidden:
+            yield fd, name, path, info
+        if not stat.S_ISDIR(info.st_mode) or hidden and not ignored.has_exceptions:
+            continue
+        with Descriptor(os.open(name, OPEN_CHILD, dir_fd=fd)) as inner:
+            for row in walk(inner, path, ignored):
+                if hidden:
+                    yield fd, name, path, info
+                    hidden = False
+                yield row
+
+# ── 27b. Build: config and files ─────────────────────────────────────────────
+# These instructions change the config of a stage, or put a layer on it that is made of files, as the
+# tar that they are going to be.  Where a path leads in the image is asked of the image, by descriptors
+# that no link leads out of; so is where it leads in the context.
+
+DEFAULT_SHELL = "/bin/sh", "-c"
+
+# The config
+
+def step_env(stage, step):
+    values, old = stage.values(), pairs_of(stage.run.get("Env") or ())
+    for name, value in split_pairs(step, stage.build.escape):
+        old[stage.build.expand(step, name, values)] = stage.build.expand(step, value, values)
+    rows = [f"{name}={value}" for name, value in old.items()]
+    check_environment(rows, step.name)
+    stage.change(step, Env=rows)
+
+def step_label(stage, step):
+    labels = dict(stage.run.get("Labels") or {})
+    for name, value in split_pairs(step, stage.build.escape):
+        labels[stage.expand(step, name)] = stage.expand(step, value)
+    stage.change(step, Labels=labels)
+
+def step_arg(stage, step):
+    build = stage.build
+    for name, value in build.read_arguments(step, stage.values(), build.globals):
+        if value is not None:
+            stage.arguments[name] = value
+    stage.change(step)
+
+def step_expose(stage, step):
+    ports = dict(stage.run.get("ExposedPorts") or {})
+    for word in stage.expand(step, step.rest).split():
+        span, _, kind = word.partition("/")
+        first, _, last = span.partition("-")
+        first, last = to_number(first, 1 << 16), to_number(last or first, 1 << 16)
+        if first is None or last is None or kind.lower() not in ("", "tcp", "udp", "sctp"):
+            raise step.no(f"{word} is no port, such as 80 or 53/udp")
+        ports.update({f"{port}/{kind.lower() or 'tcp'}": {} for port in range(first, last + 1)})
+    stage.change(step, ExposedPorts=ports)
+
+def step_volume(stage, step):
+    words = step.list()
+    if words is None:
+        words = split_words(step.rest, stage.build.escape)
+    places = {stage.expand(step, word): {} for word in words}
+    if not places or "" in places:
+        raise step.no("a place is missing")
+    stage.change(step, Volumes={**(stage.run.get("Volumes") or {}), **places})
+
+def step_text(key):
+    """The function of an instruction whose whole text becomes the config's KEY."""
+    def step_it(stage, step):
+        value = stage.expand(step, step.rest)
+        if not value:
+            raise step.no("a value is missing")
+        if key == "StopSignal":
+            parse_signal(value, step.name)
+        stage.change(step, **{key: value})
+    return step_it
+
+def step_maintainer(stage, step):
+    stage.top["author"] = step.rest
+    stage.change(step)
+
+def command_words(stage, step):
+    """The command of CMD and the like: a list as it is, a line for the shell."""
+    words = step.list()
+    if words is None and step.rest:
+        words = [*(stage.run.get("Shell") or DEFAULT_SHELL), step.rest]
+    return words or []
+
+def step_cmd(stage, step):
+    stage.has_command = True
+    stage.change(step, Cmd=command_words(stage, step))
+
+def step_entrypoint(stage, step):
+    changes = {"Entrypoint": command_words(stage, step)}
+    if not stage.has_command:
+        changes["Cmd"] = None  # it was meant for the base's entrypoint
+    stage.change(step, **changes)
+
+def step_shell(stage, step):
+    words = step.list()
+    if not words:
+        raise step.no('it is a list, ["/bin/bash", "-c"]')
+    stage.change(step, Shell=words)
+
+def step_healthcheck(stage, step):
+    kind, _, rest = step.rest.partition(" ")
+    check_row, step.rest = {}, rest.strip()
+    if kind.upper() == "NONE":
+        check_row["Test"] = ["NONE"]
+    elif kind.upper() == "CMD" and step.rest:
+        words = step.list()
+        check_row["Test"] = ["CMD", *words] if words else ["CMD-SHELL", step.rest]
+    else:
+        raise step.no("it is NONE, or CMD and a command")
+    for flag, value in step.flags:
+        key = "".join(word.capitalize() for word in flag.split("-"))
+        if flag == "retries":
+            check_row[key] = parse_number(value, "--retries")
+        else:
+            check_row[key] = parse_duration(value, step, flag)
+    stage.change(step, Healthcheck=check_row)
+
+def step_onbuild(stage, step):
+    word = step.rest.partition(" ")[0].upper()
+    if not stage.build.knows(word) or word in ("ONBUILD", "FROM", "MAINTAINER"):
+        raise step.no(f"{word or 'nothing'} can't be put off")
+    text = step.rest + "".join(f"\n{body}{name}" for name, _, body in step.documents)
+    stage.change(step, OnBuild=[*(stage.run.get("OnBuild") or []), text])
+
+def step_workdir(stage, step):
+    """Change the directory; one that isn't there is a layer, and the user's."""
+    word = stage.expand(step, step.rest)
+    if not word:
+        raise step.no("a directory is missing")
+    path = os.path.normpath(os.path.join("/", stage.run.get("WorkingDir") or "", word))
+    path = "/" + path.lstrip("/")
+    user = stage.run.get("User") or ""
+    stage.run["WorkingDir"] = path
+    key = stage.key = key_of(stage.key, "WORKDIR", path, user)
+    if stage.build.take_cached(stage, key):
+        stage.build.progress.cached()
+        return
+    root = stage.open_root()
+    place, info = place_in(root, path)
+    if info and not stat.S_ISDIR(info.st_mode):
+        raise step.no(f"{path} is not a directory")
+    if info:
+        stage.note(step, True)
+        return
+    owner = owner_in(root, user, step) if user else None
+    copy = Copying(stage.build, root, owner)
+    stage.add_layer(step, key, lambda: as_tar(copy.directories(place)))
+
+# Files
+
+class FileInfo:
+    """What a tar's header says of a file, as lstat(2) has it."""
+    def __init__(self, info, owner=None, mode=None, moment=None):
+        self.st_uid, self.st_gid = owner or (info.st_uid, info.st_gid)
+        self.st_mode, self.st_rdev = info.st_mode, info.st_rdev
+        self.st_mtime_ns = info.st_mtime_ns if moment is None else moment
+        if mode is not None and not stat.S_ISLNK(info.st_mode):
+            self.st_mode = stat.S_IFMT(info.st_mode) | mode
+
+class Piece:
+    """Something that is copied: a path below a directory (a descriptor), what is IGNORED there, and
+    whose it becomes, or None for whose it is."""
+    def __init__(self, root, path, ignored=None, owner=(0, 0)):
+        self.root, self.ignored, self.owner = root, ignored or Ignored(), owner
+        self.path, self.info = place_in(root, path)  # the link's, if it is one, as docker has it
+        self.path = self.path.lstrip("/")
+        self.is_directory = stat.S_ISDIR(self.info.st_mode)
+        self.name = os.path.basename(path.rstrip("/"))
+    def rows(self):
+        """Yield all of it as `walk` does, a directory itself first; paths are below it."""
+        if self.is_directory:
+            with Descriptor(open_in_root(self.root, self.path or ".", OPEN_DIR)) as fd:
+                yield fd, ".", "", self.info
+                skip = len(self.path) + 1 if self.path else 0
+                for above, name, path, info in walk(fd, self.path, self.ignored):
+                    yield above, name, path[skip:], info
+            return
+        folder, name = os.path.split(self.path)
+        with Descriptor(open_in_root(self.root, folder or ".", OPEN_DIR)) as fd:
+            yield fd, name, "", self.info
+
+def digest_of(pieces):
+    """A digest of all that counts in what is copied: names, kinds, owners, modes, content."""
+    import hashlib
+    sha256 = hashlib.sha256()
+    for piece in pieces:
+        sha256.update(b"%d" % piece.is_directory + encode(piece.name))
+        for above, name, path, info in piece.rows():
+            uid, gid = piece.owner or (info.st_uid, info.st_gid)
+            data = b"%b\0%o %d:%d " % (encode(path), info.st_mode, uid, gid)
+            if stat.S_ISREG(info.st_mode):
+                with Descriptor(os.open(name, OPEN_ENTRY, dir_fd=above)) as fd:
+                    data += b"%d " % info.st_size + repr(pack_xattrs(fd)).encode()
+                    sha256.update(data)
+                    while data := os.read(fd, CHUNK):
+                        sha256.update(data)
+            elif stat.S_ISLNK(info.st_mode):
+                data += encode(os.readlink(name, dir_fd=above))
+            elif not stat.S_ISDIR(info.st_mode):
+                data += b"%d" % info.st_rdev
+            sha256.update(data + b"\0")
+    return sha256.hexdigest()
+
+def place_in(root, path, links=0):
+    """Where a path below ROOT leads: (the path without links, what stat(2) says of it or None)."""
+    path = os.path.normpath("/" + path.lstrip("/"))
+    try:
+        with Descriptor(open_in_root(root, path)) as fd:
+            top, here = os.readlink(f"/proc/self/fd/{root}"), os.readlink(f"/proc/self/fd/{fd}")
+            return here[len(top):] or "/", os.fstat(fd)
+    except FileNotFoundError:
+        above, name = os.path.split(path)
+    above, info = place_in(root, above, links)
+    if info:
+        with Descriptor(open_in_root(root, above)) as fd:
+            aim = link_target(fd, name)
+        if aim:  # a link that leads to nothing yet
+            if links > 40:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            return place_in(root, os.path.join(above, aim), links + 1)
+    return os.path.join(above, name), None
+
+def as_tar(pieces):
+    """Pieces of a tar as larger ones, each hand-over costs, and its end."""
+    from itertools import islice
+    pieces = iter(pieces)
+    while chunk := b"".join(islice(pieces, 32)):
+        yield chunk
+    yield bytes(1024)
+
+class Copying:
+    """What COPY puts into a stage, as a tar.  A directory that the image has keeps its links: what
+    is copied into it goes where they lead."""
+    def __init__(self, build, root, owner=None, mode=None):
+        self.root, self.owner, self.mode = root, owner, mode
+        self.moment, self.new = build.moment, build.created_ns
+        self.made, self.links = set(), {}
+    def directories(self, path):
+        """Yield headers of a directory and of all above: as they are, or new ones."""
+        parts = path.strip("/").split("/") if path != "/" else []
+        for count in range(len(parts) + 1):
+            here = "/".join(parts[:count])
+            if here in self.made:
+                continue
+            self.made.add(here)
+            pax = {}
+            try:
+                with Descriptor(open_in_root(self.root, here or ".", OPEN_DIR)) as fd:
+                    info, pax = FileInfo(os.fstat(fd), moment=self.moment), pack_xattrs(fd)
+            except FileNotFoundError:
+                info = self.new_directory()
+            yield tar_header(encode(here or ".") + b"/", b"5", info, pax=pax)
+    def new_directory(self):
+        return FileInfo(os.fstat(self.root), self.owner or (0, 0), 0o755, self.new)
+    def pack(self, pieces, place, into):
+        """Yield PIECES below PLACE, or as it; INTO: files go into it."""
+        for piece in pieces:
+            target, info = place_in(self.root, place)
+            if not piece.is_directory and (into or info and stat.S_ISDIR(info.st_mode)):
+                target = os.path.join(target, piece.name)
+                info = self.look(target)
+            if info and piece.is_directory != stat.S_ISDIR(info.st_mode):
+                kind = "a directory" if piece.is_directory else "a file"
+                raise Failure(f"copy, on {place}: {kind} can't replace what is there")
+            above = target if piece.is_directory and info else os.path.dirname(target)
+            yield from self.directories(above)
+            yield from self.pack_piece(piece, target, bool(info))
+    def look(self, path):
+        """What lstat(2) says of a path in the image, or None."""
+        with tolerate(errno.ENOENT, errno.ENOTDIR), Descriptor(
+                open_in_root(self.root, os.path.dirname(path))) as fd:
+            return look_at(os.path.basename(path), fd)
+        return None
+    def pack_piece(self, piece, target, there):
+        """Yield one piece; PLACES: where each directory of it goes, and whether that is there."""
+        places = {"": (target, there)}
+        for above, name, path, info in piece.rows():
+            folder, base = os.path.split(path)
+            goal, exists = target, there
+            if path:
+                upper, known = places[folder]
+                goal, exists = os.path.join(upper, base), False
+                if known:
+                    goal, exists = self.merge(goal, info)
+            is_directory = stat.S_ISDIR(info.st_mode)
+            if is_directory:
+                places[path] = goal, exists
+            if is_directory and not path and there:
+                continue  # docker leaves it as it is
+            if base.startswith(".wh."):
+                warn(f"copy, on {printable(path)}: the name would mean a whiteout, ignoring")
+                continue
+            if goal.strip("/") not in self.made or not is_directory:
+                yield from self.pack_entry(above, name, goal.strip("/"), info, piece)
+    def merge(self, goal, info):
+        """Where something goes in a directory that the image has, and whether that is there."""
+        there = self.look(goal)
+        if there and stat.S_ISDIR(info.st_mode):
+            goal, found = place_in(self.root, goal)
+            if found and not stat.S_ISDIR(found.st_mode):
+                raise Failure(f"copy, on {goal}: a directory can't replace a file")
+            return goal, bool(found)
+        if there and stat.S_ISDIR(there.st_mode):
+            raise Failure(f"copy, on {goal}: a file can't replace a directory")
+        return goal, False
+    def pack_entry(self, above, name, goal, info, piece):
+        """Yield one file or directory as a member."""
+        target, owner = encode(goal), self.owner or piece.owner
+        dressed = FileInfo(info, owner, self.mode, self.moment)
+        if stat.S_ISDIR(info.st_mode):
+            self.made.add(goal)
+            with Descriptor(os.open(name, OPEN_CHILD, dir_fd=above)) as fd:
+                yield tar_header(target + b"/", b"5", dressed, pax=pack_xattrs(fd))
+            return
+        kind = next((kind for kind in KINDS if KINDS[kind] == stat.S_IFMT(info.st_mode)), None)
+        if kind is None:
+            return  # a socket
+        if info.st_nlink > 1:
+            first = self.links.setdefault((info.st_dev, info.st_ino), target)
+            if first != target:
+                yield tar_header(target, b"1", dressed, link=first)
+                return
+        if kind == b"0":
+            with Descriptor(os.open(name, OPEN_ENTRY, dir_fd=above)) as fd:
+                size = os.fstat(fd).st_size
+                yield from tar_file(target, size, read_extents(fd, b"", [(0, size)]), dressed,
+                                    pack_xattrs(fd))
+        else:
+            link = encode(os.readlink(name, dir_fd=above)) if kind == b"2" else b""
+            yield tar_header(target, kind, dressed, link=link)
+
+def owner_in(root, text, step):
+    """USER[:GROUP] by the files of an image, as (uid, gid); a number alone is the group's, too."""
+    user, _, group = text.partition(":")
+    rows = {}
+    for path in ("/etc/passwd", "/etc/group"):
+        rows[path] = []
+        with tolerate(errno.ENOENT, errno.ENOTDIR), Descriptor(open_in_root(root, path)) as fd:
+            rows[path] = account_lines(f"/proc/self/fd/{fd}")
+    people = [row for row in rows["/etc/passwd"] if len(row) > 5]
+    account = None if is_id(user) else find_account(people, user)
+    uid, gid = (account[2], account[3]) if account else (user, user)
+    if group:
+        row = None if is_id(group) else find_account(rows["/etc/group"], group)
+        gid = row[2] if row else group
+    for number in (uid, gid):
+        if not is_id(number):
+            raise step.no(f"{text}: there is no {number} in the image")
+    return int(uid), int(gid)
+
+def step_copy(stage, step):
+    words, build = step.list() or step.rest.split(), stage.build
+    words = [stage.expand(step, word) if "<<" not in word else word for word in words]
+    if len(words) < 2:
+        raise step.no("it needs what to copy, and where to")
+    mode = stage.expand(step, step.flag("chmod", ""))
+    if mode and not (mode.isdigit() and not set(mode) & set("89") and int(mode, 8) <= 0o7777):
+        raise step.no(f"--chmod={mode} is no mode, such as 755")
+    pieces = find_pieces(stage, step, words[:-1])
+    place, into = words[-1], words[-1].endswith("/") or words[-1] in (".", "..")
+    into = into or place.endswith(("/.", "/.."))
+    place = os.path.join("/", stage.run.get("WorkingDir") or "", place)
+    flags = [stage.expand(step, value) for _, value in step.flags]
+    key = key_of(stage.key, step.name, words, flags, [name for name, _ in step.flags],
+                 digest_of(pieces))
+    if build.take_cached(stage, key):
+        build.progress.cached()
+        return
+    root = stage.open_root()
+    if len(pieces) > 1 and not into:
+        info = place_in(root, place)[1]
+        if not info or not stat.S_ISDIR(info.st_mode):
+            raise step.no(f"several things are copied, so {words[-1]} must end with /")
+    owner = stage.expand(step, step.flag("chown", "")) or None
+    if owner:
+        owner = owner_in(root, owner, step)
+    copy = Copying(build, root, owner, int(mode, 8) if mode else None)
+    stage.add_layer(step, key, lambda: as_tar(copy.pack(pieces, place, into)))
+
+def find_pieces(stage, step, words):
+    """What COPY or ADD is to copy, as Pieces."""
+    build, pieces, documents = stage.build, [], {}
+    for name, expanded, text in step.documents:
+        documents[name] = text
+        if expanded:
+            documents[name] = build.expand(step, text, stage.values(), quotes=False)
+    root, owner, ignored = build.context, (0, 0), build.ignored
+    if step.flag("from"):
+        root, owner, ignored = stage.find_root(step, step.flag("from")), None, Ignored()
+    for word in words:
+        name = word.partition("<<")[2].lstrip("-").strip("\"'")
+        if "<<" in word and name in documents:
+            folder = build.temporary()
+            write_file(f"{folder}/{name}", documents[name])
+            os.chmod(f"{folder}/{name}", 0o644)
+            pieces.append(Piece(os.open(folder, OPEN_DIR), name))
+        elif step.name == "ADD" and word.startswith(("http://", "https://")):
+            pieces.append(fetch(stage, step, word))
+        elif step.name == "ADD" and (word.startswith("git@") or "://" in word):
+            raise step.no(f"{word}: only http and https are fetched")
+        else:
+            found = find_paths(root, word, ignored)
+            if not found:
+                raise step.no(f"{word}: no such file or directory" + (
+                    "" if step.flag("from") else " in the context"))
+            found = [Piece(root, path, ignored, owner) for path in found]
+            if step.name == "ADD":
+                found = [unpacked(build, piece) for piece in found]
+            pieces += found
+    return pieces
+
+def unpacked(build, piece):
+    """What is in an archive of the context, or the piece as it is if it is none."""
+    if not stat.S_ISREG(piece.info.st_mode):
+        return piece
+    with Descriptor(open_in_root(piece.root, piece.path, os.O_RDONLY)) as fd:
+        kind, chunks = sniff(read_path(os.dup(fd)))
+        try:
+            next(read_tar(Stream(decompress(kind, chunks))))
+        except (Failure, StopIteration, EOFError):
+            return piece
+        os.lseek(fd, 0, os.SEEK_SET)
+        folder = build.temporary("files")
+        with Descriptor(os.open(folder, OPEN_DIR)) as into:
+            os.fchmod(into, 0o755)
+            unpack_layer(decompress(*sniff(read_path(os.dup(fd)))), into, whiteouts="keep")
+    return Piece(os.open(folder, OPEN_DIR), "", owner=None)
+
+def fetch(stage, step, url):
+    """Download a file for ADD, a Piece; --checksum says what it must be."""
+    import hashlib
+    from email.utils import parsedate_to_datetime
+    build, wanted = stage.build, stage.expand(step, step.flag("checksum", ""))
+    name = os.path.basename(url.partition("?")[0].partition("#")[0].partition("://")[2])
+    site = Site(origin(url)[1], "", build.run_options)
+    response = site.persist(url, lambda: site.follow("GET", url))
+    if response.status != 200:
+        raise step.no(f"{url}: the server says {response.status}")
+    folder, sha256 = build.temporary(), hashlib.sha256()
+    path = f"{folder}/{name or 'index'}"
+    with blame(f"fetch, on {url}"), open(path, "xb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        while chunk := response.read(CHUNK):
+            sha256.update(chunk)
+            file.write(chunk)
+    if wanted not in ("", f"sha256:{sha256.hexdigest()}"):
+        raise step.no(f"{url}: its sha256 is {sha256.hexdigest()}, not {wanted}")
+    moment = 0
+    try:
+        moment = parsedate_to_datetime(response.headers["Last-Modified"]).timestamp()
+    except (TypeError, ValueError, OverflowError, IndexError):
+        pass  # it doesn't say
+    os.utime(path, (moment, moment))
+    return Piece(os.open(folder, OPEN_DIR), name or "index")
+
+# ── 27c. Build: RUN ──────────────────────────────────────────────────────────
+# RUN's container is `run`'s own, with the same walls.  It writes into a directory of ours, which
+# becomes the layer.  Its monitor is a process that dies with this one, and the container with it, and
+# all that is left then is swept: there is nothing of it on record.
+
+PROXIES = [name for word in ("HTTP", "HTTPS", "FTP", "NO", "ALL") for name in (
+    f"{word}_PROXY", f"{word.lower()}_proxy")]  # arguments that need no ARG, and no key has
+RUN_MOUNT_KEYS = {  # --mount's words, and what they are called below
+    "type": "type", "target": "target", "dst": "target", "destination": "target",
+    "source": "source", "src": "source", "from": "from", "id": "id", "mode": "mode", "uid": "uid",
+    "gid": "gid", "sharing": "sharing", "size": "size", "required": "required", "env": "env",
+    "readonly": "ro", "ro": "ro", "rw": "rw", "readwrite": "rw"}
+
+def step_run(stage, step):
+    build, arguments = stage.build, dict(stage.arguments)
+    mounts = [parse_run_mount(stage, step, value) for flag, value in step.flags if flag == "mount"]
+    words, script = run_words(stage, step)
+    network = step.flag("network", "default")
+    if network not in ("default", "none", "host"):
+        raise step.no(f"--network={network}: not default, none or host")
+    if step.flag("security", "sandbox") != "sandbox":
+        raise step.no("--security: RUN is confined, always", hint="build --cap-add, --security-opt")
+    pieces = [find_piece(stage, step, row) for row in mounts]
+    told = [digest_of([piece]) for piece in pieces if piece]
+    key = key_of(stage.key, "RUN", words, script, step.flags, sorted(arguments.items()), told)
+    if build.take_cached(stage, key):
+        build.progress.cached()
+        return
+    for name in PROXIES:
+        if name in build.given:
+            arguments.setdefault(name, build.given[name])
+    held = []  # locks
+    try:
+        rows = [mount_for_run(build, step, row, piece, held) for row, piece in zip(mounts, pieces)]
+        for row in mounts:
+            if row["type"] == "secret" and "env" in row and row["id"] in build.secrets:
+                arguments[row["env"]] = os.fsdecode(build.secrets[row["id"]])
+        if script:
+            rows.append(script_row(build, *script))
+        folder = run_container(stage, step, words, arguments, [*filter(None, rows)], network)
+    finally:
+        for lock in held:
+            os.close(lock)
+    with Descriptor(os.open(folder + "/upper", OPEN_DIR)) as upper:
+        if build.moment is not None:
+            set_times(upper, build.moment)
+        stage.add_layer(step, key, lambda: pack_tree(upper, as_layer=True))
+
+def run_words(stage, step):
+    """The command of a RUN; and, where its here-document is a program, that: (name, text)."""
+    words, shell = step.list(), [*(stage.run.get("Shell") or DEFAULT_SHELL)]
+    if not step.rest:
+        raise step.no("a command is missing")
+    if words is not None and not step.documents:
+        return words, None
+    name, _, text = step.documents[0] if step.documents else ("", False, "")
+    if len(step.documents) == 1 and step.rest.replace("-", "").strip("<\"'") == name.replace(
+            "-", "") and len(step.rest.split()) == 1:
+        if text.startswith("#!"):
+            return [f"/dev/pipes/{name}"], (name, text)
+        return [*shell, text], None
+    return [*shell, step.rest + "".join(f"\n{body}{end}" for end, _, body in step.documents)], None
+
+def script_row(build, name, text):
+    path = f"{build.temporary()}/{name}"
+    write_file(path, text)
+    os.chmod(path, 0o755)
+    return mount_row(f"/dev/pipes/{name}", "bind", "rbind", "ro", source=path)
+
+# Mounts
+
+def parse_run_mount(stage, step, text):
+    """A --mount of RUN's as a dict."""
+    row = {"type": "bind"}
+    for field in csv_fields(text):
+        key, equals, value = field.partition("=")
+        if key not in RUN_MOUNT_KEYS:
+            raise step.no(f"--mount={text}: unknown key {key}")
+        row[RUN_MOUNT_KEYS[key]] = stage.expand(step, value) if equals else "true"
+    if row["type"] == "ssh":
+        raise step.no("--mount=type=ssh: no agent is passed on", hint="--secret id=key,src=FILE")
+    if row["type"] not in ("bind", "cache", "tmpfs", "secret"):
+        raise step.no(f"--mount={text}: type is bind, cache, tmpfs or secret")
+    if row["type"] == "secret":
+        row.setdefault("id", os.path.basename(row.get("source") or row.get("target") or ""))
+        if "env" not in row:
+            row.setdefault("target", f"/run/secrets/{row['id']}")
+    if not row.get("target") and "env" not in row:
+        raise step.no(f"--mount={text}: target is missing")
+    if row.get("target"):
+        row["target"] = os.path.join("/", stage.run.get("WorkingDir") or "", row["target"])
+    return row
+
+def find_piece(stage, step, row):
+    """What a mount shows of the context or of another stage, as a Piece, or None."""
+    if row["type"] != "bind" and not (row["type"] == "cache" and row.get("from")):
+        return None
+    build = stage.build
+    root, ignored = build.context, build.ignored
+    if row.get("from"):
+        root, ignored = stage.find_root(step, row["from"]), Ignored()
+    found = find_paths(root, row.get("source") or "/", ignored)
+    if len(found) != 1:
+        raise step.no(f"--mount: {row.get('source')}: no such file or directory")
+    return Piece(root, found[0], ignored, None if row.get("from") else (0, 0))
+
+def mount_for_run(build, step, row, piece, held):
+    """The row of the spec for a mount of RUN's; HELD: what to let go of afterwards."""
+    kind = row["type"]
+    if kind == "tmpfs":
+        more = [f"size={row['size']}"] if row.get("size") else []
+        return mount_row(row["target"], "tmpfs", "nosuid", "nodev", *more)
+    if kind == "secret":
+        return secret_row(build, step, row)
+    if kind == "bind":
+        source = copied(build, piece)
+        return mount_row(row["target"], "bind", "rbind", "rw" if "rw" in row else "ro",
+                         source=source)
+    name = key_of("cache", row.get("id") or row["target"])
+    path = volume_path(name)  # as one without a name: `volume prune` removes it
+    if row.get("sharing") == "private":
+        path = build.temporary("cache")
+    elif not os.path.isdir(path):
+        make_volume(path)
+        os.chmod(path, int(row.get("mode") or "755", 8))
+        os.chown(path, int(row.get("uid") or 0), int(row.get("gid") or 0))
+        if piece:
+            source = copied(build, piece)
+            copy_up(source, path, os.listdir(source))
+    if row.get("sharing") == "locked":
+        held.append(hold(os.path.dirname(path)))
+    return mount_row(row["target"], "bind", "rbind", "ro" if "ro" in row else "rw", source=path)
+
+def copied(build, piece):
+    """A copy of a Piece in a directory that goes with the build; returns its path."""
+    folder = build.temporary("copy")
+    with Descriptor(os.open(folder, OPEN_DIR)) as into:
+        os.fchmod(into, 0o755)
+        copy = Copying(build, into)
+        unpack_layer(as_tar(copy.pack([piece], "/it", False)), into, whiteouts="keep")
+    return folder + "/it"
+
+def parse_secret(text):
+    """A --secret argument, as (id, its bytes)."""
+    row = dict(field.partition("=")[::2] for field in csv_fields(text))
+    name = row.get("id") or os.path.basename(row.get("src") or row.get("source") or "")
+    if not name or "/" in name:
+        raise Failure(f"build, on --secret {text}: it is id=NAME[,src=FILE] or id=NAME,env=VARIABLE")
+    path = row.get("src") or row.get("source")
+    if row.get("env") or not path:
+        variable = row.get("env") or name
+        if variable not in os.environ:
+            raise Failure(f"build, on --secret {text}: there is no variable {variable}")
+        return name, encode(os.environ[variable])
+    with blame(f"build, on --secret {text}"), open(path, "rb") as file:
+        return name, file.read(SMALL_FILE)
+
+def secret_row(build, step, row):
+    """The row that shows a secret, which is nowhere on disk; None if it needn't be there."""
+    data = build.secrets.get(row["id"])
+    if data is None:
+        if row.get("required") in ("true", "1"):
+            raise step.no(f"--mount: there is no secret {row['id']}", hint="build --secret")
+        return None
+    if "target" not in row:
+        return None  # it's a variable
+    folder = build.temporary("secret")
+    mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700")
+    path = folder + "/it"
+    with Descriptor(os.open(path, OPEN_NEW, 0o600)) as fd:
+        write_all(fd, data)
+        os.fchown(fd, int(row.get("uid") or 0), int(row.get("gid") or 0))
+        os.fchmod(fd, int(row.get("mode") or "400", 8))
+    return mount_row(row["target"], "bind", "rbind", "ro", source=path)
+
+# The container
+
+def run_container(stage, step, words, arguments, rows, network):
+    """Run a command in a container on the stage as it is; returns the directory whose "upper" holds
+    what it wrote."""
+    build, root = stage.build, stage.open_root()
+    folder, options = os.path.dirname(build.temporary("upper")), dict(build.run_options)
+    with Descriptor(os.open(folder + "/upper", OPEN_DIR)) as upper:
+        dress(upper, tar_entry_of(root))
+    if network != "default":
+        options["network"] = [network]
+    env = {**arguments, **pairs_of(stage.run.get("Env") or ())}
+    container_id = os.urandom(32).hex()
+    path = state_path("containers", container_id)
+    plan = {"id": container_id, "path": path, "root": path + "/rootfs", "reference": "",
+            "layers": image_layers(stage.image)[::-1] or [build.temporary()], "digest": "",
+            "image": {"Env": [f"{name}={value}" for name, value in env.items()],
+                      "WorkingDir": stage.run.get("WorkingDir"), "User": stage.run.get("User")},
+            "diff_ids": stage.image["diff_ids"], "keep": False, "guard": None}
+    plan["network"], plan["wants"] = network_wanted(options, plan)
+    spec = make_spec(options, words, plan)
+    spec["mounts"][0] = layers_row("/", plan["layers"], folder)  # no copy: what changed is wanted
+    spec["mounts"] += rows
+    stubs = missing_places(root, spec["mounts"][1:])
+    status = watch_container(build, spec, make_record(options, plan, spec))
+    if status:
+        shown_words = words[-1] if len(words) == 3 else " ".join(words)
+        raise step.no(f"{shorten(shown_words, 200)} ended with {status}", status)
+    with Descriptor(os.open(folder + "/upper", OPEN_DIR)) as upper:
+        remove_stubs(root, upper, stubs)
+    return folder
+
+def watch_container(build, spec, record):
+    """Start a container in a process of its own and show what it says; returns its status."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    end, output = os.pipe()
+    monitor = os.fork()
+    if monitor == 0:
+        be_monitor(spec, record, theirs, output)
+    theirs.close()
+    os.close(output)
+    try:
+        with open(end, "rb", buffering=0) as file:
+            rest = b""
+            while chunk := file.read(CHUNK):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    build.progress.line(line.decode(errors="replace"))
+            if rest:
+                build.progress.line(rest.decode(errors="replace"))
+        status = exit_status(os.waitpid(monitor, 0)[1])
+        monitor = None
+    finally:
+        if monitor:  # interrupted
+            os.kill(monitor, _signal.SIGKILL)
+            os.waitpid(monitor, 0)
+            sweep_containers()
+    message = receive(ours)[0]
+    if message:
+        raise Failure(*message)
+    return status
+
+def be_monitor(spec, record, channel, output):
+    """In a process of its own: stay with the container until it ends."""
+    try:
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the build's end is its end
+        for number in (_signal.SIGTERM, _signal.SIGHUP):
+            _signal.signal(number, _signal.SIG_DFL)
+        for fd in (1, 2):
+            os.dup2(output, fd)
+        state = {"spec": spec, "record": record, "attached": True, "interactive": False}
+        os._exit(launch(state, None, None))
+    except Exception as error:
+        send(channel, describe(error, "build"))
+    finally:
+        os._exit(125)
+
+def tar_entry_of(fd):
+    """A directory as the Entry that would make it."""
+    info, entry = os.fstat(fd), Entry()
+    entry.uid, entry.gid, entry.mode = info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)
+    entry.mtime, entry.pax_headers = info.st_mtime_ns, pack_xattrs(fd)
+    return entry
+
+def missing_places(root, rows):
+    """The places that a container's mounts need and an image lacks, the deepest first."""
+    places = set()
+    for row in rows:
+        path = place_in(root, row["destination"])[0]
+        while path != "/" and not place_in(root, path)[1]:
+            places.add(path)
+            path = os.path.dirname(path)
+    return sorted(places, reverse=True)
+
+def remove_stubs(root, upper, places):
+    """Remove what was made for mounts to lie on, and was not used: it is nothing of the image's."""
+    for path in places:
+        folder, name = os.path.split(path)
+        with tolerate(errno.ENOENT, errno.ENOTDIR), Descriptor(
+                open_in_root(upper, folder, OPEN_DIR, RESOLVE_NO_SYMLINKS)) as above:
+            there = look_at(name, above)
+            if there and stat.S_ISDIR(there.st_mode):
+                with tolerate(errno.ENOTEMPTY, errno.EEXIST):
+                    os.rmdir(name, dir_fd=above)
+            elif there and stat.S_ISREG(there.st_mode) and not there.st_size:
+                os.unlink(name, dir_fd=above)
+            info = place_in(root, folder)[1]
+            if info and folder != "/" and not os.listdir(above):  # overlayfs' copy of it alone
+                here = os.fstat(above)
+                if (here.st_mode, here.st_uid, here.st_gid) == (
+                        info.st_mode, info.st_uid, info.st_gid):
+                    remove_tree(folder.lstrip("/"), upper)
+
+def set_times(fd, moment):
+    """Give all in a directory, and itself, one time."""
+    for above, name, _, _ in walk(fd, "", Ignored()):
+        os.utime(name, ns=(moment, moment), dir_fd=above, follow_symlinks=False)
+    os.utime(fd, ns=(moment, moment))
+
+# ── 27d. Build ───────────────────────────────────────────────────────────────
+# A build is stages, a stage an image on its way.  Each image with a new layer is kept without a name,
+# and built/KEY says which it is.  The key is a digest of all that counts: the key of the step before,
+# the instruction, what its variables mean, what is in its files, but not their times.  So a build
+# that breaks off goes on where it was, and `image prune` forgets it all.
+#
+# A stage is read by an overlay in a mount namespace of our own.  An instruction is a row in STEPS.
+
+STEPS = {
+    "FROM": None, "ADD": step_copy, "ARG": step_arg, "CMD": step_cmd, "COPY": step_copy,
+    "ENTRYPOINT": step_entrypoint, "ENV": step_env, "EXPOSE": step_expose,
+    "HEALTHCHECK": step_healthcheck, "LABEL": step_label, "MAINTAINER": step_maintainer,
+    "ONBUILD": step_onbuild, "RUN": step_run, "SHELL": step_shell,
+    "STOPSIGNAL": step_text("StopSignal"), "USER": step_text("User"), "VOLUME": step_volume,
+    "WORKDIR": step_workdir}
+BUILD_RUN = (  # what RUN's containers share with run's
+    *LIMIT_OPTIONS, PROCESS_LIMITS[1], PROCESS_LIMITS[3], *PULL_OPTIONS,
+    ("--add-host", "NAME:IP...", "a line in RUN's /etc/hosts"),
+    ("--shm-size", "SIZE", "size of RUN's /dev/shm (default: 64m)"),
+    ("--cap-add", "CAP...", "give RUN a capability"), ("--cap-drop", "CAP...", "take one away"),
+    ("--security-opt", "OPT...", "for RUN, as run has it"))
+
+@command("[OPTIONS] DIR|TAR|-", "make an image as a Dockerfile says", *BUILD_RUN,
+         ("-t --tag", "NAME[:TAG]...", "what the image is to be called"),
+         ("-f --file", "FILE", "the Dockerfile, - for standard input (default: the context's "
+                               "Containerfile or Dockerfile)"),
+         ("--build-arg", "K=V...", "set an ARG; K alone takes the caller's variable"),
+         ("--target", "STAGE", "build this stage, not the last"),
+         ("--platform", "OS/ARCH[/VARIANT]", "of base images, not the host's own"),
+         ("--pull", "", "fetch base images again"), ("--no-cache", "", "do every step anew"),
+         ("--label", "K=V...", "add a label"),
+         ("--network --net", "NAME", "RUN's network: none, host, bridge or another"),
+         ("--secret", "id=ID[,src=FILE|,env=NAME]...", "what RUN --mount=type=secret shows"),
+         ("--ssh", "ID...", "not to be had"), ("--iidfile", "FILE", "write the image's id there"),
+         ("--progress", "FORM", "auto or plain"), ("-q --quiet", "", "print the id only"),
+         takes=ONE)
+def cmd_build(options, words):
+    if options["ssh"]:
+        raise Failure("build, on --ssh: no agent is passed on", hint="--secret id=key,src=FILE")
+    if options["progress"] not in (None, "auto", "plain"):
+        raise Failure(f"--progress, on {options['progress']}: not auto or plain")
+    names = [full_name(name) for name in options["tag"]]
+    for number in (_signal.SIGTERM, _signal.SIGHUP):
+        _signal.signal(number, stop_build)
+    os.unshare(CLONE_NEWNS)
+    mount(None, "/", None, MS_REC | MS_PRIVATE, None)  # what is mounted here the host won't see
+    with ImageAdder(using_images()):
+        build = Build(options)
+        try:
+            build.open_context(words[0])
+            image_id = build.finish(names)
+        finally:
+            build.tidy_up()
+    if options["iidfile"]:
+        with blame(f"--iidfile, on {options['iidfile']}"):
+            write_file(options["iidfile"], image_id)
+    show(image_id)
+
+def stop_build(number, _):
+    raise Interrupted("build: interrupted", 128 + number)
+
+class Build:
+    """One `build`: its context and instructions, its stages, and what is to go at its end."""
+    def __init__(self, options):
+        self.options, self.folders, self.done, self.bases = options, [], {}, {}
+        self.known = {entry["digest"] for entry in read_index()}
+        self.progress = BuildProgress(options)
+        self.run_options, _ = parse_options(OPTIONS["run"].values(), [], "build")
+        for row in BUILD_RUN:
+            self.run_options[long_name(row)] = options[long_name(row)]
+        self.run_options["network"] = [*filter(None, [options["network"]])]
+        self.run_options.update(pull="always" if options["pull"] else None, hostname="build")
+        self.secrets = dict(map(parse_secret, options["secret"]))
+        self.given = {}  # arguments
+        for text in options["build-arg"]:
+            name, equals, value = text.partition("=")
+            if equals or name in os.environ:
+                self.given[name] = value if equals else os.environ[name]
+        self.moment, epoch = None, os.environ.get("SOURCE_DATE_EPOCH")
+        seconds = int(time.time())
+        if epoch:
+            seconds = parse_number(epoch, "SOURCE_DATE_EPOCH")
+            self.moment = seconds * 10**9  # what all files get
+        self.created_ns = seconds * 10**9
+        self.created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+    def temporary(self, name=""):
+        """A new directory that goes with the build: a sweep would take it, too."""
+        self.folders.append(os.path.realpath(temporary_path("layers")))
+        os.mkdir(self.folders[-1], 0o700)
+        path = os.path.join(self.folders[-1], name).rstrip("/")
+        os.makedirs(path, exist_ok=True)
+        return path
+
+    def tidy_up(self):
+        """Leave nothing but images; what led to one that is gone, goes."""
+        for place, *_ in mounts_here()[::-1]:
+            if any(place.startswith(folder) for folder in self.folders):
+                umount2(place, MNT_DETACH)
+        for folder in self.folders:
+            remove_tree(folder)
+        here = {entry["digest"] for entry in read_index()}
+        for name in listing(state_path("built")):
+            with tolerate(errno.ENOENT):
+                if read_json(state_path("built", name))["digest"] not in here:
+                    unlink_if_there(state_path("built", name))
+
+    # What is to be built
+
+    def open_context(self, place):
+        """Open what COPY copies from, and read what is to be done."""
+        wanted, text = self.options["file"], None
+        if "://" in place or place.startswith("git@"):
+            raise Failure(f"build, on {place}: a context from the network", hint="fetch it first")
+        if wanted == "-":
+            if place == "-":
+                raise Failure("build, on -f -: standard input is the context already")
+            wanted, text = "stdin", sys.stdin.read()
+        inside = not os.path.isdir(place)
+        folder = place
+        if inside:
+            folder = self.temporary()
+            text = text or self.unpack_context(place, folder)
+            if text and not wanted:
+                wanted = "stdin"
+        with blame(f"build, on {place}"):
+            self.context = os.open(folder, OPEN_DIR)
+        if text is None:
+            wanted, text = self.read_dockerfile(wanted, place, inside)
+        steps, self.escape = parse_dockerfile(text, wanted)
+        self.ignored = Ignored(self.read_ignore(wanted, inside))
+        self.split_stages(steps)
+
+    def unpack_context(self, place, folder):
+        """Unpack a context that is a tar; one on stdin that is none is the Dockerfile's text."""
+        from itertools import chain
+        with blame(f"build, on {place}"):
+            kind, chunks = sniff(read_path(0 if place == "-" else place))
+        start = next(chunks, b"")
+        chunks = chain([start], chunks)
+        if kind == "plain" and start[257:262] != b"ustar":
+            if place != "-":
+                raise Failure(f"build, on {place}: neither a directory nor a tar archive")
+            return b"".join(chunks).decode(errors="surrogateescape")
+        with Descriptor(os.open(folder, OPEN_DIR)) as fd:
+            unpack_layer(decompress(kind, chunks), fd, whiteouts="keep",
+                         owned_by=(os.geteuid(), os.getegid()))
+        return None
+
+    def read_dockerfile(self, wanted, place, inside):
+        """The path and the text of the Dockerfile: where -f says, or in the context."""
+        for name in [wanted] if wanted else ["Containerfile", "Dockerfile"]:
+            if wanted and not inside and os.path.isfile(name):
+                return name, read_text(name)
+            with tolerate(errno.ENOENT):
+                return name, self.read_context(name)
+        raise Failure(f"build, on {wanted or place}: no such file" if wanted else
+                      f"build, on {place}: no Containerfile or Dockerfile in it", hint="-f FILE")
+
+    def read_context(self, name):
+        with Descriptor(open_in_root(self.context, name)) as fd:
+            return read_text(f"/proc/self/fd/{fd}")
+
+    def read_ignore(self, path, inside):
+        """The text of what hides files from COPY: the Dockerfile's own, or the context's."""
+        own = path + ".dockerignore"
+        if not inside and os.path.isfile(own):
+            return read_text(own)
+        for name in (own, ".containerignore", ".dockerignore"):
+            with tolerate(errno.ENOENT, errno.ENOTDIR):
+                return self.read_context(name)
+        return ""
+
+    def knows(self, name):
+        return name in STEPS
+
+    def split_stages(self, steps):
+        """Set the values of the ARGs before the first FROM, and the stages, [FROM, step...]."""
+        self.globals, self.stages = platform_arguments(self.options["platform"]), []
+        for step in steps:
+            if step.name not in STEPS:
+                raise step.no("there is no such instruction")
+            if step.name == "FROM":
+                self.stages.append([])
+            if self.stages:
+                self.stages[-1].append(step)
+            elif step.name != "ARG":
+                raise step.no("it can't stand before the first FROM")
+            else:
+                for name, value in self.read_arguments(step, dict(self.globals)):
+                    self.globals[name] = value or ""
+        if not self.stages:
+            raise steps[-1].no("no FROM comes after it")
+
+    def read_arguments(self, step, values, outer=()):
+        """Yield what an ARG declares, (name, value): the given value, its own, the OUTER one, or
+        None."""
+        for word in split_words(step.rest, self.escape):
+            name, equals, value = word.partition("=")
+            default = self.expand(step, value, values) if equals else dict(outer).get(name)
+            yield name, self.given.get(name, default)
+
+    def expand(self, step, text, values, quotes=True):
+        try:
+            return Expansion(text, values, self.escape, quotes).word()
+        except ValueError as why:
+            raise step.no(str(why)) from None
+
+    def find_stage(self, word, before):
+        """The number of the stage, of those BEFORE one, that a name or a number means, or None."""
+        for number in reversed(range(before)):
+            if stage_name(self.stages[number][0]) == word.lower():
+                return number
+        return to_number(word, before)
+
+    # Stages
+
+    def finish(self, names):
+        """Build the wanted stage, name its image and return the id."""
+        target = len(self.stages) - 1
+        if self.options["target"]:
+            target = self.find_stage(self.options["target"], len(self.stages))
+            if target is None:
+                raise Failure(f"build, on --target {self.options['target']}: no such stage")
+        stage = self.build_stage(target)
+        self.progress.begin("exporting to image")
+        for text in self.options["label"]:
+            name, _, value = text.partition("=")
+            stage.run["Labels"] = {**(stage.run.get("Labels") or {}), name: value}
+        if stage.pending or self.options["label"] or not stage.descriptor:
+            key = key_of(stage.key, "image", self.options["label"])
+            if not self.take_cached(stage, key):
+                self.store(stage, key)
+        for name in names:
+            name_image(name, stage.descriptor)
+            self.progress.line(f"naming to {name}")
+        self.progress.end()
+        return stage.image_id
+
+    def build_stage(self, number):
+        """Build a stage, and before it those that it needs, each once."""
+        if number in self.done:
+            return self.done[number]
+        first, *steps = self.stages[number]
+        for word in (word for step in steps for word in sources_of(step)):
+            needed = self.find_stage(word, number)
+            if needed is not None:
+                self.build_stage(needed)
+        words = split_words(first.rest, self.escape)
+        if len(words) not in (1, 3) or len(words) == 3 and words[1].upper() != "AS":
+            raise first.no("it is FROM IMAGE [AS NAME]")
+        base = self.expand(first, words[0], self.globals)
+        platform = self.expand(first, first.flag("platform", ""), self.globals)
+        if not base:
+            raise first.no(f"{words[0]} is nothing: no ARG before it has a value")
+        below = self.find_stage(base, number)
+        if below is not None:
+            below = self.build_stage(below)
+        label = stage_name(first)
+        if not label and len(self.stages) > 1:
+            label = f"stage-{number}"
+        title = f"{label} {{}}/{len(steps) + 1}".strip()
+        with self.progress.step(f"[{title.format(1)}] FROM {base}", first):
+            stage = Stage(self, number, below, base, platform)
+            triggers = [parse_dockerfile(text, f"ONBUILD of {base}")[0][0]
+                        for text in stage.run.pop("OnBuild", None) or ()]
+        for at, step in enumerate([*triggers, *steps], 2 - len(triggers)):
+            with self.progress.step(f"[{title.format(max(at, 1))}] {step.text}", step):
+                if step.name not in STEPS or step.name in ("FROM", "ONBUILD") and at < 2:
+                    raise step.no("there is no such instruction")
+                STEPS[step.name](stage, step)
+        self.done[number] = stage
+        return stage
+
+    def find_base(self, text, platform=""):
+        """The image of that name, of that platform if one is said."""
+        if (text, platform) not in self.bases:
+            wanted = platform or self.options["platform"]
+            options = dict(self.run_options, platform=wanted)
+            image = find_or_pull(text, options)
+            if wanted and not is_of_platform(image, wanted):
+                pull(text, options)
+                image = find_image(text)
+            self.bases[text, platform] = image
+        return self.bases[text, platform]
+
+    # The cache
+
+    def take_cached(self, stage, key):
+        """Let a stage be at the image that KEY stands for, if that is there."""
+        descriptor = None
+        with tolerate(errno.ENOENT):
+            descriptor = read_json(state_path("built", key))
+        if not descriptor or descriptor["digest"] not in self.known or (
+                self.options["no-cache"] and key not in self.known):
+            return False
+        stage.take(read_image(state_path("images"), descriptor), key)
+        return True
+
+    def store(self, stage, key, layer=None):
+        """Store a stage's image as it is now, with one LAYER more, (descriptor, diff id)."""
+        layers, diff_ids = list(stage.image["layers"]), list(stage.image["diff_ids"])
+        if layer:
+            layers.append(layer[0])
+            diff_ids.append(layer[1])
+        config = {**stage.image["config"], **stage.top, "config": stage.run,
+                  "created": self.created, "rootfs": {"type": "layers", "diff_ids": diff_ids},
+                  "history": [*(stage.image["config"].get("history") or ()), *stage.pending]}
+        image_id, descriptor = store_documents(to_json(config).encode(), layers)
+        if descriptor["digest"] not in self.known:
+            name_image("", descriptor)
+        write_json(state_path("built", key), descriptor)
+        self.known |= {descriptor["digest"], key}
+        stage.take({"config": config, "layers": layers, "diff_ids": diff_ids, "id": image_id,
+                    "descriptor": descriptor}, key)
+
+class Stage:
+    """An image on its way: the last one that was stored, the config as it is by now, the history
+    that is pending since, and the key of it all."""
+    def __init__(self, build, number, below, base, platform):
+        self.build, self.number, self.arguments, self.has_command = build, number, {}, False
+        self.root = None  # open_root opens it
+        if below:
+            self.take(below.image, below.key)
+            self.run, self.pending, self.top = dict(below.run), [*below.pending], dict(below.top)
+        elif base == "scratch":
+            words = (platform or build.options["platform"] or platforms()[0]).split("/")
+            words = [word for word in words if word != "linux"]
+            config = {**dict(zip(("architecture", "variant"), words)), "os": "linux"}
+            self.take({"config": config, "layers": [], "diff_ids": [], "id": "",
+                       "descriptor": None}, key_of("scratch", config, build.moment))
+        else:
+            image = build.find_base(base, platform)
+            self.take(image, key_of(image["id"], build.moment))
+        check(self.run, {"OnBuild": [str], "Shell": [str]}, f"image, on {base}")
+
+    def take(self, image, key):
+        """Be at an image."""
+        self.image, self.key, self.pending, self.top = image, key, [], {}
+        self.descriptor, self.image_id = image["descriptor"], image["id"]
+        self.run = dict(image["config"].get("config") or {})
+        if self.root is not None:
+            os.close(self.root)
+        self.root = None
+
+    def values(self):
+        """What variables mean: what ENV says, or else ARG."""
+        return {**self.arguments, **pairs_of(self.run.get("Env") or ())}
+
+    def expand(self, step, text):
+        return self.build.expand(step, text, self.values())
+
+    def change(self, step, **changes):
+        """Take changes of the config, and put them on record."""
+        self.run.update(changes)
+        self.note(step, True)
+        self.key = key_of(self.key, step.name, changes or step.rest)
+
+    def note(self, step, empty=False):
+        entry = {"created": self.build.created, "created_by": step.text, "comment": "mydocker"}
+        if empty:
+            entry["empty_layer"] = True
+        self.pending.append(entry)
+
+    def open_root(self):
+        """A descriptor of the stage's root as it is, to read from."""
+        if self.root is None:
+            self.root = open_layers(self.build, image_layers(self.image)[::-1])
+        return self.root
+
+    def find_root(self, step, word):
+        """A descriptor of the root of another stage, or of an image."""
+        number = self.build.find_stage(self.expand(step, word), self.number)
+        if number is not None:
+            return self.build.build_stage(number).open_root()
+        image = self.build.find_base(self.expand(step, word))
+        return open_layers(self.build, image_layers(image)[::-1])
+
+    def add_layer(self, step, key, make_chunks):
+        """Put what MAKE_CHUNKS packs on top."""
+        layer = store_layer(make_chunks(), strict=True)
+        self.note(step)
+        self.build.store(self, key, layer)
+
+def open_layers(build, layers):
+    """A descriptor of layers, top first, one over the other, read-only."""
+    layers = [*layers, build.temporary("empty")]  # overlayfs wants two
+    if len(layers) == 1:
+        return os.open(layers[0], OPEN_DIR)
+    top = build.temporary("root")
+    row = mount_row("/", "layers", *[f"lowerdir={path}" for path in layers])
+    try:
+        mount_layers(top, row, MS_RDONLY, "")
+    except OSError:  # overlayfs can't stack them here
+        row["source"] = build.temporary() + "/copy"
+        os.close(int(os.path.basename(mount_copy(top, row, 0, ""))))
+    return os.open(top, OPEN_DIR)
+
+def stage_name(step):
+    """The name that a FROM gives its stage, or ""."""
+    words = step.rest.split()
+    return words[2].lower() if len(words) == 3 else ""
+
+def sources_of(step):
+    """The stages or images that an instruction copies from."""
+    found = []
+    for flag, value in step.flags:
+        if flag == "from":
+            found.append(value)
+        elif flag == "mount":
+            found += [field[5:] for field in csv_fields(value) if field.startswith("from=")]
+    return found
+
+def platform_arguments(wanted):
+    """The arguments that say what is built for, and where."""
+    found = {}
+    for prefix, text in (("BUILD", platforms()[0]), ("TARGET", wanted or platforms()[0])):
+        words = [word for word in text.split("/") if word != "linux"] + [""]
+        found.update({f"{prefix}PLATFORM": "/".join(filter(None, ["linux", *words])),
+                      f"{prefix}OS": "linux", f"{prefix}ARCH": words[0],
+                      f"{prefix}VARIANT": words[1]})
+    return found
+
+def is_of_platform(image, wanted):
+    config = image["config"]
+    return platform_name(*wanted.lower().split("/")) == platform_name(
+        "linux", config.get("architecture") or "", config.get("variant") or "")
+
+def key_of(*things):
+    """What a step and all before it are known by."""
+    import hashlib
+    return hashlib.sha256(to_json(things).encode()).hexdigest()
+
+class BuildProgress:
+    """What a build says on stderr: docker's plain form, or a living line a step."""
+    def __init__(self, options):
+        self.quiet, self.number, self.title, self.begun = options["quiet"], 0, "", 0
+        self.live = not self.quiet and options["progress"] != "plain" and sys.stderr.isatty()
+        self.is_cached, self.said, self.owner = False, [], None
+
+    def say(self, text):
+        if not self.quiet:
+            print_line(text)
+
+    def begin(self, title, step=None):
+        self.number, self.title, self.begun = self.number + 1, title, time.monotonic()
+        self.is_cached, self.said, self.owner = False, [], step
+        if self.live:
+            self.redraw()
+        else:
+            self.say(f"#{self.number} {title}")
+        return self
+
+    step = begin
+
+    def line(self, text):
+        self.said = [*self.said[-19:], text]
+        if self.live:
+            self.redraw(text)
+        else:
+            self.say(f"#{self.number} {time.monotonic() - self.begun:.3f} {text}")
+
+    def redraw(self, text=""):
+        width = os.get_terminal_size(2).columns or 80
+        line = f"{self.title} {time.monotonic() - self.begun:.1f}s {text}"
+        draw(printable(line)[:width - 1])
+
+    def cached(self):
+        self.is_cached = True
+
+    def end(self):
+        seconds = f"{time.monotonic() - self.begun:.1f}s"
+        if self.live:
+            draw("")
+            self.say(f"{self.title} {'CACHED' if self.is_cached else seconds}")
+        else:
+            self.say(f"#{self.number} {'CACHED' if self.is_cached else f'DONE {seconds}'}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        """A step is over; what went wrong in it is said with its place in the file."""
+        if kind is None:
+            self.end()
+            return
+        if self.live:
+            draw("")
+        if self.live or self.quiet:
+            for line in self.said:
+                print_line(line)
+        else:
+            self.say(f"#{self.number} ERROR")
+        if isinstance(error, (Failure, OSError)) and not isinstance(error, (StepFailure,
+                                                                            Interrupted)):
+            message, status, hint = describe(error, self.owner.name)
+            raise self.owner.no(message, status, hint) from None
 
 # ── 28. Netlink ──────────────────────────────────────────────────────────────
 # Links, addresses, routes and rules are asked for by netlink(7): a message is a header, a second one
