@@ -110,6 +110,7 @@ RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 # linux/prctl.h
 
 # linux/prctl.h, linux/seccomp.h, linux/capability.h
+LINUX_CAPABILITY_VERSION_3, CAP_SYS_ADMIN = 0x20080522, 21
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER = 1, 4, 8, 36
 PR_SET_NAME = 15
 
@@ -165,6 +166,7 @@ prctl_text = kernel("prctl", "PR_", TEXT)  # prctl(2)
 signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
 statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
 syncfs = kernel("syncfs", INT)  # syncfs(2)
+capget = kernel("capget", BYTES, BYTES)  # capget(2)
 capset = kernel("capset", BYTES, BYTES)  # capset(2)
 getsockopt = kernel("getsockopt", INT, INT, INT, BYTES, BYTES)  # getsockopt(2)
 prlimit = kernel("prlimit", INT, INT, BYTES, BYTES)  # prlimit(2)
@@ -856,6 +858,18 @@ def poll_until(poll, deadline):
         ready = poll.poll(left)
         if ready or left is not None and time.monotonic() >= deadline:
             return ready
+
+FIRST_USER_NAMESPACE = 0xEFFFFFFD  # linux/proc_ns.h, PROC_USER_INIT_INO: its inode number
+
+def in_user_namespace():
+    """True where our root is not the kernel's: some of its power ends at the namespace."""
+    return os.stat("/proc/self/ns/user").st_ino != FIRST_USER_NAMESPACE
+
+def has_power():
+    """True with CAP_SYS_ADMIN, which making namespaces and mounts takes: capabilities(7)."""
+    sets = (INT * 6)()
+    capget(struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0), sets)
+    return bool(sets[0] >> CAP_SYS_ADMIN & 1)
 
 def kill_child(pid):
     """Kill a container's PID 1, and with it all of its processes, and wait for it."""
@@ -2296,6 +2310,14 @@ def is_proc(fd):
 def mount_new(target, row, flags, data):
     mount(row["source"], target, row["type"], flags, data or None)  # the container's own
 
+def mount_terminals(target, row, flags, data):
+    """Mount a devpts; a user namespace may not have the group, tty, that terminals are given to."""
+    words = data.split(",")
+    gid = next((word[4:] for word in words if word.startswith("gid=")), "0")
+    if is_id(gid) and in_user_namespace() and not has_id("gid", int(gid)):
+        words.remove("gid=" + gid)
+    mount_new(target, row, flags, ",".join(words))
+
 def mount_bind(target, row, flags, _):
     """Show files of the host's at TARGET; returns the mount as a path that can't be moved, for it's
     never looked up a second time: CVE-2021-30465."""
@@ -2326,7 +2348,10 @@ def mount_layers(target, row, flags, _):
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)
     os.chdir("/proc/self/fd")  # where descriptors have short names
     data = ",".join(f"{key}={':'.join(map(str, fds))}" for key, fds in number.items())
-    data += ",redirect_dir=off,metacopy=off"  # the upper directory stays what commit understands
+    if in_user_namespace():
+        data += ",userxattr"  # its marks are user.overlay.*, and these are off
+    else:
+        data += ",redirect_dir=off,metacopy=off"  # so that commit understands what is written
     mount("overlay", target, "overlay", flags, data)  # layers below, what is written on top
     os.fchdir(here)  # back again
     for fd in [here, *sum(number.values(), [])]:
@@ -2356,6 +2381,8 @@ def mounter_of(row):
         return mount_bind
     if row["type"] == "cgroup":
         return mount_cgroups
+    if row["type"] == "devpts":
+        return mount_terminals
     own = dict(zip(OWN_MOUNTS, (mount_layers, mount_copy)))
     return own.get(row["type"], mount_new)
 
@@ -2692,7 +2719,7 @@ def prepare_container(spec, record):
 # text: the C library would load what the container's nsswitch.conf names (CVE-2019-14271).
 
 PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
-PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER, LINUX_CAPABILITY_VERSION_3 = 2, 2, 0x20080522
+PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER = 2, 2
 CAPABILITIES = ["CAP_" + name for name in """
 CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
 NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT
@@ -2836,6 +2863,20 @@ def resolve_user(wanted):
     more = [int(row[2]) for row in groups if account[0] in row[3].split(",") and is_id(row[2])]
     return uid, parse_id(account[3], "group"), more, account[5] or "/"
 
+MORE_IDS = ("newuidmap (package uidmap) and a row for the caller in /etc/subuid and in /etc/subgid "
+            "give more ids than one")
+
+def set_groups(gids):
+    """Have these supplementary groups and no others; but in a user namespace of one id nobody can
+    lay off what the caller has."""
+    try:
+        os.setgroups(gids)
+    except PermissionError:
+        with tolerate(errno.ENOENT):
+            if read_all("/proc/self/setgroups") == "deny\n":
+                return
+        raise
+
 # What may be seen
 
 def hide_paths(linux):
@@ -2887,9 +2928,15 @@ def confine(process, user, program):
         for number in sorted({*range(64)} - bits["bounding"]):
             prctl(PR_CAPBSET_DROP, number, 0, 0, 0)  # not even a file can give it back
     prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)  # a change from root takes all otherwise
-    os.setgroups(groups)  # none of root's groups stay
-    os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
-    os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
+    try:
+        set_groups(groups)  # none of root's groups stay
+        os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
+        os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise Failure(f"--user, on {uid}:{gid}: the user namespace has no such id",
+                      hint=MORE_IDS) from None
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # as before: sysctl fs.suid_dumpable may say otherwise
     halves = [sum(1 << bit for bit in bits[kind]) >> shift & 0xffffffff for shift in (0, 32)
               for kind in ("effective", "permitted", "inheritable")]
@@ -4472,6 +4519,167 @@ def cmd_logs(options, words):
 # A user namespace gives whoever makes it root's power over what belongs to it: its own ids, and the
 # other namespaces that are made in it.  What its ids mean outside is written once, from outside, to
 # /proc/PID/uid_map and gid_map.  See user_namespaces(7).
+#
+# Whoever has no power over the kernel's first user namespace makes one, before anything else, and
+# the whole program goes on in it, as its root: all other chapters are as they are.  Root there is
+# the caller; the other ids are those that /etc/subuid and /etc/subgid give to him, if newuidmap and
+# newgidmap are there to write them down.  Nobody else may, so else there is but one id.
+#
+# What belongs to a container belongs to the namespace that it was made in.  So there is one at a
+# time for a state root: its file `inhabitants` has the pids of those who went into it, running/ has
+# the monitors'; the next command goes where one of these is.
+
+NS_GET_USERNS = 0xB701  # linux/nsfs.h
+ID_HELPERS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where new?idmap may lie: set-id
+
+def enter_own_user_namespace():
+    """Go on as root of a user namespace, and with mounts of our own."""
+    with Descriptor(hold(make_dirs(state_path()) + "/inhabitants")) as lock:
+        here = [row for row in inhabitants(lock) if process_start(row[0]) == row[1]]
+        if not any(join_user_namespace(pid) for pid, _ in here):
+            make_user_namespace()
+        rows = [f"{pid} {start}\n" for pid, start in {*here, (os.getpid(), process_start("self"))}]
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, "".join(rows).encode(), 0)
+    try:
+        os.unshare(CLONE_NEWNS)  # mounts of our own, over which we have power
+    except OSError as error:
+        raise refused(error) from None
+
+def inhabitants(lock):
+    """Yield the processes of ours that were seen in a user namespace: (pid, start)."""
+    texts = [os.pread(lock, SMALL_FILE, 0).decode()]
+    for name in listing(state_path("running")):
+        with tolerate(errno.ENOENT):  # it is done
+            texts.append(read_text(state_path("running", name)))
+    for words in map(str.split, "\n".join(texts).split("\n")):
+        if len(words) == 2 and all(map(str.isdigit, words)):
+            yield tuple(map(int, words))
+
+def join_user_namespace(pid):
+    """Go where the process is; False if that can't be."""
+    with tolerate(errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.EINVAL):
+        with Descriptor(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)) as there:
+            os.setns(there, CLONE_NEWUSER)  # as its maker we are its root
+            return True
+    return False
+
+def make_user_namespace():
+    """Become root of a new user namespace, with all ids that we may have.  A child, which stays
+    outside, writes down what they are."""
+    rows = {kind: ids_of_ours(kind) for kind in ("uid", "gid")}
+    alone = {"uid": f"0 {os.geteuid()} 1", "gid": f"0 {os.getegid()} 1"}
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    pid, helper = os.getpid(), os.fork()  # the child, to write the ids from outside
+    if not helper:
+        ours.close()
+        if receive(theirs)[0] == "map":
+            for kind in rows:
+                attempt(lambda kind=kind: write_ids(pid, kind, rows[kind]))
+        os._exit(0)
+    theirs.close()
+    try:
+        os.unshare(CLONE_NEWUSER)  # root in it has no power outside
+    except OSError as error:
+        raise refused(error) from None
+    tell(ours, "map")
+    os.waitpid(helper, 0)
+    ours.close()
+    for kind in rows:
+        if not read_all(f"/proc/self/{kind}_map"):
+            if kind == "gid":
+                write_value("/proc/self/setgroups", "deny")  # user_namespaces(7)
+            write_value(f"/proc/self/{kind}_map", alone[kind])
+
+def ids_of_ours(kind):
+    """What ids a user namespace of ours can have: [(id in it, id of ours, how many)].  Root, even
+    without power, has all those that it sees."""
+    if os.geteuid() == 0:
+        rows = [map(int, row.split()) for row in read_all(f"/proc/self/{kind}_map").split("\n")[:-1]]
+        return [(first, first, size) for first, _, size in rows]
+    rows = [(0, os.geteuid() if kind == "uid" else os.getegid(), 1)]
+    for first, size in given_ids(kind):
+        rows.append((rows[-1][0] + rows[-1][2], first, size))
+    return rows
+
+def given_ids(kind):
+    """The ranges of ids that subuid(5) or subgid(5) gives to the caller, by name or number."""
+    import pwd
+    from contextlib import suppress
+    owners, path = {str(os.geteuid())}, f"/etc/sub{kind}"
+    with suppress(KeyError):  # it has no name
+        owners.add(pwd.getpwuid(os.geteuid()).pw_name)
+    with tolerate():
+        for owner, *numbers in (line.split(":") for line in read_text(path).split("\n")):
+            if owner in owners and len(numbers) == 2 and all(map(is_id, numbers)):
+                yield tuple(map(int, numbers))
+
+def write_ids(pid, kind, rows):
+    """Say what the ids in that process's user namespace are; False if nobody lets us."""
+    if os.geteuid() == 0:
+        write_value(f"/proc/{pid}/{kind}_map", "\n".join("%d %d %d" % row for row in rows))
+        return True
+    found = [f"{path}/new{kind}map" for path in ID_HELPERS if os.path.exists(f"{path}/new{kind}map")]
+    if not found or len(rows) == 1:
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without it, it goes on with one id
+    words = [str(number) for row in rows for number in row]
+    return os.spawnv(os.P_WAIT, found[0], [found[0], str(pid), *words]) == 0
+
+def squash_owner(entry):
+    """Let an entry of an archive belong to an owner that our user namespace has; said once."""
+    if not os.environ.get("MYDOCKER_SQUASHED"):
+        os.environ["MYDOCKER_SQUASHED"] = "true"
+        warn(f"owners, on {entry.uid}:{entry.gid} and others: the user namespace has no such ids; "
+             f"they are root's: {MORE_IDS}")
+    for kind in ("uid", "gid"):
+        if not has_id(kind, getattr(entry, kind)):
+            setattr(entry, kind, 0)
+
+def has_id(kind, number):
+    """True if our user namespace has that user's or group's id."""
+    rows = [list(map(int, row.split())) for row in read_all(f"/proc/self/{kind}_map").split("\n")[:-1]]
+    return any(first <= number < first + size for first, _, size in rows)
+
+# The network
+
+def is_guest():
+    """True if the network namespace around us isn't our user namespace's: no cable can be laid."""
+    try:
+        with Descriptor(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as net:
+            os.close(fcntl.ioctl(net, NS_GET_USERNS))
+        return False
+    except PermissionError:  # an owner above ours: ioctl_ns(2)
+        return True
+
+def usual_network():
+    """The network that a container gets where nothing is said."""
+    return "none" if is_guest() else "bridge"
+
+def refused(error):
+    """What a user is told whom the kernel doesn't let make a user namespace."""
+    return Failure(f"user namespace, as user {os.geteuid()}: {reason(error)}", hint=why_refused())
+
+def why_refused():
+    """What may forbid an ordinary user to make a user namespace, and what allows it."""
+    def says(path, text):
+        with tolerate():
+            return read_all(path).strip() == text
+        return False
+
+    for name, value in (("kernel.unprivileged_userns_clone", "0"),
+                        ("user.max_user_namespaces", "0")):
+        if says("/proc/sys/" + name.replace(".", "/"), value):
+            return f"root can allow it: sysctl {name}={15000 if 'max' in name else 1}"
+    if says("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"):
+        program = os.path.realpath(sys.executable)
+        return ("root can allow it with a profile, /etc/apparmor.d/mydocker: abi <abi/4.0>, profile "
+                f"mydocker {program} flags=(unconfined) {{ userns, }} (apparmor_parser -r reads it)")
+    if "Seccomp:\t2" in read_all("/proc/self/status"):
+        return "a system call filter around us may forbid it: inside a container?"
+    return "sudo mydocker ..., or a kernel with CONFIG_USER_NS, and no chroot(2) around us"
+
+# A container's own user namespace
 
 def become_mapped(channel, flags):
     """Become root of a user namespace, as whom the other namespaces are to be made."""
@@ -4479,7 +4687,7 @@ def become_mapped(channel, flags):
         os.unshare(CLONE_NEWUSER)  # whoever is root in it has no power outside
     send(channel, "map")
     receive(channel)  # the ids in it mean something now
-    os.setgroups([])
+    set_groups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     if flags & FOR_CHILDREN:
@@ -4597,8 +4805,9 @@ def read_status(lock):
 def mark_running(record):
     """Leave word that this process is a container's monitor, before anything is made for it."""
     path = make_dirs(state_path("running")) + "/" + record["id"]
-    os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
     record.update(monitor=os.getpid(), monitor_start=process_start("self"))
+    with Descriptor(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)) as mark:
+        os.pwrite(mark, b"%-11d %-22d" % (record["monitor"], record["monitor_start"]), 0)
 
 def take_name(wanted, container_id):
     """Make a name mean a container; without one, a free one is made up.  Returns it."""
@@ -5778,12 +5987,22 @@ def make_node(entry, name, parent):
     except PermissionError:
         warn(f"unpack, on {shown(entry.name)}: no right to make devices, ignoring")
         return
-    os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+    give_owner(entry, name, dir_fd=parent, follow_symlinks=False)
     os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
+
+def give_owner(entry, target, **how):
+    """Give a file the entry's owner; one whom our user namespace doesn't have is its root."""
+    try:
+        os.chown(target, entry.uid, entry.gid, **how)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not in_user_namespace():
+            raise
+        squash_owner(entry)
+        os.chown(target, entry.uid, entry.gid, **how)
 
 def dress(fd, entry):
     """Give owner, mode, attributes, time, in this order: chown clears two, all set the time."""
-    os.fchown(fd, entry.uid, entry.gid)
+    give_owner(entry, fd)
     os.fchmod(fd, entry.mode)
     for key, value in entry.pax_headers.items():
         name = key[len(b"SCHILY.xattr."):]
@@ -5809,7 +6028,11 @@ def mark_whiteout(name, parent):
 
 def hide_lower(name, parent):
     with Descriptor(os.open(name, OPEN_CHILD, dir_fd=parent)) as fd:
-        os.setxattr(fd, "trusted.overlay.opaque", b"y")
+        os.setxattr(fd, overlay_mark("opaque"), b"y")
+
+def overlay_mark(name):
+    """The extended attribute that overlayfs marks a directory with: overlayfs.rst, "userxattr"."""
+    return ("user" if in_user_namespace() else "trusted") + ".overlay." + name
 
 def keeps_xattr(name):
     return (name == b"security.capability" or name.startswith(b"system.posix_acl_")
@@ -5901,7 +6124,8 @@ def pack_directory(fd, path, as_layer, seen):
     marks = os.listxattr(fd) if as_layer else ()
     if "trusted.overlay.redirect" in marks:
         raise Failure(f"commit, on {shown(path)}: a renamed directory (overlayfs redirect_dir)")
-    if "trusted.overlay.opaque" in marks and os.getxattr(fd, "trusted.overlay.opaque") == b"y":
+    opaque = overlay_mark("opaque") if marks else ""
+    if opaque in marks and os.getxattr(fd, opaque) == b"y":
         yield tar_header(path + OPAQUE, b"0")  # "x" would be something else
     for name in sorted(map(os.fsencode, os.listdir(fd))):
         try:
@@ -6849,7 +7073,7 @@ def image_layers(image):
     for path in map(layer_path, reversed(image["diff_ids"])):
         if path not in paths:
             paths.insert(0, path)
-        if "trusted.overlay.opaque" in os.listxattr(path):  # it hides all below
+        if overlay_mark("opaque") in os.listxattr(path):  # it hides all below
             break
     return paths
 
@@ -10611,7 +10835,7 @@ def parse_networks(options, plan):
     """What the options say of networks, in the record's form, as far as it can be read."""
     default = "none"
     if plan["reference"]:
-        default = os.environ.get("MYDOCKER_NETWORK", "bridge")
+        default = os.environ.get("MYDOCKER_NETWORK") or usual_network()
     endpoints = [parse_network(text) for text in options["network"] or [default]]
     for number, endpoint in enumerate(endpoints):
         endpoint["device"] = f"eth{number}"
@@ -12103,13 +12327,17 @@ def cmd_uninstall(_, words):
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.
 
 GLOBAL_OPTIONS = (
-    ("--root", "DIR", f"where the state is kept (default: {STATE_ROOT}, or MYDOCKER_ROOT)"),
+    ("--root", "DIR", f"where the state is kept (default: MYDOCKER_ROOT, or {STATE_ROOT}; without "
+                      "root: ~/.local/share/mydocker)"),
     ("-h --help", "", "show this help"),
     ("-v --version", "", "show the version"),
     ("--log", "FILE", "write errors there, too, as JSON, for engines"),
     ("--log-format", "FORMAT", "json or text; it is json"), ("--debug", "", "accepted"),
     ("--systemd-cgroup", "", "accepted: a cgroupsPath says whether systemd is asked"),
 )
+
+# Commands that need no power over anything: no user namespace is made for them.
+POWERLESS = "info install uninstall renew login logout spec features".split()
 
 def overview():
     return "\n".join(
@@ -12119,10 +12347,18 @@ def overview():
          "", "Options:", *option_lines(GLOBAL_OPTIONS),
          "", "mydocker COMMAND --help shows a command's own options."])
 
+def usual_root():
+    """Where the state is kept if nothing else is said: a user has his own."""
+    if os.geteuid() == 0 and (not in_user_namespace()
+                              or os.access(os.path.dirname(STATE_ROOT), os.W_OK)):
+        return STATE_ROOT
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return os.path.join(data, "mydocker")
+
 def dispatch(words):
     """Carry out one command line; returns the exit status."""
     options, words = parse_options(GLOBAL_OPTIONS, words, "mydocker")
-    root = options["root"] or os.environ.get("MYDOCKER_ROOT") or STATE_ROOT
+    root = options["root"] or os.environ.get("MYDOCKER_ROOT") or usual_root()
     os.environ["MYDOCKER_ROOT"] = os.path.abspath(root)  # a monitor changes its directory
     if options["log"]:
         os.environ["MYDOCKER_ERRORS"] = options["log"]
@@ -12144,9 +12380,8 @@ def dispatch(words):
     least, most = row["takes"]
     if not least <= len(words) <= most:
         raise Failure(f"{name}: it takes {row['usage']}", hint=f"mydocker {name} --help")
-    if os.geteuid() and name != "info":
-        raise Failure(f"{name}, as user {os.geteuid()}: only root can make containers",
-                      hint=f"sudo python3 {sys.argv[0]} {name} ...")
+    if name not in POWERLESS and not has_power():
+        enter_own_user_namespace()
     return run_command(name, options, words)
 
 def fill_descriptors():
