@@ -8933,6 +8933,19 @@ test_install() { # install: a launcher that compiles nothing, until the file or 
   is "$(find top -type f)" ''
 }
 
+test_install_chapters() { # install: what is installed reads only the chapters that it needs
+  local launcher=$PWD/top/bin/mydocker
+  own_state
+  run 0 install top
+  MYDOCKER_LOG=debug "$launcher" run /bin/true >out 2>err
+  like "$(<err)" 'reads 7. Inside'
+  unlike "$(<err)" 'reads [^ ]+ [^:]*([Tt]ar|store|image|[Rr]egistr|Pull|Build|[Nn]etworks|OCI|host$)'
+  MYDOCKER_LOG=debug "$launcher" state nonesuch >out 2>err || :
+  unlike "$(<err)" 'reads [^ ]+ (Inside|Root|`run`|The monitor|Privileges|[A-Z][^:]*[Rr]egistr)'
+  MYDOCKER_LOG=debug "$launcher" images >out 2>err
+  like "$(<err)" 'reads [^ ]+ The store'
+}
+
 # ── Beside other programs ──────────────────────────────────────────────────
 
 test_skopeo_reads_store() { # peers: skopeo reads the store in place, and what it puts there runs
@@ -9845,13 +9858,12 @@ bench_run_ephemeral() { # start: mydocker.py run --ephemeral /bin/true
   row=("${mydocker[@]}" run --ephemeral /bin/true)
 }
 
-compiled() { # compiled ARG...: a row of the compiled copy
-  "$PYTHON" -c 'import py_compile, sys; py_compile.compile(sys.argv[1], "mydocker.pyc")' \
-    "$here/mydocker.py"
-  row=("$PYTHON" -I -S "$PWD/mydocker.pyc" "$@")
+compiled() { # compiled ARG...: a row of the installed copy
+  "${mydocker[@]}" install "$PWD/top"
+  row=("$PWD/top/bin/mydocker" "$@")
 }
 
-bench_run_compiled() { # start: the same from a compiled copy, python3 -I -S mydocker.pyc
+bench_run_compiled() { # start: the same by the installed copy
   compiled run /bin/true
 }
 
@@ -10013,7 +10025,7 @@ json.dump(config, open("config.json", "w"))' "$2"
   row=(runc --root "$PWD/runc" run --bundle "$PWD" "mydocker-bench-$1")
 }
 
-bench_limits_without() { # limits: mydocker.py run, compiled copy, without
+bench_limits_without() { # limits: mydocker.py run, installed copy, without
   compiled run /bin/true
 }
 
@@ -10136,6 +10148,25 @@ bench_oci_docker() { # oci: docker run --rm on installed mydocker
 
 bench_oci_docker_runc() { # oci: docker run --rm on runc
   engine_row docker runc
+}
+
+exec_in() { # exec_in RUNTIME...: a row that executes /bin/true in a container that it has started
+  need busybox
+  oci_config "$PWD/top/bin/mydocker"
+  sed -i 's|"/bin/true"|"/bin/sleep", "1000"|' config.json
+  "$@" delete --force in
+  "$@" create in </dev/null >/dev/null
+  "$@" start in
+  row=("$@" exec in /bin/true)
+}
+
+bench_exec_mydocker() { # exec: /bin/true in a running container: installed mydocker
+  exec_in "$PWD/top/bin/mydocker" --root "$PWD/oci"
+}
+
+bench_exec_runc() { # exec: the same: runc
+  need runc
+  exec_in runc --root "$PWD/runc"
 }
 
 measure_create() { # what `create` takes at most, its children included, in MB
