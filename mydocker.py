@@ -1981,7 +1981,8 @@ def join_namespaces(fds, flags):
 
 def enter_workdir(path):
     """Change to the command's working directory."""
-    os.chdir(path)  # where the command starts
+    with blame(f"--workdir, on {path}"):
+        os.chdir(path)  # where the command starts
     if not os.getcwd().startswith("/"):  # CVE-2024-21626: "(unreachable)" is outside
         raise Failure(f"--workdir, on {path}: it lies outside of the container")
 
@@ -2703,8 +2704,8 @@ def prepare_container(spec, record):
             os.makedirs(source, exist_ok=True)
     for name in ("rootfs", "scratch"):
         make_dirs(f"{path}/{name}")
-    if spec["root"]["path"] == "/":
-        return  # the host's own files are as good
+    if not any(row["source"] == f"{path}/hosts" for row in spec["mounts"]):
+        return  # on the host's own root its own files are as good
     write_hosts(spec, record)
     for name, text in (("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf(record))):
         write_file(f"{path}/{name}", text)

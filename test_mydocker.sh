@@ -1076,6 +1076,54 @@ log-level error'
   like "$err" 'unknown'
 }
 
+# A table of README.md whose first heading has the word "option" is about the commands that the
+# heading names in backquotes; below the heading "command" what stands in backquotes is a command
+# with its options. An option is there by any of its names.
+readme_tables='
+import os, re, sys
+
+def names(text):
+    return set(re.findall(r"(?<![\w\]-])--?([a-z][\w-]*|[A-Z]\b)", text))
+
+offered, told = {}, {}
+for command in os.listdir("help"):
+    with open("help/" + command) as file:
+        rows = file.read().partition("\nOptions")[2].split("\n")
+    offered[command] = [names(row.split("  ")[1]) for row in rows if row.startswith("  -")]
+with open(sys.argv[1]) as file:
+    cells = [re.split(r"(?<!\\)\|", line)[1].replace("\\|", "|") if line[0] == "|" else ""
+             for line in file]
+kind, owners = "", []
+for cell, below in zip(cells, cells[1:] + [""]):
+    quoted = re.findall("`([^`]+)`", cell)
+    if not cell:
+        kind = ""
+    elif set(below) == {"-"}:
+        kind, owners = re.sub(".*(option).*", r"\1", cell).strip(), quoted
+    elif kind == "option" and set(cell) > {"-"}:
+        known = set().union(*(option for owner in owners for option in offered[owner]))
+        for name in names(cell) - known:
+            print("README.md has an option that there is not:", *owners, name)
+        for owner in owners:
+            told.setdefault(owner, set()).update(names(cell))
+    elif kind == "command":
+        for text in quoted:
+            first, _, rest = re.match(r"([a-z]+)( ([a-z|]+)(?= |$))?", text).group(1, 2, 3)
+            rest = rest if first in ("network", "volume") else None
+            for command in [f"{first} {word}" for word in rest.split("|")] if rest else [first]:
+                told.setdefault(command, set()).update(names(text))
+                for name in names(text) - set().union(*offered.get(command, [])):
+                    print("README.md has an option that there is not:", command, name)
+for command in sorted({*told} - {*offered}):
+    print("README.md has a command that there is not:", command)
+for command in sorted({*offered} - {*told}):
+    print("README.md lacks the command", command)
+for command, options in offered.items():
+    for option in options:
+        if command in told and not option & told[command]:
+            print("README.md lacks the option", command, *option)
+'
+
 test_readme() { # cli: README.md's tables have all commands and options, and none that there isn't
   local name
   [[ -e $here/README.md ]] || skip 'README.md is not beside the program'
@@ -8941,7 +8989,7 @@ test_install_chapters() { # install: what is installed reads only the chapters t
   like "$(<err)" 'reads 7. Inside'
   unlike "$(<err)" 'reads [^ ]+ [^:]*([Tt]ar|store|image|[Rr]egistr|Pull|Build|[Nn]etworks|OCI|host$)'
   MYDOCKER_LOG=debug "$launcher" state nonesuch >out 2>err || :
-  unlike "$(<err)" 'reads [^ ]+ (Inside|Root|`run`|The monitor|Privileges|[A-Z][^:]*[Rr]egistr)'
+  unlike "$(<err)" 'reads [^ ]+ (Inside|`run`|The monitor|Privileges|Volumes|[Nn]et|[A-Z][^:]*egistr)'
   MYDOCKER_LOG=debug "$launcher" images >out 2>err
   like "$(<err)" 'reads [^ ]+ The store'
 }
