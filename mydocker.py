@@ -805,8 +805,17 @@ def process_state(pid):
     that names it for good.  (None, None) if it is gone."""
     with tolerate(errno.ENOENT, errno.ESRCH):
         fields = read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        return fields[0], int(fields[19])
+        return fields[0], int(fields[19]) - clock_shift()
     return None, None
+
+def clock_shift():
+    """How many clock ticks since boot are not the host's but of our time namespace: what is kept on
+    disk of a process must be the same for all who ask.  See time_namespaces(7)."""
+    with tolerate(errno.ENOENT):  # before Linux 5.6
+        if os.readlink("/proc/self/ns/time") == os.readlink("/proc/self/ns/time_for_children"):
+            seconds, rest = map(int, read_all("/proc/self/timens_offsets").split()[-2:])
+            return (seconds * 10**9 + rest) * os.sysconf("SC_CLK_TCK") // 10**9
+    return 0  # else these are the next child's, which is somebody else's
 
 def process_start(pid):
     return process_state(pid)[1]
@@ -835,11 +844,12 @@ def send_signal(pid, start, number):
     return False
 
 def wait_process(pid, start, seconds):
-    """Wait for that process to end, at most so long."""
+    """Wait for that process to end, at most so long; False if it has not."""
     fd = process_fd(pid, start)
-    if fd is not None:
-        with fd:
-            readable_fds([fd], seconds)
+    if fd is None:
+        return True
+    with fd:
+        return bool(readable_fds([fd], seconds))
 
 def readable_fds(fds, seconds=None):
     """Wait until one of the descriptors can be read, or for that time; returns those that can."""
@@ -4904,6 +4914,15 @@ def lock_container(path):
         os.close(lock)
     return None
 
+def wake_monitor(record):
+    """Let a monitor go on that was stopped (SIGSTOP, a debugger) while its container ended: it is to
+    tidy up, or to start it again, which is awaited for a moment.  False if there is none such."""
+    if is_alive(record) or process_state(record["monitor"])[0] != "T":
+        return False
+    send_signal(record["monitor"], record["monitor_start"], _signal.SIGCONT)
+    wait_process(record["monitor"], record["monitor_start"], LINGER)
+    return True
+
 def is_running(path):
     """True while the monitor of the container at PATH lives: its lock can't even be shared."""
     try:
@@ -4921,7 +4940,10 @@ def read_record(path):
         except ValueError:  # the host lost its power: what the container wrote may be well
             return warn(f"container, on {path}: its record is damaged, ignoring")
         marked = os.path.exists(state_path("running", record["id"]))
-        return {"cgroups": [], "engine": False, **record, "running": marked and is_running(path)}
+        running = marked and is_running(path)
+        if running and wake_monitor(record):
+            record, running = read_json(record_file(path)), is_running(path)
+        return {"cgroups": [], "engine": False, **record, "running": running}
     return None
 
 def container_records():
@@ -4956,12 +4978,12 @@ def has_cable(record):
 
 def is_alive(record):
     """True if a container's first process is there, and no zombie: that can stay for seconds."""
-    state, start = process_state(record["pid"])
+    state, start = process_state(record.get("pid"))
     return start is not None and start == record["pid_start"] and state not in "ZX"
 
 def live_pid(record):
     """The pid of a running container's PID 1, made sure of by its start time."""
-    if not record.get("pid") or not is_alive(record):  # no pid while it starts
+    if not is_alive(record):
         raise Failure(f"container, on {record['name']}: it is not running")
     return record["pid"]
 
@@ -4969,8 +4991,10 @@ def container_state(record):
     """Docker's word for what a container does, asked of the kernel, also for an engine's."""
     if not record["running"]:
         return "exited" if "started" in record else "created"
-    if not record.get("pid") or process_start(record["pid"]) != record["pid_start"]:
-        return "restarting" if record.get("restarts") else "created"
+    if not is_alive(record):
+        if record.get("restarts"):
+            return "restarting"
+        return "running" if record.get("pid") else "created"  # it is just tidied up, or not there yet
     if os.path.exists(container_path(record, "exec.fifo")):
         return "created"  # init waits at its gate
     return "paused" if is_paused(record["cgroups"]) else "running"
@@ -5047,17 +5071,23 @@ def stop_container(record, number, seconds):
     Between two starts, or before the first, it is the monitor that is told."""
     path, end = container_path(record), time.monotonic() + (seconds if seconds >= 0 else 1 << 63)
     while is_running(path):
-        record = read_record(path) or record
         touch_if_there(path + "/stop")
+        record = read_record(path) or record
         left = end - time.monotonic()
         thaw(record["cgroups"])
-        if send_signal(record.get("pid"), record.get("pid_start"),
-                       number if left > 0 else _signal.SIGKILL):
-            wait_process(record["pid"], record["pid_start"], left if left > 0 else GRACE)
-        else:
-            send_signal(record["monitor"], record["monitor_start"],
-                        _signal.SIGTERM if left > -GRACE else _signal.SIGKILL)
-            wait_process(record["monitor"], record["monitor_start"], 0.1)
+        pid, start = record.get("pid"), record.get("pid_start")
+        if send_signal(pid, start, number if left > 0 else _signal.SIGKILL) and not (
+                wait_process(pid, start, left if left > 0 else GRACE)):
+            continue
+        tell_monitor(record, _signal.SIGTERM if left > -GRACE else _signal.SIGKILL)
+        if left < -3 * GRACE:
+            raise Failure(f"container, on {record['name']}: its monitor, process "
+                          f"{record['monitor']}, can't be killed")
+
+def tell_monitor(record, number):
+    """Send a container's monitor a signal, and wait a moment for its end."""
+    send_signal(record["monitor"], record["monitor_start"], number)
+    wait_process(record["monitor"], record["monitor_start"], 0.1)
 
 @command("[OPTIONS] CONTAINER...  or  kill [--all] ID [SIGNAL]",
          "send containers' first process a signal",
@@ -5068,12 +5098,20 @@ def cmd_kill(options, words):
     each("kill", words, lambda name: kill_container(find_container(name), number) or name)
 
 def kill_container(record, number):
-    pid = live_pid(record)
-    if number in (_signal.SIGKILL, record["stop_signal"]):
-        touch_if_there(container_path(record, "stop"))
+    """Send a container's PID 1 a signal.  If that is to end it, its restart policy is over with it;
+    between two starts it is the monitor that is told."""
+    path, ending = container_path(record), number in (_signal.SIGKILL, record["stop_signal"])
+    if not (ending and record["running"]):
+        live_pid(record)
+    if ending:
+        touch_if_there(path + "/stop")
     if number == _signal.SIGKILL:
         thaw(record["cgroups"])
-    send_signal(pid, record["pid_start"], number)
+    while not send_signal(record.get("pid"), record.get("pid_start"), number):
+        if not (ending and is_running(path)):
+            return
+        tell_monitor(record, _signal.SIGTERM)
+        record = read_record(path) or record
 
 @command("CONTAINER...", "freeze all processes of containers", many=True)
 def cmd_pause(_, name):
@@ -5093,12 +5131,33 @@ def pause_container(record, frozen):
 @command("CONTAINER...", "wait for containers to end, and print their exit statuses", many=True)
 def cmd_wait(_, name):
     record = find_container(name)
+    path, first = container_path(record), record["monitor_start"]
     try:
-        with Descriptor(os.open(container_path(record, "lock"), os.O_RDWR | os.O_CLOEXEC)) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            return str(read_status(lock))
+        with Descriptor(os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)) as lock:
+            while record["monitor_start"] == first:
+                with tolerate(errno.EAGAIN):
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    return str(read_status(lock))
+                await_end(record)
+                record = read_record(path) or record
+            return str(record["status"])  # of the run before: it was started again at once
     except FileNotFoundError:  # it is gone since
         return "0"
+
+def await_end(record):
+    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't there
+    yet.  A lock would be waited for for ever if somebody stopped the monitor."""
+    monitor, first = process_fd(record["monitor"], record["monitor_start"]), None
+    if monitor is None:
+        return
+    with monitor:
+        if is_alive(record):
+            first = process_fd(record["pid"], record["pid_start"])
+        if first is None:
+            readable_fds([monitor], 0.1)
+            return
+        with first:
+            readable_fds([monitor, first])
 
 @command("[OPTIONS] CONTAINER...", "remove containers, with what they wrote",
          ("-f --force", "", "also if it runs: it's killed first"),

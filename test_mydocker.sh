@@ -4200,6 +4200,85 @@ test_frozen_below() { # life: stop and rm -f end a container whose own cgroups a
   is "$out" 137
 }
 
+test_end_between_restarts() { # life: stop, kill and rm -f end a restart policy at any moment
+  local how moment
+  own_state
+  wedged() { # no process of the policy's is left, and none comes
+    [[ $(state_of p) == exited && ! $(find state/running -mindepth 1) ]]
+  }
+  for how in 'kill' 'kill -s TERM' 'stop' 'stop -t -1' 'rm -f'; do
+    for moment in 1 2 3 4; do # at once, and while it waits longer and longer
+      background --name p --restart always /bin/false
+      wait_for eval '(($("${mydocker[@]}" inspect -f .RestartCount p) >= moment))'
+      # shellcheck disable=SC2086 # several words
+      run 0 $how p
+      if [[ $how != rm* ]]; then
+        wait_for wedged
+        run 0 rm p
+      fi
+      nothing_on_record
+    done
+  done
+  background --name p --restart always /bin/false
+  wait_for eval '[[ $(state_of p) == restarting ]]'
+  fails 125 'on p: it is not running' kill -s HUP p # nobody is there to get it
+  run 0 rm -f p
+}
+
+test_stopped_monitor() { # life: whatever stops a monitor, its container can be ended, and all
+  # commands say the same of it
+  local how
+  own_state
+  for how in 'stop -t 0' 'rm -f' 'kill' 'restart -t 0'; do
+    background --name s /bin/sleep 1000
+    kill -STOP "$(monitor_of s)"
+    is "$(state_of s)" running
+    # shellcheck disable=SC2086 # several words
+    run 0 $how s
+    case $how in
+      rm*) ;;
+      restart*)
+        is "$(state_of s)" running
+        run 0 rm -f s ;;
+      *)
+        run 0 wait s
+        is "$out" 137
+        is "$(state_of s)" exited
+        fails 125 'on s: it is not running' kill s
+        run 0 rm s ;;
+    esac
+    nothing_on_record
+  done
+  background --name w /bin/sh -c 'until [ -e end ]; do sleep 0.05; done; exit 4'
+  kill -STOP "$(monitor_of w)"
+  "${mydocker[@]}" wait w >got &
+  touch end
+  wait $!
+  is "$(<got)" 4
+  run 0 start w # it ends at once: there is an end
+  run 0 wait w
+  background --name r --restart always /bin/false
+  wait_for eval '[[ $(state_of r) == restarting ]]'
+  kill -STOP "$(monitor_of r)"
+  run 0 kill r
+  run 0 wait r
+  is "$(state_of r)" exited
+}
+
+test_time_namespace() { # life: a monitor and who asks for it may be in different time namespaces
+  local early=(unshare --time --boottime 864000 --fork)
+  own_state
+  "${early[@]}" true || skip 'no time namespaces'
+  id=$("${early[@]}" "${mydocker[@]}" run -d --name e /bin/sleep 1000)
+  is "$(state_of e)" running
+  run 0 exec e /bin/true
+  run 0 stop -t 0 e
+  background --name l /bin/sleep 1000
+  is "$("${early[@]}" "${mydocker[@]}" ps --format '{{.Names}} {{.State}}')" 'l running'
+  "${early[@]}" "${mydocker[@]}" rm -f l e
+  nothing_on_record
+}
+
 
 # ── 16. Volumes and cp ─────────────────────────────────────────────────────
 
