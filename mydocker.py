@@ -65,6 +65,8 @@ except ImportError as missing:
 VERSION = "0.1.0"
 STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
+LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 LEVELS = ("debug", "info", "warning", "error")
 SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and may be hostile
 SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itself: musl's are three
@@ -1287,8 +1289,6 @@ FOR_CHILDREN = CLONE_NEWPID | CLONE_NEWTIME  # a process makes these for its nex
 FORWARDED = SIGNALS - {getattr(_signal, "SIG" + name) for name in (
     "CHLD PIPE URG TSTP TTIN TTOU CONT KILL STOP SYS SEGV BUS ILL FPE TRAP ABRT").split()}
 DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
-GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
-LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 
 # Namespaces
 
@@ -2192,6 +2192,14 @@ def ephemeral_mounts(scratch):
         layered = dict(layers_row(point, [point], f"{scratch}/{number}"), fallback=as_it_is)
         rows.append(layered if os.path.isdir(point) else as_it_is)
     return rows
+
+def device_rules(devices):
+    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
+    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
+    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
+    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
+    return [{"allow": False, "access": "rwm"}] + [
+        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
 
 # Inside: the mounts
 
@@ -3519,14 +3527,6 @@ def host_devices():
     paths = [f"{top}/{name}" for top, _, names in os.walk("/dev") for name in names
              if top != "/dev/pts" and name not in ("console", "ptmx")]
     return [path for path in paths if stat.filemode(os.lstat(path).st_mode)[0] in "bc"]
-
-def device_rules(devices):
-    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
-    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
-    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
-    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
-    return [{"allow": False, "access": "rwm"}] + [
-        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
 
 def limit_devices(dirs, rules):
     """Let a container use what RULES allow: by v1's controller, or by a BPF program in v2."""
