@@ -1471,7 +1471,7 @@ def start_container(monitor, birth=None):
                 introduce(record)  # while init works
             master = birth.await_command()
             change_record(record, pid=birth.pid, pid_start=process_start(birth.pid),
-                          started=time.time())
+                          started=time.time(), cgroups=record["cgroups"])
     except (Failure, OSError):
         for end, _ in pipes:
             os.close(end)
@@ -3010,10 +3010,15 @@ def cgroup_dirs(path):
         path = "/".join(["", *slices, f"{parts[1]}-{parts[2]}.scope"])
     for point, own in hierarchies().values():
         own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
-        if path[0] == "/" or systemd and "trusted.delegate" not in os.listxattr(own):
+        if path[0] == "/" or systemd and not is_delegated(own):
             own = point
         dirs.append(f"{own}/./{os.path.normpath(path).strip('/')}")
     return dirs
+
+def is_delegated(path):
+    """True if systemd leaves what is below this cgroup to others: systemd's CGROUP_DELEGATION.md.
+    In a user namespace that can't be read, but what isn't ours can't be written to either."""
+    return in_user_namespace() or "trusted.delegate" in os.listxattr(path)
 
 def hierarchies():
     """The cgroup trees mounted here by their controllers, "" for v2: {controllers: (mount point,
@@ -3173,7 +3178,8 @@ def freeze(dirs, frozen):
     """Stop all processes in cgroups, which don't notice, or let them go on."""
     freezer, end = freezer_of(dirs), time.monotonic() + GRACE
     if not freezer:
-        raise Failure("pause: this host has no cgroup with a freezer", hint="mydocker info")
+        raise Failure("pause: the container has no cgroup with a freezer",
+                      hint=why_no_cgroup() or "mydocker info")
     path, values, shown_in, states = freezer
     write_value(path, values[frozen])
     while states[frozen] not in read_all(shown_in).split("\n"):
@@ -3419,7 +3425,8 @@ class Limit:
             if path:
                 return path, text, f"{self.what}, on {text}"
         name, text = next(row for row in self.texts if row[0])
-        raise Failure(f"{self.what}, on {text}: there is no cgroup with {name} here")
+        raise Failure(f"{self.what}, on {text}: there is no cgroup with {name} here",
+                      hint=why_no_cgroup())
 
 def limit_cgroups(dirs, resources, undo=None):
     """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO, a
@@ -3932,8 +3939,7 @@ def ids_of_ours(kind):
     """What ids a user namespace of ours can have: [(id in it, id of ours, how many)].  Root, even
     without power, has all those that it sees."""
     if os.geteuid() == 0:
-        rows = [map(int, row.split()) for row in read_all(f"/proc/self/{kind}_map").split("\n")[:-1]]
-        return [(first, first, size) for first, _, size in rows]
+        return [(first, first, size) for first, _, size in ids_here(kind)]
     rows = [(0, os.geteuid() if kind == "uid" else os.getegid(), 1)]
     for first, size in given_ids(kind):
         rows.append((rows[-1][0] + rows[-1][2], first, size))
@@ -3956,7 +3962,7 @@ def write_ids(pid, kind, rows):
     if os.geteuid() == 0:
         write_value(f"/proc/{pid}/{kind}_map", "\n".join("%d %d %d" % row for row in rows))
         return True
-    found = [f"{path}/new{kind}map" for path in ID_HELPERS if os.path.exists(f"{path}/new{kind}map")]
+    found = [path for path in (f"{top}/new{kind}map" for top in ID_HELPERS) if os.path.exists(path)]
     if not found or len(rows) == 1:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without it, it goes on with one id
@@ -3975,8 +3981,19 @@ def squash_owner(entry):
 
 def has_id(kind, number):
     """True if our user namespace has that user's or group's id."""
-    rows = [list(map(int, row.split())) for row in read_all(f"/proc/self/{kind}_map").split("\n")[:-1]]
-    return any(first <= number < first + size for first, _, size in rows)
+    return any(first <= number < first + size for first, _, size in ids_here(kind))
+
+def ids_here(kind):
+    """The ids that our user namespace has: [(first, what that is outside, how many)]."""
+    rows = read_all(f"/proc/self/{kind}_map").split("\n")[:-1]
+    return [tuple(map(int, row.split())) for row in rows]
+
+def why_no_cgroup():
+    """What gives a cgroup to somebody without root, or ""."""
+    if not in_user_namespace():
+        return ""
+    return ("limits take a cgroup that is the caller's: systemd-run --user --scope "
+            "-p Delegate=yes mydocker ...")
 
 # The network
 
@@ -4010,8 +4027,9 @@ def why_refused():
             return f"root can allow it: sysctl {name}={15000 if 'max' in name else 1}"
     if says("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"):
         program = os.path.realpath(sys.executable)
-        return ("root can allow it with a profile, /etc/apparmor.d/mydocker: abi <abi/4.0>, profile "
-                f"mydocker {program} flags=(unconfined) {{ userns, }} (apparmor_parser -r reads it)")
+        return ("root can allow it with a profile in /etc/apparmor.d/mydocker: abi <abi/4.0>, "
+                f"profile mydocker {program} flags=(unconfined) {{ userns, }}; then apparmor_parser "
+                "-r /etc/apparmor.d/mydocker")
     if "Seccomp:\t2" in read_all("/proc/self/status"):
         return "a system call filter around us may forbid it: inside a container?"
     return "sudo mydocker ..., or a kernel with CONFIG_USER_NS, and no chroot(2) around us"
@@ -6711,6 +6729,9 @@ def cmd_commit(options, words):
                       "known", hint="export, then import")
     image = find_image(record["image"])
     frozen = record["running"] and not is_paused(record["cgroups"])
+    if frozen and not freezer_of(record["cgroups"]):
+        frozen = warn(f"commit, on {words[0]}: it has no cgroup with a freezer: what it writes "
+                      "meanwhile may be there, or half there")
     if frozen:
         freeze(record["cgroups"], True)
     try:
@@ -9752,13 +9773,23 @@ def try_overlay():
         os.mkdir(name)
     mount("overlay", "merged", "overlay", 0, "lowerdir=lower,upperdir=upper,workdir=work")
 
+def try_rootless():
+    """Make a user namespace as somebody without any power."""
+    if has_power():
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+    make_user_namespace()
+    os.unshare(CLONE_NEWNS)
+
 def try_nf_tables():
     """Make our rules, in a network namespace of this process's own."""
     os.unshare(CLONE_NEWNET)
     nft("mydocker", table_messages("a probe"))
 
 PROBES = (  # (name, try it, what it is needed for, where to look if it is missing)
-    ("root", lambda: os.setuid(0), "all of it", "sudo"),
+    ("root", has_power, "all of it, without a user namespace", "sudo; capability CAP_SYS_ADMIN"),
+    ("rootless", try_rootless, "containers of who isn't root", why_refused),
     *((name, lambda flag=flag: os.unshare(flag), use, f"sysctl user.max_{which}_namespaces")
       for name, flag, which, use in (
           ("mntns", CLONE_NEWNS, "mnt", "its mounts"), ("pidns", CLONE_NEWPID, "pid", "its pids"),
@@ -9766,7 +9797,7 @@ PROBES = (  # (name, try it, what it is needed for, where to look if it is missi
           ("ipcns", CLONE_NEWIPC, "ipc", "System V IPC"),
           ("netns", CLONE_NEWNET, "net", "a network"),
           ("cgroupns", CLONE_NEWCGROUP, "cgroup", "/proc/self/cgroup that shows /"),
-          ("userns", CLONE_NEWUSER, "user", "nothing yet (rootless containers, later)"))),
+          ("userns", CLONE_NEWUSER, "user", "containers without root, and --userns"))),
     *((name, lambda kind=kind: any(row[1] == kind for row in mounts_here()),
        "limits (one is enough)", f"mount -t {kind}")
       for name, kind in (("cgroup-v1", "cgroup"), ("cgroup-v2", "cgroup2"))),
@@ -9810,8 +9841,12 @@ def cmd_info(_, words):
     if not words:
         show(about_host())
     found = {row: attempt(row[1]) for row in PROBES if not words or row[0] in words}
-    show("\n".join(columns([(name, "yes", use) if has else (name, "no", f"{use}; look at: {where}")
-                            for (name, _, use, where), has in found.items()])))
+    lines = []
+    for (name, _, use, where), has in found.items():
+        if not has:
+            use += f"; look at: {where() if callable(where) else where}"
+        lines.append((name, "yes" if has else "no", use))
+    show("\n".join(columns(lines)))
     return int(bool(words) and not all(found.values()))
 
 # Installing
