@@ -3340,6 +3340,7 @@ test_rootless() { # rootless: an ordinary user is root in a container, and only 
   is "$(stat -c %u:%g home/made)" 23456:23456
   is "$err" ''
   small_root root
+  chown -R 23456:23456 root
   run 0 run --rootfs root --read-only /bin/sh -c 'ls /; ls -l /dev/null; cat /proc/1/comm'
   like "$out" $'\nproc\n'
   is "${out##*$'\n'}" sh
