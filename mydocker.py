@@ -3874,7 +3874,8 @@ def cmd_logs(options, words):
 # the monitors'; the next command goes where one of these is.
 
 NS_GET_USERNS = 0xB701  # linux/nsfs.h
-ID_HELPERS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where new?idmap may lie: set-id
+PROGRAMS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where the host's helpers may lie
+PASTA_DNS = "169.254.1.1"  # asked there, pasta asks the host's own servers: podman's choice, too
 
 def enter_own_user_namespace():
     """Go on as root of a user namespace, and with mounts of our own."""
@@ -3962,7 +3963,7 @@ def write_ids(pid, kind, rows):
     if os.geteuid() == 0:
         write_value(f"/proc/{pid}/{kind}_map", "\n".join("%d %d %d" % row for row in rows))
         return True
-    found = [path for path in (f"{top}/new{kind}map" for top in ID_HELPERS) if os.path.exists(path)]
+    found = [path for path in (f"{top}/new{kind}map" for top in PROGRAMS) if os.path.exists(path)]
     if not found or len(rows) == 1:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without it, it goes on with one id
@@ -4008,7 +4009,86 @@ def is_guest():
 
 def usual_network():
     """The network that a container gets where nothing is said."""
-    return "none" if is_guest() else "bridge"
+    if not is_guest():
+        return "bridge"
+    if pasta_program():
+        return "pasta"
+    narrate("network: none, for without root it takes pasta (package passt)")
+    return "none"
+
+def pasta_program():
+    """Where pasta(1) is on this host, which gives a network namespace a way out without root: it
+    makes its connections as an ordinary program does.  "" if it isn't there."""
+    return next((path for path in map("{}/pasta".format, PROGRAMS) if os.path.exists(path)), "")
+
+def check_guest(kind):
+    """Refuse networks that take power over the host's network namespace, and those that need none
+    where it is there."""
+    if kind == "pasta" and (not is_guest() or not pasta_program()):
+        raise Failure("--network, on pasta: it is for those without root, on a host that has it",
+                      hint="package passt")
+    if kind not in ("none", "host", "pasta", "container") and is_guest():
+        raise Failure(f"--network, on {kind}: only root can lay cables to this host",
+                      hint="--network pasta, none, host and container:ID are possible")
+
+def connect_by_pasta(state, pid):
+    """Let pasta connect a container's network namespace, and forward its ports.  It dies with us,
+    and we with the container."""
+    record, old = state["record"], state.pop("pasta", None)
+    if old:
+        kill_child(old)
+    with changed_wiring(record) as wiring:
+        if record["wants"]["ports"] and not wiring["ports"]:
+            wiring["ports"] = hold_ports(state)
+            close_ports(state)  # pasta takes them itself
+    log, ready, place = (container_path(record, "pasta." + name) for name in ("log", "pid", "netns"))
+    for path in (ready, place):
+        unlink_if_there(path)
+    write_file(place, "")
+    mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # among our mounts: it can open that
+    words = pasta_words(place, wiring["ports"]) + ["--pid", ready]
+    state["pasta"] = child = os.fork()  # to become pasta
+    if not child:
+        try:
+            become_pasta(words, log)
+        finally:
+            os._exit(127)
+    try:
+        await_pasta(child, ready, log)
+    finally:
+        umount2(place, MNT_DETACH)  # it has it open
+
+def await_pasta(child, ready, log):
+    """Wait until pasta has written its pid, which it does when all is connected."""
+    while not os.path.exists(ready) or not os.path.getsize(ready):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            said = read_text(log).strip().split("\n")[-1]
+            raise Failure(f"network, on pasta: {said or 'it has ended'}")
+        time.sleep(0.001)
+
+def pasta_words(place, ports):
+    """The arguments of pasta for the network namespace mounted at PLACE: pasta(1)."""
+    words = ["--foreground", "--config-net", "--quiet", "--no-map-gw", "--dns-forward", PASTA_DNS,
+             "-T", "none", "-U", "none", "--no-netns-quit"]
+    for option, protocol in (("-t", "tcp"), ("-u", "udp")):
+        found = [f"{address + '/' if address else ''}{taken}:{port}"
+                 for address, taken, port, kind in ports if kind == protocol]
+        for text in found or ["none"]:
+            words += [option, text]
+    return [*words, "--netns", place]
+
+def become_pasta(words, log):
+    """In the child: execute pasta, with nothing of ours but a file for what it says."""
+    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # when its container's monitor dies, so does it
+    os.setsid()  # away from the terminal, and its ^C
+    forget_signals()
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    for fd in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), fd)
+    for fd in open_fds():
+        if fd > 2:
+            os.set_inheritable(fd, False)
+    os.execv(pasta_program(), ["pasta", *words])  # as the only program but ours
 
 def refused(error):
     """What a user is told whom the kernel doesn't let make a user namespace."""
@@ -8368,7 +8448,7 @@ def networks():
 
 def network_path(name, suffix=""):
     if not is_name(name) or "." in name or len(name) > 15 or name in (
-            "all", "default", "none", "host", "container"):  # the kernel's words, and --network's
+            "all", "default", "none", "host", "container", "pasta"):  # the kernel's, and --network's
         raise Failure(f"network, on {name or chr(39) * 2}: its name, a link's too, has at most 15 "
                       "letters, digits, _ and -")
     return state_path("networks", name + suffix)
@@ -8589,7 +8669,8 @@ def network_wanted(options, plan):
     kind, _, other = first["network"].partition(":")
     if kind == "container":
         return "container:" + find_container(other)["id"], {**wants, "endpoints": []}
-    if kind in ("none", "host"):
+    check_guest(kind)
+    if kind in ("none", "host", "pasta"):
         return kind, {**wants, "endpoints": []}
     return kind, wants
 
@@ -8636,7 +8717,7 @@ def parse_network(text):
 def check_networks(options, wants):
     """Refuse what can't be, or can't go together, before anything is made."""
     kinds = [endpoint["network"].partition(":")[0] for endpoint in wants["endpoints"]]
-    alone = [kind for kind in kinds if kind in ("none", "host", "container")]
+    alone = [kind for kind in kinds if kind in ("none", "host", "pasta", "container")]
     if alone and len(kinds) > 1:
         raise Failure(f"--network, on {alone[0]}: it can't go with other networks")
     sysctls = [text for text in options["sysctl"] if text.startswith("net.")]
@@ -8645,7 +8726,7 @@ def check_networks(options, wants):
         for option, asked, possible in (
                 ("--ip", endpoint["wanted_ip"], not alone),
                 ("--mac-address", endpoint["wanted_mac"], not alone),
-                ("--publish", wants["ports"], not alone),
+                ("--publish", wants["ports"], not alone or kind == "pasta"),
                 ("--network-alias", endpoint["aliases"], named),
                 ("--sysctl", sysctls, kind not in ("host", "container"))):  # not another's
             if asked and not possible:
@@ -8781,6 +8862,8 @@ def connect_container(state, pid, channel):
     message = receive(channel)[0]
     if message != "apart":  # sync 0
         raise Failure(*message or ("run: it was killed before the command started", 137))
+    if record["network"] == "pasta":
+        return connect_by_pasta(state, pid)
     taken = None
     if record["wants"]["ports"] and not state.get("ports"):
         taken = hold_ports(state)
@@ -8885,8 +8968,9 @@ def disconnect_container(record):
     if not os.path.isdir(container_path(record)):
         return
     with changed_wiring(record) as wiring:
-        remove_elements(own_table(), leading_ports(wiring, NFT_MSG_DELSETELEM))
-        forget_flows(wiring["ports"])
+        if record.get("network") != "pasta":
+            remove_elements(own_table(), leading_ports(wiring, NFT_MSG_DELSETELEM))
+            forget_flows(wiring["ports"])
         for endpoint in wiring["endpoints"]:
             leave_network(record, endpoint)
         if not record.get("network"):  # it was killed before it was on record
@@ -8904,7 +8988,7 @@ def leave_network(record, endpoint):
 
 def connect_later(record, endpoint):
     """Put a container that was made long ago into one more network: now, if it runs."""
-    if record["network"] in ("none", "host") or ":" in record["network"]:
+    if record["network"] in ("none", "host", "pasta") or ":" in record["network"]:
         raise Failure(f"network connect, on {record['name']}: it was started with --network "
                       f"{record['network'][:22]}")
     network = find_network(endpoint["network"])
@@ -9058,7 +9142,7 @@ def cmd_port(_, words):
 
 def network_names(record, wiring):
     """What `ps` calls a container's networks."""
-    if record["network"] in ("none", "host") or ":" in record["network"]:
+    if record["network"] in ("none", "host", "pasta") or ":" in record["network"]:
         return record["network"]
     return ",".join(endpoint["network"] for endpoint in wiring["endpoints"])
 
@@ -9228,6 +9312,8 @@ def host_resolver(record, kind):
         lines = [(row[0], " ".join(row)) for row in rows if len(row) > 1]
         search = search or [text for word, text in lines if word in ("search", "domain")][-1:]
         options = options or [text for word, text in lines if word in ("options", "sortlist")]
+    if kind == "pasta" and not servers:
+        servers = [PASTA_DNS]
     return servers or ["8.8.8.8", "8.8.4.4"], search, options
 
 # ── 33. The OCI's config.json ────────────────────────────────────────────────
