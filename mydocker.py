@@ -1565,7 +1565,7 @@ def start_container(monitor, birth=None):
                 introduce(record)  # while init works
             master = birth.await_command()
             change_record(record, pid=birth.pid, pid_start=process_start(birth.pid),
-                          started=time.time())
+                          started=time.time(), cgroups=record["cgroups"])
     except (Failure, OSError):
         for end, _ in pipes:
             os.close(end)
@@ -3226,7 +3226,7 @@ def cgroup_dirs(path):
             path += INNER
     for point, own in trees.values():
         own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
-        if path[0] == "/" or systemd and "trusted.delegate" not in os.listxattr(own):
+        if path[0] == "/" or systemd and not is_delegated(own):
             own = point
         dirs.append(f"{own}/./{os.path.normpath(path).strip('/')}")
     return dirs
@@ -3239,6 +3239,11 @@ def scope_path(path):
     if slice_name == "-.slice":  # the root of all: systemd.slice(5)
         slices = []
     return "/".join(["", *slices, f"{prefix}-{name}.scope"])
+
+def is_delegated(path):
+    """True if systemd leaves what is below this cgroup to others: systemd's CGROUP_DELEGATION.md.
+    In a user namespace that can't be read, but what isn't ours can't be written to either."""
+    return in_user_namespace() or "trusted.delegate" in os.listxattr(path)
 
 def hierarchies():
     """The cgroup trees mounted here by their controllers, "" for v2: {controllers: (mount point,
@@ -3445,7 +3450,8 @@ def freeze(dirs, frozen):
     """Stop all processes in cgroups, which don't notice, or let them go on."""
     freezer, end = freezer_of(dirs), time.monotonic() + GRACE
     if not freezer:
-        raise Failure("pause: this host has no cgroup with a freezer", hint="mydocker info")
+        raise Failure("pause: the container has no cgroup with a freezer",
+                      hint=why_no_cgroup() or "mydocker info")
     write_value(freezer.path, freezer.words[frozen])
     while freezer.states[frozen] not in read_all(freezer.shown_in).split("\n"):
         if time.monotonic() > end:
@@ -4006,7 +4012,8 @@ class Limit:
             if path:
                 return path, text, f"{self.what}, on {text}"
         name, text = next(row for row in self.texts if row[0])
-        raise Failure(f"{self.what}, on {text}: there is no cgroup with {name} here")
+        raise Failure(f"{self.what}, on {text}: there is no cgroup with {name} here",
+                      hint=why_no_cgroup())
 
 def limit_cgroups(dirs, resources, undo=None):
     """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO,
@@ -4541,7 +4548,8 @@ def cmd_logs(options, words):
 # the monitors'; the next command goes where one of these is.
 
 NS_GET_USERNS = 0xB701  # linux/nsfs.h
-ID_HELPERS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where new?idmap may lie: set-id
+PROGRAMS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where the host's helpers may lie
+PASTA_DNS = "169.254.1.1"  # asked there, pasta asks the host's own servers: podman's choice, too
 
 def enter_own_user_namespace():
     """Go on as root of a user namespace, and with mounts of our own."""
@@ -4606,8 +4614,7 @@ def ids_of_ours(kind):
     """What ids a user namespace of ours can have: [(id in it, id of ours, how many)].  Root, even
     without power, has all those that it sees."""
     if os.geteuid() == 0:
-        rows = [map(int, row.split()) for row in read_all(f"/proc/self/{kind}_map").split("\n")[:-1]]
-        return [(first, first, size) for first, _, size in rows]
+        return [(first, first, size) for first, _, size in ids_here(kind)]
     rows = [(0, os.geteuid() if kind == "uid" else os.getegid(), 1)]
     for first, size in given_ids(kind):
         rows.append((rows[-1][0] + rows[-1][2], first, size))
@@ -4630,7 +4637,7 @@ def write_ids(pid, kind, rows):
     if os.geteuid() == 0:
         write_value(f"/proc/{pid}/{kind}_map", "\n".join("%d %d %d" % row for row in rows))
         return True
-    found = [f"{path}/new{kind}map" for path in ID_HELPERS if os.path.exists(f"{path}/new{kind}map")]
+    found = [path for path in (f"{top}/new{kind}map" for top in PROGRAMS) if os.path.exists(path)]
     if not found or len(rows) == 1:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without it, it goes on with one id
@@ -4649,8 +4656,19 @@ def squash_owner(entry):
 
 def has_id(kind, number):
     """True if our user namespace has that user's or group's id."""
-    rows = [list(map(int, row.split())) for row in read_all(f"/proc/self/{kind}_map").split("\n")[:-1]]
-    return any(first <= number < first + size for first, _, size in rows)
+    return any(first <= number < first + size for first, _, size in ids_here(kind))
+
+def ids_here(kind):
+    """The ids that our user namespace has: [(first, what that is outside, how many)]."""
+    rows = read_all(f"/proc/self/{kind}_map").split("\n")[:-1]
+    return [tuple(map(int, row.split())) for row in rows]
+
+def why_no_cgroup():
+    """What gives a cgroup to somebody without root, or ""."""
+    if not in_user_namespace():
+        return ""
+    return ("limits take a cgroup that is the caller's: systemd-run --user --scope "
+            "-p Delegate=yes mydocker ...")
 
 # The network
 
@@ -4665,7 +4683,86 @@ def is_guest():
 
 def usual_network():
     """The network that a container gets where nothing is said."""
-    return "none" if is_guest() else "bridge"
+    if not is_guest():
+        return "bridge"
+    if pasta_program():
+        return "pasta"
+    narrate("network: none, for without root it takes pasta (package passt)")
+    return "none"
+
+def pasta_program():
+    """Where pasta(1) is on this host, which gives a network namespace a way out without root: it
+    makes its connections as an ordinary program does.  "" if it isn't there."""
+    return next((path for path in map("{}/pasta".format, PROGRAMS) if os.path.exists(path)), "")
+
+def check_guest(kind):
+    """Refuse networks that take power over the host's network namespace, and those that need none
+    where it is there."""
+    if kind == "pasta" and (not is_guest() or not pasta_program()):
+        raise Failure("--network, on pasta: it is for those without root, on a host that has it",
+                      hint="package passt")
+    if kind not in ("none", "host", "pasta", "container") and is_guest():
+        raise Failure(f"--network, on {kind}: only root can lay cables to this host",
+                      hint="--network pasta, none, host and container:ID are possible")
+
+def connect_by_pasta(state, pid):
+    """Let pasta connect a container's network namespace, and forward its ports.  It dies with us,
+    and we with the container."""
+    record, old = state["record"], state.pop("pasta", None)
+    if old:
+        kill_child(old)
+    with changed_wiring(record) as wiring:
+        if record["wants"]["ports"] and not wiring["ports"]:
+            wiring["ports"] = hold_ports(state)
+            close_ports(state)  # pasta takes them itself
+    log, ready, place = (container_path(record, "pasta." + name) for name in ("log", "pid", "netns"))
+    for path in (ready, place):
+        unlink_if_there(path)
+    write_file(place, "")
+    mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # among our mounts: it can open that
+    words = pasta_words(place, wiring["ports"]) + ["--pid", ready]
+    state["pasta"] = child = os.fork()  # to become pasta
+    if not child:
+        try:
+            become_pasta(words, log)
+        finally:
+            os._exit(127)
+    try:
+        await_pasta(child, ready, log)
+    finally:
+        umount2(place, MNT_DETACH)  # it has it open
+
+def await_pasta(child, ready, log):
+    """Wait until pasta has written its pid, which it does when all is connected."""
+    while not os.path.exists(ready) or not os.path.getsize(ready):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            said = read_text(log).strip().split("\n")[-1]
+            raise Failure(f"network, on pasta: {said or 'it has ended'}")
+        time.sleep(0.001)
+
+def pasta_words(place, ports):
+    """The arguments of pasta for the network namespace mounted at PLACE: pasta(1)."""
+    words = ["--foreground", "--config-net", "--quiet", "--no-map-gw", "--dns-forward", PASTA_DNS,
+             "-T", "none", "-U", "none", "--no-netns-quit"]
+    for option, protocol in (("-t", "tcp"), ("-u", "udp")):
+        found = [f"{address + '/' if address else ''}{taken}:{port}"
+                 for address, taken, port, kind in ports if kind == protocol]
+        for text in found or ["none"]:
+            words += [option, text]
+    return [*words, "--netns", place]
+
+def become_pasta(words, log):
+    """In the child: execute pasta, with nothing of ours but a file for what it says."""
+    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # when its container's monitor dies, so does it
+    os.setsid()  # away from the terminal, and its ^C
+    forget_signals()
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    for fd in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), fd)
+    for fd in open_fds():
+        if fd > 2:
+            os.set_inheritable(fd, False)
+    os.execv(pasta_program(), ["pasta", *words])  # as the only program but ours
 
 def refused(error):
     """What a user is told whom the kernel doesn't let make a user namespace."""
@@ -4684,8 +4781,9 @@ def why_refused():
             return f"root can allow it: sysctl {name}={15000 if 'max' in name else 1}"
     if says("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"):
         program = os.path.realpath(sys.executable)
-        return ("root can allow it with a profile, /etc/apparmor.d/mydocker: abi <abi/4.0>, profile "
-                f"mydocker {program} flags=(unconfined) {{ userns, }} (apparmor_parser -r reads it)")
+        return ("root can allow it with a profile in /etc/apparmor.d/mydocker: abi <abi/4.0>, "
+                f"profile mydocker {program} flags=(unconfined) {{ userns, }}; then apparmor_parser "
+                "-r /etc/apparmor.d/mydocker")
     if "Seccomp:\t2" in read_all("/proc/self/status"):
         return "a system call filter around us may forbid it: inside a container?"
     return "sudo mydocker ..., or a kernel with CONFIG_USER_NS, and no chroot(2) around us"
@@ -7442,6 +7540,9 @@ def cmd_commit(options, words):
                       "known", hint="export, then import")
     image = find_image(record["image"])
     frozen = record["running"] and not is_paused(record["cgroups"])
+    if frozen and not freezer_of(record["cgroups"]):
+        frozen = warn(f"commit, on {words[0]}: it has no cgroup with a freezer: what it writes "
+                      "meanwhile may be there, or half there")
     if frozen:
         freeze(record["cgroups"], True)
     try:
@@ -10666,7 +10767,7 @@ def networks():
 
 def network_path(name, suffix=""):
     if not is_name(name) or "." in name or len(name) > 15 or name in (
-            "all", "default", "none", "host", "container"):  # the kernel's words, and --network's
+            "all", "default", "none", "host", "container", "pasta"):  # the kernel's, and --network's
         raise Failure(f"network, on {as_typed(name)}: its name, a link's too, has at most 15 "
                       "letters, digits, _ and -")
     return state_path("networks", name + suffix)
@@ -10887,7 +10988,8 @@ def network_wanted(options, plan):
     kind, _, other = first["network"].partition(":")
     if kind == "container":
         return "container:" + find_container(other)["id"], {**wants, "endpoints": []}
-    if kind in ("none", "host"):
+    check_guest(kind)
+    if kind in ("none", "host", "pasta"):
         return kind, {**wants, "endpoints": []}
     return kind, wants
 
@@ -10934,7 +11036,7 @@ def parse_network(text):
 def check_networks(options, wants):
     """Refuse what can't be, or can't go together, before anything is made."""
     kinds = [endpoint["network"].partition(":")[0] for endpoint in wants["endpoints"]]
-    alone = [kind for kind in kinds if kind in ("none", "host", "container")]
+    alone = [kind for kind in kinds if kind in ("none", "host", "pasta", "container")]
     if alone and len(kinds) > 1:
         raise Failure(f"--network, on {alone[0]}: it can't go with other networks")
     sysctls = [text for text in options["sysctl"] if text.startswith("net.")]
@@ -10943,7 +11045,7 @@ def check_networks(options, wants):
         for option, asked, possible in (
                 ("--ip", endpoint["wanted_ip"], not alone),
                 ("--mac-address", endpoint["wanted_mac"], not alone),
-                ("--publish", wants["ports"], not alone),
+                ("--publish", wants["ports"], not alone or kind == "pasta"),
                 ("--network-alias", endpoint["aliases"], named),
                 ("--sysctl", sysctls, kind not in ("host", "container"))):  # not another's
             if asked and not possible:
@@ -11079,6 +11181,8 @@ def connect_container(state, pid, channel):
     message = receive(channel)[0]
     if message != "apart":  # sync 0
         raise Failure(*message or ("run: it was killed before the command started", 137))
+    if record["network"] == "pasta":
+        return connect_by_pasta(state, pid)
     taken = None
     if record["wants"]["ports"] and not state.get("ports"):
         taken = hold_ports(state)
@@ -11183,8 +11287,9 @@ def disconnect_container(record):
     if not os.path.isdir(container_path(record)):
         return
     with changed_wiring(record) as wiring:
-        remove_elements(own_table(), leading_ports(wiring, NFT_MSG_DELSETELEM))
-        forget_flows(wiring["ports"])
+        if record.get("network") != "pasta":
+            remove_elements(own_table(), leading_ports(wiring, NFT_MSG_DELSETELEM))
+            forget_flows(wiring["ports"])
         for endpoint in wiring["endpoints"]:
             leave_network(record, endpoint)
         if not record.get("network"):  # it was killed before it was on record
@@ -11202,7 +11307,7 @@ def leave_network(record, endpoint):
 
 def connect_later(record, endpoint):
     """Put a container that was made long ago into one more network: now, if it runs."""
-    if record["network"] in ("none", "host") or ":" in record["network"]:
+    if record["network"] in ("none", "host", "pasta") or ":" in record["network"]:
         raise Failure(f"network connect, on {record['name']}: it was started with --network "
                       f"{record['network'][:22]}")
     network = find_network(endpoint["network"])
@@ -11358,7 +11463,7 @@ def cmd_port(_, words):
 
 def network_names(record, wiring):
     """What `ps` calls a container's networks."""
-    if record["network"] in ("none", "host") or ":" in record["network"]:
+    if record["network"] in ("none", "host", "pasta") or ":" in record["network"]:
         return record["network"]
     return ",".join(endpoint["network"] for endpoint in wiring["endpoints"])
 
@@ -11528,6 +11633,8 @@ def host_resolver(record, kind):
         lines = [(row[0], " ".join(row)) for row in rows if len(row) > 1]
         search = search or [text for word, text in lines if word in ("search", "domain")][-1:]
         options = options or [text for word, text in lines if word in ("options", "sortlist")]
+    if kind == "pasta" and not servers:
+        servers = [PASTA_DNS]
     return servers or ["8.8.8.8", "8.8.4.4"], search, options
 
 # ── 33. The OCI's config.json ────────────────────────────────────────────────
@@ -12180,13 +12287,23 @@ def try_overlay():
         os.mkdir(name)
     mount("overlay", "merged", "overlay", 0, "lowerdir=lower,upperdir=upper,workdir=work")
 
+def try_rootless():
+    """Make a user namespace as somebody without any power."""
+    if has_power():
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+    make_user_namespace()
+    os.unshare(CLONE_NEWNS)
+
 def try_nf_tables():
     """Make our rules, in a network namespace of this process's own."""
     os.unshare(CLONE_NEWNET)
     nft("mydocker", table_messages("a probe"))
 
 PROBES = (  # (name, try it, what it is needed for, where to look if it is missing)
-    ("root", lambda: os.setuid(0), "all of it", "sudo"),
+    ("root", has_power, "all of it, without a user namespace", "sudo; capability CAP_SYS_ADMIN"),
+    ("rootless", try_rootless, "containers of who isn't root", why_refused),
     *((name, lambda flag=flag: os.unshare(flag), use, f"sysctl user.max_{which}_namespaces")
       for name, flag, which, use in (
           ("mntns", CLONE_NEWNS, "mnt", "its mounts"), ("pidns", CLONE_NEWPID, "pid", "its pids"),
@@ -12194,7 +12311,7 @@ PROBES = (  # (name, try it, what it is needed for, where to look if it is missi
           ("ipcns", CLONE_NEWIPC, "ipc", "System V IPC"),
           ("netns", CLONE_NEWNET, "net", "a network"),
           ("cgroupns", CLONE_NEWCGROUP, "cgroup", "/proc/self/cgroup that shows /"),
-          ("userns", CLONE_NEWUSER, "user", "nothing yet (rootless containers, later)"))),
+          ("userns", CLONE_NEWUSER, "user", "containers without root, and --userns"))),
     *((name, lambda kind=kind: any(row[1] == kind for row in mounts_here()),
        "limits (one is enough)", f"mount -t {kind}")
       for name, kind in (("cgroup-v1", "cgroup"), ("cgroup-v2", "cgroup2"))),
@@ -12238,8 +12355,12 @@ def cmd_info(_, words):
     if not words:
         show(about_host())
     found = {row: attempt(row[1]) for row in PROBES if not words or row[0] in words}
-    show("\n".join(columns([(name, "yes", use) if has else (name, "no", f"{use}; look at: {where}")
-                            for (name, _, use, where), has in found.items()])))
+    lines = []
+    for (name, _, use, where), has in found.items():
+        if not has:
+            use += f"; look at: {where() if callable(where) else where}"
+        lines.append((name, "yes" if has else "no", use))
+    show("\n".join(columns(lines)))
     return int(bool(words) and not all(found.values()))
 
 # Installing

@@ -3549,6 +3549,138 @@ test_logs_never_block() { # logs: neither a full disk nor a reader who sleeps st
   is "$err" 'done'
 }
 
+# outsider [FIRST:COUNT]: from here on mydocker is run by an ordinary user, 23456, whose state is in
+# ./home/mydocker; /etc/subuid and /etc/subgid give these ids to it. Nothing of that stays.
+outsider() {
+  need unshare mount setpriv
+  own_state
+  unset MYDOCKER_ROOT
+  mkdir home
+  cp "${mydocker[-1]}" home/program
+  ln -s home/mydocker state # for finish
+  export XDG_DATA_HOME=$PWD/home HOME=$PWD/home
+  printf '%s' "${1:+outsider:$1}" >subid
+  { cat /etc/passwd; echo 'outsider:x:23456:23456::/:/bin/sh'; } >passwd
+  { cat /etc/group; echo 'outsider:x:23456:'; } >group
+  chown 23456:23456 home home/program
+  user=(unshare -m --propagation private bash -ec '
+    for file in passwd group; do mount --bind "$0/$file" "/etc/$file"; done
+    for file in subuid subgid; do [[ ! -e /etc/$file ]] || mount --bind "$0/subid" "/etc/$file"; done
+    exec setpriv --reuid=23456 --regid=23456 --clear-groups --inh-caps=-all "$@"' "$PWD")
+  "${user[@]}" "$PYTHON" -c '' || skip 'an ordinary user can not reach this Python'
+  "${user[@]}" unshare -U true || skip 'an ordinary user can not make a user namespace'
+  if [[ ${1-} ]]; then need newuidmap newgidmap; fi
+  mydocker=("${user[@]}" "$PYTHON" "$PWD/home/program")
+}
+
+test_rootless() { # rootless: an ordinary user is root in a container, and only there
+  outsider
+  run 7 run /bin/sh -c 'id -u; id -g; echo $$; cat /proc/self/uid_map
+    : >"$1/home/made"; exit 7' sh "$PWD"
+  is "$(head -n 3 <<<"$out")" $'0\n0\n1'
+  like "$out" '0 +23456 +1$'
+  is "$(stat -c %u:%g home/made)" 23456:23456
+  is "$err" ''
+  small_root root
+  chown -R 23456:23456 root
+  run 0 run --rootfs root --read-only /bin/sh -c 'ls /; ls -l /dev/null; cat /proc/1/comm'
+  like "$out" $'\nproc\n'
+  is "${out##*$'\n'}" sh
+  tty 3 '[#$] ' $'test -t 0 && echo is a $((1))\n' '^is a 1' $'exit 3\n' -- \
+    "${mydocker[@]}" run -it /bin/sh
+  is "$(stat -c %a:%u home/mydocker)" 700:23456
+  is "$(find home -mindepth 1 -maxdepth 1 | sort | tr '\n' ' ')" \
+    'home/made home/mydocker home/program '
+  fails 125 '-m.*cgroup|memory.*cgroup' run -m 64m /bin/true
+  like "$err" 'hint: .*Delegate'
+}
+
+test_rootless_one_id() { # rootless: without more ids owners are squashed, said once, with the cure
+  outsider
+  small_root root
+  mkdir root/home root/srv
+  chown 1234:5678 root/home root/srv
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  is "$(grep -c 'warning' <<<"$err")" 1
+  like "$err" 'uidmap.*/etc/subuid'
+  run 0 run --rm one sh -c 'ls -lnd /home; id -u'
+  like "$out" ' 0 +0 .*/home'
+  run 125 run --rm -u user one id
+  like "$err" '1234.*hint: .*uidmap'
+}
+
+test_rootless_life() { # rootless: the whole life of a container, with the ids of /etc/subuid
+  outsider 300000:65536
+  small_root root
+  mkdir root/home root/srv
+  touch root/home/old root/srv/old
+  chown 1234:5678 root/home root/home/old
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  is "$err" ''
+  run 0 run -d --name first one sh -c 'echo said; exec sleep 1000'
+  wait_for eval '"${mydocker[@]}" logs first | grep -x said'
+  run 0 exec first sh -c 'ls -ln /home; rm -r /home /srv; mkdir /home; echo 1 >/home/new
+    chmod 700 /home'
+  like "$out" ' 1234 +5678 .*old'
+  run 0 exec -u user first sh -c 'id -u; id -g; echo mine >/tmp/f; exec cat /proc/self/setgroups'
+  is "$out" $'1234\n5678\nallow'
+  run 0 cp first:/tmp/f home/f
+  is "$(cat home/f)" mine
+  is "$(stat -c %u home/f)" 23456
+  is "$(stat -c %u home/mydocker/containers/*/upper/tmp/f)" 301233
+  run 0 cp home/f first:/root/f
+  run 0 commit first two
+  run 0 run --rm two sh -c 'ls /home /root; test -e /srv || echo no srv'
+  is "$out" $'/home:\nnew\n\n/root:\nf\nno srv'
+  run 0 ps
+  like "$out" 'Up .* first'
+  run 0 top first
+  like "$out" 'sleep 1000'
+  run 0 stop -t 0 first
+  run 0 start first
+  run 0 kill first
+  run 0 wait first
+  is "$out" 137
+  run 0 export -o home/all.tar first
+  has <(tar tvf home/all.tar --numeric-owner) '1234/5678 .*tmp/f'
+  run 0 rm first
+  run 0 rmi one two
+  is "$(find home/mydocker/{containers,layers,running,names} -mindepth 1)" ''
+}
+
+test_rootless_refused() { # rootless: where no user namespace can be had, the cause is named
+  need unshare setpriv
+  unshare -Ur true || skip 'no user namespace in here'
+  local weak='exec setpriv --bounding-set -sys_admin --inh-caps -all "$@"' got=0
+  # with root's ids, but without CAP_SYS_ADMIN
+  unshare -Ur bash -c "echo 0 >/proc/sys/user/max_user_namespaces; $weak" bash \
+    "${mydocker[@]}" run /bin/true >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
+  read_output
+  is "$got" 125
+  one_line 'user namespace'
+  like "$err" 'hint: .*sysctl user.max_user_namespaces'
+  got=0
+  unshare -Ur bash -c "echo 0 >/proc/sys/user/max_user_namespaces; $weak" bash \
+    "${mydocker[@]}" info root rootless >"$scratch/stdout" || got=$?
+  read_output
+  is "$got" 1
+  like "$out" 'root +no .*CAP_SYS_ADMIN'
+  like "$out" 'rootless +no .*user.max_user_namespaces'
+}
+
+test_weak_root() { # rootless: root without CAP_SYS_ADMIN has all ids that it sees
+  need setpriv
+  weak=(setpriv --bounding-set -sys_admin --inh-caps -all)
+  "${weak[@]}" unshare -U true || skip 'no user namespace in here'
+  mydocker=("${weak[@]}" "${mydocker[@]}")
+  run 0 run /bin/sh -c 'cat /proc/self/uid_map'
+  is "$out" "$(cat /proc/self/uid_map)"
+  run 0 run -u 1234:5678 /bin/sh -c 'id -u; id -g'
+  is "$out" $'1234\n5678'
+}
+
 # ── 13. Without root ───────────────────────────────────────────────────────
 
 test_not_root() { # fail: another user than root is told so
@@ -9000,7 +9132,7 @@ test_info() { # cli: info tells what the host can do; with names it answers by i
   like "$out" "$(uname -r)"
   like "$out" "$("$PYTHON" -c 'import platform; print(platform.python_version())')"
   like "$out" "$MYDOCKER_ROOT"
-  for name in root pidns mntns utsns ipcns netns cgroupns userns cgroup-v1 cgroup-v2 overlay \
+  for name in root rootless pidns mntns utsns ipcns netns cgroupns userns cgroup-v1 cgroup-v2 overlay \
     seccomp openat2 pidfd nf_tables; do
     like "$out" $'\n'"$name +(yes|no)  "
   done
