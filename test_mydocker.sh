@@ -8605,6 +8605,8 @@ test_terminal_escapes() { # main: nothing that images and labels say steers a te
 run_any() { # run_any ARG...: whatever its status is
   timeout -k 5 "$patience" "${mydocker[@]}" "$@" >"$scratch/stdout" 2>"$scratch/stderr" || :
   read_output
+}
+
 test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a scope of its, with the
   # limits for properties; without a bus the container lies below, where nothing can be taken from it
   need cgroup-v2 unshare umount awk systemctl
