@@ -3210,19 +3210,19 @@ NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not chan
 FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode: linux/proc_ns.h, PROC_USER_INIT_INO
 LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
 
-def cgroup_dirs(path):
+def cgroup_dirs(path, asks=False):
     """The cgroups that a container is to have, by its spec's cgroupsPath: /PATH in every tree, PATH
     below our own cgroups, but where systemd manages those and gave them to nobody at the top, or
-    SLICE:PREFIX:NAME where systemd would have it.  What may be ours begins behind the "/./"."""
+    SLICE:PREFIX:NAME where systemd has it, if one ASKS it for that.  What may be ours begins behind
+    the "/./"."""
     dirs, systemd, trees = [], os.path.isdir("/run/systemd/system"), hierarchies()
     if ".." in path.split("/"):
         raise Failure(f"--cgroup-parent or cgroupsPath, on {path}: it must not contain ..")
     if not {*path.split("/")} - {"", "."}:  # the root of the trees, with all that runs here
         raise Failure(f"cgroupsPath, on {as_typed(path)}: it names no cgroup of its own")
     if path.count(":") == 2 and "/" not in path:
-        asked = systemd and asks_systemd(path)
         path = scope_path(path)
-        if systemd and list(trees) == [""] and not asked:
+        if systemd and list(trees) == [""] and not asks:
             path += INNER
     for point, own in trees.values():
         own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
@@ -3600,93 +3600,63 @@ def device_program(rules):
 # for the same reason nothing can be taken from them there, it works without a bus, and whoever
 # stops the unit that a monitor runs in means the container, too (see Watch.stop).
 #
-# D-Bus: https://dbus.freedesktop.org/doc/dbus-specification.html, systemd's side of it:
-# org.freedesktop.systemd1(5).  A message is a header and values; how those are written is said by
-# a signature, a letter for each type.  A new property is a row in scope_limits.
+# D-Bus (dbus.freedesktop.org/doc/dbus-specification.html; systemd's side is
+# org.freedesktop.systemd1(5)): a message is a header and values, each of a type that one letter or
+# a few stand for.  A new property is a row in scope_limits.
 
-BUS_SOCKETS = "/run/systemd/private", "/run/dbus/system_bus_socket"  # systemd's own is always there
-BUS_ALIGN = {"b": 4, "u": 4, "i": 4, "s": 4, "o": 4, "a": 4, "t": 8, "x": 8, "(": 8, "{": 8}  # or 1
-BUS_NUMBERS = {"y": "B", "b": "I", "u": "I", "i": "i", "t": "Q", "x": "q", "h": "I", "d": "d"}
-BUS_CALL, BUS_ANSWER, BUS_ERROR, BUS_SIGNAL = 1, 2, 3, 4
-BUS_FIELDS = {1: "path", 2: "interface", 3: "member", 4: "error", 5: "answer_to", 8: "signature"}
-BUS_LONGEST = 1 << 24  # bytes of a message; the specification has 128 MiB
+BUS_SOCKET = "/run/systemd/private"  # root's alone; on it are no others, and no names
+BUS_ALIGN = {"b": 4, "u": 4, "s": 4, "o": 4, "a": 4, "t": 8, "(": 8}  # bytes; the others' is 1
+BUS_NUMBERS = {"y": "=B", "b": "=I", "u": "=I", "t": "=Q", "g": "=B"}  # of strings the length
+BUS_CALL, BUS_ERROR, BUS_SIGNAL = 1, 3, 4
+BUS_FIELDS = {3: "member", 4: "error", 5: "answer_to", 8: "signature"}  # those that we ask for
 BUS_PATIENCE = 30  # seconds for an answer
 UNLIMITED = (1 << 64) - 1
-SYSTEMD, MANAGER = "org.freedesktop.systemd1", "org.freedesktop.systemd1.Manager"
+SYSTEMD = "org.freedesktop.systemd1"
 
-# Values
-
-def types_of(signature):
-    """The complete types that a signature is made of: "sa(sv)" is "s" and "a(sv)"."""
-    found, start = [], 0
-    while start < len(signature):
-        end = start
-        while signature[end] == "a":
-            end += 1
-        depth = 0
-        while True:
-            depth += {"(": 1, "{": 1, ")": -1, "}": -1}.get(signature[end], 0)
-            end += 1
-            if depth == 0:
-                break
-        found.append(signature[start:end])
-        start = end
-    return found
+# Messages
 
 def put_value(out, kind, value):
-    """Append a value of this type to the bytearray OUT; a variant is (signature, value)."""
+    """Append a value of this type to the bytearray OUT; a variant is (type, value)."""
     out += bytes(-len(out) % BUS_ALIGN.get(kind[0], 1))
-    if kind in BUS_NUMBERS:
-        out += struct.pack("<" + BUS_NUMBERS[kind], value)
-    elif kind in ("s", "o", "g"):
+    if kind in ("s", "o", "g"):
         data = encode(value)
-        out += struct.pack("<B" if kind == "g" else "<I", len(data)) + data + b"\0"
+        out += struct.pack(BUS_NUMBERS.get(kind, "=I"), len(data)) + data + b"\0"
+    elif kind in BUS_NUMBERS:
+        out += struct.pack(BUS_NUMBERS[kind], value)
     elif kind == "v":
         put_value(out, "g", value[0])
         put_value(out, *value)
-    elif kind[0] == "a":
+    elif kind[0] == "(":
+        for letter, each in zip(kind[1:-1], value):
+            put_value(out, letter, each)
+    else:
         place = len(out)
         out += bytes(4)  # its length, when that is known
         out += bytes(-len(out) % BUS_ALIGN.get(kind[1], 1))
         start = len(out)
         for each in value:
             put_value(out, kind[1:], each)
-        struct.pack_into("<I", out, place, len(out) - start)
-    else:
-        for inner, each in zip(types_of(kind[1:-1]), value):
-            put_value(out, inner, each)
+        struct.pack_into("=I", out, place, len(out) - start)
 
-class Reading:
-    """The values in the bytes of a message, one after the other."""
-    def __init__(self, data, order):
-        self.data, self.order, self.at = data, order, 0
+def take_values(data, kinds, at=0):
+    """Values of simple types from the bytes of a message, and where they end."""
+    values = []
+    for kind in kinds:
+        at += -at % BUS_ALIGN.get(kind, 1)
+        form = BUS_NUMBERS.get(kind, "=I")
+        value, at = struct.unpack_from(form, data, at)[0], at + struct.calcsize(form)
+        if kind in "sog":
+            value, at = data[at:at + value].decode("utf-8", "replace"), at + value + 1
+        values.append(value)
+    return values, at
 
-    def number(self, kind):
-        self.at += -self.at % BUS_ALIGN.get(kind, 1)
-        form = self.order + BUS_NUMBERS[kind]
-        self.at += struct.calcsize(form)
-        return struct.unpack_from(form, self.data, self.at - struct.calcsize(form))[0]
-
-    def value(self, kind):
-        if kind in BUS_NUMBERS:
-            return self.number(kind)
-        if kind in ("s", "o", "g"):
-            size = self.number("y" if kind == "g" else "u")
-            self.at += size + 1
-            return self.data[self.at - size - 1:self.at - 1].decode("utf-8", "replace")
-        if kind == "v":
-            return self.value(self.value("g"))
-        if kind[0] == "a":
-            size, found = self.number("u"), []
-            self.at += -self.at % BUS_ALIGN.get(kind[1], 1)
-            end = self.at + size
-            while self.at < end:
-                found.append(self.value(kind[1:]))
-            return found
-        self.at += -self.at % 8
-        return [self.value(inner) for inner in types_of(kind[1:-1])]
-
-# Messages
+def take_fields(data, size):
+    """What stands in a message's header, SIZE bytes of numbers with variants: {field: value}."""
+    found, at = {}, 16
+    while at < 16 + size:
+        (code, kind), at = take_values(data, "yg", at + -at % 8)
+        (found[BUS_FIELDS.get(code)],), at = take_values(data, kind, at)
+    return found
 
 class BusError(Failure):
     """systemd says no; NAME is the D-Bus name of its why."""
@@ -3696,38 +3666,35 @@ class BusError(Failure):
 
 class Bus:
     """A connection to systemd; `with` closes it."""
-    def __init__(self, path):
+    def __init__(self):
         self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        self.socket.settimeout(BUS_PATIENCE)
         self.serial, self.unread = 0, []
         try:
-            self.socket.connect(path)
+            self.socket.settimeout(BUS_PATIENCE)
+            self.socket.connect(BUS_SOCKET)
             self.log_in()
-            if path != BUS_SOCKETS[0]:  # there are others on it
-                self.call("/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
-                self.call("/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch", "s",
-                          f"type='signal',interface='{MANAGER}',member='JobRemoved'")
-                self.manage("Subscribe")
         except (Failure, OSError):
             self.socket.close()
             raise
 
     def __enter__(self):
         return self
-
     def __exit__(self, *_):
         self.socket.close()
 
     def log_in(self):
         """Say who we are; the kernel vouches for it.  All in one piece, as systemd's own clients do
         it: a message that comes together with BEGIN isn't seen before the next one."""
+        peer = self.socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        if struct.unpack("=iII", peer)[:2] < (1, 0):  # its pids aren't ours: it is another host's
+            raise OSError(errno.EACCES, "it doesn't see our processes", "systemd")
         user = str(os.geteuid()).encode().hex()
         self.socket.sendall(b"\0AUTH EXTERNAL %s\r\nBEGIN\r\n" % user.encode())
         answer = b""
         while not answer.endswith(b"\r\n"):
             answer += self.bytes(1)
         if not answer.startswith(b"OK "):
-            raise Failure("systemd: it doesn't let us in: " + answer.decode("utf-8", "replace"))
+            raise OSError(errno.EACCES, "it doesn't let us in", "systemd")
 
     def bytes(self, size):
         data = b""
@@ -3738,72 +3705,55 @@ class Bus:
             data += more
         return data
 
-    def call(self, path, interface, member, signature="", *values):
-        """Call a method, and return the values of its answer; an error is a BusError."""
+    def call(self, member, kinds, *values):
+        """Call a method of systemd's manager; returns its answer's values, or raises BusError."""
         body, self.serial = bytearray(), self.serial + 1
-        for kind, value in zip(types_of(signature), values):
+        for kind, value in zip(kinds, values):
             put_value(body, kind, value)
-        name = interface if interface == "org.freedesktop.DBus" else SYSTEMD
-        fields = [(1, ("o", path)), (2, ("s", interface)), (3, ("s", member)), (6, ("s", name))]
-        if signature:
-            fields.append((8, ("g", signature)))
-        head = bytearray(struct.pack("<BBBBII", ord("l"), BUS_CALL, 0, 1, len(body), self.serial))
+        fields = [(1, ("o", "/org/freedesktop/systemd1")), (2, ("s", SYSTEMD + ".Manager")),
+                  (3, ("s", member)), (8, ("g", "".join(kinds)))]
+        order = ord("l" if sys.byteorder == "little" else "B")
+        head = bytearray(struct.pack("=BBBBII", order, BUS_CALL, 0, 1, len(body), self.serial))
         put_value(head, "a(yv)", fields)
-        head += bytes(-len(head) % 8)
-        self.socket.sendall(head + body)
+        self.socket.sendall(head + bytes(-len(head) % 8) + body)
         while True:
             kind, fields, answer = self.message()
             if kind == BUS_SIGNAL:
                 self.unread.append((fields, answer))
             elif fields.get("answer_to") == self.serial:
                 if kind == BUS_ERROR:
-                    raise BusError(fields["error"], f"systemd, on {member}: "
-                                   + (str(answer[0]) if answer else fields["error"]))
+                    raise BusError(fields["error"], f"systemd, on {member}: {answer[0]}")
                 return answer
 
     def message(self):
-        """Wait for the next message: its type, its header's fields, and its values."""
+        """Wait for the next message: its type, its header's fields, and its values if simple."""
         start = self.bytes(16)
-        order = "<" if start[:1] == b"l" else ">"
-        size, _, fields_size = struct.unpack_from(order + "III", start, 4)
-        rest = fields_size + -fields_size % 8
-        if max(size, fields_size) > BUS_LONGEST:
-            raise Failure("systemd: a message is too long")
-        head = Reading(start + self.bytes(rest), order)
-        head.at = 12
-        fields = {BUS_FIELDS.get(code): value for code, value in head.value("a(yv)")}
-        body = Reading(self.bytes(size), order)
-        return start[1], fields, [body.value(kind) for kind in types_of(fields.get("signature", ""))]
+        size, _, fields_size = struct.unpack_from("=III", start, 4)
+        fields = take_fields(start + self.bytes(fields_size + -fields_size % 8), fields_size)
+        body, kinds = self.bytes(size), fields.get("signature", "")
+        return start[1], fields, take_values(body, kinds)[0] if set(kinds) <= set("ybutso") else []
 
-    def manage(self, member, signature="", *values):
-        return self.call("/org/freedesktop/systemd1", MANAGER, member, signature, *values)
-
-    def finish(self, unit, member, signature, *values):
+    def finish(self, unit, member, kinds, *values):
         """Call a method that begins a job, and wait until that is done."""
-        job = self.manage(member, signature, *values)[0]
+        job = self.call(member, kinds, *values)[0]
         while True:
             fields, answer = self.unread.pop(0) if self.unread else self.message()[1:]
             if fields.get("member") == "JobRemoved" and answer[1] == job:
                 if answer[3] != "done":
-                    raise Failure(f"systemd, on {unit}: {member}: {answer[3]}")
+                    raise Failure(f"systemd, on {unit}: its job is {answer[3]}")
                 return
 
-def open_bus():
-    """A Bus, or None on a host without one: no systemd, or v1, where it takes nothing away."""
-    if os.path.isdir("/run/systemd/system") and list(hierarchies()) == [""]:
-        for path in BUS_SOCKETS:
-            with tolerate(errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
-                return Bus(path)
-    return None
-
-def reach_systemd(unit):
-    """A Bus, for what a unit needs: it was there a moment ago."""
-    bus = open_bus()
-    if not bus:
-        raise Failure(f"systemd, on {unit}: there is no bus any more")
-    return bus
-
 # Scopes
+
+def open_bus(unit=None):
+    """A Bus; None on a host without one: no systemd, or v1, where it takes nothing away.  Where it
+    was there a moment ago, for this UNIT, that is a Failure."""
+    if os.path.isdir("/run/systemd/system") and list(hierarchies()) == [""]:
+        with tolerate(errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
+            return Bus()
+    if unit:
+        raise Failure(f"systemd, on {unit}: it can't be asked any more")
+    return None
 
 def scope_name(path):
     """The scope and its slice in a cgroupsPath, SLICE:PREFIX:NAME; None if it is another."""
@@ -3827,15 +3777,9 @@ def start_scope(spec, record, pid):
             ("DefaultDependencies", ("b", False)), ("CollectMode", ("s", "inactive-or-failed"))]
     rows += [(f"{name}Accounting", ("b", True)) for name in ("CPU", "Memory", "IO", "Tasks")]
     rows += scope_limits(spec["linux"]["resources"])
-    start = "StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "replace", rows, []
-    with reach_systemd(unit) as bus:
-        try:
-            bus.finish(unit, *start)
-        except BusError as error:
-            if error.name != SYSTEMD + ".UnitExists":
-                raise
-            bus.manage("ResetFailedUnit", "s", unit)  # one that has failed stays until it's seen
-            bus.finish(unit, *start)
+    with open_bus(unit) as bus:
+        kinds = "s", "s", "a(sv)", "a(sa(sv))"
+        bus.finish(unit, "StartTransientUnit", kinds, unit, "replace", rows, [])
     point, own = hierarchies()[""]
     place = read_all(f"/proc/{pid}/cgroup").partition("0::")[2].split("\n")[0]
     mine = read_all("/proc/self/cgroup").partition("0::")[2].split("\n")[0]
@@ -3856,15 +3800,19 @@ def scope_limits(resources):
         a_second = -(-cpu["quota"] * 100 // period) * 10000  # it knows whole percents
         numbers["CPUQuotaPerSecUSec"] = a_second if cpu["quota"] > 0 else -1
         numbers["CPUQuotaPeriodUSec"] = period
-    rows = [(name, ("t", UNLIMITED if value in (-1, "max") else value))
-            for name, value in numbers.items() if value]
+    rows = []
+    for name, value in numbers.items():
+        if value == "max" or value and not 0 <= value < UNLIMITED:
+            value = UNLIMITED
+        if value or name == "MemorySwapMax" and value == 0:
+            rows.append((name, ("t", value)))
     for name, key in (("AllowedCPUs", "cpus"), ("AllowedMemoryNodes", "mems")):
         if cpu.get(key):
             rows.append((name, ("ay", bits_of(cpu[key]))))
     return rows
 
 def bits_of(text):
-    """A list such as 0-2,5 as a mask in bytes, the lowest first: b"\\x27"."""
+    """A list such as 0-2,5 as a mask in bytes, the lowest first."""
     mask = 0
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
@@ -3876,20 +3824,20 @@ def bits_of(text):
 
 def limit_scope(record, resources):
     """Tell systemd of other limits: it would write the old ones again."""
-    with reach_systemd(record["scope"]) as bus:
+    with open_bus(record["scope"]) as bus:
         rows = scope_limits(resources)
-        bus.manage("SetUnitProperties", "sba(sv)", record["scope"], True, rows)
+        bus.call("SetUnitProperties", ("s", "b", "a(sv)"), record["scope"], True, rows)
 
 def stop_scope(record):
     """Have systemd forget a container's scope; it may have, as nothing is in it."""
-    with reach_systemd(record["scope"]) as bus:
-        for step, *values in ((bus.finish, record["scope"], "StopUnit", "ss", record["scope"],
-                               "replace"), (bus.manage, "ResetFailedUnit", "s", record["scope"])):
-            try:
-                step(*values)
-            except BusError as error:
-                if error.name != SYSTEMD + ".NoSuchUnit":
-                    raise
+    unit = record["scope"]
+    with open_bus(unit) as bus:
+        try:
+            bus.finish(unit, "StopUnit", "ss", unit, "replace")
+            bus.call("ResetFailedUnit", "s", unit)
+        except BusError as error:
+            if error.name != SYSTEMD + ".NoSuchUnit":
+                raise
 
 # ── 13. Limits ───────────────────────────────────────────────────────────────
 # What a container may use is written into the files of its cgroups, what each process of it may use
@@ -11957,7 +11905,8 @@ def create_container(container_id, bundle, options, birth):
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
               "annotations": theirs, "cgroups": []}
     cgroups_path = spec["linux"]["cgroupsPath"]
-    cgroups, asks = cgroup_dirs(cgroups_path), ":" in cgroups_path and asks_systemd(cgroups_path)
+    asks = ":" in cgroups_path and asks_systemd(cgroups_path)
+    cgroups = cgroup_dirs(cgroups_path, asks)
     make_dirs(os.path.dirname(path))
     with blame(f"create, on {container_id}: container with given ID already exists"):
         os.mkdir(path, 0o700)

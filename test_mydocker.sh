@@ -8866,6 +8866,71 @@ run_any() { # run_any ARG...: whatever its status is
   read_output
 }
 
+test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a scope of its, with the
+  # limits for properties; without a bus the container lies below, where nothing can be taken from it
+  need cgroup-v2 unshare umount awk systemctl
+  local tree top got=0
+  [[ -x /lib/systemd/systemd ]] || skip 'needs /lib/systemd/systemd'
+  tree=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo) top=$tree/mydocker-test.$$
+  oci_bundle
+  configure 'l["cgroupsPath"] = "ci.slice:check:t"; l["resources"] = {}' /bin/sleep 1000
+  if grep -qw pids "$tree/cgroup.controllers"; then
+    echo '+memory +pids +cpu' >"$tree/cgroup.subtree_control"
+    configure 'l["resources"] = {"pids": {"limit": 20}, "memory": {"limit": 67108864},
+      "cpu": {"quota": 50000, "period": 100000}}'
+  fi
+  cat >beside <<'END' # a manager of a user's is systemd, too
+umount -l $(awk '/ - cgroup2? / {print $5}' /proc/self/mountinfo | tac)
+umount -l /sys/fs/cgroup || :
+mount -t cgroup2 none /sys/fs/cgroup
+mkdir /sys/fs/cgroup/init
+echo "$$" >/sys/fs/cgroup/init/cgroup.procs
+mount -t tmpfs none /run
+mkdir -p /run/systemd/system home
+export HOME=$PWD/home XDG_RUNTIME_DIR=/run
+unset DBUS_SESSION_BUS_ADDRESS
+/lib/systemd/systemd --user >log 2>&1 &
+until systemctl --user show -p Version; do
+  kill -0 "$!"
+  sleep 0.1
+done
+show() { # show PROPERTY: of the scope
+  systemctl --user show check-t.scope --value -p "$1"
+}
+"$@" create --pid-file pid t </dev/null
+grep '^0::/.*/ci.slice/check-t.scope$' "/proc/$(cat pid)/cgroup"
+[ "$(show ActiveState) $(show Delegate) $(show Slice)" = 'active yes ci.slice' ]
+"$@" start t
+group=/sys/fs/cgroup$(sed -n s/^0:://p "/proc/$(cat pid)/cgroup")
+if [ -e "$group/pids.max" ]; then
+  [ "$(show TasksMax) $(show MemoryMax) $(show CPUQuotaPerSecUSec)" = '20 67108864 500ms' ]
+  echo '{"pids": {"limit": 30}}' | "$@" update -r - t
+  [ "$(show TasksMax)" = 30 ]
+  systemd-run --user --quiet --scope --slice ci.slice -p TasksMax=50 true
+  systemctl --user daemon-reload
+  [ "$(cat "$group/pids.max" "$group/memory.max")" = $'30\n67108864' ]
+fi
+systemctl --user stop ci.slice # ends what is in it
+"$@" state t | grep '"stopped"'
+"$@" delete t
+"$@" create t </dev/null
+[ "$(show ActiveState)" = active ]
+"$@" delete --force t
+[ "$(show ActiveState)" = inactive ]
+mv /run/systemd/private /run/systemd/away
+"$@" create --pid-file pid t </dev/null
+grep '^0::/ci.slice/check-t.scope/container$' "/proc/$(cat pid)/cgroup"
+"$@" delete --force t
+[ -d /sys/fs/cgroup/ci.slice ]
+[ ! -e /sys/fs/cgroup/ci.slice/check-t.scope ]
+END
+  mkdir "$top"
+  bash -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$top" unshare --cgroup --mount --pid --fork \
+    --kill-child --mount-proc bash -ex beside "${mydocker[@]}" || got=$?
+  wait_for eval 'find "$top" -depth -type d -exec rmdir {} +'
+  is "$got" 0
+}
+
 # ── 24. The OCI runtime under engines ──────────────────────────────────────
 # Real ones, each private to its test; they use the launcher of `install`. What they say must be
 # what they say on runc.
