@@ -3142,7 +3142,7 @@ test_caller_descriptors() { # tty: without -t pipes are the caller's own, files 
 test_job_control_outside() { # tty: with -i and no -t, Ctrl-Z and & leave what is typed next to the shell
   local command="${mydocker[*]} run -i /bin/sh -c 'echo r\"\"eady; exec cat'"
   tty 0 'P> ' "$command &"$'\n' 'ready\n' $'echo o""ne\n' 'one\n' $'echo t""wo\n' 'two\n' \
-    $'echo th""ree\n' 'three\n' $'kill -KILL %1; wait; exit 0\n' -- env PS1='P> ' bash --norc --noediting -i
+    $'echo th""ree\n' 'three\n' $'kill -KILL %1; exec true\n' -- env PS1='P> ' bash --norc --noediting -i
   tty 0 'P> ' "$command"$'\n' 'ready\n' $'abc\n' 'abc\nabc' $'\x1a' 'Stopped' $'echo o""ne\n' 'one\n' \
     $'echo t""wo\n' 'two\n' $'fg\n' 'cat' $'def\n' 'def\ndef' $'\x04' 'P> ' $'exit 0\n' \
     -- env PS1='P> ' bash --norc --noediting -i
@@ -8539,11 +8539,11 @@ test_oci_start_says() { # oci: start fails where the command can't be executed a
     fails 125 '^mydocker: start, on t: the command could not be executed' start t
     run 0 delete t
   done
-  configure 'c["hooks"] = {"startContainer": [sh("exit 3")]}' /bin/true
+  configure 'c["hooks"] = {"startContainer": [sh("exit 3")]}' /bin/sh -c :
   run 0 create t
   fails 125 '^mydocker: start, on t: the command could not be executed' start t
   run 0 delete t
-  configure 'c["hooks"] = {}' /bin/true
+  configure 'c["hooks"] = {}' /bin/sh -c :
   run 0 create t
   run 0 start t
   run 0 delete --force t
@@ -8560,13 +8560,13 @@ test_passwd_no_file() { # user: an /etc/passwd or /etc/group that is no file is 
       small_root root
       rm root/etc/$file
       $kind "root/etc/$file"
-      run 0 run --rootfs root -u 7:8 /bin/sh -c 'id -u; id -g'
-      is "$out" $'7\n8'
+      run 0 run --rootfs root -u 7:8 /bin/cat /proc/self/status # `id` would read the file
+      like "$out" $'Uid:\t7\t.*Gid:\t8\t'
       fails 125 '^mydocker: --user, on nobody: ' run --rootfs root -u nobody:nobody /bin/true
       fails 125 '^mydocker: --user, on nobody: ' run -d --rootfs root -u nobody:nobody /bin/true
       background --name "d$n" --rootfs root -u 7:8 /bin/sleep 1000
-      run 0 exec "d$n" /bin/sh -c 'id -u; id -g'
-      is "$out" $'7\n8'
+      run 0 exec "d$n" /bin/cat /proc/self/status
+      like "$out" $'Uid:\t7\t.*Gid:\t8\t'
       fails 125 '^mydocker: --user, on nobody: ' exec -u nobody "d$n" /bin/true
       run 0 rm -f "d$n"
     done
