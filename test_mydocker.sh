@@ -8607,6 +8607,41 @@ run_any() { # run_any ARG...: whatever its status is
   read_output
 }
 
+test_killed_monitor_setuid() { # run: kill -9 of the monitor ends a set-user-ID command, too,
+  # or else the next command does
+  local pid
+  need busybox
+  small_root root
+  mkdir root/set
+  cp "$(type -P busybox)" root/set/sleep
+  chmod 4755 root/set/sleep
+  make_image "t$n:1"
+  start run --rm -u 1234 "t$n:1" /set/sleep 1000
+  wait_for runs_command /set/sleep
+  kill -KILL "$pid"
+  wait_for none runs_command /set/sleep
+  ended 137
+  start run --rm -u 1234 "t$n:1" /bin/sh -c 'exec /set/sleep 1000'
+  wait_for runs_command /set/sleep
+  kill -KILL "$pid"
+  ended 137
+  run 0 ps
+  wait_for none runs_command /set/sleep
+}
+
+runs_command() { # runs_command PROGRAM: somebody does; prints the pids
+  local - file line found=1
+  set +x
+  for file in /proc/[0-9]*/cmdline; do
+    { IFS= read -r -d '' line <"$file"; } 2>/dev/null || continue
+    if [[ $line == "$1" ]]; then
+      echo "$file"
+      found=0
+    fi
+  done
+  return "$found"
+}
+
 # ── 24. The OCI runtime under engines ──────────────────────────────────────
 # Real ones, each private to its test; they use the launcher of `install`. What they say must be
 # what they say on runc.
