@@ -11867,7 +11867,7 @@ def wait_at_gate(channel, gate, process):
         raise Failure(f"exec, on {program}: permission denied", 126)
     send(channel, "ready")
     channel.close()
-    os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this; the exec closes it
+    os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this
 
 def run_hooks(spec, state, *moments, environment=None, directory=None):
     """Run the hooks of these moments, STATE (JSON) is their input: config.md, "POSIX-platform
