@@ -1933,7 +1933,8 @@ def container_main(channel, trees, places):
     confine(process, user, spec["filter"])
     if gate is None:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
-    if spec["annotations"].get("mydocker.init"):
+    if spec["annotations"].get("mydocker.init") or (
+            gate is None and loses_death_signal(process, user[0])):
         become_reaper(channel, slave, outputs)  # returns in the child; PID 1 stays behind
     take_session(slave, outputs)
     if gate is not None:
@@ -2027,6 +2028,20 @@ def give_streams(fds, uid, pipes, engine):
         if info.st_uid != uid and (theirs or info.st_dev == pipes):
             with tolerate(errno.EPERM, errno.EINVAL, errno.EROFS):  # a user namespace; runc does so
                 os.fchown(fd, uid, -1)  # its user's, who may open /dev/stdout
+
+def loses_death_signal(process, uid):
+    """True if the command's program changes ids or gains capabilities: with its exec the kernel
+    would forget what takes it along when `run` dies, so that it can't be PID 1.  See prctl(2),
+    PR_SET_PDEATHSIG.  Of a later exec nobody hears: there the next command sweeps."""
+    if not uid or process["noNewPrivileges"]:
+        return False
+    path = read_environment(process["env"]).get("PATH", DEFAULT_PATH)
+    with tolerate():  # whatever is wrong with it, the exec will say
+        program = find_program(process["args"][0], path)
+        if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID):
+            return True
+        return bool(os.getxattr(program, "security.capability"))
+    return False
 
 def become_reaper(channel, slave, outputs):
     """Fork; the child goes on to be the command, PID 1 passes signals to it and buries the dead."""
@@ -11968,7 +11983,7 @@ def wait_at_gate(channel, gate, process):
         raise Failure(f"exec, on {program}: permission denied", 126)
     send(channel, "ready")
     channel.close()
-    os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this; the exec closes it
+    os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this
 
 def run_hooks(spec, state, *moments, environment=None, directory=None):
     """Run the hooks of these moments, STATE (JSON) is their input: config.md, "POSIX-platform

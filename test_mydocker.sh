@@ -3190,7 +3190,7 @@ test_caller_descriptors() { # tty: without -t pipes are the caller's own, files 
 test_job_control_outside() { # tty: with -i and no -t, Ctrl-Z and & leave what is typed next to the shell
   local command="${mydocker[*]} run -i /bin/sh -c 'echo r\"\"eady; exec cat'"
   tty 0 'P> ' "$command &"$'\n' 'ready\n' $'echo o""ne\n' 'one\n' $'echo t""wo\n' 'two\n' \
-    $'echo th""ree\n' 'three\n' $'kill -KILL %1; wait; exit 0\n' -- env PS1='P> ' bash --norc --noediting -i
+    $'echo th""ree\n' 'three\n' $'kill -KILL %1; exec true\n' -- env PS1='P> ' bash --norc --noediting -i
   tty 0 'P> ' "$command"$'\n' 'ready\n' $'abc\n' 'abc\nabc' $'\x1a' 'Stopped' $'echo o""ne\n' 'one\n' \
     $'echo t""wo\n' 'two\n' $'fg\n' 'cat' $'def\n' 'def\ndef' $'\x04' 'P> ' $'exit 0\n' \
     -- env PS1='P> ' bash --norc --noediting -i
@@ -8798,11 +8798,11 @@ test_oci_start_says() { # oci: start fails where the command can't be executed a
     fails 125 '^mydocker: start, on t: the command could not be executed' start t
     run 0 delete t
   done
-  configure 'c["hooks"] = {"startContainer": [sh("exit 3")]}' /bin/true
+  configure 'c["hooks"] = {"startContainer": [sh("exit 3")]}' /bin/sh -c :
   run 0 create t
   fails 125 '^mydocker: start, on t: the command could not be executed' start t
   run 0 delete t
-  configure 'c["hooks"] = {}' /bin/true
+  configure 'c["hooks"] = {}' /bin/sh -c :
   run 0 create t
   run 0 start t
   run 0 delete --force t
@@ -8819,13 +8819,13 @@ test_passwd_no_file() { # user: an /etc/passwd or /etc/group that is no file is 
       small_root root
       rm root/etc/$file
       $kind "root/etc/$file"
-      run 0 run --rootfs root -u 7:8 /bin/sh -c 'id -u; id -g'
-      is "$out" $'7\n8'
+      run 0 run --rootfs root -u 7:8 /bin/cat /proc/self/status # `id` would read the file
+      like "$out" $'Uid:\t7\t.*Gid:\t8\t'
       fails 125 '^mydocker: --user, on nobody: ' run --rootfs root -u nobody:nobody /bin/true
       fails 125 '^mydocker: --user, on nobody: ' run -d --rootfs root -u nobody:nobody /bin/true
       background --name "d$n" --rootfs root -u 7:8 /bin/sleep 1000
-      run 0 exec "d$n" /bin/sh -c 'id -u; id -g'
-      is "$out" $'7\n8'
+      run 0 exec "d$n" /bin/cat /proc/self/status
+      like "$out" $'Uid:\t7\t.*Gid:\t8\t'
       fails 125 '^mydocker: --user, on nobody: ' exec -u nobody "d$n" /bin/true
       run 0 rm -f "d$n"
     done
@@ -8864,6 +8864,41 @@ test_terminal_escapes() { # main: nothing that images and labels say steers a te
 run_any() { # run_any ARG...: whatever its status is
   timeout -k 5 "$patience" "${mydocker[@]}" "$@" >"$scratch/stdout" 2>"$scratch/stderr" || :
   read_output
+}
+
+test_killed_monitor_setuid() { # run: kill -9 of the monitor ends a set-user-ID command, too,
+  # or else the next command does
+  local pid
+  need busybox
+  small_root root
+  mkdir root/set
+  cp "$(type -P busybox)" root/set/sleep
+  chmod 4755 root/set/sleep
+  make_image "t$n:1"
+  start run --rm -u 1234 "t$n:1" /set/sleep 1000
+  wait_for runs_command /set/sleep
+  kill -KILL "$pid"
+  wait_for none runs_command /set/sleep
+  ended 137
+  start run --rm -u 1234 "t$n:1" /bin/sh -c 'exec /set/sleep 1000'
+  wait_for runs_command /set/sleep
+  kill -KILL "$pid"
+  ended 137
+  run 0 ps
+  wait_for none runs_command /set/sleep
+}
+
+runs_command() { # runs_command PROGRAM: somebody does; prints the pids
+  local - file line found=1
+  set +x
+  for file in /proc/[0-9]*/cmdline; do
+    { IFS= read -r -d '' line <"$file"; } 2>/dev/null || continue
+    if [[ $line == "$1" ]]; then
+      echo "$file"
+      found=0
+    fi
+  done
+  return "$found"
 }
 
 test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a scope of its, with the
@@ -9870,6 +9905,223 @@ test_streams_of_engines() { # oci: an engine's pipes, files and sockets are the 
   "${mydocker[@]}" exec --process process.json t </dev/null >/dev/null 2>&1
   run 0 delete --force t
   is "$(stat -c '%u %a %t:%T' /dev/null)" "$null"
+}
+
+# fuzzed COMMAND...: in PID, network, IPC and mount namespaces and cgroups of its own, and nothing
+# but this directory can be written: whatever is asked for by accident hurts nobody
+fuzzed() {
+  local place name=mydocker-fuzz$$ status=0
+  mkdir -p here
+  for place in $(cgroup_trees); do
+    mkdir "$place/$name" || skip 'needs cgroups that can be made'
+    for file in cpuset.cpus cpuset.mems; do # v1's start empty
+      [[ ! -e $place/$file ]] || cat "$place/$file" >"$place/$name/$file"
+    done
+  done
+  (
+    for place in $(cgroup_trees); do echo "$BASHPID" >"$place/$name/cgroup.procs"; done
+    exec unshare --cgroup --mount --propagation private --pid --net --ipc --uts --fork \
+      --kill-child --mount-proc bash -ec '
+      for place in $1; do mount --bind "$place/$2" "$place"; done
+      mount --bind . .
+      awk "{print \$5}" /proc/self/mountinfo | while read -r place; do
+        case $place in "$PWD" | /proc* | /sys/fs/cgroup*) continue ;; esac
+        mount -o remount,bind,ro "$place" 2>/dev/null || :
+      done
+      cd .; cd "$PWD"
+      "${@:3}"' bash "$(cgroup_trees)" "$name" "$@"
+  ) || status=$?
+  for place in $(cgroup_trees); do
+    find "$place/$name" -depth -type d -exec rmdir {} + || status=1
+  done
+  is "$status" 0
+}
+
+test_fuzz() { # oci: 300 bundles and 100 images with something wrong in them end in words of ours, and leave nothing (FULL=1)
+  [[ ${FULL-} ]] || skip 'needs FULL=1'
+  need unshare mount awk busybox
+  make_image "t$n:1"
+  unpack_saved "t$n:1"
+  oci_bundle
+  fuzzed "$PYTHON" -I - "$n" "${mydocker[@]}" <<'PYTHON'
+import copy, hashlib, json, os, random, shutil, subprocess, sys, time
+
+name, *mydocker = sys.argv[1:]
+image = f"t{name}:1"
+dice = random.Random(15)
+bad = 0
+NASTY = [
+    None, True, False, 0, 1, -1, 7, 1 << 15, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32,
+    (1 << 63) - 1, 1 << 63, 1 << 64, -(1 << 63), 1.5, 1e300, 10 ** 400, "", " ", ".", "..", "/",
+    "//", "../..", "/etc", "/proc", "/proc/self/fd/3", "/dev", "/dev/null", "rootfs", "x" * 5000,
+    "/x" * 2000, "a\0b", "\ud800", "\x1b[2J", "\u202e", "\udcff", "0", "-1", "4294967296", "root",
+    "CAP_SYS_ADMIN", "SCMP_ACT_KILL", "user", "pid", "network", "bind", "tmpfs", "proc", "devtmpfs",
+    "overlay", "copy", "layers", "cgroup", "rw", "shared", "rslave", "sha256:" + "0" * 64,
+    "sha256:../../etc/passwd", "text/plain", "2026-01-08T09:32:52Z", [], {}, [[]], [None], [""],
+    {"": ""}, {"path": "/x"}, {"type": "user"}, {"destination": "/x"}, ["a", 1], [{}] * 50]
+KEYS = ["tree", "fallback", "copyUp", "chown", "volume", "gate", "filter", "username", "added",
+        "", "x", "path", "type", "\0", "\ud800"]
+
+
+def nodes(value, found, way=()):
+    if way:
+        found.append(way)
+    for key in value if isinstance(value, dict) else range(
+            len(value) if isinstance(value, list) else 0):
+        nodes(value[key], found, (*way, key))
+    return found
+
+
+def at(value, way):
+    for key in way:
+        value = value[key]
+    return value
+
+
+def mutate(document):
+    document = copy.deepcopy(document)
+    for _ in range(dice.choice((1, 1, 1, 2, 3))):
+        ways = nodes(document, [])
+        if not ways:
+            break
+        *above, key = dice.choice(ways)
+        place = at(document, above)
+        what = dice.randrange(8)
+        if what < 4:
+            place[key] = copy.deepcopy(dice.choice(NASTY))
+        elif what == 4:
+            del place[key]
+        elif what == 5:
+            place[key] = copy.deepcopy(at(document, dice.choice(ways)))
+        elif what == 6:
+            place[key] = [place[key]] * dice.choice((1, 2))
+        elif isinstance(place, dict):
+            place[dice.choice(KEYS)] = copy.deepcopy(dice.choice(NASTY))
+        else:
+            place.append(copy.deepcopy(dice.choice(place)))
+    return document
+
+
+def left():
+    found = [pid for pid in os.listdir("/proc") if pid.isdigit() and pid != "1"
+             and int(pid) != os.getpid() and alive(pid)]
+    for top in "oci", "running", "names", "containers":
+        if os.path.isdir("state/" + top):
+            found += [f"{top}/{each}" for each in os.listdir("state/" + top)]
+    return found
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def tried(what, *words):
+    global bad
+    try:
+        done = subprocess.run([*mydocker, *words], stdin=subprocess.DEVNULL, timeout=60,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        status, said = done.returncode, done.stdout.decode("utf-8", "backslashreplace")
+    except subprocess.TimeoutExpired:
+        status, said = "hangs", ""
+    for _ in range(500):  # an init that nobody needs finds that out when it has started
+        if not left():
+            break
+        time.sleep(0.02)
+    wrong = status == "hangs" or "Traceback" in said or "bug in" in said or "\x1b" in said
+    if wrong or left():
+        bad += 1
+        print(what, status, said[-2000:], left(), flush=True)
+    return status
+
+
+config = json.load(open("config.json"))
+config["process"].update(
+    args=["/bin/sh", "-c", ":"], oomScoreAdj=100, rlimits=[{"type": "RLIMIT_NOFILE", "soft": 64, "hard": 64}])
+config["process"]["user"] = {"uid": 7, "gid": 8, "additionalGids": [9, 10], "umask": 18}
+config.update(annotations={"a": "b"}, domainname="moon", hooks={
+    moment: [{"path": "/bin/sh", "args": ["sh", "-c", ":"], "env": ["A=b"], "timeout": 9}]
+    for moment in ("prestart", "createRuntime", "createContainer", "startContainer", "poststop")})
+config["mounts"] += [
+    {"destination": "/t", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "size=64k"]},
+    {"destination": "/b", "type": "bind", "source": "here", "options": ["rbind", "ro", "rprivate"]}]
+config["linux"].update(
+    resources={"memory": {"limit": 1 << 28, "swap": -1}, "pids": {"limit": 99},
+               "cpu": {"shares": 512, "quota": 50000, "period": 100000},
+               "devices": [{"allow": False, "access": "rwm"}]},
+    devices=[{"path": "/dev/x", "type": "c", "major": 1, "minor": 3, "fileMode": 438, "uid": 0}],
+    sysctl={"net.ipv4.ip_forward": "1", "kernel.msgmax": "4242"}, rootfsPropagation="rslave",
+    uidMappings=[{"containerID": 0, "hostID": 0, "size": 65536}],
+    gidMappings=[{"containerID": 0, "hostID": 0, "size": 65536}],
+    seccomp={"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["chroot"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1,
+         "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]}]})
+config["root"]["readonly"] = False
+for number in range(301):  # the first one is good
+    with open("config.json", "w") as file:
+        json.dump(config if number == 0 else mutate(config), file)
+    status = tried(f"bundle {number}", "run", "--bundle", ".", f"f{number}")
+    if number == 0 and status != 0:
+        bad += 1
+        print("the first bundle ended with", status)
+    if bad > 5:
+        break
+
+
+def path(of):
+    return "layout/blobs/sha256/" + of["digest"][7:]
+
+
+def store(of, data):
+    of["digest"], of["size"] = "sha256:" + hashlib.sha256(data).hexdigest(), len(data)
+    with open(path(of), "wb") as file:
+        file.write(data)
+
+
+shutil.move("layout", "good")
+for number in range(101):
+    shutil.rmtree("layout", ignore_errors=True)
+    shutil.copytree("good", "layout")
+    index = json.load(open("layout/index.json"))
+    manifest = json.load(open(path(index["manifests"][0])))
+    setup = json.load(open(path(manifest["config"])))
+    where = dice.randrange(4) if number else 4
+    try:
+        if where == 3:  # bytes of the layer, which is no archive any more, or another one
+            import gzip
+            packed = open(path(manifest["layers"][0]), "rb").read()
+            layer = bytearray(gzip.decompress(packed) if packed[:2] == b"\x1f\x8b" else packed)
+            for _ in range(dice.randrange(1, 9)):
+                block = 512 * dice.randrange(len(layer) // 512)
+                layer[block + dice.randrange(512)] = dice.randrange(256)
+            setup["rootfs"]["diff_ids"][0] = "sha256:" + hashlib.sha256(layer).hexdigest()
+            store(manifest["layers"][0], gzip.compress(bytes(layer), 1)
+                  if packed[:2] == b"\x1f\x8b" else bytes(layer))
+        setup = mutate(setup) if where == 0 else setup
+        store(manifest["config"], json.dumps(setup).encode())
+        manifest = mutate(manifest) if where == 1 else manifest
+        store(index["manifests"][0], json.dumps(manifest).encode())
+        index = mutate(index) if where == 2 else index
+    except (KeyError, IndexError, TypeError):
+        pass
+    with open("layout/index.json", "w") as file:
+        json.dump(index, file)
+    status = tried(f"image {number} load", "load", "-i", "layout")
+    if status == 0:
+        ran = tried(f"image {number} run", "run", "--rm", image, "/bin/sh", "-c", ":")
+        if number == 0 and ran != 0:
+            bad += 1
+            print("the first image ended with", ran)
+        tried(f"image {number} images", "images")
+        tried(f"image {number} inspect", "inspect", image)
+    tried(f"image {number} rmi", "rmi", image)
+    if bad > 9:
+        break
+sys.exit(bad > 0)
+PYTHON
 }
 
 test_nothing_left() { # main: nothing is left behind on this host
