@@ -546,8 +546,8 @@ def unlink_if_there(path):
         os.unlink(path)
 
 def touch_if_there(path):
-    """Make an empty file in a directory that may go any moment."""
-    with tolerate(errno.ENOENT):
+    """Make an empty file in a directory that may go any moment; on a full disk it does without."""
+    with tolerate(errno.ENOENT, errno.ENOSPC, errno.EDQUOT):
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 def tree_size(path):
@@ -1489,9 +1489,9 @@ def start_container(monitor, birth=None):
     monitor.update(pid=birth.pid, master=master, outputs=read_ends(pipes), typed=b"",
                    logged=record["keep"] or not monitor["attached"])
 
-def in_background(work):
+def in_background(work, what):
     """Call work(report) in a child in a session of its own; returns when it calls report(). Raises
-    what it raises before that."""
+    what it raises before that; WHAT is the command's name."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     child = os.fork()  # the monitor
     if child:
@@ -1517,7 +1517,7 @@ def in_background(work):
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         work(leave_caller)
     except Exception as error:
-        send(theirs, describe(error, "run"))
+        send(theirs, describe(error, what))
     finally:
         os._exit(0)
 
@@ -2070,14 +2070,16 @@ def image_row(layers, path):  # an image's layers, or else a copy of them, under
 
 def ephemeral_mounts(scratch):
     """The rows that put a throw-away layer, in SCRATCH, over the host's root and each file system
-    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead."""
+    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead.  /proc,
+    /sys and /dev, whatever they are, are covered by rows of their own."""
     points = {"/"} | {
         point for point, kind, *_ in mounts_here() if kind not in NOT_FILES
-        and not point.startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
+        and not f"{point}/".startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
     rows = []
     for number, point in enumerate(sorted(points)):
-        as_it_is = mount_row(point, "bind", "rbind", "rro", source=point)
-        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), fallback=as_it_is)
+        as_it_is = dict(mount_row(point, "bind", "rbind", "rro", source=point), seen=point)
+        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), seen=point,
+                       fallback=as_it_is)
         rows.append(layered if os.path.isdir(point) else as_it_is)
     return rows
 
@@ -2099,12 +2101,7 @@ def build_root(spec):
         if fill:  # first: see close_dev
             row = dict(row, options=[word for word in row["options"] if word != "ro"])
         with Descriptor(os.open(path, OPEN_DIR)) as root:  # what lies on top by now
-            try:
-                mount_one(root, row)
-            except OSError:  # the kernel can't
-                if "fallback" not in row:
-                    raise
-                mount_one(root, row["fallback"])
+            mount_if_there(root, row)
             if fill:
                 make_devices(root, spec)
 
@@ -2122,6 +2119,20 @@ def enter_root(spec):
         mount(None, "/", None, PROPAGATION[word], None)  # who sees mounts made in it
         for row in spec["mounts"]:
             keep_propagation(row)
+
+def mount_if_there(root, row):
+    """Make one row's mount, or what it falls back on.  A place that was SEEN on the host, whose mounts
+    come and go, may not be there any more: what could be protected has gone, too."""
+    try:
+        try:
+            mount_one(root, row)
+        except OSError:  # the kernel can't
+            if "fallback" not in row:
+                raise
+            mount_one(root, row["fallback"])
+    except (OSError, Failure):
+        if "seen" not in row or os.path.exists(row["seen"]):
+            raise
 
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
@@ -2354,7 +2365,8 @@ def cmd_run(options, words):
              "attached": not options["detach"], "interactive": options["interactive"]}
     if not options["detach"]:
         return launch(state, plan["guard"], options["cidfile"], birth)
-    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready))
+    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready),
+                  "run")
     try:
         show(plan["id"])
     except Failure:  # nobody knows its id: what fails leaves nothing
@@ -3884,12 +3896,19 @@ def take_name(wanted, container_id):
                   hint=f"mydocker rm {wanted}")
 
 def end_container(record, status=None):
-    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
+    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all.
+    Where nothing can be written, on a full disk, each later command tries again."""
     out_of_memory = remove_cgroups(record)
-    disconnect_container(record)
-    if record["keep"] and "started" in record:
-        change_record(record, pid=0, status=status, finished=time.time(), oom=out_of_memory)
-    else:
+    kept = record["keep"] and "started" in record
+    try:
+        disconnect_container(record)
+        if kept:
+            change_record(record, pid=0, status=status, finished=time.time(), oom=out_of_memory)
+    except OSError as error:
+        warn(describe(error, f"container {record.get('name')}: its end can't be written")[0])
+        if kept:
+            return
+    if not kept:
         remove_container_dir(record)
         for name in record.get("own_volumes", []):
             remove_tree(state_path("volumes", name))
@@ -3993,6 +4012,9 @@ def read_record(path):
         running = marked and is_running(path)
         if running and wake_monitor(record):
             record, running = read_json(record_file(path)), is_running(path)
+        if record.get("pid") and not running:  # see end_container
+            with Descriptor(os.open(path + "/lock", os.O_RDONLY | os.O_CLOEXEC)) as lock:
+                record.update(pid=0, status=read_status(lock), finished=os.fstat(lock).st_mtime)
         return {"cgroups": [], **record, "running": running}
     return None
 
@@ -4065,7 +4087,7 @@ def cmd_start(options, words):
 
 def start_again(record):
     if not record["running"]:
-        in_background(lambda ready: relaunch(record, None, ready))
+        in_background(lambda ready: relaunch(record, None, ready), "start")
 
 def relaunch(record, options, ready=lambda: None):
     """Start an ended container and stay with it; OPTIONS: attached, with input or without."""
@@ -4217,7 +4239,8 @@ def cmd_rm(options, name):
     stop_container(record, _signal.SIGKILL, 0)
     lock = lock_container(container_path(record))
     if lock is not None:
-        mark_running(record)  # if we are killed now, it is swept up
+        with tolerate(errno.ENOSPC, errno.EDQUOT):  # on a full disk it's not, but goes
+            mark_running(record)  # if we are killed now, it is swept up
         volumes = record["own_volumes"] if options["volumes"] else []
         end_container(dict(record, keep=False, own_volumes=volumes))
         os.close(lock)

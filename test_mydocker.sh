@@ -1343,16 +1343,16 @@ test_ephemeral() { # root: --ephemeral lets anything be written, and the host ke
   is "$out" new
   [[ ! -e $canary ]] # else the rest would do harm
   touch keep "$shm"
-  listing /etc "$PWD" >../before
+  listing /etc "$PWD" >../earlier
   run 0 run --ephemeral /bin/sh -c "set -e
     echo >>/etc/passwd; rm '$PWD/keep'; echo >'$PWD/new'
     mkdir /mydocker-test; rm -f $shm; chmod 777 /etc; chown 1:1 /etc/passwd"
-  listing /etc "$PWD" | cmp - ../before
+  listing /etc "$PWD" | cmp - ../earlier
   [[ -e $shm && ! -e /mydocker-test ]]
   run 0 run --ephemeral /bin/sh -c "rm -rf /etc; ls /etc 2>&1; echo still
       ls /mydocker-test $canary 2>&1; :"
   like "$out" $'No such file.*\nstill\n.*No such file.*\n.*No such file'
-  listing /etc "$PWD" | cmp - ../before
+  listing /etc "$PWD" | cmp - ../earlier
   run 0 run --ephemeral --read-only /bin/sh -c "touch /x 2>/dev/null || echo no"
   is "$out" no
 }
@@ -1378,6 +1378,40 @@ test_ephemeral_devices() { # root: --ephemeral has devices, a /proc and a /sys o
 os.openpty()
 print(os.getpid())'
   is "$out" 1
+}
+
+test_ephemeral_nested() { # root: --ephemeral works in a privileged container, whose /dev is no
+  # host's
+  need overlay
+  own_mounts 'mount -t tmpfs -o mode=755 tmpfs /dev; mkdir /dev/shm /dev/pts
+    for row in "null 3" "zero 5" "full 7" "random 8" "urandom 9"; do
+      mknod -m 666 "/dev/${row% *}" c 1 "${row#* }"
+    done
+    "$@" >out' run --ephemeral /bin/sh -c 'echo x >/dev/null; head -c 3 /dev/zero | wc -c
+      ls -l /dev/urandom'
+  like "$(<out)" $'^3\ncrw-rw-rw-[^\n]* /dev/urandom$'
+}
+
+test_ephemeral_race() { # root: --ephemeral leaves out a mount that is gone when its turn comes
+  need overlay flock unshare mount
+  mkdir sub other
+  touch other/file
+  export MYDOCKER_ROOT=$PWD/state
+  run 0 ps # makes the state root
+  own_mounts 'mount -t tmpfs tmpfs sub
+    touch sub-file
+    mount --bind other/file sub-file
+    mkfifo go
+    flock state/containers cat go & # run waits for this when it has looked at the mounts
+    while flock -n state/containers true; do sleep 0.05; done
+    "$@" >out 2>err &
+    until grep -q -- "-> FLOCK .* $! " /proc/locks; do sleep 0.05; done
+    umount sub sub-file
+    rmdir sub
+    rm sub-file
+    echo >go
+    wait $!' run --ephemeral /bin/sh -c 'echo hello'
+  is "$(<out)$(<err)" hello
 }
 
 test_image_kernel_files() { # root: a container from an image has Docker's /proc, /sys and /dev
@@ -4019,6 +4053,32 @@ test_time_namespace() { # life: a monitor and who asks for it may be in differen
   is "$("${early[@]}" "${mydocker[@]}" ps --format '{{.Names}} {{.State}}')" 'l running'
   "${early[@]}" "${mydocker[@]}" rm -f l e
   nothing_on_record
+}
+
+
+test_full_disk_ends() { # life: on a full disk, containers that end are shown, and can be removed
+  need unshare mount
+  own_state
+  mkdir state
+  own_mounts 'mount -t tmpfs -o size=1m tmpfs state
+    "$@" run -d --name a /bin/sh -c "until [ -e end ]; do sleep 0.05; done; exit 3"
+    "$@" run -d --name b /bin/sleep 1000
+    cat /dev/zero >state/fill || :
+    touch end
+    "$@" wait a
+    "$@" kill b
+    "$@" wait b
+    "$@" ps -a --format "{{.Names}} {{.State}} {{.Status}}" 2>err
+    "$@" inspect -f .State.ExitCode a
+    for name in a b; do
+      ! "$@" start "$name" 2>>errs || exit 1
+    done
+    "$@" rm a
+    "$@" prune' >out
+  like "$(<out)" \
+    $'\n3\nb\n137\nb exited Exited \\(137\\) [^\n]* ago\na exited Exited \\(3\\) [^\n]* ago\n3\na\nb\nT'
+  like "$(<err)" "^mydocker: warning: container [ab]: its end can't be written, on [^ ]*: no space left"
+  like "$(<errs)" 'mydocker: start, on [^ ]*: .*no space left'
 }
 
 
