@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# -*- coding: utf-8 -*-
 # SPDX-License-Identifier: MIT
 """mydocker: a container engine in one file, for Linux, in nothing but Python.
 
@@ -33,6 +34,7 @@ each costs every container milliseconds, so the others are imported where they a
 # root: afterwards an `import` would find the container's files, and run them.
 
 import sys
+assert (LEAST := (3, 8)) <= sys.version_info  # mydocker needs Python 3.8 or later: see python3 -V
 
 def standard_paths():
     """What of sys.path is the standard library's: its zip, its directory, that of its C parts."""
@@ -1284,6 +1286,13 @@ class Birth:
         for fd in [*trees, *(fd for fd, _ in self.joins or joins)]:
             os.close(fd)
 
+    def take_terminal(self):
+        """The master end of the terminal that comes next: sync 2."""
+        message, fds = receive(self.channel)
+        if not fds:
+            raise Failure(*message or (f"{self.role}: it was killed before the command started", 137))
+        return fds[0]
+
     def await_command(self):
         """Wait until the command runs; returns its terminal's master end, or None.  Raises what
         stopped it.  That it runs is said, not concluded from silence."""
@@ -1855,11 +1864,12 @@ def joined_main(channel, *_):
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, engine)
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
+    slave = hand_out_terminal(channel, process, user[0])  # sync 2: there may be no descriptor later
     fork_inside(channel)  # the outside limits what comes of it
     if not outlive:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # `exec` takes it along when it dies
-    slave = hand_out_terminal(channel, process, user[0])
     take_session(slave, outputs)
+    limit_process(dict(process, oomScoreAdj=None))  # where the outside may not; that it always may
     become_command(channel, process, user[3])
 
 def fork_inside(channel):
@@ -1883,7 +1893,8 @@ def join_namespaces(fds, flags):
 
 def enter_workdir(path):
     """Change to the command's working directory."""
-    os.chdir(path)  # where the command starts
+    with blame(f"--workdir, on {path}"):
+        os.chdir(path)  # where the command starts
     if not os.getcwd().startswith("/"):  # CVE-2024-21626: "(unreachable)" is outside
         raise Failure(f"--workdir, on {path}: it lies outside of the container")
 
@@ -2474,7 +2485,10 @@ def environment_of(options, start):
 def env_file_items(path):
     """The lines of an --env-file, each K=V or K; empty ones and # comments are skipped."""
     with blame(f"--env-file, on {path}"):
-        lines = [line.lstrip() for line in read_all(path).split("\n")]
+        text = read_all(path)
+    if text.startswith("\ufeff"):  # the byte order mark of Windows' editors
+        text = text[1:]
+    lines = [line.lstrip() for line in text.split("\n")]
     for number, line in enumerate(lines, 1):
         if " " in line.split("=")[0].strip() and not line.startswith("#"):
             raise Failure(f"--env-file, on {path} line {number}: white space in a variable's name")
@@ -2492,9 +2506,12 @@ def command_of(options, words, image):
     return args
 
 def working_directory(typed, image, own_root):
-    if own_root or typed.startswith("/"):
-        return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
-    return os.path.normpath(os.path.join(os.getcwd(), typed))
+    """Where the command starts; what was typed may be relative to here on the host's own root."""
+    if not own_root:
+        return os.path.normpath(os.path.join(os.getcwd(), typed))
+    if typed and not typed.startswith("/"):
+        raise Failure(f"--workdir, on {typed}: it needs to be an absolute path")
+    return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
 
 # From the spec to a running container
 
@@ -3199,12 +3216,16 @@ def kill_cgroups(dirs):
     finally:
         thaw(dirs)  # what v1 has frozen doesn't even die
 
+def was_out_of_memory(record):
+    """True if the kernel killed something in a container because of its memory limit."""
+    return count(record.get("cgroups", []), "oom_kill",
+                 "memory.events", "memory.oom_control") > 0
+
 def remove_cgroups(record):
     """Kill what is left in a container's cgroups, and remove them with those that it made in them;
     returns whether the kernel killed something because of their memory limit."""
     dirs, end = own_cgroups(record), time.monotonic() + GRACE
-    out_of_memory = count(record.get("cgroups", []), "oom_kill",
-                          "memory.events", "memory.oom_control") > 0
+    out_of_memory = was_out_of_memory(record)
     for path in dirs:
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
@@ -3479,22 +3500,25 @@ def ulimit(text):
             "hard": int(hard or soft) % (1 << 64)}
 
 def limit_process(process, pid=0):
-    """Give this process, or another, its limits: getrlimit(2), proc_pid_oom_score_adj(5)."""
+    """Give this process, or another, its limits: getrlimit(2), proc_pid_oom_score_adj(5).  Another
+    user's can be refused: it is to take them itself, too."""
     for row in process.get("rlimits") or ():
         name, soft, hard = row["type"][7:].lower(), row["soft"], row["hard"]
         limits = struct.pack("QQ", soft, hard)
-        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, pid, ULIMITS.index(name), limits, None)
+        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, pid, ULIMITS.index(name), limits, None,
+              quiet=pid != 0)
     score = process.get("oomScoreAdj")
     if score is not None:
         path = f"/proc/{pid or 'self'}/oom_score_adj"
         grant(f"--oom-score-adj, on {score}", write_value, path, score)
 
-def grant(what, call, *args):
+def grant(what, call, *args, quiet=False):
     """Make a call that may take CAP_SYS_RESOURCE; root in a container may not have that."""
     try:
         call(*args)  # a limit of this process, and of what it becomes
     except PermissionError:
-        warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
+        if not quiet:
+            warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
     except OSError as error:
         raise Failure(f"{what}: {reason(error)}") from None
 
@@ -3692,7 +3716,7 @@ def open_log(path, max_size, max_file):
 
 def read_log(path, max_file, more):
     """Yield a log's lines, the oldest first, and a None at each end; it goes on while more()."""
-    file, rest = None, b""
+    file, rest, told = None, b"", False
     while True:
         expected, there = more(), []  # asked first: what was written until then is read
         for name in log_names(path, max_file):
@@ -3711,8 +3735,9 @@ def read_log(path, max_file, more):
                 return
             time.sleep(0.05)
             continue
-        if file and ours is None:
+        if file and ours is None and not told:
             warn("logs: lines were turned over before they could be read")
+            told = True
         with tolerate(errno.ENOENT):  # on with the next one, or the oldest if ours is gone
             number, name = there[ours - 1 if ours else -1]
             following = open(name, "rb")
@@ -4307,11 +4332,13 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
         tell(birth.channel, (process, detach, assemble_filter(monitor["linux"]),
                              "piped" if pipes else outputs, [flag for flag, _ in joined], engine),
              fds + [end for _, end in pipes])  # sync 1
+        monitor["master"] = birth.take_terminal() if process["terminal"] else None
         birth.pid = inherit(birth.pid, birth.channel)
         enter_cgroups(record["cgroups"], birth.pid)
         limit_process(process, birth.pid)  # not before: the last process slot is the command's
         tell(birth.channel, "go")  # sync 1, once more
-        monitor.update(pid=birth.pid, master=birth.await_command(), outputs=read_ends(pipes))
+        birth.await_command()
+        monitor.update(pid=birth.pid, outputs=read_ends(pipes))
     for fd in {*fds, *[end for _, end in pipes]}:
         os.close(fd)
 
@@ -4417,7 +4444,8 @@ def inspected(name):
         "Path": record["args"][0], "Args": record["args"][1:], "Image": record["image"],
         "State": {"Status": state, "Running": state in ("running", "paused"),
                   "Paused": state == "paused", "Restarting": state == "restarting",
-                  "OOMKilled": record.get("oom", False), "Pid": record.get("pid") or 0,
+                  "OOMKilled": record.get("oom", False) or was_out_of_memory(record),
+                  "Pid": record.get("pid") or 0,
                   "ExitCode": record.get("status") or 0, "Error": record.get("error", ""),
                   "StartedAt": log_time_of(record.get("started")),
                   "FinishedAt": log_time_of(record.get("finished"))},

@@ -960,6 +960,12 @@ test_init_by_hand() { # fail: init typed by hand is refused
   fails 125 '^mydocker: init: ' init 99
 }
 
+test_env_file_mark() { # env: a byte order mark is no part of the first variable's name
+  printf '\xef\xbb\xbfA=1\nB=\xef\xbb\xbf2\n' >file
+  run 0 run --env-file file /bin/sh -c 'echo "$A$B"'
+  is "$out" $'1\ufeff2'
+}
+
 test_env_file_errors() { # fail: an env file that can't be read is named
   mkdir dir
   printf 'A=1\nb c=2\n' >bad
@@ -1800,8 +1806,9 @@ test_image_config() { # images: the image's Entrypoint, Cmd, Env, WorkingDir and
   is "$out" $'1 2 3 /set\n/made/here\n1234\n5678\none two words'
   run 0 run --rm -e A=x -w /tmp -u 0 "t$n:1" other
   is "$out" $'x 2 3 /set\n/tmp\n0\n0\nother'
-  run 0 run --rm -w sub "t$n:1" # relative to the image's
-  like "$out" $'\n/made/here/sub\n'
+  fails 125 '--workdir, on sub: it needs to be an absolute path' run --rm -w sub "t$n:1"
+  run 0 run --rm -e HOME= "t$n:1" # empty is as good as none, as with runc
+  is "$(head -n 1 <<<"$out")" '1 2 3 /home'
 }
 
 test_entrypoint() { # images: --entrypoint takes the place of the image's,
@@ -2956,6 +2963,53 @@ has_lines() { # has_lines FILE COUNT
   (($(wc -l <"$1") >= $2))
 }
 
+test_limit_exec_tight() { # limits: exec needs no more than its command does, and what the memory
+  # limit kills of it is said
+  need_limits pids memory
+  own_state
+  local terminal
+  background --name p --pids-limit 2 /bin/sleep 1000
+  background --name f --ulimit nofile=4 /bin/sleep 1000
+  background --name u --ulimit nproc=2 --ulimit nofile=5 -u "$((60000 + RANDOM % 5000))" \
+    /bin/sleep 1000
+  background --name m -m 6m /bin/sleep 1000
+  for terminal in '' -t; do
+    for name in p f u m; do
+      # shellcheck disable=SC2086 # one word, or none
+      run 0 exec $terminal "$name" /bin/echo "hello $name"
+      is "${out%$'\r'}" "hello $name"
+    done
+  done
+  run 0 exec u /bin/sh -c 'ulimit -Hn' # it can't be set from outside without CAP_SYS_RESOURCE
+  is "$out" 5
+  run 0 inspect -f .State.OOMKilled m
+  is "$out" false
+  run 137 exec m /bin/sh -c 'x=x; while :; do x=$x$x; done'
+  run 0 inspect -f .State.OOMKilled m
+  is "$out" true
+  is "$(state_of m)" running
+  run 0 rm -f p f u m
+}
+
+
+test_limit_restarted() { # limits: what update has changed holds when a restart policy starts the
+  # container again
+  need_limits memory
+  local before file
+  own_state
+  background --name u --restart always -m 64m /bin/sleep 1000
+  run 0 update -m 128m u
+  before=$(pid_of u)
+  kill -KILL "$before"
+  wait_for eval '[[ $(state_of u) == running && $(pid_of u) != "$before" ]]'
+  file=$(limit_file u memory.limit_in_bytes memory.max)
+  is "$(<"$file")" "$((128 << 20))"
+  run 0 inspect -f .HostConfig.Memory u
+  is "$out" "$((128 << 20))"
+  run 0 rm -f u
+}
+
+
 # ── 12. Terminal and logs ──────────────────────────────────────────────────
 
 test_narration() { # tty: only -it tells the steps, --log-level and MYDOCKER_LOG say otherwise
@@ -3346,6 +3400,17 @@ test_logs_never_block() { # logs: neither a full disk nor a reader who sleeps st
   run 0 logs --tail 5 y
   is "$err" 'done'
 }
+
+test_logs_turned_over() { # logs: a reader who is too slow is told so once
+  own_state
+  background --name l --log-opt max-size=1k --log-opt max-file=2 /bin/sh -c '
+    i=0; while [ $i -lt 20000 ]; do echo "line $i"; i=$((i+1)); done'
+  run 0 logs -f l
+  (($(grep -c 'lines were turned over' <<<"$err") <= 1))
+  like "$out" $'\nline 19999$'
+}
+
+
 
 # ── 13. Without root ───────────────────────────────────────────────────────
 
@@ -9313,6 +9378,19 @@ test_nothing_left() { # main: nothing is left behind on this box
   wait_for none still_empty
   is "$(find "$MYDOCKER_ROOT"/{containers,running} -mindepth 1)" ''
 }
+
+test_old_python() { # main: a Python that is too old shows the line that says which one is needed
+  local old found=''
+  for old in python2.7 python3.6 python3.7; do
+    type -P "$old" || continue
+    found=1
+    ! "$old" "$here/mydocker.py" --version 2>err || fail "$old took it"
+    has err 'mydocker needs Python 3.8 or later'
+    is "$(wc -l <err)" 4
+  done
+  [[ $found ]] || skip 'no older Python here'
+}
+
 
 # ── Measurements ───────────────────────────────────────────────────────────
 # Each bench_* sets $row to a command, or skips. The rows of an area are run in turn, and compared
