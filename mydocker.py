@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# -*- coding: utf-8 -*-
 # SPDX-License-Identifier: MIT
 """mydocker: a container engine in one file, for Linux, in nothing but Python.
 
@@ -33,6 +34,7 @@ each costs every container milliseconds, so the others are imported where they a
 # root: afterwards an `import` would find the container's files, and run them.
 
 import sys
+assert (LEAST := (3, 8)) <= sys.version_info  # mydocker needs Python 3.8 or later: see python3 -V
 
 def standard_paths():
     """What of sys.path is the standard library's: its zip, its directory, that of its C parts."""
@@ -566,8 +568,8 @@ def unlink_if_there(path):
         os.unlink(path)
 
 def touch_if_there(path):
-    """Make an empty file in a directory that may go any moment."""
-    with tolerate(errno.ENOENT):
+    """Make an empty file in a directory that may go any moment; on a full disk it does without."""
+    with tolerate(errno.ENOENT, errno.ENOSPC, errno.EDQUOT):
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 def tree_size(path):
@@ -1386,6 +1388,13 @@ class Birth:
         for fd in [*trees, *(fd for fd, _ in self.joins or joins)]:
             os.close(fd)
 
+    def take_terminal(self):
+        """The master end of the terminal that comes next: sync 2."""
+        message, fds = receive(self.channel)
+        if not fds:
+            raise Failure(*message or (f"{self.role}: it was killed before the command started", 137))
+        return fds[0]
+
     def await_command(self):
         """Wait until the command runs; returns its terminal's master end, or None.  Raises what
         stopped it.  That it runs is said, not concluded from silence."""
@@ -1576,9 +1585,9 @@ def start_container(monitor, birth=None):
     monitor.update(pid=birth.pid, master=master, outputs=read_ends(pipes), typed=b"",
                    logged=record["keep"] or not monitor["attached"])
 
-def in_background(work):
+def in_background(work, what):
     """Call work(report) in a child in a session of its own; returns when it calls report(). Raises
-    what it raises before that."""
+    what it raises before that; WHAT is the command's name."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     child = os.fork()  # the monitor
     if child:
@@ -1604,7 +1613,7 @@ def in_background(work):
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         work(leave_caller)
     except Exception as error:
-        send(theirs, describe(error, "run"))
+        send(theirs, describe(error, what))
     finally:
         os._exit(0)
 
@@ -1964,11 +1973,12 @@ def joined_main(channel, *_):
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, engine)
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
+    slave = hand_out_terminal(channel, process, user[0])  # sync 2: there may be no descriptor later
     fork_inside(channel)  # the outside limits what comes of it
     if not outlive:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # `exec` takes it along when it dies
-    slave = hand_out_terminal(channel, process, user[0])
     take_session(slave, outputs)
+    limit_process(dict(process, oomScoreAdj=None))  # where the outside may not; that it always may
     become_command(channel, process, user[3])
 
 def fork_inside(channel):
@@ -2197,14 +2207,16 @@ def image_row(layers, path):  # an image's layers, or else a copy of them, under
 
 def ephemeral_mounts(scratch):
     """The rows that put a throw-away layer, in SCRATCH, over the host's root and each file system
-    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead."""
+    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead.  /proc,
+    /sys and /dev, whatever they are, are covered by rows of their own."""
     points = {"/"} | {
         point for point, kind, *_ in mounts_here() if kind not in NOT_FILES
-        and not point.startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
+        and not f"{point}/".startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
     rows = []
     for number, point in enumerate(sorted(points)):
-        as_it_is = mount_row(point, "bind", "rbind", "rro", source=point)
-        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), fallback=as_it_is)
+        as_it_is = dict(mount_row(point, "bind", "rbind", "rro", source=point), seen=point)
+        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), seen=point,
+                       fallback=as_it_is)
         rows.append(layered if os.path.isdir(point) else as_it_is)
     return rows
 
@@ -2241,12 +2253,7 @@ def build_root(spec):
         if fill:  # first: see close_dev
             row = dict(row, options=[word for word in row["options"] if word != "ro"])
         with Descriptor(os.open(path, OPEN_DIR)) as root:  # what lies on top by now
-            try:
-                mount_one(root, row)
-            except OSError:  # the kernel can't
-                if "fallback" not in row:
-                    raise
-                mount_one(root, row["fallback"])
+            mount_if_there(root, row)
             if fill:
                 fresh = make_devices(root, spec)
     return fresh
@@ -2274,6 +2281,20 @@ def enter_root(spec):
         mount(None, "/", None, PROPAGATION[word], None)  # who sees mounts made in it
         for row in spec["mounts"]:
             keep_propagation(row)
+
+def mount_if_there(root, row):
+    """Make one row's mount, or what it falls back on.  A place that was SEEN on the host, whose mounts
+    come and go, may not be there any more: what could be protected has gone, too."""
+    try:
+        try:
+            mount_one(root, row)
+        except OSError:  # the kernel can't
+            if "fallback" not in row:
+                raise
+            mount_one(root, row["fallback"])
+    except (OSError, Failure):
+        if "seen" not in row or os.path.exists(row["seen"]):
+            raise
 
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
@@ -2552,7 +2573,8 @@ def cmd_run(options, words):
              "attached": not options["detach"], "interactive": options["interactive"]}
     if not options["detach"]:
         return launch(state, plan["guard"], options["cidfile"], birth)
-    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready))
+    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready),
+                  "run")
     try:
         show(plan["id"])
     except Failure:  # nobody knows its id: what fails leaves nothing
@@ -2666,7 +2688,10 @@ def environment_of(options, start):
 def env_file_items(path):
     """The lines of an --env-file, each K=V or K; empty ones and # comments are skipped."""
     with blame(f"--env-file, on {path}"):
-        lines = [line.lstrip() for line in read_all(path).split("\n")]
+        text = read_all(path)
+    if text.startswith("\ufeff"):  # the byte order mark of Windows' editors
+        text = text[1:]
+    lines = [line.lstrip() for line in text.split("\n")]
     for number, line in enumerate(lines, 1):
         if " " in line.split("=")[0].strip() and not line.startswith("#"):
             raise Failure(f"--env-file, on {path} line {number}: white space in a variable's name")
@@ -2684,10 +2709,13 @@ def command_of(options, words, image):
     return args
 
 def working_directory(typed, image, own_root):
-    if own_root or typed.startswith("/"):
-        return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
-    with blame("run, on the current directory"):
-        return os.path.normpath(os.path.join(os.getcwd(), typed))
+    """Where the command starts; what was typed may be relative to here on the host's own root."""
+    if not own_root:
+        with blame("run, on the current directory"):
+            return os.path.normpath(os.path.join(os.getcwd(), typed))
+    if typed and not typed.startswith("/"):
+        raise Failure(f"--workdir, on {typed}: it needs to be an absolute path")
+    return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
 
 # From the spec to a running container
 
@@ -3400,10 +3428,6 @@ def usage_of(dirs):
         "written": disk.get("Write", 0) + disk.get("wbytes", 0),
         "pids": len(cgroup_pids(dirs[:1])), "pids_limit": read_number(dirs, "pids.max")}
 
-def out_of_memory(dirs):
-    """True if the kernel has killed something because of cgroups' memory limit."""
-    return read_sums(dirs, "memory.events", "memory.oom_control").get("oom_kill", 0) > 0
-
 def enter_cgroups(dirs, pid):
     for path in dirs:
         with tolerate(errno.ESRCH):  # it has ended
@@ -3498,11 +3522,16 @@ def kill_cgroups(dirs):
     finally:
         thaw(dirs)  # what v1 has frozen doesn't even die
 
+def was_out_of_memory(record):
+    """True if the kernel has killed something in a container because of its memory limit."""
+    sums = read_sums(record.get("cgroups", []), "memory.events", "memory.oom_control")
+    return sums.get("oom_kill", 0) > 0
+
 def remove_cgroups(record):
     """Kill what is left in a container's cgroups, and remove them with those that it made in them;
     returns whether the kernel killed something because of their memory limit."""
     dirs, end = own_cgroups(record), time.monotonic() + GRACE
-    killed = out_of_memory(record.get("cgroups", []))
+    killed = was_out_of_memory(record)
     for path in dirs:
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
@@ -4133,22 +4162,25 @@ def ulimit(text):
             "hard": int(hard or soft) % (1 << 64)}
 
 def limit_process(process, pid=0):
-    """Give this process, or another, its limits: getrlimit(2), proc_pid_oom_score_adj(5)."""
+    """Give this process, or another, its limits: getrlimit(2), proc_pid_oom_score_adj(5).  Another
+    user's can be refused: it is to take them itself, too."""
     for row in process.get("rlimits") or ():
         name, soft, hard = row["type"][7:].lower(), row["soft"], row["hard"]
         limits = struct.pack("QQ", soft, hard)
-        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, pid, ULIMITS.index(name), limits, None)
+        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, pid, ULIMITS.index(name), limits, None,
+              quiet=pid != 0)
     score = process.get("oomScoreAdj")
     if score is not None:
         path = f"/proc/{pid or 'self'}/oom_score_adj"
         grant(f"--oom-score-adj, on {score}", write_value, path, score)
 
-def grant(what, call, *args):
+def grant(what, call, *args, quiet=False):
     """Make a call that may take CAP_SYS_RESOURCE; root in a container may not have that."""
     try:
         call(*args)  # a limit of this process, and of what it becomes
     except PermissionError:
-        warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
+        if not quiet:
+            warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
     except OSError as error:
         raise Failure(f"{what}: {reason(error)}") from None
 
@@ -4432,7 +4464,7 @@ class Log:
 
 def read_log(path, max_file, more):
     """Yield a log's lines, the oldest first, and a None at each end; it goes on while more()."""
-    file, rest = None, b""
+    file, rest, told = None, b"", False
     while True:
         expected, there = more(), []  # asked first: what was written until then is read
         for name in log_names(path, max_file):
@@ -4451,8 +4483,9 @@ def read_log(path, max_file, more):
                 return
             time.sleep(0.05)
             continue
-        if file and ours is None:
+        if file and ours is None and not told:
             warn("logs: lines were turned over before they could be read")
+            told = True
         with tolerate(errno.ENOENT):  # on with the next one, or the oldest if ours is gone
             number, name = there[ours - 1 if ours else -1]
             following = open(name, "rb")
@@ -4894,13 +4927,20 @@ def take_name(wanted, container_id):
                   hint=f"mydocker rm {wanted}")
 
 def end_container(record, status=None):
-    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
+    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all.
+    Where nothing can be written, on a full disk, each later command tries again."""
     out_of_memory = remove_cgroups(record)
-    if not record.get("network") or has_cable(record):
-        disconnect_container(record)
-    if record["keep"] and "started" in record:
-        change_record(record, pid=0, status=status, finished=time.time(), oom=out_of_memory)
-    else:
+    kept = record["keep"] and "started" in record
+    try:
+        if not record.get("network") or has_cable(record):
+            disconnect_container(record)
+        if kept:
+            change_record(record, pid=0, status=status, finished=time.time(), oom=out_of_memory)
+    except OSError as error:
+        warn(describe(error, f"container {record.get('name')}: its end can't be written")[0])
+        if kept:
+            return
+    if not kept:
         remove_container_dir(record)
         for name in record.get("own_volumes", []):
             remove_tree(state_path("volumes", name))
@@ -5004,6 +5044,9 @@ def read_record(path):
         running = marked and is_running(path)
         if running and wake_monitor(record):
             record, running = read_json(record_file(path)), is_running(path)
+        if record.get("pid") and not running:  # see end_container
+            with Descriptor(os.open(path + "/lock", os.O_RDONLY | os.O_CLOEXEC)) as lock:
+                record.update(pid=0, status=read_status(lock), finished=os.fstat(lock).st_mtime)
         return {"cgroups": [], "engine": False, **record, "running": running}
     return None
 
@@ -5083,7 +5126,7 @@ def cmd_start(options, words):
 
 def start_again(record):
     if not record["running"]:
-        in_background(lambda ready: relaunch(record, None, ready))
+        in_background(lambda ready: relaunch(record, None, ready), "start")
 
 def relaunch(record, options, ready=lambda: None):
     """Start an ended container and stay with it; OPTIONS: attached, with input or without."""
@@ -5231,7 +5274,8 @@ def cmd_rm(options, name):
     stop_container(record, _signal.SIGKILL, 0)
     lock = lock_container(container_path(record))
     if lock is not None:
-        mark_running(record)  # if we are killed now, it is swept up
+        with tolerate(errno.ENOSPC, errno.EDQUOT):  # on a full disk it's not, but goes
+            mark_running(record)  # if we are killed now, it is swept up
         volumes = record["own_volumes"] if options["volumes"] else []
         end_container(dict(record, keep=False, own_volumes=volumes))
         os.close(lock)
@@ -5296,11 +5340,13 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
         tell(birth.channel, (process, detach, assemble_filter(monitor["linux"]),
                              "piped" if pipes else outputs, [flag for flag, _ in joined], engine),
              fds + [end for _, end in pipes])  # sync 1
+        monitor["master"] = birth.take_terminal() if process["terminal"] else None
         birth.pid = inherit(birth.pid, birth.channel)
         enter_cgroups(record["cgroups"], birth.pid)
         limit_process(process, birth.pid)  # not before: the last process slot is the command's
         tell(birth.channel, "go")  # sync 1, once more
-        monitor.update(pid=birth.pid, master=birth.await_command(), outputs=read_ends(pipes))
+        birth.await_command()
+        monitor.update(pid=birth.pid, outputs=read_ends(pipes))
     for fd in {*fds, *[end for _, end in pipes]}:
         os.close(fd)
 
@@ -5412,7 +5458,8 @@ def inspected(name):
         "Path": record["args"][0], "Args": record["args"][1:], "Image": record["image"],
         "State": {"Status": state, "Running": state in ("running", "paused"),
                   "Paused": state == "paused", "Restarting": state == "restarting",
-                  "OOMKilled": record.get("oom", False), "Pid": record.get("pid") or 0,
+                  "OOMKilled": record.get("oom", False) or was_out_of_memory(record),
+                  "Pid": record.get("pid") or 0,
                   "ExitCode": record.get("status") or 0, "Error": record.get("error", ""),
                   "StartedAt": log_time_of(record.get("started")),
                   "FinishedAt": log_time_of(record.get("finished"))},

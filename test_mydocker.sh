@@ -986,6 +986,12 @@ test_init_by_hand() { # fail: init typed by hand is refused
   fails 125 '^mydocker: init: ' init 99
 }
 
+test_env_file_mark() { # env: a byte order mark is no part of the first variable's name
+  printf '\xef\xbb\xbfA=1\nB=\xef\xbb\xbf2\n' >file
+  run 0 run --env-file file /bin/sh -c 'echo "$A$B"'
+  is "$out" $'1\ufeff2'
+}
+
 test_env_file_errors() { # fail: an env file that can't be read is named
   mkdir dir
   printf 'A=1\nb c=2\n' >bad
@@ -1434,16 +1440,16 @@ test_ephemeral() { # root: --ephemeral lets anything be written, and the host ke
   is "$out" new
   [[ ! -e $canary ]] # else the rest would do harm
   touch keep "$shm"
-  listing /etc "$PWD" >../etc-before
+  listing /etc "$PWD" >../earlier
   run 0 run --ephemeral /bin/sh -c "set -e
     echo >>/etc/passwd; rm '$PWD/keep'; echo >'$PWD/new'
     mkdir /mydocker-test; rm -f $shm; chmod 777 /etc; chown 1:1 /etc/passwd"
-  listing /etc "$PWD" | cmp - ../etc-before
+  listing /etc "$PWD" | cmp - ../earlier
   [[ -e $shm && ! -e /mydocker-test ]]
   run 0 run --ephemeral /bin/sh -c "rm -rf /etc; ls /etc 2>&1; echo still
       ls /mydocker-test $canary 2>&1; :"
   like "$out" $'No such file.*\nstill\n.*No such file.*\n.*No such file'
-  listing /etc "$PWD" | cmp - ../etc-before
+  listing /etc "$PWD" | cmp - ../earlier
   run 0 run --ephemeral --read-only /bin/sh -c "touch /x 2>/dev/null || echo no"
   is "$out" no
 }
@@ -1469,6 +1475,40 @@ test_ephemeral_devices() { # root: --ephemeral has devices, a /proc and a /sys o
 os.openpty()
 print(os.getpid())'
   is "$out" 1
+}
+
+test_ephemeral_nested() { # root: --ephemeral works in a privileged container, whose /dev is no
+  # host's
+  need overlay
+  own_mounts 'mount -t tmpfs -o mode=755 tmpfs /dev; mkdir /dev/shm /dev/pts
+    for row in "null 3" "zero 5" "full 7" "random 8" "urandom 9"; do
+      mknod -m 666 "/dev/${row% *}" c 1 "${row#* }"
+    done
+    "$@" >out' run --ephemeral /bin/sh -c 'echo x >/dev/null; head -c 3 /dev/zero | wc -c
+      ls -l /dev/urandom'
+  like "$(<out)" $'^3\ncrw-rw-rw-[^\n]* /dev/urandom$'
+}
+
+test_ephemeral_race() { # root: --ephemeral leaves out a mount that is gone when its turn comes
+  need overlay flock unshare mount
+  mkdir sub other
+  touch other/file
+  export MYDOCKER_ROOT=$PWD/state
+  run 0 ps # makes the state root
+  own_mounts 'mount -t tmpfs tmpfs sub
+    touch sub-file
+    mount --bind other/file sub-file
+    mkfifo go
+    flock state/containers cat go & # run waits for this when it has looked at the mounts
+    while flock -n state/containers true; do sleep 0.05; done
+    "$@" >out 2>err &
+    until grep -q -- "-> FLOCK .* $! " /proc/locks; do sleep 0.05; done
+    umount sub sub-file
+    rmdir sub
+    rm sub-file
+    echo >go
+    wait $!' run --ephemeral /bin/sh -c 'echo hello'
+  is "$(<out)$(<err)" hello
 }
 
 test_image_kernel_files() { # root: a container from an image has Docker's /proc, /sys and /dev
@@ -1888,8 +1928,9 @@ test_image_config() { # images: the image's Entrypoint, Cmd, Env, WorkingDir and
   is "$out" $'1 2 3 /set\n/made/here\n1234\n5678\none two words'
   run 0 run --rm -e A=x -w /tmp -u 0 "t$n:1" other
   is "$out" $'x 2 3 /set\n/tmp\n0\n0\nother'
-  run 0 run --rm -w sub "t$n:1" # relative to the image's
-  like "$out" $'\n/made/here/sub\n'
+  fails 125 '--workdir, on sub: it needs to be an absolute path' run --rm -w sub "t$n:1"
+  run 0 run --rm -e HOME= "t$n:1" # empty is as good as none, as with runc
+  is "$(head -n 1 <<<"$out")" '1 2 3 /home'
 }
 
 test_entrypoint() { # images: --entrypoint takes the place of the image's,
@@ -3129,6 +3170,51 @@ has_lines() { # has_lines FILE COUNT
   (($(wc -l <"$1") >= $2))
 }
 
+test_limit_exec_tight() { # limits: exec needs no more than its command does, and what the memory
+  # limit kills of it is said
+  need_limits pids memory
+  own_state
+  local terminal
+  background --name p --pids-limit 2 /bin/sleep 1000
+  background --name f --ulimit nofile=4 /bin/sleep 1000
+  background --name u --ulimit nproc=2 --ulimit nofile=5 -u "$((60000 + RANDOM % 5000))" \
+    /bin/sleep 1000
+  background --name m -m 6m /bin/sleep 1000
+  for terminal in '' -t; do
+    for name in p f u m; do
+      # shellcheck disable=SC2086 # one word, or none
+      run 0 exec $terminal "$name" /bin/echo "hello $name"
+      is "${out%$'\r'}" "hello $name"
+    done
+  done
+  run 0 exec u /bin/sh -c 'ulimit -Hn' # it can't be set from outside without CAP_SYS_RESOURCE
+  is "$out" 5
+  run 0 inspect -f .State.OOMKilled m
+  is "$out" false
+  run 137 exec m /bin/sh -c 'x=x; while :; do x=$x$x; done'
+  run 0 inspect -f .State.OOMKilled m
+  is "$out" true
+  is "$(state_of m)" running
+  run 0 rm -f p f u m
+}
+
+test_limit_restarted() { # limits: what update has changed holds when a restart policy starts the
+  # container again
+  need_limits memory
+  local before file
+  own_state
+  background --name u --restart always -m 64m /bin/sleep 1000
+  run 0 update -m 128m u
+  before=$(pid_of u)
+  kill -KILL "$before"
+  wait_for eval '[[ $(state_of u) == running && $(pid_of u) != "$before" ]]'
+  file=$(limit_file u memory.limit_in_bytes memory.max)
+  is "$(<"$file")" "$((128 << 20))"
+  run 0 inspect -f .HostConfig.Memory u
+  is "$out" "$((128 << 20))"
+  run 0 rm -f u
+}
+
 # ── 12. Terminal and logs ──────────────────────────────────────────────────
 
 test_narration() { # tty: only -it tells the steps, --log-level and MYDOCKER_LOG say otherwise
@@ -3547,6 +3633,15 @@ test_logs_never_block() { # logs: neither a full disk nor a reader who sleeps st
   wait $! || :
   run 0 logs --tail 5 y
   is "$err" 'done'
+}
+
+test_logs_turned_over() { # logs: a reader who is too slow is told so once
+  own_state
+  background --name l --log-opt max-size=1k --log-opt max-file=2 /bin/sh -c '
+    i=0; while [ $i -lt 20000 ]; do echo "line $i"; i=$((i+1)); done'
+  run 0 logs -f l
+  (($(grep -c 'lines were turned over' <<<"$err") <= 1))
+  like "$out" $'\nline 19999$'
 }
 
 # outsider [FIRST:COUNT]: from here on mydocker is run by an ordinary user, 23456, whose state is in
@@ -4409,6 +4504,31 @@ test_time_namespace() { # life: a monitor and who asks for it may be in differen
   is "$("${early[@]}" "${mydocker[@]}" ps --format '{{.Names}} {{.State}}')" 'l running'
   "${early[@]}" "${mydocker[@]}" rm -f l e
   nothing_on_record
+}
+
+test_full_disk_ends() { # life: on a full disk, containers that end are shown, and can be removed
+  need unshare mount
+  own_state
+  mkdir state
+  own_mounts 'mount -t tmpfs -o size=1m tmpfs state
+    "$@" run -d --name a /bin/sh -c "until [ -e end ]; do sleep 0.05; done; exit 3"
+    "$@" run -d --name b /bin/sleep 1000
+    cat /dev/zero >state/fill || :
+    touch end
+    "$@" wait a
+    "$@" kill b
+    "$@" wait b
+    "$@" ps -a --format "{{.Names}} {{.State}} {{.Status}}" 2>err
+    "$@" inspect -f .State.ExitCode a
+    for name in a b; do
+      ! "$@" start "$name" 2>>errs || exit 1
+    done
+    "$@" rm a
+    "$@" prune' >out
+  like "$(<out)" \
+    $'\n3\nb\n137\nb exited Exited \\(137\\) [^\n]* ago\na exited Exited \\(3\\) [^\n]* ago\n3\na\nb\nT'
+  like "$(<err)" "^mydocker: warning: container [ab]: its end can't be written, on [^ ]*: no space left"
+  like "$(<errs)" 'mydocker: start, on [^ ]*: .*no space left'
 }
 
 
@@ -10134,6 +10254,18 @@ test_nothing_left() { # main: nothing is left behind on this host
   mapfile -t empty < <(comm -13 "$scratch/at_start/cgroups" after/cgroups)
   wait_for none still_empty
   is "$(find "$MYDOCKER_ROOT"/{containers,running} -mindepth 1)" ''
+}
+
+test_old_python() { # main: a Python that is too old shows the line that says which one is needed
+  local old found=''
+  for old in python2.7 python3.6 python3.7; do
+    type -P "$old" || continue
+    found=1
+    ! "$old" "$here/mydocker.py" --version 2>err || fail "$old took it"
+    has err 'mydocker needs Python 3.8 or later'
+    is "$(wc -l <err)" 4
+  done
+  [[ $found ]] || skip 'no older Python here'
 }
 
 # ── Measurements ───────────────────────────────────────────────────────────
