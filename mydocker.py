@@ -114,7 +114,7 @@ RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 # linux/prctl.h
 
 # linux/prctl.h, linux/seccomp.h, linux/capability.h
-LINUX_CAPABILITY_VERSION_3, CAP_SYS_ADMIN = 0x20080522, 21
+LINUX_CAPABILITY_VERSION_3, CAP_SETGID, CAP_SYS_ADMIN = 0x20080522, 6, 21
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER = 1, 4, 8, 36
 PR_SET_NAME = 15
 
@@ -874,16 +874,26 @@ def poll_until(poll, deadline):
             return ready
 
 FIRST_USER_NAMESPACE = 0xEFFFFFFD  # linux/proc_ns.h, PROC_USER_INIT_INO: its inode number
+NS_GET_USERNS = 0xB701  # linux/nsfs.h
 
 def in_user_namespace():
     """True where our root is not the kernel's: some of its power ends at the namespace."""
     return os.stat("/proc/self/ns/user").st_ino != FIRST_USER_NAMESPACE
 
-def has_power():
-    """True with CAP_SYS_ADMIN, which making namespaces and mounts takes: capabilities(7)."""
+def is_guest(kind):
+    """True if the namespace of that kind around us isn't our user namespace's, but one's above."""
+    try:
+        with Descriptor(os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)) as own:
+            os.close(fcntl.ioctl(own, NS_GET_USERNS))
+    except PermissionError:  # it isn't told who is above us: ioctl_nsfs(2)
+        return True
+    return False
+
+def has_power(capability=CAP_SYS_ADMIN):
+    """True with this capability: making namespaces and mounts takes CAP_SYS_ADMIN."""
     sets = (INT * 6)()
     capget(struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0), sets)
-    return bool(sets[0] >> CAP_SYS_ADMIN & 1)
+    return bool(sets[0] >> capability & 1)
 
 def kill_child(pid):
     """Kill a container's PID 1, and with it all of its processes, and wait for it."""
@@ -1335,6 +1345,7 @@ class Birth:
         self.joins, self.flags = [], CLONE_NEWPID if role == "init" else 0
         if spec:
             self.joins, self.flags = joined_namespaces(spec), new_namespaces(spec)
+        self.guest = is_guest("pid")  # then another makes the PID namespace: there's no way back
         self.mapped = CLONE_NEWUSER in (self.flags & CLONE_NEWUSER, *(f for _, f in self.joins))
         self.channel, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, it would take the exit status
@@ -1344,10 +1355,15 @@ class Birth:
         theirs.close()
         if self.mapped:
             self.pid = map_ids(self.pid, self.channel, spec["linux"])
+        elif self.guest and self.flags & FOR_CHILDREN:
+            self.pid = inherit(self.pid, self.channel)
+            tell(self.channel, "go")  # see fork_inside
 
     def fork(self, channel):
         """Make the process; what belongs to a user namespace is made when it is in that."""
-        early = 0 if self.mapped else FOR_CHILDREN
+        early = 0 if self.mapped or self.guest else FOR_CHILDREN
+        if not early:
+            prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child's child becomes ours
         for fd, flag in self.joins:
             if flag & early:
                 os.setns(fd, flag)  # the next child is in another's
@@ -1365,6 +1381,9 @@ class Birth:
                     os.setns(fd, flag)
             if self.mapped:
                 become_mapped(channel, self.flags)
+            elif self.flags & FOR_CHILDREN & ~early:
+                os.unshare(self.flags & FOR_CHILDREN)  # the next child is PID 1 of a new one
+                fork_inside(channel)
             reexec_inside(self.role, channel, self.program, self.outlive)
         except Exception as error:
             send(channel, describe(error, "container"))
@@ -1440,7 +1459,8 @@ class Birth:
 
 def start_early(role, outlive=False):
     """A Birth that begins before the spec is known; None where we couldn't do the rest then."""
-    return Birth(role, outlive) if role == "join" or back_to_own_pids() else None
+    possible = role == "join" or is_guest("pid") or back_to_own_pids()
+    return Birth(role, outlive) if possible else None
 
 def start_init(spec, birth=None, **how):
     """A Birth that fits a spec: the one that has begun, or one that is begun with it."""
@@ -2934,10 +2954,8 @@ def set_groups(gids):
     try:
         os.setgroups(gids)
     except PermissionError:
-        with tolerate(errno.ENOENT):
-            if read_all("/proc/self/setgroups") == "deny\n":
-                return
-        raise
+        if not has_power(CAP_SETGID):
+            raise
 
 # What may be seen
 
@@ -4064,7 +4082,7 @@ def usual_limits(dirs, resources):
         elif name == "memory.swap":
             warn("--memory: the kernel doesn't count swap: only memory is limited")
         else:
-            raise Failure(f"{what}: there is no cgroup with {v1} here")
+            raise Failure(f"{what}: there is no cgroup with {v1} here", hint=why_no_cgroup())
 
 def other_limits(resources):
     """Yield a Limit for each of the OCI's that has no option."""
@@ -4543,7 +4561,6 @@ def cmd_logs(options, words):
 # time for a state root: its file `inhabitants` has the pids of those who went into it, running/ has
 # the monitors'; the next command goes where one of these is.
 
-NS_GET_USERNS = 0xB701  # linux/nsfs.h
 PROGRAMS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where the host's helpers may lie
 PASTA_DNS = "169.254.1.1"  # asked there, pasta asks the host's own servers: podman's choice, too
 
@@ -4668,18 +4685,9 @@ def why_no_cgroup():
 
 # The network
 
-def is_guest():
-    """True if the network namespace around us isn't our user namespace's: no cable can be laid."""
-    try:
-        with Descriptor(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as net:
-            os.close(fcntl.ioctl(net, NS_GET_USERNS))
-        return False
-    except PermissionError:  # an owner above ours: ioctl_ns(2)
-        return True
-
 def usual_network():
     """The network that a container gets where nothing is said."""
-    if not is_guest():
+    if not is_guest("net"):
         return "bridge"
     if pasta_program():
         return "pasta"
@@ -4694,10 +4702,10 @@ def pasta_program():
 def check_guest(kind):
     """Refuse networks that take power over the host's network namespace, and those that need none
     where it is there."""
-    if kind == "pasta" and (not is_guest() or not pasta_program()):
+    if kind == "pasta" and (not is_guest("net") or not pasta_program()):
         raise Failure("--network, on pasta: it is for those without root, on a host that has it",
                       hint="package passt")
-    if kind not in ("none", "host", "pasta", "container") and is_guest():
+    if kind not in ("none", "host", "pasta", "container") and is_guest("net"):
         raise Failure(f"--network, on {kind}: only root can lay cables to this host",
                       hint="--network pasta, none, host and container:ID are possible")
 
