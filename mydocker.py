@@ -80,9 +80,9 @@ SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itsel
 # OSError, and the error carries the call as C would write it.  A new call is one line below.
 # An argument is TEXT, INT, LONG, BYTES or, for flags, the prefix of their names ("MS_").
 #
-# --explain hangs here: it puts a printing shell around these functions and around those of `os`
-# in OS_CALLS.  What the call is for is the comment behind the line that makes it, so a reader of
-# the file and a reader of the output are told the same.
+# --explain hangs here: the narrator's chapter puts a printing shell around these functions.  What a
+# call is for is the comment behind the line that makes it, so a reader of the file and a reader of
+# the output are told the same.
 
 # linux/sched.h
 
@@ -238,38 +238,6 @@ def c_flags(value, prefix):
     if not names:
         names = [name for name, bits in known.items() if bits & value == bits]
     return "|".join(names) or hex(value)
-
-# What --explain shows of the os module, with the kinds of arguments where they are flags.
-OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
-                         "setresgid setresuid fchown".split(), ())
-OS_CALLS.update(unshare=("CLONE_",), setns=(None, "CLONE_"))
-
-def explain_calls():
-    """From here on print each kernel call before it is made, and what it is for, on stderr."""
-    reasons, stderr = source_comments(), fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
-
-    def explained(call, name, kinds):
-        def shell(*args, **more):
-            why = reasons.get(sys._getframe(1).f_lineno) or reasons.get(sys._getframe(2).f_lineno)
-            who = "init" if os.getpid() == 1 or sys.argv[1] == "join" else "run"
-            print_line(f"{who:4}  {c_call(name, args, kinds):60}  {why or ''}".rstrip(), stderr)
-            return call(*args, **more)
-        return shell
-
-    for name, kinds in OS_CALLS.items():
-        setattr(os, name, explained(getattr(os, name), name, kinds))
-    for name, value in list(globals().items()):
-        if hasattr(value, "kinds"):
-            globals()[name] = explained(value, value.__name__, value.kinds)
-
-def source_comments():
-    """What stands behind the lines of this file: {line number: comment}; {} without the source."""
-    try:
-        lines = read_all(sys._getframe().f_code.co_filename).split("\n")
-    except OSError:
-        return {}
-    lines = enumerate((line.partition("  # ") for line in lines), 1)
-    return {number: why for number, (code, _, why) in lines if why and code.strip()}
 
 # ── 3. Failing ───────────────────────────────────────────────────────────────
 # Two kinds of error and no third: Failure says that what was asked for can't be done; OSError,
@@ -928,7 +896,8 @@ def tell(channel, message, fds=()):
 # ── 5. The command line ──────────────────────────────────────────────────────
 # One function for each command, below its row: usage, summary, options.  The parser and the help
 # are both driven by the row, so they can't drift apart.  An option is (names, argument, help): no
-# argument makes it a switch, "..." at the end of the argument lets it be repeated.
+# argument makes it a switch, "..." at the end of the argument lets it be repeated, and "[=X|Y]" is
+# one of these words, or none.
 # Docker's conventions: options end at the first positional or at `--`; -it is -i -t; --name=x is
 # --name x.  The tutorial's: every long option may have one dash only.
 
@@ -1011,6 +980,8 @@ def run_command(name, options, words):
     if name not in QUICK:
         import gc
         gc.enable()
+    if options.get("explain") or options.get("step"):
+        explain_calls(options["explain"] == "all", options["step"])
 
     def call(word):
         said = function(options, word)
@@ -1041,6 +1012,11 @@ def parse_options(rows, words, where, anywhere=False):
             continue
         for row, value in split_option(by_name, word, where):
             name = long_name(row)
+            if row[1].startswith("[="):
+                if value not in (None, "true", "false", *row[1][2:-1].split("|")):
+                    raise Failure(f"{where}, on --{name}={value}: not {row[1][2:-1]}")
+                options[name] = None if value == "false" else value or "true"
+                continue
             if not row[1] and value not in (None, "true", "false"):
                 raise Failure(f"{where}, on --{name}={value}: it takes no value")
             if row[1] and value is None and not words:
@@ -1176,20 +1152,15 @@ def parse_moment(text, option):
                       "or 10m") from None
 
 def apply_log_options(options):
-    """Let --log-level and --explain travel to init: in the environment."""
+    """Let --log-level travel to init: in the environment."""
     level = options["log-level"] or os.environ.get("MYDOCKER_LOG") or (
         "info" if options["tty"] and options["interactive"] and not options["detach"]
         else "warning")
     if level not in LEVELS:
         raise Failure(f"--log-level, on {level}: not one of {', '.join(LEVELS)}")
     os.environ["MYDOCKER_LOG"] = level
-    if options["explain"]:
-        os.environ["MYDOCKER_EXPLAIN"] = "1"
-        explain_calls()
 
-offer("run",
-      ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"),
-      ("--explain", "", "print each kernel call that makes the container, and why"))
+offer("run", ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"))
 
 # What is shown
 
@@ -12408,7 +12379,8 @@ def open_book(book, scope):
         return enter
 
     scope.update({name: door(name, title) for name, title in functions.items()})
-    scope.update(BOOK=book, KNOWN_COMMANDS=known)
+    scope.update(BOOK=book, KNOWN_COMMANDS=known,
+                 read_book=lambda: [load(title) for title in [*chapters]])
     load(next(reversed(functions.values())))
 
 def compile_book(text, path):
@@ -12503,6 +12475,419 @@ def cmd_uninstall(_, words):
         unlink_if_there(path)
     with tolerate(errno.ENOENT, errno.ENOTEMPTY):
         os.rmdir(os.path.dirname(source))
+
+# ── 35b. The narrator ────────────────────────────────────────────────────────
+# --explain tells what is done as it is done: a heading for each stage, under it the kernel calls,
+# and behind each what it is for, which is the comment behind the line of this file that makes it.
+# Nothing else of the program knows of it: it puts a printing shell around the functions that
+# kernel() has bound, around those of `os` in OS_CALLS and those of ours in OWN_CALLS, and finds
+# the stage by the function that is being carried out: STAGES.  It is read only when it is wanted.
+#
+# Two processes tell at once, the outside (run) and the inside (init, join).  So that the story has
+# one order, each time the same, the outside waits twice: until the child has executed this file
+# again, and until that one waits for the spec.
+
+# What is shown of the os module: the kinds of arguments where they are flags, and the functions
+# that it is shown in, if not in all.
+OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
+                         "setresgid setresuid fchown".split(), ((), ()))
+OS_CALLS.update(unshare=(("CLONE_",), ()), setns=((None, "CLONE_"), ()),
+                mkdir=((), ("make_cgroup",)), rmdir=((), ("remove_cgroups",)))
+OWN_CALLS = {"write_value": "write", "netlink": "netlink"}  # by the names to show
+DETAILS = set("openat2 statfs signalfd fchdir fchown pidfd_open".split())  # for --explain=all
+REPEATED = set("prctl mknod symlink mkdir rmdir write dup2".split())  # many alike become one line
+FILE_REASONS = {  # what writing to a file of the kernel's does: by its name
+    "cgroup.procs": "in it goes, with all the children that it will have",
+    "cgroup.subtree_control": "what is in it may limit these, too",
+    "cpuset.cpus": "version 1 starts without processors", "cpuset.mems": "and without memory",
+    "devices.deny": "which devices it must not use", "devices.allow": "which devices it may use",
+    "uid_map": "user ids: inside, outside, how many",
+    "gid_map": "group ids: inside, outside, how many",
+    "oom_score_adj": "who is killed first when memory is short"}
+STAGES = {  # the function that is carried out: (what is made, what that means)
+    "fork": ("a process tree of its own",
+        "The next child is PID 1 of a new PID namespace, and sees no process but its own."),
+    "fork join": ("one more process",
+        "It starts outside, with a mount table of its own until it enters the container."),
+    "become_mapped": ("ids of its own",
+        "Who is root in a user namespace has no power outside of it."),
+    "map_ids": ("ids of its own",
+        "From outside it is written once what the ids inside mean."),
+    "reexec_inside": ("mounts of its own, and this file once more",
+        "What is mounted from here on only it can see; then it executes this program again, "
+        "as init."),
+    "reexec_inside join": ("this file once more",
+        "What is mounted from here on only it can see; then it executes this program again, "
+        "as join."),
+    "take_place join": ("apart from the caller",
+        "It leaves what it has from the caller."),
+    "make_container_dir": ("its name",
+        "A name is a link to the container's id: taken in one step."),
+    "take_place": ("apart from the host",
+        "It leaves what it has from the caller, and gets a host name, System V IPC and a "
+        "network of its own: an empty one."),
+    "make_cgroups": ("its limits",
+        "A cgroup is a directory: a limit is a file in it, and a pid written to cgroup.procs "
+        "puts a process in."),
+    "connect_container": ("its network",
+        "A cable: one end in the host's bridge, one inside. It gets an address, a route, and "
+        "rules for what leaves the host."),
+    "build_root": ("its root",
+        "A file system is a list of mounts; none of them is ever seen on the host, and all go "
+        "with the last process."),
+    "enter_root": ("the door closes",
+        "The new root becomes /, and the host's is detached: no path leads back."),
+    "hide_paths": ("what it must not see",
+        "Files of the kernel's that tell of the host, or change it, are made read-only or "
+        "covered."),
+    "name_host": ("its host name",
+        "The UTS namespace has a name of its own."),
+    "hand_out_terminal": ("its terminal",
+        "It is made in the container's own /dev/pts; the other end goes to the outside."),
+    "confine": ("what it may do",
+        "Its user, its capabilities, and a filter of system calls: from here on there is no "
+        "way back."),
+    "join_namespaces": ("into the container",
+        "Nothing is made: it enters the namespaces that are there, all of them or none."),
+    "take_session": ("the command",
+        "Away from the caller's session, and the command takes the place of this program."),
+    "end_container": ("the end",
+        "The kernel has removed what was inside; what was outside is swept."),
+    "create_network": ("a network",
+        "A bridge with an address, and rules in one table for all."),
+}
+
+class Narrator:
+    """What one process tells, where to, and what it told last."""
+    def __init__(self, everything, step, turn=None):
+        self.out = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
+        self.terminal, self.step, self.told = None, step, set()
+        if step:
+            with tolerate(errno.ENXIO, errno.ENOENT):
+                self.terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+        self.everything, self.reasons, self.held = everything, source_comments(), []
+        self.who = sys.argv[1] if sys.argv[1:2] in (["init"], ["join"]) else "run"
+        self.turn, self.received = turn, 0  # a pipe's end that the other one waits for, or its own
+        self.fork, self.leave, self.receive, self.tell = os.fork, os._exit, receive, tell
+        import re  # soon it would be the container's: see chapter 1
+
+    def say(self, call, args, kinds, frame):
+        """Tell of a call that is about to be made in that frame."""
+        detail = call in DETAILS or args[:1] == ("/proc/self/fd",) or (
+            frame.f_code.co_name == "back_to_own_pids")
+        if self.out is None or detail and not self.everything:
+            return
+        args, kinds = named_arguments(call, args, kinds, frame)
+        if args is None and not self.everything:
+            return  # it only asks
+        self.enter_stage(frame)
+        why = self.reason_of(frame) or (
+            FILE_REASONS.get(os.path.basename(args[0]), limit_reason(args[0]))
+            if call == "write" else "")
+        words = [c_value(arg, kind) for arg, kind in zip(
+            args or (), (*kinds, *[None] * len(args or ())))]
+        if not self.everything:
+            words = [*map(shorter, words)]
+        if self.held and self.held[0][::2] != (call, why):
+            self.flush()
+        self.held.append((call, words, why))
+        if call not in REPEATED or self.everything:
+            self.flush()
+
+    def reason_of(self, frame):
+        """The comment behind the line that makes a call, or the line that called its function."""
+        for _ in range(3):
+            why = self.reasons.get(frame.f_lineno)
+            if why or frame.f_back is None:
+                return why
+            frame = frame.f_back
+        return ""
+
+    def enter_stage(self, frame):
+        """Print the heading of the stage that a frame belongs to, once."""
+        while frame is not None:
+            name = frame.f_code.co_name
+            role = getattr(frame.f_locals.get("self"), "role", self.who)
+            if f"{name} {role}" in STAGES:
+                name = f"{name} {role}"
+            if name in STAGES:
+                break
+            frame = frame.f_back
+        title, meaning = STAGES[name] if frame is not None else ("", "")
+        if not title or title in self.told:
+            return
+        self.flush()
+        self.told.add(title)
+        bold, plain = ("\033[1m", "\033[0m") if os.isatty(self.out) else ("", "")
+        with tolerate():
+            os.write(self.out, encode(f"{bold}── {title}{plain}\n   {meaning}\n"))
+        if self.terminal is not None:
+            self.wait_for_reader()
+
+    def flush(self):
+        """Print what is held back: one call, or many that are alike as one line."""
+        if not self.held or self.out is None:
+            return
+        call, words, why = self.held[0]
+        if len(self.held) > 1:
+            words, each_one = folded([row[1] for row in self.held])
+            why = ", ".join([f"{len(self.held)} times", *each_one]) + (why and f": {why}")
+        line = f"{self.who:4}  {call}({', '.join(words)})"
+        print_line(f"{line:66}  {why}".rstrip(), self.out)
+        self.held = []
+
+    def wait_for_reader(self):
+        """Stop before a stage: Enter goes on, s is a shell where this process is now."""
+        while True:
+            os.write(self.terminal, b"   [Enter: go on, s: a shell here] ")
+            if os.read(self.terminal, 256).strip() != b"s":
+                return
+            child = self.fork()
+            if not child:
+                self.become_shell()
+            os.waitpid(child, 0)
+
+    def become_shell(self):
+        """In a child: a shell on the terminal, in the namespaces as they are so far."""
+        try:
+            for fd in (0, 1, 2):
+                os.dup2(self.terminal, fd)
+            forget_signals()
+            os.execv("/bin/sh", ["sh", "+m", "-i"])  # +m: these groups have no number outside
+        except OSError as error:
+            print_line(f"mydocker: --step, on /bin/sh: {reason(error)}", self.terminal)
+        finally:
+            self.leave(127)
+
+    def fork_in_turn(self, frame):
+        """fork(), but outside wait until the child has executed this file again."""
+        birth = frame.f_locals.get("self")
+        if frame.f_code.co_name != "fork" or birth.mapped:  # that one has to wait for us
+            return self.fork()
+        executed, rest = os.pipe(), os.pipe()
+        pid = self.fork()
+        if pid:
+            os.close(executed[1])
+            os.close(rest[1])
+            os.read(executed[0], 1)
+            os.close(executed[0])
+            self.turn = rest[0]
+            return pid
+        os.set_inheritable(rest[1], True)
+        self.who = birth.role
+        os.environ["MYDOCKER_EXPLAIN"] = " ".join(map(str, map(int, (
+            self.everything, self.terminal is not None, rest[1]))))
+        return pid
+
+    def tell_in_turn(self, channel, message, fds=()):
+        """tell(); then wait until the inside has come to rest, or be silent for good: the caller of
+        `run -d` is about to leave."""
+        self.flush()
+        if message == "ready" and self.out is not None:
+            os.close(self.out)
+            self.out = None
+        self.tell(channel, message, fds)
+        if self.turn is not None and self.who == "run":
+            os.read(self.turn, 1)
+            os.close(self.turn)
+            self.turn = None
+
+    def receive_in_turn(self, channel):
+        """receive(); the second time the inside comes to rest: it waits for the spec."""
+        self.flush()
+        self.received += 1
+        if self.turn is not None and self.who != "run" and self.received == 2:
+            os.close(self.turn)
+            self.turn = None
+        return self.receive(channel)
+
+def explain_calls(everything=False, step=False):
+    """From here on tell on stderr of each kernel call before it is made, and what it is for."""
+    globals().get("read_book", list)()  # a chapter that is read later would bring its own functions
+    scope, words = globals(), os.environ.get("MYDOCKER_EXPLAIN", "").split()
+    narrator = Narrator(everything, step)
+    if len(words) == 3:  # init, or join
+        narrator = Narrator(words[0] == "1", words[1] == "1", int(words[2]))
+        os.set_inheritable(narrator.turn, False)
+
+    def explained(call, name, kinds, places=()):
+        def shell(*args, **more):
+            frame = sys._getframe(1)
+            if not places or frame.f_code.co_name in places:
+                narrator.say(name, args, kinds, frame)
+            if name == "fork":
+                return narrator.fork_in_turn(frame)
+            if name.startswith("exec"):
+                narrator.flush()
+            return call(*args, **more)
+        return shell
+
+    def leave(status):
+        narrator.flush()
+        narrator.leave(status)
+
+    for name, value in list(scope.items()):
+        if hasattr(value, "kinds") and name not in OWN_CALLS:
+            scope[name] = explained(value, value.__name__, value.kinds)
+    for name, (kinds, places) in OS_CALLS.items():
+        setattr(os, name, explained(getattr(os, name), name, kinds, places))
+    for name, shown in OWN_CALLS.items():
+        scope[name] = explained(scope[name], shown, ())
+    os._exit, scope["tell"], scope["receive"] = (
+        leave, narrator.tell_in_turn, narrator.receive_in_turn)
+
+def source_comments():
+    """What stands behind the lines of this file: {line number: comment}; {} without the source."""
+    try:
+        lines = read_all(sys._getframe().f_code.co_filename).split("\n")
+    except OSError:
+        return {}
+    lines = enumerate((line.partition("  # ") for line in lines), 1)
+    return {number: why for number, (code, _, why) in lines if why and code.strip()}
+
+# Arguments
+
+class Word(int):
+    """A number that is shown by its name."""
+    def __new__(cls, value, name):
+        word = int.__new__(cls, value if isinstance(value, int) else 0)
+        word.name = name
+        return word
+    def __str__(self):
+        return self.name
+
+def named_arguments(call, args, kinds, frame):
+    """A call's arguments as they are shown, with names for numbers: (args, kinds); (None, ()) for
+    one that only asks."""
+    args = list(args)
+    if call == "prctl" and args[0] == PR_SET_SECCOMP:
+        words = filter_words(frame.f_locals.get("steps") or b"")
+        args[1:] = [Word(args[1], "SECCOMP_MODE_FILTER"), Word(0, words)]
+    elif call == "prlimit":
+        args[1:3] = (Word(0, "RLIMIT_" + ULIMITS[args[1]].upper()),
+                     Word(0, "{{{}, {}}}".format(*struct.unpack("QQ", args[2]))))
+        kinds = ()
+    elif call == "prctl" and args[0] in (PR_CAPBSET_DROP, PR_CAP_AMBIENT):
+        at = 1 if args[0] == PR_CAPBSET_DROP else 2
+        number = args[at]
+        args[at] = Word(number, CAPABILITIES[number] if number < len(CAPABILITIES) else str(number))
+        if at == 2:
+            args[1] = Word(args[1], "PR_CAP_AMBIENT_RAISE")
+    elif call == "prctl" and args[0] == PR_SET_PDEATHSIG:
+        args[1] = Word(args[1], signal_name(args[1]))
+    elif call == "capset":
+        args = [Word(0, "{_LINUX_CAPABILITY_VERSION_3}"), Word(0, capability_sets(args[1]))]
+        kinds = ()
+    elif call == "mount_setattr":
+        args[3] = Word(0, attribute_words(args[3]))
+        kinds = (*kinds[:3], None)
+    elif call == "mknod":
+        args[1] = Word(0, f"{'S_IFBLK' if stat.S_ISBLK(args[1]) else 'S_IFCHR'}"
+                          f"|0{stat.S_IMODE(args[1]):o}") if args[1] & (
+                              stat.S_IFCHR | stat.S_IFBLK) else args[1]
+        args[2:] = [Word(0, f"makedev({os.major(args[2])}, {os.minor(args[2])})")]
+    elif call == "netlink":
+        words = netlink_words(args[0], args[2])
+        protocol = "NETLINK_NETFILTER" if args[0] == NETLINK_NETFILTER else "NETLINK_ROUTE"
+        return ([Word(0, protocol), args[1], Word(0, "{" + words + "}")] if words else None), ()
+    args = [Word(arg, "AT_FDCWD") if arg is not None and arg == AT_FDCWD and kind is INT else arg
+            for arg, kind in zip(args, (*kinds, *[None] * len(args)))]
+    return args, kinds
+
+def signal_name(number):
+    names = [name for name in dir(_signal) if name.startswith("SIG") and name[3] != "_"
+             and getattr(_signal, name) == number]
+    return names[0] if names else str(number)
+
+def capability_sets(data):
+    """What capset(2) gives: the effective set by names, or that there is none."""
+    halves = struct.unpack("6I", data)
+    bits = halves[0] | halves[3] << 32
+    names = [name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1]
+    return "{" + ("|".join(names) or "0") + "}"
+
+def filter_words(code):
+    """What a filter of system calls comes to: how long it is, and the answers that it has."""
+    steps = [struct.unpack_from("HBBI", code, at) for at in range(0, len(code), 8)]
+    answers = {value for kind, _, _, value in steps if kind == 0x06}  # BPF_RET
+    names = {0x7FFF0000: "ALLOW", 0x7FFC0000: "LOG", 0x00030000: "TRAP", 0x7FF00000: "TRACE",
+             0x00050000: "ERRNO", 0x80000000: "KILL_PROCESS", 0: "KILL_THREAD"}
+    words = [names.get(value & 0xFFFF0000, hex(value)) + (
+        f"({errno.errorcode.get(value & 0xFFFF, value & 0xFFFF)})" if value >> 16 == 5 else "")
+             for value in sorted(answers, reverse=True)]
+    return f"{{{len(steps)} steps: {', '.join(words)}}}"
+
+def attribute_words(data):
+    """A struct mount_attr, by what it sets."""
+    bits, clear, propagation, _ = struct.unpack("QQQQ", data)
+    known = "RDONLY", "NOSUID", "NODEV", "NOEXEC"
+    names = ["MOUNT_ATTR_" + name for bit, name in enumerate(known) if bits >> bit & 1]
+    parts = [f".attr_set={'|'.join(names) or hex(bits)}"] if bits else []
+    parts += [f".attr_clr={clear:#x}"] if clear else []
+    parts += [f".propagation={c_flags(propagation, 'MS_')}"] if propagation else []
+    return "{" + ", ".join(parts) + "}"
+
+def netlink_words(protocol, messages):
+    """What netlink messages ask for, by their names and what matters in them; "" if they only
+    ask."""
+    prefix, words = ("NFT_MSG_", []) if protocol == NETLINK_NETFILTER else ("RTM_", [])
+    known = {value: name for name, value in globals().items() if name.startswith(prefix)}
+    for kind, flags, body in messages:
+        name = known.get(kind & 0xFF if prefix == "NFT_MSG_" else kind, "")
+        if not name or flags & NLM_F_DUMP == NLM_F_DUMP and "NEW" not in name or "_GET" in name:
+            continue
+        words.append(name if prefix == "NFT_MSG_" else name + route_words(kind, body))
+    counts = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    return ", ".join(f"{count} x {word}" if count > 1 else word for word, count in counts.items())
+
+def route_words(kind, body):
+    """What matters in a message of rtnetlink(7)."""
+    if kind in (RTM_NEWADDR, RTM_DELADDR):
+        address = parse_attributes(body[8:]).get(IFA_LOCAL, b"")
+        return f" {'.'.join(map(str, address))}/{body[1]}"
+    if kind == RTM_NEWROUTE:
+        gateway = parse_attributes(body[12:]).get(RTA_GATEWAY, b"")
+        return " default via " + ".".join(map(str, gateway))
+    found = parse_attributes(body[16:])
+    kind = parse_attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND, b"")
+    words = [kind, found.get(IFLA_IFNAME, b""), b"up" if body[8] & IFF_UP else b""]
+    return "".join(" " + os.fsdecode(word.rstrip(b"\0")) for word in words if word)
+
+def limit_reason(path):
+    """Which limit a file of a cgroup is: by the option for it."""
+    name = os.path.basename(path)
+    return next((f"{row[1].split()[-2] if len(row[1].split()) > 1 else row[1]}: {row[3]}"
+                 for row in LIMITS if name in row[4:]), "")
+
+def shorter(text):
+    """A word of a call without what is the same in each path of a container, or by chance."""
+    import re
+    text = re.sub(r"/[^ \"=:]*/containers/[0-9a-f]{64}/", "…/", text).replace("/./", "/")
+    return re.sub(r"[0-9a-f]{64}", "ID", text)
+
+def folded(rows):
+    """Calls that differ in some words, as one: (its words, what differs in each)."""
+    places = [at for at in range(len(rows[0])) if len({row[at] for row in rows}) > 1]
+    words = [word if at not in places else "..." for at, word in enumerate(rows[0])]
+    if not places:
+        return words, []
+    values = [row[places[0]] for row in rows]
+    start = len(os.path.commonprefix(values))
+    end = len(os.path.commonprefix([value[start:][::-1] for value in values]))
+    paths = "/" in values[0][:start]
+    if paths:  # whole names only
+        start = values[0].rfind("/", 0, start) + 1
+        end = max(0, len(values[0]) - values[0].find("/", len(values[0]) - end)) if (
+            "/" in values[0][len(values[0]) - end:]) else 1
+    words[places[0]] = values[0][:start] + "..." + values[0][len(values[0]) - end:]
+    each_one = [value[start:len(value) - end] for value in values]
+    return words, [*each_one[:4], "..."] if paths and len(each_one) > 4 else each_one
+
+for told in [*"run exec start commit pull build load import".split(), "network create"]:
+    offer(told, ("--explain", "[=all]", "tell each kernel call and why; all: the small ones, too"),
+          ("--step", "", "tell, and stop before each stage; s is a shell there"))
 
 # ── 36. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.
