@@ -7137,7 +7137,7 @@ def sync_data(*paths):
     disks = {os.stat(path).st_dev: path for path in paths}
     for path in disks.values():
         with Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-            syncfs(fd)
+            syncfs(fd)  # to disk, before it has a name
 
 def ref_name(entry):
     """The full name in an index entry; "" if it has none, or only a tag."""
@@ -7221,7 +7221,7 @@ def store_blob(data):
             pass
         with Descriptor(os.open(blob, os.O_RDONLY | os.O_CLOEXEC)) as fd:
             os.fsync(fd)  # a name in the store is trusted: the data comes first
-        name_blob(blob, found["digest"])
+        name_blob(blob, found["digest"])  # it is whole, and on disk
     finally:
         unlink_if_there(blob)
     return found["digest"]
@@ -7247,8 +7247,8 @@ def store_layer(chunks, diff_id="", descriptor=None, part="", **how):
         if diff_id not in ("", plain["digest"]):
             raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain['digest']}")
         sync_data(blob, layer)  # before the names: they are trusted, also after a power loss
-        name_blob(blob, packed["digest"])
-        name_layer(layer, plain["digest"])
+        name_blob(blob, packed["digest"])  # it is whole, and on disk
+        name_layer(layer, plain["digest"])  # and what it is unpacked
     finally:
         if not part:
             unlink_if_there(blob)
@@ -12493,12 +12493,16 @@ OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod syml
                          "setresgid setresuid fchown".split(), ((), ()))
 OS_CALLS.update(unshare=(("CLONE_",), ()), setns=((None, "CLONE_"), ()),
                 mkdir=((), ("make_cgroup",)), rmdir=((), ("remove_cgroups",)))
-OWN_CALLS = {"write_value": "write", "netlink": "netlink"}  # by the names to show
+OWN_CALLS = {"write_value": "write", "netlink": "netlink", "name_blob": "rename",
+             "name_layer": "rename"}  # by the names to show
+FILLING = "make_link make_node mark_whiteout hide_lower place fill dress finish".split()  # layers
 DETAILS = set("openat2 statfs signalfd fchdir fchown pidfd_open".split())  # for --explain=all
 REPEATED = set("prctl mknod symlink mkdir rmdir write dup2".split())  # many alike become one line
 FILE_REASONS = {  # what writing to a file of the kernel's does: by its name
     "cgroup.procs": "in it goes, with all the children that it will have",
     "cgroup.subtree_control": "what is in it may limit these, too",
+    "cgroup.freeze": "1: all stand still, 0: they go on",
+    "freezer.state": "all stand still, or go on",
     "cpuset.cpus": "version 1 starts without processors", "cpuset.mems": "and without memory",
     "devices.deny": "which devices it must not use", "devices.allow": "which devices it may use",
     "uid_map": "user ids: inside, outside, how many",
@@ -12555,7 +12559,15 @@ STAGES = {  # the function that is carried out: (what is made, what that means)
         "The kernel has removed what was inside; what was outside is swept."),
     "create_network": ("a network",
         "A bridge with an address, and rules in one table for all."),
+    "pull": ("an image from a registry",
+        "First a list of what it is made of, then each part by its digest, which is checked."),
+    "add_layer": ("one more layer",
+        "A tar, unpacked once: on disk before it has its name, which is its digest."),
+    "load": ("an image from a file",
+        "Each part is unpacked once: on disk before it has its name, which is its digest."),
 }
+HTTP_REASONS = (("/manifests/", "what it is made of"), ("/blobs/", "a part, by its digest"),
+                ("", "may we, and how"))  # what is in an address, and what that means
 
 class Narrator:
     """What one process tells, where to, and what it told last."""
@@ -12574,16 +12586,18 @@ class Narrator:
     def say(self, call, args, kinds, frame):
         """Tell of a call that is about to be made in that frame."""
         detail = call in DETAILS or args[:1] == ("/proc/self/fd",) or (
-            frame.f_code.co_name == "back_to_own_pids")
+            frame.f_code.co_name in ("back_to_own_pids", *FILLING) and call != "http")
         if self.out is None or detail and not self.everything:
             return
         args, kinds = named_arguments(call, args, kinds, frame)
         if args is None and not self.everything:
             return  # it only asks
         self.enter_stage(frame)
-        why = self.reason_of(frame) or (
-            FILE_REASONS.get(os.path.basename(args[0]), limit_reason(args[0]))
-            if call == "write" else "")
+        why = self.reason_of(frame)
+        if call == "http":
+            why = next(why for part, why in HTTP_REASONS if part in args[1])
+        elif call == "write" and not why:
+            why = FILE_REASONS.get(os.path.basename(args[0])) or limit_reason(args[0])
         words = [c_value(arg, kind) for arg, kind in zip(
             args or (), (*kinds, *[None] * len(args or ())))]
         if not self.everything:
@@ -12733,6 +12747,13 @@ def explain_calls(everything=False, step=False):
         setattr(os, name, explained(getattr(os, name), name, kinds, places))
     for name, shown in OWN_CALLS.items():
         scope[name] = explained(scope[name], shown, ())
+    ask = Site.send
+
+    def send(site, method, url, *more):
+        narrator.say("http", (method, url), (), sys._getframe(1))
+        return ask(site, method, url, *more)
+
+    Site.send = send
     os._exit, scope["tell"], scope["receive"] = (
         leave, narrator.tell_in_turn, narrator.receive_in_turn)
 
@@ -12865,7 +12886,7 @@ def shorter(text):
     """A word of a call without what is the same in each path of a container, or by chance."""
     import re
     text = re.sub(r"/[^ \"=:]*/containers/[0-9a-f]{64}/", "…/", text).replace("/./", "/")
-    return re.sub(r"[0-9a-f]{64}", "ID", text)
+    return re.sub(r"[0-9a-f]{64}", "ID", re.sub(r"tmp\.[0-9]+\.[0-9a-f]+", "tmp", text))
 
 def folded(rows):
     """Calls that differ in some words, as one: (its words, what differs in each)."""

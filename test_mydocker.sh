@@ -761,6 +761,21 @@ test_step() { # calls: --step stops before each stage, where a shell may look ar
     "${mydocker[@]}" run --step --ephemeral /bin/echo hello-there
 }
 
+test_explain_images() { # calls: --explain with import, commit and pull
+  need overlay
+  own_state
+  small_root root
+  tar -C root -cf root.tar .
+  run 0 import --explain root.tar "t$n:1"
+  like "$err" $'── one more layer\n.*run +syncfs\\([^\n]*name\n.*run +rename\\('
+  unlike "$err" 'symlink|mknod|fchown'
+  run 0 run --name "t$n" "t$n:1" /bin/sh -c 'echo new >/new'
+  run 0 commit --explain "t$n" "t$n:2"
+  like "$err" $'── one more layer\n.*run +rename\\('
+  run 125 pull --explain --insecure "127.0.0.1:1/t$n:1"
+  like "$err" 'run +http\("(GET|HEAD)", "https?://127.0.0.1:1/v2/.*/manifests/1"\) +what it is made of'
+}
+
 test_explain_is_true() { # calls: --explain tells what strace sees
   need strace
   local call
