@@ -12910,6 +12910,353 @@ for told in [*"run exec start commit pull build load import".split(), "network c
     offer(told, ("--explain", "[=all]", "tell each kernel call and why; all: the small ones, too"),
           ("--step", "", "tell, and stop before each stage; s is a shell there"))
 
+# ── 35c. Told from outside ───────────────────────────────────────────────────
+# `explain` tells of any process what of a container it has, whoever made it: Docker, podman,
+# Kubernetes, we, or nobody.  All of it stands in /proc/PID, in its cgroups and in its mount table;
+# what is its own is what differs from the host's first process.
+
+CAPABILITY_MEANS = dict(zip(CAPABILITIES, (
+    "give files to others", "pass file permissions", "read any file by its handle",
+    "act as any file's owner", "keep set-id bits", "signal anybody", "be any group", "be any user",
+    "hand capabilities on", "change immutable files", "bind ports below 1024", "broadcast",
+    "change links, routes, rules", "send raw packets", "lock memory", "pass IPC permissions",
+    "LOAD KERNEL MODULES", "REACH HARDWARE", "chroot", "LOOK INTO OTHER PROCESSES", "accounting",
+    "MOUNT AND NEARLY ALL ELSE", "REBOOT", "raise priorities", "pass resource limits",
+    "SET THE CLOCK", "configure terminals", "make devices", "lease files", "write to the audit log",
+    "control auditing", "give files capabilities", "PASS MAC RULES", "CHANGE MAC RULES",
+    "read the kernel's log", "wake the host", "keep the host awake", "read the audit log",
+    "observe all performance", "LOAD BPF PROGRAMS", "checkpoint processes")))
+KERNEL_KINDS = "sysfs cgroup cgroup2 mqueue devpts securityfs debugfs bpf pstore tracefs".split()
+ENGINES = (  # what stands in a cgroup's path, and whose it is
+    ("/mydocker/", "mydocker"), ("libpod", "podman"), ("cri-containerd", "Kubernetes, containerd"),
+    ("crio-", "Kubernetes, CRI-O"), ("kubepods", "Kubernetes"), ("docker", "Docker"),
+    ("lxc", "LXC"), ("nspawn", "systemd-nspawn"))
+ENGINE_FILES = "hostname", "hosts", "resolv.conf", "termination-log"  # in /etc, each engine's own
+
+@command("CONTAINER|PID", "tell what of a container a process has, of any engine or none: its "
+         "namespaces, root, rights, limits, and what is unusual", takes=ONE)
+def cmd_explain(_, words):
+    pid = find_process(words[0])
+    start = process_start(pid)
+    try:
+        told = told_process(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        told = []
+    if start is None or process_start(pid) != start:
+        raise Failure(f"explain, on {words[0]}: it has ended")
+    import textwrap
+    for title, text in told:
+        lines = textwrap.wrap(printable(text), 86, break_on_hyphens=False) or ["-"]
+        for line in lines:
+            show(f"{title:12} {line}")
+            title = ""
+
+def find_process(text):
+    """The pid that a number, a container of ours, or the id of anybody's container means."""
+    if to_number(text) is not None and os.path.exists(f"/proc/{int(text)}/ns"):
+        return int(text)
+    with_id = []
+    try:
+        return live_pid(find_container(text))
+    except Failure as failure:
+        for pid in all_pids() if text else ():
+            with tolerate():
+                path = read_all(f"/proc/{pid}/cgroup")
+                names = path.replace("-", "/").replace(":", "/").split("/")
+                if len(text) > 5 and any(name.startswith(text) for name in names):
+                    with_id.append(pid)
+        if not with_id:
+            raise failure
+    return min(with_id)  # the first that was started
+
+def all_pids():
+    return sorted(map(int, filter(str.isdigit, os.listdir("/proc"))))
+
+def told_process(pid):
+    """All that is told of a process: [(title, text)]."""
+    rows = read_all(f"/proc/{pid}/status").split("\n")
+    status = dict(row.partition(":\t")[::2] for row in rows)
+    spaces, mounts = namespaces_of(pid), mount_table(pid)
+    dirs = cgroups_of(pid)
+    host_root = "mnt" not in spaces or is_from_host(mounts["/"], host_places()) == "/"
+    shared = [] if host_root else host_mounts(mounts)
+    return [
+        ("process", who_is(pid, status)),
+        ("own", " ".join(sorted(spaces)) or "no namespace: it is no container"),
+        *[("shared", text) for text in shared_namespaces(pid, spaces)],
+        ("root", "the host's own" if host_root else root_words(mounts["/"])),
+        *[("from host", text) for text in mount_lines(shared)],
+        ("user", user_words(pid, status)),
+        ("may", capability_words(status)),
+        ("held back", held_back(pid, status)),
+        ("limits", limit_words(dirs)),
+        ("network", network_words(pid) if "net" in spaces else "the host's"),
+        *[("unusual", text) for text in
+          unusual(pid, status, spaces, host_root, mounts, shared, dirs) or ["nothing"]]]
+
+def who_is(pid, status):
+    """What a process is, and whose container it is the first of, by its cgroup."""
+    import re
+    args = read_all(f"/proc/{pid}/cmdline").replace("\0", " ").strip() or f"[{status['Name']}]"
+    path = read_all(f"/proc/{pid}/cgroup")
+    found = re.search(r"[0-9a-f]{64}", path)
+    engine = next((name for word, name in ENGINES if word in path), "")
+    text = f"{pid}, {args[:60]}"
+    inside = status.get("NSpid", "").split()[1:]
+    if inside:
+        text += f"; inside it is {inside[-1]}"
+    if engine:
+        text += f"; of {engine}" + (f", container {found[0][:12]}" if found else "")
+    return text
+
+# Namespaces
+
+def host_pid():
+    """The process that stands for the host: the first, or we where nobody may look into that."""
+    try:
+        os.readlink("/proc/1/ns/mnt")
+        return 1
+    except OSError:
+        return os.getpid()
+
+def namespaces_of(pid):
+    """The namespaces in which a process differs from the host's: {name: its number}."""
+    found, host = {}, host_pid()
+    for _, name in NAMESPACES.values():
+        own, first = (link_target(AT_FDCWD, f"/proc/{each}/ns/{name}") for each in (pid, host))
+        if own and own != first:
+            found[name] = own
+    return found
+
+def shared_namespaces(pid, spaces):
+    """With whom a process shares its namespaces: lines."""
+    host = [name for _, name in NAMESPACES.values() if name not in spaces]
+    lines, groups = [f"with the host: {' '.join(sorted(host))}"] if host else [], {}
+    cgroup, others = read_all(f"/proc/{pid}/cgroup"), {}
+    for other in all_pids():
+        with tolerate():
+            if other != pid and read_all(f"/proc/{other}/cgroup") != cgroup:
+                for name in spaces:
+                    if link_target(AT_FDCWD, f"/proc/{other}/ns/{name}") == spaces[name]:
+                        others.setdefault(name, other)
+    for name, other in others.items():
+        groups.setdefault(other, []).append(name)
+    for other, names in groups.items():
+        with tolerate():
+            comm = read_all(f"/proc/{other}/comm").strip()
+            lines.append(f"with process {other}, {comm}: {' '.join(sorted(names))}")
+    return lines
+
+# Mounts
+
+def mount_table(pid):
+    """A process's mounts: {place: (device, what of it, type, options, the type's own)}."""
+    rows = {}
+    for line in read_all(f"/proc/{pid}/mountinfo").split("\n")[:-1]:
+        before, _, after = line.partition(" - ")
+        fields, (kind, _, more) = before.split(" "), after.split(" ", 2)
+        place = fields[4].replace("\\040", " ")
+        rows[place] = fields[2], fields[3].replace("\\040", " "), kind, fields[5].split(","), more
+    return rows
+
+def host_places():
+    """Where each file system is mounted on the host: {device: [(what of it, place)]}, the shortest
+    first."""
+    places = {}
+    for place, (device, top, *_) in mount_table(host_pid()).items():
+        places.setdefault(device, []).append((top, place))
+    return {device: sorted(rows, key=lambda row: len(row[1])) for device, rows in places.items()}
+
+def is_from_host(row, places):
+    """The path on the host of what a mount shows; None if it isn't there."""
+    device, top, *_ = row
+    for above, place in places.get(device, ()):
+        below = os.path.relpath(top, above)
+        if not below.startswith(".."):
+            return "/" + os.path.normpath(f"{place}/{below}").lstrip("/")
+    return None
+
+def host_mounts(mounts):
+    """What a container has of the host's files: [(path there, place, writable)]."""
+    places, found = host_places(), []
+    for place, row in mounts.items():
+        path = is_from_host(row, places)
+        if path and place != "/" and row[2] not in KERNEL_KINDS:
+            found.append((path, place, "ro" not in row[3]))
+    return found
+
+def mount_lines(shared):
+    """What comes from the host, in lines; an engine's files in /etc are one."""
+    files = [place for _, place, _ in shared if os.path.basename(place) in ENGINE_FILES]
+    lines = [f"{path} at {place}{', writable' if writable else ', read-only'}"
+             for path, place, writable in shared if place not in files]
+    if len(lines) > 8:
+        lines[8:] = [f"and {len(lines) - 8} more"]
+    return lines + ([f"the engine's own {' '.join(sorted(files))}"] if files else [])
+
+def root_words(row):
+    """What a container's root is."""
+    _, top, kind, options, more = row
+    way = "read-only" if "ro" in options else "writable"
+    if kind != "overlay":
+        return f"{kind}, {top} of it, {way}"
+    lower = [word.partition("=")[2] for word in more.split(" ")[-1].split(",")
+             if word.startswith("lowerdir")]
+    count = sum(len([part for part in text.split(":") if part]) for text in lower)
+    return f"overlay of {count} layer{'s' if count != 1 else ''}, {way}"
+
+# Rights and limits
+
+def user_words(pid, status):
+    """Who a process is, inside and outside."""
+    uid, gid = status["Uid"].split()[1], status["Gid"].split()[1]
+    rows = [line.split() for line in read_all(f"/proc/{pid}/uid_map").split("\n") if line]
+    text = f"{uid}:{gid} on the host, groups {status['Groups'].strip() or 'none'}"
+    if rows and rows != [["0", "0", "4294967295"]]:
+        return text + "; user ids inside are the host's: " + ", ".join(
+            f"{first}-{int(first) + int(size) - 1} are {outside}-{int(outside) + int(size) - 1}"
+            for first, outside, size in rows)
+    return text + "; the ids inside are the host's"
+
+def capability_names(status):
+    bits = int(status["CapEff"], 16)
+    return [name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1]
+
+def has_all(status):
+    """True if a process has all capabilities that the host has itself."""
+    rows = read_all(f"/proc/{host_pid()}/status").partition("CapBnd:")[2].split()
+    return int(status["CapEff"], 16) == int(rows[0], 16) > 0
+
+def capability_words(status):
+    names, bounds = capability_names(status), int(status["CapBnd"], 16)
+    words = [f"{name[4:]} ({CAPABILITY_MEANS[name]})" for name in names]
+    if has_all(status):
+        return f"everything that the host can give: all of its {len(names)} capabilities"
+    if not names:
+        return "nothing: no capability" + ("" if bounds else ", and it can get none")
+    return ", ".join(words)
+
+def held_back(pid, status):
+    """What holds a process back besides capabilities."""
+    label = ""
+    with tolerate():
+        label = read_all(f"/proc/{pid}/attr/current").strip("\0\n")
+    modes = {"0": "no filter of system calls", "1": "strict seccomp: read and write only",
+             "2": "a filter of system calls"}
+    return ", ".join([modes.get(status.get("Seccomp"), "seccomp not known"),
+                      f"no_new_privs {'on' if status.get('NoNewPrivs') == '1' else 'off'}",
+                      f"AppArmor or SELinux: {label or 'none'}"])
+
+def cgroups_of(pid):
+    """The directories of a process's cgroups, as far as they can be seen here."""
+    points = {name: point for name, (point, _) in hierarchies().items()}
+    dirs = []
+    for line in read_all(f"/proc/{pid}/cgroup").split("\n")[:-1]:
+        _, name, path = line.split(":", 2)
+        place = os.path.normpath(points.get(name, "/nowhere") + path)
+        if os.path.isdir(place):
+            dirs.append(place)
+    return dirs
+
+def limits_of(dirs):
+    """A cgroup's limits: (memory, pids, processors), each 0 if there is none."""
+    usage, quota = usage_of(dirs), 0
+    path = cgroup_file(dirs, "cpu.max")
+    period = read_number(dirs, "cpu.cfs_period_us") or 100000
+    if path:
+        words = read_all(path).split()
+        quota = int(words[0]) / int(words[1]) if words[0] != "max" else 0
+    else:
+        quota = read_number(dirs, "cpu.cfs_quota_us") / period
+    memory = usage["memory_limit"] if usage["memory_limit"] < 1 << 60 else 0
+    return memory, usage["pids_limit"], quota
+
+def limit_words(dirs):
+    usage, (memory, pids, processors) = usage_of(dirs), limits_of(dirs)
+    return ", ".join((
+        f"memory {humane_size(usage['memory'])} of {humane_size(memory) if memory else 'any'}",
+        f"processes {usage['pids']} of {pids or 'any'}",
+        f"processors {f'{processors:.3g}' if processors else 'any'}"))
+
+# Network
+
+def network_words(pid):
+    """A network's links, addresses and the ports that are listened at."""
+    links = [line.partition(":")[0].strip()
+             for line in read_all(f"/proc/{pid}/net/dev").split("\n")[2:-1]]
+    addresses, last = [], ""
+    for line in read_all(f"/proc/{pid}/net/fib_trie").split("\n"):
+        words = line.split()
+        if words[:1] in (["|--"], ["+--"]):
+            last = words[1]
+        elif words[:3] == ["/32", "host", "LOCAL"] and last not in addresses:
+            addresses.append(last)
+    ports = set()
+    for name in ("tcp", "tcp6", "udp", "udp6"):
+        with tolerate(errno.ENOENT):
+            for line in read_all(f"/proc/{pid}/net/{name}").split("\n")[1:-1]:
+                words = line.split()
+                if words[3] == ("0A" if name[:3] == "tcp" else "07"):
+                    ports.add((int(words[1].rpartition(":")[2], 16), name[:3]))
+    heard = ", ".join(f"{port}/{name}" for port, name in sorted(ports)[:12]) or "no port"
+    return f"{' '.join(links)}: {' '.join(addresses) or 'no address'}; listens at {heard}"
+
+# What is unusual
+
+SOCKETS = "docker.sock containerd.sock crio.sock podman.sock buildkitd.sock".split()
+MIGHTY = "SYS_ADMIN SYS_MODULE SYS_RAWIO SYS_PTRACE SYS_BOOT SYS_TIME BPF MAC_ADMIN MAC_OVERRIDE " \
+         "DAC_READ_SEARCH NET_ADMIN".split()
+
+def unusual(pid, status, spaces, host_root, mounts, shared, dirs):
+    """What a container seldom has, or lacks, and should be known of: phrases."""
+    names = [name[4:] for name in capability_names(status)]
+    mighty = [name for name in MIGHTY if name in names]
+    found = []
+    if has_all(status) and "user" not in spaces:
+        found.append("all capabilities: privileged")
+    elif mighty and "user" not in spaces:
+        found.append(f"it has {' '.join(mighty)}")
+    if status.get("Seccomp") == "0":
+        found.append("unconfined: no filter of system calls")
+    found += [f"it shares the host's {use}" for name, use in (
+        ("mnt", "mounts"), ("pid", "processes"), ("net", "network"), ("ipc", "System V IPC"))
+        if name not in spaces]
+    if host_root:
+        found.append("its root is the host's own")
+    found += unusual_mounts(mounts, shared) if not host_root else []
+    disks = [] if host_root else block_devices(pid)
+    if disks:
+        found.append(f"block devices in its /dev: {' '.join(disks[:6])}")
+    memory, pids, _ = limits_of(dirs)
+    missing = [what for what, limit in (("memory", memory), ("processes", pids)) if not limit]
+    if missing:
+        found.append(f"no limit of {' and '.join(missing)}")
+    return found
+
+def unusual_mounts(mounts, shared):
+    """What of the host's files a container should not have."""
+    found = [f"{os.path.basename(path)} of the host: who speaks to it is root there"
+             for path, _, _ in shared if os.path.basename(path) in SOCKETS]
+    found += [f"the host's {path} is at {place}, {'writable' if writable else 'read-only'}"
+              for path, place, writable in shared
+              if path in ("/", "/etc", "/proc", "/dev", "/root", "/var", "/run", "/usr", "/boot",
+                          "/home", "/var/run", "/var/lib")]
+    kernel = mounts.get("/proc/sys") or mounts.get("/proc")
+    if kernel and kernel[2] == "proc" and "ro" not in kernel[3]:
+        found.append("/proc/sys is writable")
+    sysfs = mounts.get("/sys")
+    if sysfs and sysfs[2] == "sysfs" and "ro" not in sysfs[3]:
+        found.append("/sys is writable")
+    return found
+
+def block_devices(pid):
+    """The block devices in a process's /dev."""
+    with tolerate(), Descriptor(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)) as root:
+        with Descriptor(open_in_root(root, "/dev", OPEN_DIR)) as fd:
+            return [name for name in sorted(os.listdir(fd))
+                    if stat.S_ISBLK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
+    return []
+
 # ── 36. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.
 

@@ -776,6 +776,36 @@ test_explain_images() { # calls: --explain with import, commit and pull
   like "$err" 'run +http\("(GET|HEAD)", "https?://127.0.0.1:1/v2/.*/manifests/1"\) +what it is made of'
 }
 
+test_explain_container() { # calls: `explain` tells of a container what it has and what is unusual,
+  # of a privileged one, and of a process that is no engine's
+  need root overlay
+  local pid
+  run 0 run -d --name "t$n" -m 64m --pids-limit 99 -v "$PWD:/mnt:ro" --ephemeral /bin/sleep 1000
+  run 0 explain "t$n"
+  like "$err$out" $'process +[0-9]+, /bin/sleep 1000; inside it is 1; of mydocker, container [0-9a-f]'
+  like "$out" $'\nown +cgroup ipc mnt net pid uts\nshared +with the host: [^\n]*user'
+  like "$out" $'\nroot +overlay of [0-9]+ layers?, writable\n'
+  like "$out" $'\nfrom host +'"[^ ]*${PWD##*/} at /mnt, read-only"
+  like "$out" 'CHOWN \(give files to others\)'
+  unlike "$out" 'SYS_ADMIN'
+  like "$out" $'\nheld back +a filter of system calls, no_new_privs off'
+  like "$out" $'\nlimits +memory [^ ]+ of 67.1MB, processes 1 of 99, processors any\n'
+  like "$out" $'\nnetwork +lo: 127.0.0.1; listens at no port\nunusual +nothing$'
+  pid=$("${mydocker[@]}" inspect -f '{{.State.Pid}}' "t$n")
+  is "$("${mydocker[@]}" explain "$pid")" "$out"
+  run 0 rm -f "t$n"
+  fails 125 'no such container' explain "t$n"
+  run 0 run -d --name "t$n" --privileged -v /etc:/mnt --ephemeral /bin/sleep 1000
+  run 0 explain "t$n"
+  for pid in 'all capabilities' 'no filter' '/etc is at /mnt, writable' '/proc/sys is writable' \
+    'no limit of memory and processes'; do
+    like "$out" $'\nunusual +[^\n]*'"$pid"
+  done
+  run 0 rm -f "t$n"
+  run 0 explain $$
+  like "$out" $'\nroot +the host.s own\n'
+}
+
 test_explain_is_true() { # calls: --explain tells what strace sees
   need strace
   local call
