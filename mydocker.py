@@ -82,9 +82,9 @@ SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itsel
 # OSError, and the error carries the call as C would write it.  A new call is one line below.
 # An argument is TEXT, INT, LONG, BYTES or, for flags, the prefix of their names ("MS_").
 #
-# --explain hangs here: it puts a printing shell around these functions and around those of `os`
-# in OS_CALLS.  What the call is for is the comment behind the line that makes it, so a reader of
-# the file and a reader of the output are told the same.
+# --explain hangs here: the narrator's chapter puts a printing shell around these functions.  What a
+# call is for is the comment behind the line that makes it, so a reader of the file and a reader of
+# the output are told the same.
 
 # linux/sched.h
 
@@ -240,38 +240,6 @@ def c_flags(value, prefix):
     if not names:
         names = [name for name, bits in known.items() if bits & value == bits]
     return "|".join(names) or hex(value)
-
-# What --explain shows of the os module, with the kinds of arguments where they are flags.
-OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
-                         "setresgid setresuid fchown".split(), ())
-OS_CALLS.update(unshare=("CLONE_",), setns=(None, "CLONE_"))
-
-def explain_calls():
-    """From here on print each kernel call before it is made, and what it is for, on stderr."""
-    reasons, stderr = source_comments(), fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
-
-    def explained(call, name, kinds):
-        def shell(*args, **more):
-            why = reasons.get(sys._getframe(1).f_lineno) or reasons.get(sys._getframe(2).f_lineno)
-            who = "init" if os.getpid() == 1 or sys.argv[1] == "join" else "run"
-            print_line(f"{who:4}  {c_call(name, args, kinds):60}  {why or ''}".rstrip(), stderr)
-            return call(*args, **more)
-        return shell
-
-    for name, kinds in OS_CALLS.items():
-        setattr(os, name, explained(getattr(os, name), name, kinds))
-    for name, value in list(globals().items()):
-        if hasattr(value, "kinds"):
-            globals()[name] = explained(value, value.__name__, value.kinds)
-
-def source_comments():
-    """What stands behind the lines of this file: {line number: comment}; {} without the source."""
-    try:
-        lines = read_all(sys._getframe().f_code.co_filename).split("\n")
-    except OSError:
-        return {}
-    lines = enumerate((line.partition("  # ") for line in lines), 1)
-    return {number: why for number, (code, _, why) in lines if why and code.strip()}
 
 # ── 3. Failing ───────────────────────────────────────────────────────────────
 # Two kinds of error and no third: Failure says that what was asked for can't be done; OSError,
@@ -940,7 +908,8 @@ def tell(channel, message, fds=()):
 # ── 5. The command line ──────────────────────────────────────────────────────
 # One function for each command, below its row: usage, summary, options.  The parser and the help
 # are both driven by the row, so they can't drift apart.  An option is (names, argument, help): no
-# argument makes it a switch, "..." at the end of the argument lets it be repeated.
+# argument makes it a switch, "..." at the end of the argument lets it be repeated, and "[=X|Y]" is
+# one of these words, or none.
 # Docker's conventions: options end at the first positional or at `--`; -it is -i -t; --name=x is
 # --name x.  The tutorial's: every long option may have one dash only.
 
@@ -1023,6 +992,8 @@ def run_command(name, options, words):
     if name not in QUICK:
         import gc
         gc.enable()
+    if options.get("explain") or options.get("step"):
+        explain_calls(options["explain"] == "all", options["step"])
 
     def call(word):
         said = function(options, word)
@@ -1053,6 +1024,11 @@ def parse_options(rows, words, where, anywhere=False):
             continue
         for row, value in split_option(by_name, word, where):
             name = long_name(row)
+            if row[1].startswith("[="):
+                if value not in (None, "true", "false", *row[1][2:-1].split("|")):
+                    raise Failure(f"{where}, on --{name}={value}: not {row[1][2:-1]}")
+                options[name] = None if value == "false" else value or "true"
+                continue
             if not row[1] and value not in (None, "true", "false"):
                 raise Failure(f"{where}, on --{name}={value}: it takes no value")
             if row[1] and value is None and not words:
@@ -1188,20 +1164,15 @@ def parse_moment(text, option):
                       "or 10m") from None
 
 def apply_log_options(options):
-    """Let --log-level and --explain travel to init: in the environment."""
+    """Let --log-level travel to init: in the environment."""
     level = options["log-level"] or os.environ.get("MYDOCKER_LOG") or (
         "info" if options["tty"] and options["interactive"] and not options["detach"]
         else "warning")
     if level not in LEVELS:
         raise Failure(f"--log-level, on {level}: not one of {', '.join(LEVELS)}")
     os.environ["MYDOCKER_LOG"] = level
-    if options["explain"]:
-        os.environ["MYDOCKER_EXPLAIN"] = "1"
-        explain_calls()
 
-offer("run",
-      ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"),
-      ("--explain", "", "print each kernel call that makes the container, and why"))
+offer("run", ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"))
 
 # What is shown
 
@@ -7184,7 +7155,7 @@ def sync_data(*paths):
     disks = {os.stat(path).st_dev: path for path in paths}
     for path in disks.values():
         with Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-            syncfs(fd)
+            syncfs(fd)  # to disk, before it has a name
 
 def ref_name(entry):
     """The full name in an index entry; "" if it has none, or only a tag."""
@@ -7268,7 +7239,7 @@ def store_blob(data):
             pass
         with Descriptor(os.open(blob, os.O_RDONLY | os.O_CLOEXEC)) as fd:
             os.fsync(fd)  # a name in the store is trusted: the data comes first
-        name_blob(blob, found["digest"])
+        name_blob(blob, found["digest"])  # it is whole, and on disk
     finally:
         unlink_if_there(blob)
     return found["digest"]
@@ -7294,8 +7265,8 @@ def store_layer(chunks, diff_id="", descriptor=None, part="", **how):
         if diff_id not in ("", plain["digest"]):
             raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain['digest']}")
         sync_data(blob, layer)  # before the names: they are trusted, also after a power loss
-        name_blob(blob, packed["digest"])
-        name_layer(layer, plain["digest"])
+        name_blob(blob, packed["digest"])  # it is whole, and on disk
+        name_layer(layer, plain["digest"])  # and what it is unpacked
     finally:
         if not part:
             unlink_if_there(blob)
@@ -12427,7 +12398,8 @@ def open_book(book, scope):
         return enter
 
     scope.update({name: door(name, title) for name, title in functions.items()})
-    scope.update(BOOK=book, KNOWN_COMMANDS=known)
+    scope.update(BOOK=book, KNOWN_COMMANDS=known,
+                 read_book=lambda: [load(title) for title in [*chapters]])
     load(next(reversed(functions.values())))
 
 def compile_book(text, path):
@@ -12522,6 +12494,787 @@ def cmd_uninstall(_, words):
         unlink_if_there(path)
     with tolerate(errno.ENOENT, errno.ENOTEMPTY):
         os.rmdir(os.path.dirname(source))
+
+# ── 35b. The narrator ────────────────────────────────────────────────────────
+# --explain tells what is done as it is done: a heading for each stage, under it the kernel calls,
+# and behind each what it is for, which is the comment behind the line of this file that makes it.
+# Nothing else of the program knows of it: it puts a printing shell around the functions that
+# kernel() has bound, around those of `os` in OS_CALLS and those of ours in OWN_CALLS, and finds
+# the stage by the function that is being carried out: STAGES.  It is read only when it is wanted.
+#
+# Two processes tell at once, the outside (run) and the inside (init, join).  So that the story has
+# one order, each time the same, the outside waits twice: until the child has executed this file
+# again, and until that one waits for the spec.
+
+# What is shown of the os module: the kinds of arguments where they are flags, and the functions
+# that it is shown in, if not in all.
+OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
+                         "setresgid setresuid fchown".split(), ((), ()))
+OS_CALLS.update(unshare=(("CLONE_",), ()), setns=((None, "CLONE_"), ()),
+                mkdir=((), ("make_cgroup",)), rmdir=((), ("remove_cgroups",)))
+OWN_CALLS = {"write_value": "write", "netlink": "netlink", "name_blob": "rename",
+             "name_layer": "rename"}  # by the names to show
+FILLING = "make_link make_node mark_whiteout hide_lower place fill dress finish".split()  # layers
+DETAILS = set("openat2 statfs signalfd fchdir fchown pidfd_open".split())  # for --explain=all
+REPEATED = set("prctl mknod symlink mkdir rmdir write dup2".split())  # many alike become one line
+FILE_REASONS = {  # what writing to a file of the kernel's does: by its name
+    "cgroup.procs": "in it goes, with all the children that it will have",
+    "cgroup.subtree_control": "what is in it may limit these, too",
+    "cgroup.freeze": "1: all stand still, 0: they go on",
+    "freezer.state": "all stand still, or go on",
+    "cpuset.cpus": "version 1 starts without processors", "cpuset.mems": "and without memory",
+    "devices.deny": "which devices it must not use", "devices.allow": "which devices it may use",
+    "uid_map": "user ids: inside, outside, how many",
+    "gid_map": "group ids: inside, outside, how many",
+    "oom_score_adj": "who is killed first when memory is short"}
+STAGES = {  # the function that is carried out: (what is made, what that means)
+    "fork": ("a process tree of its own",
+        "The next child is PID 1 of a new PID namespace, and sees no process but its own."),
+    "fork join": ("one more process",
+        "It starts outside, with a mount table of its own until it enters the container."),
+    "become_mapped": ("ids of its own",
+        "Who is root in a user namespace has no power outside of it."),
+    "map_ids": ("ids of its own",
+        "From outside it is written once what the ids inside mean."),
+    "reexec_inside": ("mounts of its own, and this file once more",
+        "What is mounted from here on only it can see; then it executes this program again, "
+        "as init."),
+    "reexec_inside join": ("this file once more",
+        "What is mounted from here on only it can see; then it executes this program again, "
+        "as join."),
+    "take_place join": ("apart from the caller",
+        "It leaves what it has from the caller."),
+    "make_container_dir": ("its name",
+        "A name is a link to the container's id: taken in one step."),
+    "take_place": ("apart from the host",
+        "It leaves what it has from the caller, and gets a host name, System V IPC and a "
+        "network of its own: an empty one."),
+    "make_cgroups": ("its limits",
+        "A cgroup is a directory: a limit is a file in it, and a pid written to cgroup.procs "
+        "puts a process in."),
+    "connect_container": ("its network",
+        "A cable: one end in the host's bridge, one inside. It gets an address, a route, and "
+        "rules for what leaves the host."),
+    "build_root": ("its root",
+        "A file system is a list of mounts; none of them is ever seen on the host, and all go "
+        "with the last process."),
+    "enter_root": ("the door closes",
+        "The new root becomes /, and the host's is detached: no path leads back."),
+    "hide_paths": ("what it must not see",
+        "Files of the kernel's that tell of the host, or change it, are made read-only or "
+        "covered."),
+    "name_host": ("its host name",
+        "The UTS namespace has a name of its own."),
+    "hand_out_terminal": ("its terminal",
+        "It is made in the container's own /dev/pts; the other end goes to the outside."),
+    "confine": ("what it may do",
+        "Its user, its capabilities, and a filter of system calls: from here on there is no "
+        "way back."),
+    "join_namespaces": ("into the container",
+        "Nothing is made: it enters the namespaces that are there, all of them or none."),
+    "take_session": ("the command",
+        "Away from the caller's session, and the command takes the place of this program."),
+    "end_container": ("the end",
+        "The kernel has removed what was inside; what was outside is swept."),
+    "create_network": ("a network",
+        "A bridge with an address, and rules in one table for all."),
+    "pull": ("an image from a registry",
+        "First a list of what it is made of, then each part by its digest, which is checked."),
+    "add_layer": ("one more layer",
+        "A tar, unpacked once: on disk before it has its name, which is its digest."),
+    "load": ("an image from a file",
+        "Each part is unpacked once: on disk before it has its name, which is its digest."),
+}
+HTTP_REASONS = (("/manifests/", "what it is made of"), ("/blobs/", "a part, by its digest"),
+                ("", "may we, and how"))  # what is in an address, and what that means
+
+class Narrator:
+    """What one process tells, where to, and what it told last."""
+    def __init__(self, everything, step, turn=None):
+        self.out = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
+        self.terminal, self.step, self.told = None, step, set()
+        if step:
+            with tolerate(errno.ENXIO, errno.ENOENT):
+                self.terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+        self.everything, self.reasons, self.held = everything, source_comments(), []
+        self.who = sys.argv[1] if sys.argv[1:2] in (["init"], ["join"]) else "run"
+        self.turn, self.received = turn, 0  # a pipe's end that the other one waits for, or its own
+        self.fork, self.leave, self.receive, self.tell = os.fork, os._exit, receive, tell
+        import re  # soon it would be the container's: see chapter 1
+
+    def say(self, call, args, kinds, frame):
+        """Tell of a call that is about to be made in that frame."""
+        detail = call in DETAILS or args[:1] == ("/proc/self/fd",) or (
+            frame.f_code.co_name in ("back_to_own_pids", *FILLING) and call != "http")
+        if self.out is None or detail and not self.everything:
+            return
+        args, kinds = named_arguments(call, args, kinds, frame)
+        if args is None and not self.everything:
+            return  # it only asks
+        self.enter_stage(frame)
+        why = self.reason_of(frame)
+        if call == "http":
+            why = next(why for part, why in HTTP_REASONS if part in args[1])
+        elif call == "write" and not why:
+            why = FILE_REASONS.get(os.path.basename(args[0])) or limit_reason(args[0])
+        words = [c_value(arg, kind) for arg, kind in zip(
+            args or (), (*kinds, *[None] * len(args or ())))]
+        if not self.everything:
+            words = [*map(shorter, words)]
+        if self.held and self.held[0][::2] != (call, why):
+            self.flush()
+        self.held.append((call, words, why))
+        if call not in REPEATED or self.everything:
+            self.flush()
+
+    def reason_of(self, frame):
+        """The comment behind the line that makes a call, or the line that called its function."""
+        for _ in range(3):
+            why = self.reasons.get(frame.f_lineno)
+            if why or frame.f_back is None:
+                return why
+            frame = frame.f_back
+        return ""
+
+    def enter_stage(self, frame):
+        """Print the heading of the stage that a frame belongs to, once."""
+        while frame is not None:
+            name = frame.f_code.co_name
+            role = getattr(frame.f_locals.get("self"), "role", self.who)
+            if f"{name} {role}" in STAGES:
+                name = f"{name} {role}"
+            if name in STAGES:
+                break
+            frame = frame.f_back
+        title, meaning = STAGES[name] if frame is not None else ("", "")
+        if not title or title in self.told:
+            return
+        self.flush()
+        self.told.add(title)
+        bold, plain = ("\033[1m", "\033[0m") if os.isatty(self.out) else ("", "")
+        with tolerate():
+            os.write(self.out, encode(f"{bold}── {title}{plain}\n   {meaning}\n"))
+        if self.terminal is not None:
+            self.wait_for_reader()
+
+    def flush(self):
+        """Print what is held back: one call, or many that are alike as one line."""
+        if not self.held or self.out is None:
+            return
+        call, words, why = self.held[0]
+        if len(self.held) > 1:
+            words, each_one = folded([row[1] for row in self.held])
+            why = ", ".join([f"{len(self.held)} times", *each_one]) + (why and f": {why}")
+        line = f"{self.who:4}  {call}({', '.join(words)})"
+        print_line(f"{line:66}  {why}".rstrip(), self.out)
+        self.held = []
+
+    def wait_for_reader(self):
+        """Stop before a stage: Enter goes on, s is a shell where this process is now."""
+        while True:
+            os.write(self.terminal, b"   [Enter: go on, s: a shell here] ")
+            if os.read(self.terminal, 256).strip() != b"s":
+                return
+            child = self.fork()
+            if not child:
+                self.become_shell()
+            os.waitpid(child, 0)
+
+    def become_shell(self):
+        """In a child: a shell on the terminal, in the namespaces as they are so far."""
+        try:
+            for fd in (0, 1, 2):
+                os.dup2(self.terminal, fd)
+            forget_signals()
+            os.execv("/bin/sh", ["sh", "+m", "-i"])  # +m: these groups have no number outside
+        except OSError as error:
+            print_line(f"mydocker: --step, on /bin/sh: {reason(error)}", self.terminal)
+        finally:
+            self.leave(127)
+
+    def fork_in_turn(self, frame):
+        """fork(), but outside wait until the child has executed this file again."""
+        birth = frame.f_locals.get("self")
+        if frame.f_code.co_name != "fork" or birth.mapped:  # that one has to wait for us
+            return self.fork()
+        executed, rest = os.pipe(), os.pipe()
+        pid = self.fork()
+        if pid:
+            os.close(executed[1])
+            os.close(rest[1])
+            os.read(executed[0], 1)
+            os.close(executed[0])
+            self.turn = rest[0]
+            return pid
+        os.set_inheritable(rest[1], True)
+        self.who = birth.role
+        os.environ["MYDOCKER_EXPLAIN"] = " ".join(map(str, map(int, (
+            self.everything, self.terminal is not None, rest[1]))))
+        return pid
+
+    def tell_in_turn(self, channel, message, fds=()):
+        """tell(); then wait until the inside has come to rest, or be silent for good: the caller of
+        `run -d` is about to leave."""
+        self.flush()
+        if message == "ready" and self.out is not None:
+            os.close(self.out)
+            self.out = None
+        self.tell(channel, message, fds)
+        if self.turn is not None and self.who == "run":
+            os.read(self.turn, 1)
+            os.close(self.turn)
+            self.turn = None
+
+    def receive_in_turn(self, channel):
+        """receive(); the second time the inside comes to rest: it waits for the spec."""
+        self.flush()
+        self.received += 1
+        if self.turn is not None and self.who != "run" and self.received == 2:
+            os.close(self.turn)
+            self.turn = None
+        return self.receive(channel)
+
+def explain_calls(everything=False, step=False):
+    """From here on tell on stderr of each kernel call before it is made, and what it is for."""
+    globals().get("read_book", list)()  # a chapter that is read later would bring its own functions
+    scope, words = globals(), os.environ.get("MYDOCKER_EXPLAIN", "").split()
+    narrator = Narrator(everything, step)
+    if len(words) == 3:  # init, or join
+        narrator = Narrator(words[0] == "1", words[1] == "1", int(words[2]))
+        os.set_inheritable(narrator.turn, False)
+
+    def explained(call, name, kinds, places=()):
+        def shell(*args, **more):
+            frame = sys._getframe(1)
+            if not places or frame.f_code.co_name in places:
+                narrator.say(name, args, kinds, frame)
+            if name == "fork":
+                return narrator.fork_in_turn(frame)
+            if name.startswith("exec"):
+                narrator.flush()
+            return call(*args, **more)
+        return shell
+
+    def leave(status):
+        narrator.flush()
+        narrator.leave(status)
+
+    for name, value in list(scope.items()):
+        if hasattr(value, "kinds") and name not in OWN_CALLS:
+            scope[name] = explained(value, value.__name__, value.kinds)
+    for name, (kinds, places) in OS_CALLS.items():
+        setattr(os, name, explained(getattr(os, name), name, kinds, places))
+    for name, shown in OWN_CALLS.items():
+        scope[name] = explained(scope[name], shown, ())
+    ask = Site.send
+
+    def send(site, method, url, *more):
+        narrator.say("http", (method, url), (), sys._getframe(1))
+        return ask(site, method, url, *more)
+
+    Site.send = send
+    os._exit, scope["tell"], scope["receive"] = (
+        leave, narrator.tell_in_turn, narrator.receive_in_turn)
+
+def source_comments():
+    """What stands behind the lines of this file: {line number: comment}; {} without the source."""
+    try:
+        lines = read_all(sys._getframe().f_code.co_filename).split("\n")
+    except OSError:
+        return {}
+    lines = enumerate((line.partition("  # ") for line in lines), 1)
+    return {number: why for number, (code, _, why) in lines if why and code.strip()}
+
+# Arguments
+
+class Word(int):
+    """A number that is shown by its name."""
+    def __new__(cls, value, name):
+        word = int.__new__(cls, value if isinstance(value, int) else 0)
+        word.name = name
+        return word
+    def __str__(self):
+        return self.name
+
+def named_arguments(call, args, kinds, frame):
+    """A call's arguments as they are shown, with names for numbers: (args, kinds); (None, ()) for
+    one that only asks."""
+    args = list(args)
+    if call == "prctl" and args[0] == PR_SET_SECCOMP:
+        words = filter_words(frame.f_locals.get("steps") or b"")
+        args[1:] = [Word(args[1], "SECCOMP_MODE_FILTER"), Word(0, words)]
+    elif call == "prlimit":
+        args[1:3] = (Word(0, "RLIMIT_" + ULIMITS[args[1]].upper()),
+                     Word(0, "{{{}, {}}}".format(*struct.unpack("QQ", args[2]))))
+        kinds = ()
+    elif call == "prctl" and args[0] in (PR_CAPBSET_DROP, PR_CAP_AMBIENT):
+        at = 1 if args[0] == PR_CAPBSET_DROP else 2
+        number = args[at]
+        args[at] = Word(number, CAPABILITIES[number] if number < len(CAPABILITIES) else str(number))
+        if at == 2:
+            args[1] = Word(args[1], "PR_CAP_AMBIENT_RAISE")
+    elif call == "prctl" and args[0] == PR_SET_PDEATHSIG:
+        args[1] = Word(args[1], signal_name(args[1]))
+    elif call == "capset":
+        args = [Word(0, "{_LINUX_CAPABILITY_VERSION_3}"), Word(0, capability_sets(args[1]))]
+        kinds = ()
+    elif call == "mount_setattr":
+        args[3] = Word(0, attribute_words(args[3]))
+        kinds = (*kinds[:3], None)
+    elif call == "mknod":
+        args[1] = Word(0, f"{'S_IFBLK' if stat.S_ISBLK(args[1]) else 'S_IFCHR'}"
+                          f"|0{stat.S_IMODE(args[1]):o}") if args[1] & (
+                              stat.S_IFCHR | stat.S_IFBLK) else args[1]
+        args[2:] = [Word(0, f"makedev({os.major(args[2])}, {os.minor(args[2])})")]
+    elif call == "netlink":
+        words = netlink_words(args[0], args[2])
+        protocol = "NETLINK_NETFILTER" if args[0] == NETLINK_NETFILTER else "NETLINK_ROUTE"
+        return ([Word(0, protocol), args[1], Word(0, "{" + words + "}")] if words else None), ()
+    args = [Word(arg, "AT_FDCWD") if arg is not None and arg == AT_FDCWD and kind is INT else arg
+            for arg, kind in zip(args, (*kinds, *[None] * len(args)))]
+    return args, kinds
+
+def signal_name(number):
+    names = [name for name in dir(_signal) if name.startswith("SIG") and name[3] != "_"
+             and getattr(_signal, name) == number]
+    return names[0] if names else str(number)
+
+def capability_sets(data):
+    """What capset(2) gives: the effective set by names, or that there is none."""
+    halves = struct.unpack("6I", data)
+    bits = halves[0] | halves[3] << 32
+    names = [name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1]
+    return "{" + ("|".join(names) or "0") + "}"
+
+def filter_words(code):
+    """What a filter of system calls comes to: how long it is, and the answers that it has."""
+    steps = [struct.unpack_from("HBBI", code, at) for at in range(0, len(code), 8)]
+    answers = {value for kind, _, _, value in steps if kind == 0x06}  # BPF_RET
+    names = {0x7FFF0000: "ALLOW", 0x7FFC0000: "LOG", 0x00030000: "TRAP", 0x7FF00000: "TRACE",
+             0x00050000: "ERRNO", 0x80000000: "KILL_PROCESS", 0: "KILL_THREAD"}
+    words = [names.get(value & 0xFFFF0000, hex(value)) + (
+        f"({errno.errorcode.get(value & 0xFFFF, value & 0xFFFF)})" if value >> 16 == 5 else "")
+             for value in sorted(answers, reverse=True)]
+    return f"{{{len(steps)} steps: {', '.join(words)}}}"
+
+def attribute_words(data):
+    """A struct mount_attr, by what it sets."""
+    bits, clear, propagation, _ = struct.unpack("QQQQ", data)
+    known = "RDONLY", "NOSUID", "NODEV", "NOEXEC"
+    names = ["MOUNT_ATTR_" + name for bit, name in enumerate(known) if bits >> bit & 1]
+    parts = [f".attr_set={'|'.join(names) or hex(bits)}"] if bits else []
+    parts += [f".attr_clr={clear:#x}"] if clear else []
+    parts += [f".propagation={c_flags(propagation, 'MS_')}"] if propagation else []
+    return "{" + ", ".join(parts) + "}"
+
+def netlink_words(protocol, messages):
+    """What netlink messages ask for, by their names and what matters in them; "" if they only
+    ask."""
+    prefix, words = ("NFT_MSG_", []) if protocol == NETLINK_NETFILTER else ("RTM_", [])
+    known = {value: name for name, value in globals().items() if name.startswith(prefix)}
+    for kind, flags, body in messages:
+        name = known.get(kind & 0xFF if prefix == "NFT_MSG_" else kind, "")
+        if not name or flags & NLM_F_DUMP == NLM_F_DUMP and "NEW" not in name or "_GET" in name:
+            continue
+        words.append(name if prefix == "NFT_MSG_" else name + route_words(kind, body))
+    counts = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    return ", ".join(f"{count} x {word}" if count > 1 else word for word, count in counts.items())
+
+def route_words(kind, body):
+    """What matters in a message of rtnetlink(7)."""
+    if kind in (RTM_NEWADDR, RTM_DELADDR):
+        address = parse_attributes(body[8:]).get(IFA_LOCAL, b"")
+        return f" {'.'.join(map(str, address))}/{body[1]}"
+    if kind == RTM_NEWROUTE:
+        gateway = parse_attributes(body[12:]).get(RTA_GATEWAY, b"")
+        return " default via " + ".".join(map(str, gateway))
+    found = parse_attributes(body[16:])
+    kind = parse_attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND, b"")
+    words = [kind, found.get(IFLA_IFNAME, b""), b"up" if body[8] & IFF_UP else b""]
+    return "".join(" " + os.fsdecode(word.rstrip(b"\0")) for word in words if word)
+
+def limit_reason(path):
+    """Which limit a file of a cgroup is: by the option for it."""
+    name = os.path.basename(path)
+    return next((f"{row[1].split()[-2] if len(row[1].split()) > 1 else row[1]}: {row[3]}"
+                 for row in LIMITS if name in row[4:]), "")
+
+def shorter(text):
+    """A word of a call without what is the same in each path of a container, or by chance."""
+    import re
+    text = re.sub(r"/[^ \"=:]*/containers/[0-9a-f]{64}/", "…/", text).replace("/./", "/")
+    return re.sub(r"[0-9a-f]{64}", "ID", re.sub(r"tmp\.[0-9]+\.[0-9a-f]+", "tmp", text))
+
+def folded(rows):
+    """Calls that differ in some words, as one: (its words, what differs in each)."""
+    places = [at for at in range(len(rows[0])) if len({row[at] for row in rows}) > 1]
+    words = [word if at not in places else "..." for at, word in enumerate(rows[0])]
+    if not places:
+        return words, []
+    values = [row[places[0]] for row in rows]
+    start = len(os.path.commonprefix(values))
+    end = len(os.path.commonprefix([value[start:][::-1] for value in values]))
+    paths = "/" in values[0][:start]
+    if paths:  # whole names only
+        start = values[0].rfind("/", 0, start) + 1
+        end = max(0, len(values[0]) - values[0].find("/", len(values[0]) - end)) if (
+            "/" in values[0][len(values[0]) - end:]) else 1
+    words[places[0]] = values[0][:start] + "..." + values[0][len(values[0]) - end:]
+    each_one = [value[start:len(value) - end] for value in values]
+    return words, [*each_one[:4], "..."] if paths and len(each_one) > 4 else each_one
+
+for told in [*"run exec start commit pull build load import".split(), "network create"]:
+    offer(told, ("--explain", "[=all]", "tell each kernel call and why; all: the small ones, too"),
+          ("--step", "", "tell, and stop before each stage; s is a shell there"))
+
+# ── 35c. Told from outside ───────────────────────────────────────────────────
+# `explain` tells of any process what of a container it has, whoever made it: Docker, podman,
+# Kubernetes, we, or nobody.  All of it stands in /proc/PID, in its cgroups and in its mount table;
+# what is its own is what differs from the host's first process.
+
+CAPABILITY_MEANS = dict(zip(CAPABILITIES, (
+    "give files to others", "pass file permissions", "read any file by its handle",
+    "act as any file's owner", "keep set-id bits", "signal anybody", "be any group", "be any user",
+    "hand capabilities on", "change immutable files", "bind ports below 1024", "broadcast",
+    "change links, routes, rules", "send raw packets", "lock memory", "pass IPC permissions",
+    "LOAD KERNEL MODULES", "REACH HARDWARE", "chroot", "LOOK INTO OTHER PROCESSES", "accounting",
+    "MOUNT AND NEARLY ALL ELSE", "REBOOT", "raise priorities", "pass resource limits",
+    "SET THE CLOCK", "configure terminals", "make devices", "lease files", "write to the audit log",
+    "control auditing", "give files capabilities", "PASS MAC RULES", "CHANGE MAC RULES",
+    "read the kernel's log", "wake the host", "keep the host awake", "read the audit log",
+    "observe all performance", "LOAD BPF PROGRAMS", "checkpoint processes")))
+KERNEL_KINDS = "sysfs cgroup cgroup2 mqueue devpts securityfs debugfs bpf pstore tracefs".split()
+ENGINES = (  # what stands in a cgroup's path, and whose it is
+    ("/mydocker/", "mydocker"), ("libpod", "podman"), ("cri-containerd", "Kubernetes, containerd"),
+    ("crio-", "Kubernetes, CRI-O"), ("kubepods", "Kubernetes"), ("docker", "Docker"),
+    ("lxc", "LXC"), ("nspawn", "systemd-nspawn"))
+ENGINE_FILES = "hostname", "hosts", "resolv.conf", "termination-log"  # in /etc, each engine's own
+
+@command("CONTAINER|PID", "tell what of a container a process has, of any engine or none: its "
+         "namespaces, root, rights, limits, and what is unusual", takes=ONE)
+def cmd_explain(_, words):
+    pid = find_process(words[0])
+    start = process_start(pid)
+    try:
+        told = told_process(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        told = []
+    if start is None or process_start(pid) != start:
+        raise Failure(f"explain, on {words[0]}: it has ended")
+    import textwrap
+    for title, text in told:
+        lines = textwrap.wrap(printable(text), 86, break_on_hyphens=False) or ["-"]
+        for line in lines:
+            show(f"{title:12} {line}")
+            title = ""
+
+def find_process(text):
+    """The pid that a number, a container of ours, or the id of anybody's container means."""
+    if to_number(text) is not None and os.path.exists(f"/proc/{int(text)}/ns"):
+        return int(text)
+    with_id = []
+    try:
+        return live_pid(find_container(text))
+    except Failure as failure:
+        for pid in all_pids() if text else ():
+            with tolerate():
+                path = read_all(f"/proc/{pid}/cgroup")
+                names = path.replace("-", "/").replace(":", "/").split("/")
+                if len(text) > 5 and any(name.startswith(text) for name in names):
+                    with_id.append(pid)
+        if not with_id:
+            raise failure
+    return min(with_id)  # the first that was started
+
+def all_pids():
+    return sorted(map(int, filter(str.isdigit, os.listdir("/proc"))))
+
+def told_process(pid):
+    """All that is told of a process: [(title, text)]."""
+    rows = read_all(f"/proc/{pid}/status").split("\n")
+    status = dict(row.partition(":\t")[::2] for row in rows)
+    spaces, mounts = namespaces_of(pid), mount_table(pid)
+    dirs = cgroups_of(pid)
+    host_root = "mnt" not in spaces or is_from_host(mounts["/"], host_places()) == "/"
+    shared = [] if host_root else host_mounts(mounts)
+    return [
+        ("process", who_is(pid, status)),
+        ("own", " ".join(sorted(spaces)) or "no namespace: it is no container"),
+        *[("shared", text) for text in shared_namespaces(pid, spaces)],
+        ("root", "the host's own" if host_root else root_words(mounts["/"])),
+        *[("from host", text) for text in mount_lines(shared)],
+        ("user", user_words(pid, status)),
+        ("may", capability_words(status)),
+        ("held back", held_back(pid, status)),
+        ("limits", limit_words(dirs)),
+        ("network", network_words(pid) if "net" in spaces else "the host's"),
+        *[("unusual", text) for text in
+          unusual(pid, status, spaces, host_root, mounts, shared, dirs) or ["nothing"]]]
+
+def who_is(pid, status):
+    """What a process is, and whose container it is the first of, by its cgroup."""
+    import re
+    args = read_all(f"/proc/{pid}/cmdline").replace("\0", " ").strip() or f"[{status['Name']}]"
+    path = read_all(f"/proc/{pid}/cgroup")
+    found = re.search(r"[0-9a-f]{64}", path)
+    engine = next((name for word, name in ENGINES if word in path), "")
+    text = f"{pid}, {args[:60]}"
+    inside = status.get("NSpid", "").split()[1:]
+    if inside:
+        text += f"; inside it is {inside[-1]}"
+    if engine:
+        text += f"; of {engine}" + (f", container {found[0][:12]}" if found else "")
+    return text
+
+# Namespaces
+
+def host_pid():
+    """The process that stands for the host: the first, or we where nobody may look into that."""
+    try:
+        os.readlink("/proc/1/ns/mnt")
+        return 1
+    except OSError:
+        return os.getpid()
+
+def namespaces_of(pid):
+    """The namespaces in which a process differs from the host's: {name: its number}."""
+    found, host = {}, host_pid()
+    for _, name in NAMESPACES.values():
+        own, first = (link_target(AT_FDCWD, f"/proc/{each}/ns/{name}") for each in (pid, host))
+        if own and own != first:
+            found[name] = own
+    return found
+
+def shared_namespaces(pid, spaces):
+    """With whom a process shares its namespaces: lines."""
+    host = [name for _, name in NAMESPACES.values() if name not in spaces]
+    lines, groups = [f"with the host: {' '.join(sorted(host))}"] if host else [], {}
+    cgroup, others = read_all(f"/proc/{pid}/cgroup"), {}
+    for other in all_pids():
+        with tolerate():
+            if other != pid and read_all(f"/proc/{other}/cgroup") != cgroup:
+                for name in spaces:
+                    if link_target(AT_FDCWD, f"/proc/{other}/ns/{name}") == spaces[name]:
+                        others.setdefault(name, other)
+    for name, other in others.items():
+        groups.setdefault(other, []).append(name)
+    for other, names in groups.items():
+        with tolerate():
+            comm = read_all(f"/proc/{other}/comm").strip()
+            lines.append(f"with process {other}, {comm}: {' '.join(sorted(names))}")
+    return lines
+
+# Mounts
+
+def mount_table(pid):
+    """A process's mounts: {place: (device, what of it, type, options, the type's own)}."""
+    rows = {}
+    for line in read_all(f"/proc/{pid}/mountinfo").split("\n")[:-1]:
+        before, _, after = line.partition(" - ")
+        fields, (kind, _, more) = before.split(" "), after.split(" ", 2)
+        place = fields[4].replace("\\040", " ")
+        rows[place] = fields[2], fields[3].replace("\\040", " "), kind, fields[5].split(","), more
+    return rows
+
+def host_places():
+    """Where each file system is mounted on the host: {device: [(what of it, place)]}, the shortest
+    first."""
+    places = {}
+    for place, (device, top, *_) in mount_table(host_pid()).items():
+        places.setdefault(device, []).append((top, place))
+    return {device: sorted(rows, key=lambda row: len(row[1])) for device, rows in places.items()}
+
+def is_from_host(row, places):
+    """The path on the host of what a mount shows; None if it isn't there."""
+    device, top, *_ = row
+    for above, place in places.get(device, ()):
+        below = os.path.relpath(top, above)
+        if not below.startswith(".."):
+            return "/" + os.path.normpath(f"{place}/{below}").lstrip("/")
+    return None
+
+def host_mounts(mounts):
+    """What a container has of the host's files: [(path there, place, writable)]."""
+    places, found = host_places(), []
+    for place, row in mounts.items():
+        path = is_from_host(row, places)
+        if path and place != "/" and row[2] not in KERNEL_KINDS:
+            found.append((path, place, "ro" not in row[3]))
+    return found
+
+def mount_lines(shared):
+    """What comes from the host, in lines; an engine's files in /etc are one."""
+    files = [place for _, place, _ in shared if os.path.basename(place) in ENGINE_FILES]
+    lines = [f"{path} at {place}{', writable' if writable else ', read-only'}"
+             for path, place, writable in shared if place not in files]
+    if len(lines) > 8:
+        lines[8:] = [f"and {len(lines) - 8} more"]
+    return lines + ([f"the engine's own {' '.join(sorted(files))}"] if files else [])
+
+def root_words(row):
+    """What a container's root is."""
+    _, top, kind, options, more = row
+    way = "read-only" if "ro" in options else "writable"
+    if kind != "overlay":
+        return f"{kind}, {top} of it, {way}"
+    lower = [word.partition("=")[2] for word in more.split(" ")[-1].split(",")
+             if word.startswith("lowerdir")]
+    count = sum(len([part for part in text.split(":") if part]) for text in lower)
+    return f"overlay of {count} layer{'s' if count != 1 else ''}, {way}"
+
+# Rights and limits
+
+def user_words(pid, status):
+    """Who a process is, inside and outside."""
+    uid, gid = status["Uid"].split()[1], status["Gid"].split()[1]
+    rows = [line.split() for line in read_all(f"/proc/{pid}/uid_map").split("\n") if line]
+    text = f"{uid}:{gid} on the host, groups {status['Groups'].strip() or 'none'}"
+    if rows and rows != [["0", "0", "4294967295"]]:
+        return text + "; user ids inside are the host's: " + ", ".join(
+            f"{first}-{int(first) + int(size) - 1} are {outside}-{int(outside) + int(size) - 1}"
+            for first, outside, size in rows)
+    return text + "; the ids inside are the host's"
+
+def capability_names(status):
+    bits = int(status["CapEff"], 16)
+    return [name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1]
+
+def has_all(status):
+    """True if a process has all capabilities that the host has itself."""
+    rows = read_all(f"/proc/{host_pid()}/status").partition("CapBnd:")[2].split()
+    return int(status["CapEff"], 16) == int(rows[0], 16) > 0
+
+def capability_words(status):
+    names, bounds = capability_names(status), int(status["CapBnd"], 16)
+    words = [f"{name[4:]} ({CAPABILITY_MEANS[name]})" for name in names]
+    if has_all(status):
+        return f"everything that the host can give: all of its {len(names)} capabilities"
+    if not names:
+        return "nothing: no capability" + ("" if bounds else ", and it can get none")
+    return ", ".join(words)
+
+def held_back(pid, status):
+    """What holds a process back besides capabilities."""
+    label = ""
+    with tolerate():
+        label = read_all(f"/proc/{pid}/attr/current").strip("\0\n")
+    modes = {"0": "no filter of system calls", "1": "strict seccomp: read and write only",
+             "2": "a filter of system calls"}
+    return ", ".join([modes.get(status.get("Seccomp"), "seccomp not known"),
+                      f"no_new_privs {'on' if status.get('NoNewPrivs') == '1' else 'off'}",
+                      f"AppArmor or SELinux: {label or 'none'}"])
+
+def cgroups_of(pid):
+    """The directories of a process's cgroups, as far as they can be seen here."""
+    points = {name: point for name, (point, _) in hierarchies().items()}
+    dirs = []
+    for line in read_all(f"/proc/{pid}/cgroup").split("\n")[:-1]:
+        _, name, path = line.split(":", 2)
+        place = os.path.normpath(points.get(name, "/nowhere") + path)
+        if os.path.isdir(place):
+            dirs.append(place)
+    return dirs
+
+def limits_of(dirs):
+    """A cgroup's limits: (memory, pids, processors), each 0 if there is none."""
+    usage, quota = usage_of(dirs), 0
+    path = cgroup_file(dirs, "cpu.max")
+    period = read_number(dirs, "cpu.cfs_period_us") or 100000
+    if path:
+        words = read_all(path).split()
+        quota = int(words[0]) / int(words[1]) if words[0] != "max" else 0
+    else:
+        quota = read_number(dirs, "cpu.cfs_quota_us") / period
+    memory = usage["memory_limit"] if usage["memory_limit"] < 1 << 60 else 0
+    return memory, usage["pids_limit"], quota
+
+def limit_words(dirs):
+    usage, (memory, pids, processors) = usage_of(dirs), limits_of(dirs)
+    return ", ".join((
+        f"memory {humane_size(usage['memory'])} of {humane_size(memory) if memory else 'any'}",
+        f"processes {usage['pids']} of {pids or 'any'}",
+        f"processors {f'{processors:.3g}' if processors else 'any'}"))
+
+# Network
+
+def network_words(pid):
+    """A network's links, addresses and the ports that are listened at."""
+    links = [line.partition(":")[0].strip()
+             for line in read_all(f"/proc/{pid}/net/dev").split("\n")[2:-1]]
+    addresses, last = [], ""
+    for line in read_all(f"/proc/{pid}/net/fib_trie").split("\n"):
+        words = line.split()
+        if words[:1] in (["|--"], ["+--"]):
+            last = words[1]
+        elif words[:3] == ["/32", "host", "LOCAL"] and last not in addresses:
+            addresses.append(last)
+    ports = set()
+    for name in ("tcp", "tcp6", "udp", "udp6"):
+        with tolerate(errno.ENOENT):
+            for line in read_all(f"/proc/{pid}/net/{name}").split("\n")[1:-1]:
+                words = line.split()
+                if words[3] == ("0A" if name[:3] == "tcp" else "07"):
+                    ports.add((int(words[1].rpartition(":")[2], 16), name[:3]))
+    heard = ", ".join(f"{port}/{name}" for port, name in sorted(ports)[:12]) or "no port"
+    return f"{' '.join(links)}: {' '.join(addresses) or 'no address'}; listens at {heard}"
+
+# What is unusual
+
+SOCKETS = "docker.sock containerd.sock crio.sock podman.sock buildkitd.sock".split()
+MIGHTY = "SYS_ADMIN SYS_MODULE SYS_RAWIO SYS_PTRACE SYS_BOOT SYS_TIME BPF MAC_ADMIN MAC_OVERRIDE " \
+         "DAC_READ_SEARCH NET_ADMIN".split()
+
+def unusual(pid, status, spaces, host_root, mounts, shared, dirs):
+    """What a container seldom has, or lacks, and should be known of: phrases."""
+    names = [name[4:] for name in capability_names(status)]
+    mighty = [name for name in MIGHTY if name in names]
+    found = []
+    if has_all(status) and "user" not in spaces:
+        found.append("all capabilities: privileged")
+    elif mighty and "user" not in spaces:
+        found.append(f"it has {' '.join(mighty)}")
+    if status.get("Seccomp") == "0":
+        found.append("unconfined: no filter of system calls")
+    found += [f"it shares the host's {use}" for name, use in (
+        ("mnt", "mounts"), ("pid", "processes"), ("net", "network"), ("ipc", "System V IPC"))
+        if name not in spaces]
+    if host_root:
+        found.append("its root is the host's own")
+    found += unusual_mounts(mounts, shared) if not host_root else []
+    disks = [] if host_root else block_devices(pid)
+    if disks:
+        found.append(f"block devices in its /dev: {' '.join(disks[:6])}")
+    memory, pids, _ = limits_of(dirs)
+    missing = [what for what, limit in (("memory", memory), ("processes", pids)) if not limit]
+    if missing:
+        found.append(f"no limit of {' and '.join(missing)}")
+    return found
+
+def unusual_mounts(mounts, shared):
+    """What of the host's files a container should not have."""
+    found = [f"{os.path.basename(path)} of the host: who speaks to it is root there"
+             for path, _, _ in shared if os.path.basename(path) in SOCKETS]
+    found += [f"the host's {path} is at {place}, {'writable' if writable else 'read-only'}"
+              for path, place, writable in shared
+              if path in ("/", "/etc", "/proc", "/dev", "/root", "/var", "/run", "/usr", "/boot",
+                          "/home", "/var/run", "/var/lib")]
+    kernel = mounts.get("/proc/sys") or mounts.get("/proc")
+    if kernel and kernel[2] == "proc" and "ro" not in kernel[3]:
+        found.append("/proc/sys is writable")
+    sysfs = mounts.get("/sys")
+    if sysfs and sysfs[2] == "sysfs" and "ro" not in sysfs[3]:
+        found.append("/sys is writable")
+    return found
+
+def block_devices(pid):
+    """The block devices in a process's /dev."""
+    with tolerate(), Descriptor(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)) as root:
+        with Descriptor(open_in_root(root, "/dev", OPEN_DIR)) as fd:
+            return [name for name in sorted(os.listdir(fd))
+                    if stat.S_ISBLK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
+    return []
 
 # ── 36. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.

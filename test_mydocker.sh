@@ -694,8 +694,8 @@ test_explain() { # calls: --explain prints the calls of both processes in C's no
     'init +execve?p?\("/bin/sh", \{"/bin/sh", "-c", '; do
     like $'\n'"$err" $'\n'"$call"
   done
-  while IFS= read -r line; do # who, the call, at least three words on why
-    like "$line" '^(run|init) +[a-z0-9_]+\(.*\)  +[^ ]+ [^ ]+ [^ ]+'
+  while IFS= read -r line; do # a stage, what it means, or: who, the call, some words on why
+    like "$line" '^(── [a-z]|   [A-Z].*\.$|(run|init) +[a-z0-9_]+\(.*\)  +[^ ]+ [^ ]+)'
   done <<<"$err"
   run 0 run -it --log-level warning --explain --ephemeral --hostname box /bin/true
   for call in overlay sethostname 'pivot_root\("\.", "\."\)' setsid; do
@@ -703,6 +703,107 @@ test_explain() { # calls: --explain prints the calls of both processes in C's no
   done
   run 0 run /bin/true
   is "$err" ''
+}
+
+test_explain_stages() { # calls: --explain has headings in one order, folds what repeats, has names
+  # for numbers and shows what the outside does; --explain=all leaves nothing out
+  need root cgroup-v2
+  local stages='a process tree of its own, mounts of its own, apart from the host, its limits,'
+  run 0 run --explain --ephemeral -m 64m --pids-limit 99 /bin/true
+  stages+=' its root, the door closes, what it must not see, what it may do, the command, the end,'
+  is "$(sed -n 's/^── //p' <<<"$err" | sed 's/, and this file.*//' |
+    grep -vx -e 'its name' -e 'its host name' | sed 's/$/,/' | paste -sd' ')" "$stages"
+  is "$(grep -c PR_CAPBSET_DROP <<<"$err")" 1
+  like "$err" 'PR_CAPBSET_DROP.* times, .*CAP_SYS_ADMIN.*: not even a file can give it back'
+  like "$err" 'run +write\("[^"]*mydocker/ID/memory[a-z._]*", 67108864\) +--memory: '
+  like "$err" 'run +write\("[^"]*mydocker/ID/pids.max", 99\)'
+  like "$err" 'init +prctl\(PR_SET_PDEATHSIG, SIGKILL, '
+  like "$err" 'init +mount_setattr\(AT_FDCWD, "[^"]*", 0, \{\.attr_set=MOUNT_ATTR_RDONLY\}'
+  like "$err" 'PR_SET_SECCOMP, SECCOMP_MODE_FILTER, \{[0-9]+ steps: ALLOW, .*ERRNO\(EPERM\)'
+  like "$err" 'init +capset\(.*CAP_CHOWN\|'
+  unlike "$err" 'openat2|statfs|signalfd'
+  run 0 run --explain=all --ephemeral /bin/true
+  like "$err" 'openat2'
+  is "$(($(grep -c PR_CAPBSET_DROP <<<"$err") > 20))" 1
+}
+
+test_explain_others() { # calls: --explain with -d, exec, start and network create; it holds nothing
+  # of the caller's
+  need root
+  local id
+  id=$("${mydocker[@]}" run -d --explain --name "t$n" /bin/sleep 1000 2>err | cat)
+  like "$id" '^[0-9a-f]{64}$'
+  like "$(<err)" $'\n── the command\n.*init +execve\\("/bin/sleep"'
+  run 0 exec --explain "t$n" /bin/true
+  like "$err" 'join +setns\(.*join +execve\("/bin/true"'
+  unlike "$err" $'\n''init '
+  run 0 stop -t 0 "t$n"
+  run 0 start --explain "t$n"
+  like "$err" 'execve\("/bin/sleep"'
+  run 0 rm -f "t$n"
+  run 0 network create --explain --subnet 10.222.33.0/24 "x$$"
+  like "$err" 'run +netlink\(NETLINK_ROUTE, "[^"]+", \{RTM_NEWLINK bridge '
+  like "$err" 'RTM_NEWADDR 10.222.33.1/24.*NFT_MSG_NEWSETELEM'
+  run 0 network rm "x$$"
+  fails 125 '--explain=some' run --explain=some /bin/true
+}
+
+test_step() { # calls: --step stops before each stage, where a shell may look around
+  need root
+  local go='here\] $' steps=() stage
+  for stage in 'apart from the host' 'its limits' 'its root' 'door closes' 'must not see' \
+    'its host name' 'may do' 'the command'; do
+    steps+=("${stage}[^]]*$go" $'\r')
+  done
+  tty 0 "process tree[^]]*$go" $'\r' "mounts of its own[^]]*$go" $'s\r' '# $' \
+    $'echo in-$((6 * 7))\r' '^in-42' '' '# $' $'exit\r' "$go" $'\r' "its name[^]]*$go" $'\r' \
+    "${steps[@]}" '^hello-there$' '' "the end[^]]*$go" $'\r' -- \
+    "${mydocker[@]}" run --step --ephemeral /bin/echo hello-there
+}
+
+test_explain_images() { # calls: --explain with import, commit and pull
+  need overlay
+  own_state
+  small_root root
+  tar -C root -cf root.tar .
+  run 0 import --explain root.tar "t$n:1"
+  like "$err" $'── one more layer\n.*run +syncfs\\([^\n]*name\n.*run +rename\\('
+  unlike "$err" 'symlink|mknod|fchown'
+  run 0 run --name "t$n" "t$n:1" /bin/sh -c 'echo new >/new'
+  run 0 commit --explain "t$n" "t$n:2"
+  like "$err" $'── one more layer\n.*run +rename\\('
+  run 125 pull --explain --insecure "127.0.0.1:1/t$n:1"
+  like "$err" 'run +http\("(GET|HEAD)", "https?://127.0.0.1:1/v2/.*/manifests/1"\) +what it is made of'
+}
+
+test_explain_container() { # calls: `explain` tells of a container what it has and what is unusual,
+  # of a privileged one, and of a process that is no engine's
+  need root overlay
+  local pid
+  run 0 run -d --name "t$n" -m 64m --pids-limit 99 -v "$PWD:/mnt:ro" --ephemeral /bin/sleep 1000
+  run 0 explain "t$n"
+  like "$err$out" $'process +[0-9]+, /bin/sleep 1000; inside it is 1; of mydocker, container [0-9a-f]'
+  like "$out" $'\nown +cgroup ipc mnt net pid uts\nshared +with the host: [^\n]*user'
+  like "$out" $'\nroot +overlay of [0-9]+ layers?, writable\n'
+  like "$out" $'\nfrom host +'"[^ ]*${PWD##*/} at /mnt, read-only"
+  like "$out" 'CHOWN \(give files to others\)'
+  unlike "$out" 'SYS_ADMIN'
+  like "$out" $'\nheld back +a filter of system calls, no_new_privs off'
+  like "$out" $'\nlimits +memory [^ ]+ of 67.1MB, processes 1 of 99, processors any\n'
+  like "$out" $'\nnetwork +lo: 127.0.0.1; listens at no port\nunusual +nothing$'
+  pid=$("${mydocker[@]}" inspect -f '{{.State.Pid}}' "t$n")
+  is "$("${mydocker[@]}" explain "$pid")" "$out"
+  run 0 rm -f "t$n"
+  fails 125 'no such container' explain "t$n"
+  run 0 run -d --name "t$n" --privileged -v /etc:/mnt --ephemeral /bin/sleep 1000
+  run 0 explain "t$n"
+  for pid in 'all capabilities' 'no filter' '/etc is at /mnt, writable' '/proc/sys is writable' \
+    'no limit of memory and processes'; do
+    like "$out" $'\nunusual +[^\n]*'"$pid"
+  done
+  run 0 rm -f "t$n"
+  run 0 explain $$
+  like "$out" $'\nroot +the host.s own\n'
 }
 
 test_explain_is_true() { # calls: --explain tells what strace sees
