@@ -1582,7 +1582,7 @@ def in_background(work):
         """Keep nothing of the parent's terminal and directory, and tell it that all is well."""
         for fd in (0, 1, 2):
             os.dup2(null, fd)
-        os.chdir("/")
+        os.chdir("/")  # back to the root
         tell(theirs, "ready")
         theirs.close()
 
@@ -2907,7 +2907,7 @@ def hide_paths(spec):
             os.close(int(os.path.basename(here)))
         for place in places_to_hide(root, proc, linux.get("maskedPaths", [])):  # of both: masked
             mask_path(root, f"self/fd/{place}")
-        os.chdir("/")
+        os.chdir("/")  # back to the root
 
 def kernels_proc(spec, root):
     """Open the container's /proc, which somebody with the same files may be moving: CVE-2023-27561.
