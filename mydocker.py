@@ -1582,7 +1582,7 @@ def in_background(work):
         """Keep nothing of the parent's terminal and directory, and tell it that all is well."""
         for fd in (0, 1, 2):
             os.dup2(null, fd)
-        os.chdir("/")  # back to the root
+        os.chdir("/")
         tell(theirs, "ready")
         theirs.close()
 
