@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# -*- coding: utf-8 -*-
 # SPDX-License-Identifier: MIT
 """mydocker: a container engine in one file, for Linux, in nothing but Python.
 
@@ -33,6 +34,7 @@ each costs every container milliseconds, so the others are imported where they a
 # root: afterwards an `import` would find the container's files, and run them.
 
 import sys
+assert (LEAST := (3, 8)) <= sys.version_info  # mydocker needs Python 3.8 or later: see python3 -V
 
 def standard_paths():
     """What of sys.path is the standard library's: its zip, its directory, that of its C parts."""
@@ -65,6 +67,8 @@ except ImportError as missing:
 VERSION = "0.1.0"
 STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
+LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 LEVELS = ("debug", "info", "warning", "error")
 SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and may be hostile
 SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itself: musl's are three
@@ -78,9 +82,9 @@ SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itsel
 # OSError, and the error carries the call as C would write it.  A new call is one line below.
 # An argument is TEXT, INT, LONG, BYTES or, for flags, the prefix of their names ("MS_").
 #
-# --explain hangs here: it puts a printing shell around these functions and around those of `os`
-# in OS_CALLS.  What the call is for is the comment behind the line that makes it, so a reader of
-# the file and a reader of the output are told the same.
+# --explain hangs here: the narrator's chapter puts a printing shell around these functions.  What a
+# call is for is the comment behind the line that makes it, so a reader of the file and a reader of
+# the output are told the same.
 
 # linux/sched.h
 
@@ -110,7 +114,7 @@ RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 # linux/prctl.h
 
 # linux/prctl.h, linux/seccomp.h, linux/capability.h
-LINUX_CAPABILITY_VERSION_3, CAP_SYS_ADMIN = 0x20080522, 21
+LINUX_CAPABILITY_VERSION_3, CAP_SETGID, CAP_SYS_ADMIN = 0x20080522, 6, 21
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER = 1, 4, 8, 36
 PR_SET_NAME = 15
 
@@ -236,38 +240,6 @@ def c_flags(value, prefix):
     if not names:
         names = [name for name, bits in known.items() if bits & value == bits]
     return "|".join(names) or hex(value)
-
-# What --explain shows of the os module, with the kinds of arguments where they are flags.
-OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
-                         "setresgid setresuid fchown".split(), ())
-OS_CALLS.update(unshare=("CLONE_",), setns=(None, "CLONE_"))
-
-def explain_calls():
-    """From here on print each kernel call before it is made, and what it is for, on stderr."""
-    reasons, stderr = source_comments(), fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
-
-    def explained(call, name, kinds):
-        def shell(*args, **more):
-            why = reasons.get(sys._getframe(1).f_lineno) or reasons.get(sys._getframe(2).f_lineno)
-            who = "init" if os.getpid() == 1 or sys.argv[1] == "join" else "run"
-            print_line(f"{who:4}  {c_call(name, args, kinds):60}  {why or ''}".rstrip(), stderr)
-            return call(*args, **more)
-        return shell
-
-    for name, kinds in OS_CALLS.items():
-        setattr(os, name, explained(getattr(os, name), name, kinds))
-    for name, value in list(globals().items()):
-        if hasattr(value, "kinds"):
-            globals()[name] = explained(value, value.__name__, value.kinds)
-
-def source_comments():
-    """What stands behind the lines of this file: {line number: comment}; {} without the source."""
-    try:
-        lines = read_all(sys._getframe().f_code.co_filename).split("\n")
-    except OSError:
-        return {}
-    lines = enumerate((line.partition("  # ") for line in lines), 1)
-    return {number: why for number, (code, _, why) in lines if why and code.strip()}
 
 # ── 3. Failing ───────────────────────────────────────────────────────────────
 # Two kinds of error and no third: Failure says that what was asked for can't be done; OSError,
@@ -564,8 +536,8 @@ def unlink_if_there(path):
         os.unlink(path)
 
 def touch_if_there(path):
-    """Make an empty file in a directory that may go any moment."""
-    with tolerate(errno.ENOENT):
+    """Make an empty file in a directory that may go any moment; on a full disk it does without."""
+    with tolerate(errno.ENOENT, errno.ENOSPC, errno.EDQUOT):
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 def tree_size(path):
@@ -805,8 +777,17 @@ def process_state(pid):
     that names it for good.  (None, None) if it is gone."""
     with tolerate(errno.ENOENT, errno.ESRCH):
         fields = read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        return fields[0], int(fields[19])
+        return fields[0], int(fields[19]) - clock_shift()
     return None, None
+
+def clock_shift():
+    """How many clock ticks since boot are not the host's but of our time namespace: what is kept on
+    disk of a process must be the same for all who ask.  See time_namespaces(7)."""
+    with tolerate(errno.ENOENT):  # before Linux 5.6
+        if os.readlink("/proc/self/ns/time") == os.readlink("/proc/self/ns/time_for_children"):
+            seconds, rest = map(int, read_all("/proc/self/timens_offsets").split()[-2:])
+            return (seconds * 10**9 + rest) * os.sysconf("SC_CLK_TCK") // 10**9
+    return 0  # else these are the next child's, which is somebody else's
 
 def process_start(pid):
     return process_state(pid)[1]
@@ -835,11 +816,12 @@ def send_signal(pid, start, number):
     return False
 
 def wait_process(pid, start, seconds):
-    """Wait for that process to end, at most so long."""
+    """Wait for that process to end, at most so long; False if it has not."""
     fd = process_fd(pid, start)
-    if fd is not None:
-        with fd:
-            readable_fds([fd], seconds)
+    if fd is None:
+        return True
+    with fd:
+        return bool(readable_fds([fd], seconds))
 
 def readable_fds(fds, seconds=None):
     """Wait until one of the descriptors can be read, or for that time; returns those that can."""
@@ -860,16 +842,26 @@ def poll_until(poll, deadline):
             return ready
 
 FIRST_USER_NAMESPACE = 0xEFFFFFFD  # linux/proc_ns.h, PROC_USER_INIT_INO: its inode number
+NS_GET_USERNS = 0xB701  # linux/nsfs.h
 
 def in_user_namespace():
     """True where our root is not the kernel's: some of its power ends at the namespace."""
     return os.stat("/proc/self/ns/user").st_ino != FIRST_USER_NAMESPACE
 
-def has_power():
-    """True with CAP_SYS_ADMIN, which making namespaces and mounts takes: capabilities(7)."""
+def is_guest(kind):
+    """True if the namespace of that kind around us isn't our user namespace's, but one's above."""
+    try:
+        with Descriptor(os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)) as own:
+            os.close(fcntl.ioctl(own, NS_GET_USERNS))
+    except PermissionError:  # it isn't told who is above us: ioctl_nsfs(2)
+        return True
+    return False
+
+def has_power(capability=CAP_SYS_ADMIN):
+    """True with this capability: making namespaces and mounts takes CAP_SYS_ADMIN."""
     sets = (INT * 6)()
     capget(struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0), sets)
-    return bool(sets[0] >> CAP_SYS_ADMIN & 1)
+    return bool(sets[0] >> capability & 1)
 
 def kill_child(pid):
     """Kill a container's PID 1, and with it all of its processes, and wait for it."""
@@ -916,7 +908,8 @@ def tell(channel, message, fds=()):
 # ── 5. The command line ──────────────────────────────────────────────────────
 # One function for each command, below its row: usage, summary, options.  The parser and the help
 # are both driven by the row, so they can't drift apart.  An option is (names, argument, help): no
-# argument makes it a switch, "..." at the end of the argument lets it be repeated.
+# argument makes it a switch, "..." at the end of the argument lets it be repeated, and "[=X|Y]" is
+# one of these words, or none.
 # Docker's conventions: options end at the first positional or at `--`; -it is -i -t; --name=x is
 # --name x.  The tutorial's: every long option may have one dash only.
 
@@ -999,6 +992,8 @@ def run_command(name, options, words):
     if name not in QUICK:
         import gc
         gc.enable()
+    if options.get("explain") or options.get("step"):
+        explain_calls(options["explain"] == "all", options["step"])
 
     def call(word):
         said = function(options, word)
@@ -1029,6 +1024,11 @@ def parse_options(rows, words, where, anywhere=False):
             continue
         for row, value in split_option(by_name, word, where):
             name = long_name(row)
+            if row[1].startswith("[="):
+                if value not in (None, "true", "false", *row[1][2:-1].split("|")):
+                    raise Failure(f"{where}, on --{name}={value}: not {row[1][2:-1]}")
+                options[name] = None if value == "false" else value or "true"
+                continue
             if not row[1] and value not in (None, "true", "false"):
                 raise Failure(f"{where}, on --{name}={value}: it takes no value")
             if row[1] and value is None and not words:
@@ -1164,20 +1164,15 @@ def parse_moment(text, option):
                       "or 10m") from None
 
 def apply_log_options(options):
-    """Let --log-level and --explain travel to init: in the environment."""
+    """Let --log-level travel to init: in the environment."""
     level = options["log-level"] or os.environ.get("MYDOCKER_LOG") or (
         "info" if options["tty"] and options["interactive"] and not options["detach"]
         else "warning")
     if level not in LEVELS:
         raise Failure(f"--log-level, on {level}: not one of {', '.join(LEVELS)}")
     os.environ["MYDOCKER_LOG"] = level
-    if options["explain"]:
-        os.environ["MYDOCKER_EXPLAIN"] = "1"
-        explain_calls()
 
-offer("run",
-      ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"),
-      ("--explain", "", "print each kernel call that makes the container, and why"))
+offer("run", ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"))
 
 # What is shown
 
@@ -1277,8 +1272,6 @@ FOR_CHILDREN = CLONE_NEWPID | CLONE_NEWTIME  # a process makes these for its nex
 FORWARDED = SIGNALS - {getattr(_signal, "SIG" + name) for name in (
     "CHLD PIPE URG TSTP TTIN TTOU CONT KILL STOP SYS SEGV BUS ILL FPE TRAP ABRT").split()}
 DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
-GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
-LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 
 # Namespaces
 
@@ -1323,6 +1316,7 @@ class Birth:
         self.joins, self.flags = [], CLONE_NEWPID if role == "init" else 0
         if spec:
             self.joins, self.flags = joined_namespaces(spec), new_namespaces(spec)
+        self.guest = is_guest("pid")  # then another makes the PID namespace: there's no way back
         self.mapped = CLONE_NEWUSER in (self.flags & CLONE_NEWUSER, *(f for _, f in self.joins))
         self.channel, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, it would take the exit status
@@ -1332,10 +1326,15 @@ class Birth:
         theirs.close()
         if self.mapped:
             self.pid = map_ids(self.pid, self.channel, spec["linux"])
+        elif self.guest and self.flags & FOR_CHILDREN:
+            self.pid = inherit(self.pid, self.channel)
+            tell(self.channel, "go")  # see fork_inside
 
     def fork(self, channel):
         """Make the process; what belongs to a user namespace is made when it is in that."""
-        early = 0 if self.mapped else FOR_CHILDREN
+        early = 0 if self.mapped or self.guest else FOR_CHILDREN
+        if not early:
+            prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child's child becomes ours
         for fd, flag in self.joins:
             if flag & early:
                 os.setns(fd, flag)  # the next child is in another's
@@ -1353,6 +1352,9 @@ class Birth:
                     os.setns(fd, flag)
             if self.mapped:
                 become_mapped(channel, self.flags)
+            elif self.flags & FOR_CHILDREN & ~early:
+                os.unshare(self.flags & FOR_CHILDREN)  # the next child is PID 1 of a new one
+                fork_inside(channel)
             reexec_inside(self.role, channel, self.program, self.outlive)
         except Exception as error:
             send(channel, describe(error, "container"))
@@ -1375,6 +1377,13 @@ class Birth:
         tell(self.channel, message, [stdin, *(fd for fd, _ in joins), *trees])  # sync 0
         for fd in [*trees, *(fd for fd, _ in self.joins or joins)]:
             os.close(fd)
+
+    def take_terminal(self):
+        """The master end of the terminal that comes next: sync 2."""
+        message, fds = receive(self.channel)
+        if not fds:
+            raise Failure(*message or (f"{self.role}: it was killed before the command started", 137))
+        return fds[0]
 
     def await_command(self):
         """Wait until the command runs; returns its terminal's master end, or None.  Raises what
@@ -1421,7 +1430,8 @@ class Birth:
 
 def start_early(role, outlive=False):
     """A Birth that begins before the spec is known; None where we couldn't do the rest then."""
-    return Birth(role, outlive) if role == "join" or back_to_own_pids() else None
+    possible = role == "join" or is_guest("pid") or back_to_own_pids()
+    return Birth(role, outlive) if possible else None
 
 def start_init(spec, birth=None, **how):
     """A Birth that fits a spec: the one that has begun, or one that is begun with it."""
@@ -1555,7 +1565,7 @@ def start_container(monitor, birth=None):
                 introduce(record)  # while init works
             master = birth.await_command()
             change_record(record, pid=birth.pid, pid_start=process_start(birth.pid),
-                          started=time.time())
+                          started=time.time(), cgroups=record["cgroups"])
     except (Failure, OSError):
         for end, _ in pipes:
             os.close(end)
@@ -1566,9 +1576,9 @@ def start_container(monitor, birth=None):
     monitor.update(pid=birth.pid, master=master, outputs=read_ends(pipes), typed=b"",
                    logged=record["keep"] or not monitor["attached"])
 
-def in_background(work):
+def in_background(work, what):
     """Call work(report) in a child in a session of its own; returns when it calls report(). Raises
-    what it raises before that."""
+    what it raises before that; WHAT is the command's name."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     child = os.fork()  # the monitor
     if child:
@@ -1594,7 +1604,7 @@ def in_background(work):
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         work(leave_caller)
     except Exception as error:
-        send(theirs, describe(error, "run"))
+        send(theirs, describe(error, what))
     finally:
         os._exit(0)
 
@@ -1954,11 +1964,12 @@ def joined_main(channel, *_):
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, engine)
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
+    slave = hand_out_terminal(channel, process, user[0])  # sync 2: there may be no descriptor later
     fork_inside(channel)  # the outside limits what comes of it
     if not outlive:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # `exec` takes it along when it dies
-    slave = hand_out_terminal(channel, process, user[0])
     take_session(slave, outputs)
+    limit_process(dict(process, oomScoreAdj=None))  # where the outside may not; that it always may
     become_command(channel, process, user[3])
 
 def fork_inside(channel):
@@ -1982,7 +1993,8 @@ def join_namespaces(fds, flags):
 
 def enter_workdir(path):
     """Change to the command's working directory."""
-    os.chdir(path)  # where the command starts
+    with blame(f"--workdir, on {path}"):
+        os.chdir(path)  # where the command starts
     if not os.getcwd().startswith("/"):  # CVE-2024-21626: "(unreachable)" is outside
         raise Failure(f"--workdir, on {path}: it lies outside of the container")
 
@@ -2186,16 +2198,26 @@ def image_row(layers, path):  # an image's layers, or else a copy of them, under
 
 def ephemeral_mounts(scratch):
     """The rows that put a throw-away layer, in SCRATCH, over the host's root and each file system
-    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead."""
+    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead.  /proc,
+    /sys and /dev, whatever they are, are covered by rows of their own."""
     points = {"/"} | {
         point for point, kind, *_ in mounts_here() if kind not in NOT_FILES
-        and not point.startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
+        and not f"{point}/".startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
     rows = []
     for number, point in enumerate(sorted(points)):
-        as_it_is = mount_row(point, "bind", "rbind", "rro", source=point)
-        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), fallback=as_it_is)
+        as_it_is = dict(mount_row(point, "bind", "rbind", "rro", source=point), seen=point)
+        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), seen=point,
+                       fallback=as_it_is)
         rows.append(layered if os.path.isdir(point) else as_it_is)
     return rows
+
+def device_rules(devices):
+    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
+    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
+    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
+    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
+    return [{"allow": False, "access": "rwm"}] + [
+        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
 
 # Inside: the mounts
 
@@ -2222,12 +2244,7 @@ def build_root(spec):
         if fill:  # first: see close_dev
             row = dict(row, options=[word for word in row["options"] if word != "ro"])
         with Descriptor(os.open(path, OPEN_DIR)) as root:  # what lies on top by now
-            try:
-                mount_one(root, row)
-            except OSError:  # the kernel can't
-                if "fallback" not in row:
-                    raise
-                mount_one(root, row["fallback"])
+            mount_if_there(root, row)
             if fill:
                 fresh = make_devices(root, spec)
     return fresh
@@ -2255,6 +2272,20 @@ def enter_root(spec):
         mount(None, "/", None, PROPAGATION[word], None)  # who sees mounts made in it
         for row in spec["mounts"]:
             keep_propagation(row)
+
+def mount_if_there(root, row):
+    """Make one row's mount, or what it falls back on.  A place that was SEEN on the host, whose mounts
+    come and go, may not be there any more: what could be protected has gone, too."""
+    try:
+        try:
+            mount_one(root, row)
+        except OSError:  # the kernel can't
+            if "fallback" not in row:
+                raise
+            mount_one(root, row["fallback"])
+    except (OSError, Failure):
+        if "seen" not in row or os.path.exists(row["seen"]):
+            raise
 
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
@@ -2533,7 +2564,8 @@ def cmd_run(options, words):
              "attached": not options["detach"], "interactive": options["interactive"]}
     if not options["detach"]:
         return launch(state, plan["guard"], options["cidfile"], birth)
-    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready))
+    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready),
+                  "run")
     try:
         show(plan["id"])
     except Failure:  # nobody knows its id: what fails leaves nothing
@@ -2647,7 +2679,10 @@ def environment_of(options, start):
 def env_file_items(path):
     """The lines of an --env-file, each K=V or K; empty ones and # comments are skipped."""
     with blame(f"--env-file, on {path}"):
-        lines = [line.lstrip() for line in read_all(path).split("\n")]
+        text = read_all(path)
+    if text.startswith("\ufeff"):  # the byte order mark of Windows' editors
+        text = text[1:]
+    lines = [line.lstrip() for line in text.split("\n")]
     for number, line in enumerate(lines, 1):
         if " " in line.split("=")[0].strip() and not line.startswith("#"):
             raise Failure(f"--env-file, on {path} line {number}: white space in a variable's name")
@@ -2665,10 +2700,13 @@ def command_of(options, words, image):
     return args
 
 def working_directory(typed, image, own_root):
-    if own_root or typed.startswith("/"):
-        return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
-    with blame("run, on the current directory"):
-        return os.path.normpath(os.path.join(os.getcwd(), typed))
+    """Where the command starts; what was typed may be relative to here on the host's own root."""
+    if not own_root:
+        with blame("run, on the current directory"):
+            return os.path.normpath(os.path.join(os.getcwd(), typed))
+    if typed and not typed.startswith("/"):
+        raise Failure(f"--workdir, on {typed}: it needs to be an absolute path")
+    return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
 
 # From the spec to a running container
 
@@ -2718,8 +2756,8 @@ def prepare_container(spec, record):
             os.makedirs(source, exist_ok=True)
     for name in ("rootfs", "scratch"):
         make_dirs(f"{path}/{name}")
-    if spec["root"]["path"] == "/":
-        return  # the host's own files are as good
+    if not any(row["source"] == f"{path}/hosts" for row in spec["mounts"]):
+        return  # on the host's own root its own files are as good
     write_hosts(spec, record)
     for name, text in (("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf(record))):
         write_file(f"{path}/{name}", text)
@@ -2887,10 +2925,8 @@ def set_groups(gids):
     try:
         os.setgroups(gids)
     except PermissionError:
-        with tolerate(errno.ENOENT):
-            if read_all("/proc/self/setgroups") == "deny\n":
-                return
-        raise
+        if not has_power(CAP_SETGID):
+            raise
 
 # What may be seen
 
@@ -3236,23 +3272,23 @@ NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not chan
 FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode: linux/proc_ns.h, PROC_USER_INIT_INO
 LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
 
-def cgroup_dirs(path):
+def cgroup_dirs(path, asks=False):
     """The cgroups that a container is to have, by its spec's cgroupsPath: /PATH in every tree, PATH
     below our own cgroups, but where systemd manages those and gave them to nobody at the top, or
-    SLICE:PREFIX:NAME where systemd would have it.  What may be ours begins behind the "/./"."""
+    SLICE:PREFIX:NAME where systemd has it, if one ASKS it for that.  What may be ours begins behind
+    the "/./"."""
     dirs, systemd, trees = [], os.path.isdir("/run/systemd/system"), hierarchies()
     if ".." in path.split("/"):
         raise Failure(f"--cgroup-parent or cgroupsPath, on {path}: it must not contain ..")
     if not {*path.split("/")} - {"", "."}:  # the root of the trees, with all that runs here
         raise Failure(f"cgroupsPath, on {as_typed(path)}: it names no cgroup of its own")
     if path.count(":") == 2 and "/" not in path:
-        asked = systemd and asks_systemd(path)
         path = scope_path(path)
-        if systemd and list(trees) == [""] and not asked:
+        if systemd and list(trees) == [""] and not asks:
             path += INNER
     for point, own in trees.values():
         own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
-        if path[0] == "/" or systemd and "trusted.delegate" not in os.listxattr(own):
+        if path[0] == "/" or systemd and not is_delegated(own):
             own = point
         dirs.append(f"{own}/./{os.path.normpath(path).strip('/')}")
     return dirs
@@ -3265,6 +3301,11 @@ def scope_path(path):
     if slice_name == "-.slice":  # the root of all: systemd.slice(5)
         slices = []
     return "/".join(["", *slices, f"{prefix}-{name}.scope"])
+
+def is_delegated(path):
+    """True if systemd leaves what is below this cgroup to others: systemd's CGROUP_DELEGATION.md.
+    In a user namespace that can't be read, but what isn't ours can't be written to either."""
+    return in_user_namespace() or "trusted.delegate" in os.listxattr(path)
 
 def hierarchies():
     """The cgroup trees mounted here by their controllers, "" for v2: {controllers: (mount point,
@@ -3406,10 +3447,6 @@ def usage_of(dirs):
         "written": disk.get("Write", 0) + disk.get("wbytes", 0),
         "pids": len(cgroup_pids(dirs[:1])), "pids_limit": read_number(dirs, "pids.max")}
 
-def out_of_memory(dirs):
-    """True if the kernel has killed something because of cgroups' memory limit."""
-    return read_sums(dirs, "memory.events", "memory.oom_control").get("oom_kill", 0) > 0
-
 def enter_cgroups(dirs, pid):
     for path in dirs:
         with tolerate(errno.ESRCH):  # it has ended
@@ -3471,7 +3508,8 @@ def freeze(dirs, frozen):
     """Stop all processes in cgroups, which don't notice, or let them go on."""
     freezer, end = freezer_of(dirs), time.monotonic() + GRACE
     if not freezer:
-        raise Failure("pause: this host has no cgroup with a freezer", hint="mydocker info")
+        raise Failure("pause: the container has no cgroup with a freezer",
+                      hint=why_no_cgroup() or "mydocker info")
     write_value(freezer.path, freezer.words[frozen])
     while freezer.states[frozen] not in read_all(freezer.shown_in).split("\n"):
         if time.monotonic() > end:
@@ -3503,11 +3541,16 @@ def kill_cgroups(dirs):
     finally:
         thaw(dirs)  # what v1 has frozen doesn't even die
 
+def was_out_of_memory(record):
+    """True if the kernel has killed something in a container because of its memory limit."""
+    sums = read_sums(record.get("cgroups", []), "memory.events", "memory.oom_control")
+    return sums.get("oom_kill", 0) > 0
+
 def remove_cgroups(record):
     """Kill what is left in a container's cgroups, and remove them with those that it made in them;
     returns whether the kernel killed something because of their memory limit."""
     dirs, end = own_cgroups(record), time.monotonic() + GRACE
-    killed = out_of_memory(record.get("cgroups", []))
+    killed = was_out_of_memory(record)
     for path in dirs:
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
@@ -3553,14 +3596,6 @@ def host_devices():
     paths = [f"{top}/{name}" for top, _, names in os.walk("/dev") for name in names
              if top != "/dev/pts" and name not in ("console", "ptmx")]
     return [path for path in paths if stat.filemode(os.lstat(path).st_mode)[0] in "bc"]
-
-def device_rules(devices):
-    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
-    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
-    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
-    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
-    return [{"allow": False, "access": "rwm"}] + [
-        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
 
 def limit_devices(dirs, rules):
     """Let a container use what RULES allow: by v1's controller, or by a BPF program in v2."""
@@ -3628,93 +3663,63 @@ def device_program(rules):
 # for the same reason nothing can be taken from them there, it works without a bus, and whoever
 # stops the unit that a monitor runs in means the container, too (see Watch.stop).
 #
-# D-Bus: https://dbus.freedesktop.org/doc/dbus-specification.html, systemd's side of it:
-# org.freedesktop.systemd1(5).  A message is a header and values; how those are written is said by
-# a signature, a letter for each type.  A new property is a row in scope_limits.
+# D-Bus (dbus.freedesktop.org/doc/dbus-specification.html; systemd's side is
+# org.freedesktop.systemd1(5)): a message is a header and values, each of a type that one letter or
+# a few stand for.  A new property is a row in scope_limits.
 
-BUS_SOCKETS = "/run/systemd/private", "/run/dbus/system_bus_socket"  # systemd's own is always there
-BUS_ALIGN = {"b": 4, "u": 4, "i": 4, "s": 4, "o": 4, "a": 4, "t": 8, "x": 8, "(": 8, "{": 8}  # or 1
-BUS_NUMBERS = {"y": "B", "b": "I", "u": "I", "i": "i", "t": "Q", "x": "q", "h": "I", "d": "d"}
-BUS_CALL, BUS_ANSWER, BUS_ERROR, BUS_SIGNAL = 1, 2, 3, 4
-BUS_FIELDS = {1: "path", 2: "interface", 3: "member", 4: "error", 5: "answer_to", 8: "signature"}
-BUS_LONGEST = 1 << 24  # bytes of a message; the specification has 128 MiB
+BUS_SOCKET = "/run/systemd/private"  # root's alone; on it are no others, and no names
+BUS_ALIGN = {"b": 4, "u": 4, "s": 4, "o": 4, "a": 4, "t": 8, "(": 8}  # bytes; the others' is 1
+BUS_NUMBERS = {"y": "=B", "b": "=I", "u": "=I", "t": "=Q", "g": "=B"}  # of strings the length
+BUS_CALL, BUS_ERROR, BUS_SIGNAL = 1, 3, 4
+BUS_FIELDS = {3: "member", 4: "error", 5: "answer_to", 8: "signature"}  # those that we ask for
 BUS_PATIENCE = 30  # seconds for an answer
 UNLIMITED = (1 << 64) - 1
-SYSTEMD, MANAGER = "org.freedesktop.systemd1", "org.freedesktop.systemd1.Manager"
+SYSTEMD = "org.freedesktop.systemd1"
 
-# Values
-
-def types_of(signature):
-    """The complete types that a signature is made of: "sa(sv)" is "s" and "a(sv)"."""
-    found, start = [], 0
-    while start < len(signature):
-        end = start
-        while signature[end] == "a":
-            end += 1
-        depth = 0
-        while True:
-            depth += {"(": 1, "{": 1, ")": -1, "}": -1}.get(signature[end], 0)
-            end += 1
-            if depth == 0:
-                break
-        found.append(signature[start:end])
-        start = end
-    return found
+# Messages
 
 def put_value(out, kind, value):
-    """Append a value of this type to the bytearray OUT; a variant is (signature, value)."""
+    """Append a value of this type to the bytearray OUT; a variant is (type, value)."""
     out += bytes(-len(out) % BUS_ALIGN.get(kind[0], 1))
-    if kind in BUS_NUMBERS:
-        out += struct.pack("<" + BUS_NUMBERS[kind], value)
-    elif kind in ("s", "o", "g"):
+    if kind in ("s", "o", "g"):
         data = encode(value)
-        out += struct.pack("<B" if kind == "g" else "<I", len(data)) + data + b"\0"
+        out += struct.pack(BUS_NUMBERS.get(kind, "=I"), len(data)) + data + b"\0"
+    elif kind in BUS_NUMBERS:
+        out += struct.pack(BUS_NUMBERS[kind], value)
     elif kind == "v":
         put_value(out, "g", value[0])
         put_value(out, *value)
-    elif kind[0] == "a":
+    elif kind[0] == "(":
+        for letter, each in zip(kind[1:-1], value):
+            put_value(out, letter, each)
+    else:
         place = len(out)
         out += bytes(4)  # its length, when that is known
         out += bytes(-len(out) % BUS_ALIGN.get(kind[1], 1))
         start = len(out)
         for each in value:
             put_value(out, kind[1:], each)
-        struct.pack_into("<I", out, place, len(out) - start)
-    else:
-        for inner, each in zip(types_of(kind[1:-1]), value):
-            put_value(out, inner, each)
+        struct.pack_into("=I", out, place, len(out) - start)
 
-class Reading:
-    """The values in the bytes of a message, one after the other."""
-    def __init__(self, data, order):
-        self.data, self.order, self.at = data, order, 0
+def take_values(data, kinds, at=0):
+    """Values of simple types from the bytes of a message, and where they end."""
+    values = []
+    for kind in kinds:
+        at += -at % BUS_ALIGN.get(kind, 1)
+        form = BUS_NUMBERS.get(kind, "=I")
+        value, at = struct.unpack_from(form, data, at)[0], at + struct.calcsize(form)
+        if kind in "sog":
+            value, at = data[at:at + value].decode("utf-8", "replace"), at + value + 1
+        values.append(value)
+    return values, at
 
-    def number(self, kind):
-        self.at += -self.at % BUS_ALIGN.get(kind, 1)
-        form = self.order + BUS_NUMBERS[kind]
-        self.at += struct.calcsize(form)
-        return struct.unpack_from(form, self.data, self.at - struct.calcsize(form))[0]
-
-    def value(self, kind):
-        if kind in BUS_NUMBERS:
-            return self.number(kind)
-        if kind in ("s", "o", "g"):
-            size = self.number("y" if kind == "g" else "u")
-            self.at += size + 1
-            return self.data[self.at - size - 1:self.at - 1].decode("utf-8", "replace")
-        if kind == "v":
-            return self.value(self.value("g"))
-        if kind[0] == "a":
-            size, found = self.number("u"), []
-            self.at += -self.at % BUS_ALIGN.get(kind[1], 1)
-            end = self.at + size
-            while self.at < end:
-                found.append(self.value(kind[1:]))
-            return found
-        self.at += -self.at % 8
-        return [self.value(inner) for inner in types_of(kind[1:-1])]
-
-# Messages
+def take_fields(data, size):
+    """What stands in a message's header, SIZE bytes of numbers with variants: {field: value}."""
+    found, at = {}, 16
+    while at < 16 + size:
+        (code, kind), at = take_values(data, "yg", at + -at % 8)
+        (found[BUS_FIELDS.get(code)],), at = take_values(data, kind, at)
+    return found
 
 class BusError(Failure):
     """systemd says no; NAME is the D-Bus name of its why."""
@@ -3724,38 +3729,35 @@ class BusError(Failure):
 
 class Bus:
     """A connection to systemd; `with` closes it."""
-    def __init__(self, path):
+    def __init__(self):
         self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        self.socket.settimeout(BUS_PATIENCE)
         self.serial, self.unread = 0, []
         try:
-            self.socket.connect(path)
+            self.socket.settimeout(BUS_PATIENCE)
+            self.socket.connect(BUS_SOCKET)
             self.log_in()
-            if path != BUS_SOCKETS[0]:  # there are others on it
-                self.call("/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
-                self.call("/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch", "s",
-                          f"type='signal',interface='{MANAGER}',member='JobRemoved'")
-                self.manage("Subscribe")
         except (Failure, OSError):
             self.socket.close()
             raise
 
     def __enter__(self):
         return self
-
     def __exit__(self, *_):
         self.socket.close()
 
     def log_in(self):
         """Say who we are; the kernel vouches for it.  All in one piece, as systemd's own clients do
         it: a message that comes together with BEGIN isn't seen before the next one."""
+        peer = self.socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        if struct.unpack("=iII", peer)[:2] < (1, 0):  # its pids aren't ours: it is another host's
+            raise OSError(errno.EACCES, "it doesn't see our processes", "systemd")
         user = str(os.geteuid()).encode().hex()
         self.socket.sendall(b"\0AUTH EXTERNAL %s\r\nBEGIN\r\n" % user.encode())
         answer = b""
         while not answer.endswith(b"\r\n"):
             answer += self.bytes(1)
         if not answer.startswith(b"OK "):
-            raise Failure("systemd: it doesn't let us in: " + answer.decode("utf-8", "replace"))
+            raise OSError(errno.EACCES, "it doesn't let us in", "systemd")
 
     def bytes(self, size):
         data = b""
@@ -3766,72 +3768,55 @@ class Bus:
             data += more
         return data
 
-    def call(self, path, interface, member, signature="", *values):
-        """Call a method, and return the values of its answer; an error is a BusError."""
+    def call(self, member, kinds, *values):
+        """Call a method of systemd's manager; returns its answer's values, or raises BusError."""
         body, self.serial = bytearray(), self.serial + 1
-        for kind, value in zip(types_of(signature), values):
+        for kind, value in zip(kinds, values):
             put_value(body, kind, value)
-        name = interface if interface == "org.freedesktop.DBus" else SYSTEMD
-        fields = [(1, ("o", path)), (2, ("s", interface)), (3, ("s", member)), (6, ("s", name))]
-        if signature:
-            fields.append((8, ("g", signature)))
-        head = bytearray(struct.pack("<BBBBII", ord("l"), BUS_CALL, 0, 1, len(body), self.serial))
+        fields = [(1, ("o", "/org/freedesktop/systemd1")), (2, ("s", SYSTEMD + ".Manager")),
+                  (3, ("s", member)), (8, ("g", "".join(kinds)))]
+        order = ord("l" if sys.byteorder == "little" else "B")
+        head = bytearray(struct.pack("=BBBBII", order, BUS_CALL, 0, 1, len(body), self.serial))
         put_value(head, "a(yv)", fields)
-        head += bytes(-len(head) % 8)
-        self.socket.sendall(head + body)
+        self.socket.sendall(head + bytes(-len(head) % 8) + body)
         while True:
             kind, fields, answer = self.message()
             if kind == BUS_SIGNAL:
                 self.unread.append((fields, answer))
             elif fields.get("answer_to") == self.serial:
                 if kind == BUS_ERROR:
-                    raise BusError(fields["error"], f"systemd, on {member}: "
-                                   + (str(answer[0]) if answer else fields["error"]))
+                    raise BusError(fields["error"], f"systemd, on {member}: {answer[0]}")
                 return answer
 
     def message(self):
-        """Wait for the next message: its type, its header's fields, and its values."""
+        """Wait for the next message: its type, its header's fields, and its values if simple."""
         start = self.bytes(16)
-        order = "<" if start[:1] == b"l" else ">"
-        size, _, fields_size = struct.unpack_from(order + "III", start, 4)
-        rest = fields_size + -fields_size % 8
-        if max(size, fields_size) > BUS_LONGEST:
-            raise Failure("systemd: a message is too long")
-        head = Reading(start + self.bytes(rest), order)
-        head.at = 12
-        fields = {BUS_FIELDS.get(code): value for code, value in head.value("a(yv)")}
-        body = Reading(self.bytes(size), order)
-        return start[1], fields, [body.value(kind) for kind in types_of(fields.get("signature", ""))]
+        size, _, fields_size = struct.unpack_from("=III", start, 4)
+        fields = take_fields(start + self.bytes(fields_size + -fields_size % 8), fields_size)
+        body, kinds = self.bytes(size), fields.get("signature", "")
+        return start[1], fields, take_values(body, kinds)[0] if set(kinds) <= set("ybutso") else []
 
-    def manage(self, member, signature="", *values):
-        return self.call("/org/freedesktop/systemd1", MANAGER, member, signature, *values)
-
-    def finish(self, unit, member, signature, *values):
+    def finish(self, unit, member, kinds, *values):
         """Call a method that begins a job, and wait until that is done."""
-        job = self.manage(member, signature, *values)[0]
+        job = self.call(member, kinds, *values)[0]
         while True:
             fields, answer = self.unread.pop(0) if self.unread else self.message()[1:]
             if fields.get("member") == "JobRemoved" and answer[1] == job:
                 if answer[3] != "done":
-                    raise Failure(f"systemd, on {unit}: {member}: {answer[3]}")
+                    raise Failure(f"systemd, on {unit}: its job is {answer[3]}")
                 return
 
-def open_bus():
-    """A Bus, or None on a host without one: no systemd, or v1, where it takes nothing away."""
-    if os.path.isdir("/run/systemd/system") and list(hierarchies()) == [""]:
-        for path in BUS_SOCKETS:
-            with tolerate(errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
-                return Bus(path)
-    return None
-
-def reach_systemd(unit):
-    """A Bus, for what a unit needs: it was there a moment ago."""
-    bus = open_bus()
-    if not bus:
-        raise Failure(f"systemd, on {unit}: there is no bus any more")
-    return bus
-
 # Scopes
+
+def open_bus(unit=None):
+    """A Bus; None on a host without one: no systemd, or v1, where it takes nothing away.  Where it
+    was there a moment ago, for this UNIT, that is a Failure."""
+    if os.path.isdir("/run/systemd/system") and list(hierarchies()) == [""]:
+        with tolerate(errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
+            return Bus()
+    if unit:
+        raise Failure(f"systemd, on {unit}: it can't be asked any more")
+    return None
 
 def scope_name(path):
     """The scope and its slice in a cgroupsPath, SLICE:PREFIX:NAME; None if it is another."""
@@ -3855,15 +3840,9 @@ def start_scope(spec, record, pid):
             ("DefaultDependencies", ("b", False)), ("CollectMode", ("s", "inactive-or-failed"))]
     rows += [(f"{name}Accounting", ("b", True)) for name in ("CPU", "Memory", "IO", "Tasks")]
     rows += scope_limits(spec["linux"]["resources"])
-    start = "StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "replace", rows, []
-    with reach_systemd(unit) as bus:
-        try:
-            bus.finish(unit, *start)
-        except BusError as error:
-            if error.name != SYSTEMD + ".UnitExists":
-                raise
-            bus.manage("ResetFailedUnit", "s", unit)  # one that has failed stays until it's seen
-            bus.finish(unit, *start)
+    with open_bus(unit) as bus:
+        kinds = "s", "s", "a(sv)", "a(sa(sv))"
+        bus.finish(unit, "StartTransientUnit", kinds, unit, "replace", rows, [])
     point, own = hierarchies()[""]
     place = read_all(f"/proc/{pid}/cgroup").partition("0::")[2].split("\n")[0]
     mine = read_all("/proc/self/cgroup").partition("0::")[2].split("\n")[0]
@@ -3884,15 +3863,19 @@ def scope_limits(resources):
         a_second = -(-cpu["quota"] * 100 // period) * 10000  # it knows whole percents
         numbers["CPUQuotaPerSecUSec"] = a_second if cpu["quota"] > 0 else -1
         numbers["CPUQuotaPeriodUSec"] = period
-    rows = [(name, ("t", UNLIMITED if value in (-1, "max") else value))
-            for name, value in numbers.items() if value]
+    rows = []
+    for name, value in numbers.items():
+        if value == "max" or value and not 0 <= value < UNLIMITED:
+            value = UNLIMITED
+        if value or name == "MemorySwapMax" and value == 0:
+            rows.append((name, ("t", value)))
     for name, key in (("AllowedCPUs", "cpus"), ("AllowedMemoryNodes", "mems")):
         if cpu.get(key):
             rows.append((name, ("ay", bits_of(cpu[key]))))
     return rows
 
 def bits_of(text):
-    """A list such as 0-2,5 as a mask in bytes, the lowest first: b"\\x27"."""
+    """A list such as 0-2,5 as a mask in bytes, the lowest first."""
     mask = 0
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
@@ -3904,20 +3887,20 @@ def bits_of(text):
 
 def limit_scope(record, resources):
     """Tell systemd of other limits: it would write the old ones again."""
-    with reach_systemd(record["scope"]) as bus:
+    with open_bus(record["scope"]) as bus:
         rows = scope_limits(resources)
-        bus.manage("SetUnitProperties", "sba(sv)", record["scope"], True, rows)
+        bus.call("SetUnitProperties", ("s", "b", "a(sv)"), record["scope"], True, rows)
 
 def stop_scope(record):
     """Have systemd forget a container's scope; it may have, as nothing is in it."""
-    with reach_systemd(record["scope"]) as bus:
-        for step, *values in ((bus.finish, record["scope"], "StopUnit", "ss", record["scope"],
-                               "replace"), (bus.manage, "ResetFailedUnit", "s", record["scope"])):
-            try:
-                step(*values)
-            except BusError as error:
-                if error.name != SYSTEMD + ".NoSuchUnit":
-                    raise
+    unit = record["scope"]
+    with open_bus(unit) as bus:
+        try:
+            bus.finish(unit, "StopUnit", "ss", unit, "replace")
+            bus.call("ResetFailedUnit", "s", unit)
+        except BusError as error:
+            if error.name != SYSTEMD + ".NoSuchUnit":
+                raise
 
 # ── 13. Limits ───────────────────────────────────────────────────────────────
 # What a container may use is written into the files of its cgroups, what each process of it may use
@@ -4040,7 +4023,8 @@ class Limit:
             if path:
                 return path, text, f"{self.what}, on {text}"
         name, text = next(row for row in self.texts if row[0])
-        raise Failure(f"{self.what}, on {text}: there is no cgroup with {name} here")
+        raise Failure(f"{self.what}, on {text}: there is no cgroup with {name} here",
+                      hint=why_no_cgroup())
 
 def limit_cgroups(dirs, resources, undo=None):
     """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO,
@@ -4099,7 +4083,7 @@ def usual_limits(dirs, resources):
         elif name == "memory.swap":
             warn("--memory: the kernel doesn't count swap: only memory is limited")
         else:
-            raise Failure(f"{what}: there is no cgroup with {v1} here")
+            raise Failure(f"{what}: there is no cgroup with {v1} here", hint=why_no_cgroup())
 
 def other_limits(resources):
     """Yield a Limit for each of the OCI's that has no option."""
@@ -4197,22 +4181,25 @@ def ulimit(text):
             "hard": int(hard or soft) % (1 << 64)}
 
 def limit_process(process, pid=0):
-    """Give this process, or another, its limits: getrlimit(2), proc_pid_oom_score_adj(5)."""
+    """Give this process, or another, its limits: getrlimit(2), proc_pid_oom_score_adj(5).  Another
+    user's can be refused: it is to take them itself, too."""
     for row in process.get("rlimits") or ():
         name, soft, hard = row["type"][7:].lower(), row["soft"], row["hard"]
         limits = struct.pack("QQ", soft, hard)
-        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, pid, ULIMITS.index(name), limits, None)
+        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, pid, ULIMITS.index(name), limits, None,
+              quiet=pid != 0)
     score = process.get("oomScoreAdj")
     if score is not None:
         path = f"/proc/{pid or 'self'}/oom_score_adj"
         grant(f"--oom-score-adj, on {score}", write_value, path, score)
 
-def grant(what, call, *args):
+def grant(what, call, *args, quiet=False):
     """Make a call that may take CAP_SYS_RESOURCE; root in a container may not have that."""
     try:
         call(*args)  # a limit of this process, and of what it becomes
     except PermissionError:
-        warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
+        if not quiet:
+            warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
     except OSError as error:
         raise Failure(f"{what}: {reason(error)}") from None
 
@@ -4496,7 +4483,7 @@ class Log:
 
 def read_log(path, max_file, more):
     """Yield a log's lines, the oldest first, and a None at each end; it goes on while more()."""
-    file, rest = None, b""
+    file, rest, told = None, b"", False
     while True:
         expected, there = more(), []  # asked first: what was written until then is read
         for name in log_names(path, max_file):
@@ -4515,8 +4502,9 @@ def read_log(path, max_file, more):
                 return
             time.sleep(0.05)
             continue
-        if file and ours is None:
+        if file and ours is None and not told:
             warn("logs: lines were turned over before they could be read")
+            told = True
         with tolerate(errno.ENOENT):  # on with the next one, or the oldest if ours is gone
             number, name = there[ours - 1 if ours else -1]
             following = open(name, "rb")
@@ -4574,8 +4562,8 @@ def cmd_logs(options, words):
 # time for a state root: its file `inhabitants` has the pids of those who went into it, running/ has
 # the monitors'; the next command goes where one of these is.
 
-NS_GET_USERNS = 0xB701  # linux/nsfs.h
-ID_HELPERS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where new?idmap may lie: set-id
+PROGRAMS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where the host's helpers may lie
+PASTA_DNS = "169.254.1.1"  # asked there, pasta asks the host's own servers: podman's choice, too
 
 def enter_own_user_namespace():
     """Go on as root of a user namespace, and with mounts of our own."""
@@ -4640,8 +4628,7 @@ def ids_of_ours(kind):
     """What ids a user namespace of ours can have: [(id in it, id of ours, how many)].  Root, even
     without power, has all those that it sees."""
     if os.geteuid() == 0:
-        rows = [map(int, row.split()) for row in read_all(f"/proc/self/{kind}_map").split("\n")[:-1]]
-        return [(first, first, size) for first, _, size in rows]
+        return [(first, first, size) for first, _, size in ids_here(kind)]
     rows = [(0, os.geteuid() if kind == "uid" else os.getegid(), 1)]
     for first, size in given_ids(kind):
         rows.append((rows[-1][0] + rows[-1][2], first, size))
@@ -4664,7 +4651,7 @@ def write_ids(pid, kind, rows):
     if os.geteuid() == 0:
         write_value(f"/proc/{pid}/{kind}_map", "\n".join("%d %d %d" % row for row in rows))
         return True
-    found = [f"{path}/new{kind}map" for path in ID_HELPERS if os.path.exists(f"{path}/new{kind}map")]
+    found = [path for path in (f"{top}/new{kind}map" for top in PROGRAMS) if os.path.exists(path)]
     if not found or len(rows) == 1:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without it, it goes on with one id
@@ -4683,23 +4670,104 @@ def squash_owner(entry):
 
 def has_id(kind, number):
     """True if our user namespace has that user's or group's id."""
-    rows = [list(map(int, row.split())) for row in read_all(f"/proc/self/{kind}_map").split("\n")[:-1]]
-    return any(first <= number < first + size for first, _, size in rows)
+    return any(first <= number < first + size for first, _, size in ids_here(kind))
+
+def ids_here(kind):
+    """The ids that our user namespace has: [(first, what that is outside, how many)]."""
+    rows = read_all(f"/proc/self/{kind}_map").split("\n")[:-1]
+    return [tuple(map(int, row.split())) for row in rows]
+
+def why_no_cgroup():
+    """What gives a cgroup to somebody without root, or ""."""
+    if not in_user_namespace():
+        return ""
+    return ("limits take a cgroup that is the caller's: systemd-run --user --scope "
+            "-p Delegate=yes mydocker ...")
 
 # The network
 
-def is_guest():
-    """True if the network namespace around us isn't our user namespace's: no cable can be laid."""
-    try:
-        with Descriptor(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as net:
-            os.close(fcntl.ioctl(net, NS_GET_USERNS))
-        return False
-    except PermissionError:  # an owner above ours: ioctl_ns(2)
-        return True
-
 def usual_network():
     """The network that a container gets where nothing is said."""
-    return "none" if is_guest() else "bridge"
+    if not is_guest("net"):
+        return "bridge"
+    if pasta_program():
+        return "pasta"
+    narrate("network: none, for without root it takes pasta (package passt)")
+    return "none"
+
+def pasta_program():
+    """Where pasta(1) is on this host, which gives a network namespace a way out without root: it
+    makes its connections as an ordinary program does.  "" if it isn't there."""
+    return next((path for path in map("{}/pasta".format, PROGRAMS) if os.path.exists(path)), "")
+
+def check_guest(kind):
+    """Refuse networks that take power over the host's network namespace, and those that need none
+    where it is there."""
+    if kind == "pasta" and (not is_guest("net") or not pasta_program()):
+        raise Failure("--network, on pasta: it is for those without root, on a host that has it",
+                      hint="package passt")
+    if kind not in ("none", "host", "pasta", "container") and is_guest("net"):
+        raise Failure(f"--network, on {kind}: only root can lay cables to this host",
+                      hint="--network pasta, none, host and container:ID are possible")
+
+def connect_by_pasta(state, pid):
+    """Let pasta connect a container's network namespace, and forward its ports.  It dies with us,
+    and we with the container."""
+    record, old = state["record"], state.pop("pasta", None)
+    if old:
+        kill_child(old)
+    with changed_wiring(record) as wiring:
+        if record["wants"]["ports"] and not wiring["ports"]:
+            wiring["ports"] = hold_ports(state)
+            close_ports(state)  # pasta takes them itself
+    log, ready, place = (container_path(record, "pasta." + name) for name in ("log", "pid", "netns"))
+    for path in (ready, place):
+        unlink_if_there(path)
+    write_file(place, "")
+    mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # among our mounts: it can open that
+    words = pasta_words(place, wiring["ports"]) + ["--pid", ready]
+    state["pasta"] = child = os.fork()  # to become pasta
+    if not child:
+        try:
+            become_pasta(words, log)
+        finally:
+            os._exit(127)
+    try:
+        await_pasta(child, ready, log)
+    finally:
+        umount2(place, MNT_DETACH)  # it has it open
+
+def await_pasta(child, ready, log):
+    """Wait until pasta has written its pid, which it does when all is connected."""
+    while not os.path.exists(ready) or not os.path.getsize(ready):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            said = read_text(log).strip().split("\n")[-1]
+            raise Failure(f"network, on pasta: {said or 'it has ended'}")
+        time.sleep(0.001)
+
+def pasta_words(place, ports):
+    """The arguments of pasta for the network namespace mounted at PLACE: pasta(1)."""
+    words = ["--foreground", "--config-net", "--quiet", "--no-map-gw", "--dns-forward", PASTA_DNS,
+             "-T", "none", "-U", "none", "--no-netns-quit"]
+    for option, protocol in (("-t", "tcp"), ("-u", "udp")):
+        found = [f"{address + '/' if address else ''}{taken}:{port}"
+                 for address, taken, port, kind in ports if kind == protocol]
+        for text in found or ["none"]:
+            words += [option, text]
+    return [*words, "--netns", place]
+
+def become_pasta(words, log):
+    """In the child: execute pasta, with nothing of ours but a file for what it says."""
+    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # when its container's monitor dies, so does it
+    os.setsid()  # away from the terminal, and its ^C
+    forget_signals()
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    for fd in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), fd)
+    for fd in open_fds():
+        if fd > 2:
+            os.set_inheritable(fd, False)
+    os.execv(pasta_program(), ["pasta", *words])  # as the only program but ours
 
 def refused(error):
     """What a user is told whom the kernel doesn't let make a user namespace."""
@@ -4718,8 +4786,9 @@ def why_refused():
             return f"root can allow it: sysctl {name}={15000 if 'max' in name else 1}"
     if says("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"):
         program = os.path.realpath(sys.executable)
-        return ("root can allow it with a profile, /etc/apparmor.d/mydocker: abi <abi/4.0>, profile "
-                f"mydocker {program} flags=(unconfined) {{ userns, }} (apparmor_parser -r reads it)")
+        return ("root can allow it with a profile in /etc/apparmor.d/mydocker: abi <abi/4.0>, "
+                f"profile mydocker {program} flags=(unconfined) {{ userns, }}; then apparmor_parser "
+                "-r /etc/apparmor.d/mydocker")
     if "Seccomp:\t2" in read_all("/proc/self/status"):
         return "a system call filter around us may forbid it: inside a container?"
     return "sudo mydocker ..., or a kernel with CONFIG_USER_NS, and no chroot(2) around us"
@@ -4867,13 +4936,20 @@ def take_name(wanted, container_id):
                   hint=f"mydocker rm {wanted}")
 
 def end_container(record, status=None):
-    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
+    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all.
+    Where nothing can be written, on a full disk, each later command tries again."""
     out_of_memory = remove_cgroups(record)
-    if not record.get("network") or has_cable(record):
-        disconnect_container(record)
-    if record["keep"] and "started" in record:
-        change_record(record, pid=0, status=status, finished=time.time(), oom=out_of_memory)
-    else:
+    kept = record["keep"] and "started" in record
+    try:
+        if not record.get("network") or has_cable(record):
+            disconnect_container(record)
+        if kept:
+            change_record(record, pid=0, status=status, finished=time.time(), oom=out_of_memory)
+    except OSError as error:
+        warn(describe(error, f"container {record.get('name')}: its end can't be written")[0])
+        if kept:
+            return
+    if not kept:
         remove_container_dir(record)
         for name in record.get("own_volumes", []):
             remove_tree(state_path("volumes", name))
@@ -4948,6 +5024,15 @@ def lock_container(path):
         os.close(lock)
     return None
 
+def wake_monitor(record):
+    """Let a monitor go on that was stopped (SIGSTOP, a debugger) while its container ended: it is to
+    tidy up, or to start it again, which is awaited for a moment.  False if there is none such."""
+    if is_alive(record) or process_state(record["monitor"])[0] != "T":
+        return False
+    send_signal(record["monitor"], record["monitor_start"], _signal.SIGCONT)
+    wait_process(record["monitor"], record["monitor_start"], LINGER)
+    return True
+
 def is_running(path):
     """True while the monitor of the container at PATH lives: its lock can't even be shared."""
     try:
@@ -4965,7 +5050,13 @@ def read_record(path):
         except ValueError:  # the host lost its power: what the container wrote may be well
             return warn(f"container, on {path}: its record is damaged, ignoring")
         marked = os.path.exists(state_path("running", record["id"]))
-        return {"cgroups": [], "engine": False, **record, "running": marked and is_running(path)}
+        running = marked and is_running(path)
+        if running and wake_monitor(record):
+            record, running = read_json(record_file(path)), is_running(path)
+        if record.get("pid") and not running:  # see end_container
+            with Descriptor(os.open(path + "/lock", os.O_RDONLY | os.O_CLOEXEC)) as lock:
+                record.update(pid=0, status=read_status(lock), finished=os.fstat(lock).st_mtime)
+        return {"cgroups": [], "engine": False, **record, "running": running}
     return None
 
 def container_records():
@@ -5000,12 +5091,12 @@ def has_cable(record):
 
 def is_alive(record):
     """True if a container's first process is there, and no zombie: that can stay for seconds."""
-    state, start = process_state(record["pid"])
+    state, start = process_state(record.get("pid"))
     return start is not None and start == record["pid_start"] and state not in "ZX"
 
 def live_pid(record):
     """The pid of a running container's PID 1, made sure of by its start time."""
-    if not record.get("pid") or not is_alive(record):  # no pid while it starts
+    if not is_alive(record):
         raise Failure(f"container, on {record['name']}: it is not running")
     return record["pid"]
 
@@ -5013,8 +5104,10 @@ def container_state(record):
     """Docker's word for what a container does, asked of the kernel, also for an engine's."""
     if not record["running"]:
         return "exited" if "started" in record else "created"
-    if not record.get("pid") or process_start(record["pid"]) != record["pid_start"]:
-        return "restarting" if record.get("restarts") else "created"
+    if not is_alive(record):
+        if record.get("restarts"):
+            return "restarting"
+        return "running" if record.get("pid") else "created"  # it is just tidied up, or not there yet
     if os.path.exists(container_path(record, "exec.fifo")):
         return "created"  # init waits at its gate
     return "paused" if is_paused(record["cgroups"]) else "running"
@@ -5042,7 +5135,7 @@ def cmd_start(options, words):
 
 def start_again(record):
     if not record["running"]:
-        in_background(lambda ready: relaunch(record, None, ready))
+        in_background(lambda ready: relaunch(record, None, ready), "start")
 
 def relaunch(record, options, ready=lambda: None):
     """Start an ended container and stay with it; OPTIONS: attached, with input or without."""
@@ -5091,17 +5184,23 @@ def stop_container(record, number, seconds):
     Between two starts, or before the first, it is the monitor that is told."""
     path, end = container_path(record), time.monotonic() + (seconds if seconds >= 0 else 1 << 63)
     while is_running(path):
-        record = read_record(path) or record
         touch_if_there(path + "/stop")
+        record = read_record(path) or record
         left = end - time.monotonic()
         thaw(record["cgroups"])
-        if send_signal(record.get("pid"), record.get("pid_start"),
-                       number if left > 0 else _signal.SIGKILL):
-            wait_process(record["pid"], record["pid_start"], left if left > 0 else GRACE)
-        else:
-            send_signal(record["monitor"], record["monitor_start"],
-                        _signal.SIGTERM if left > -GRACE else _signal.SIGKILL)
-            wait_process(record["monitor"], record["monitor_start"], 0.1)
+        pid, start = record.get("pid"), record.get("pid_start")
+        if send_signal(pid, start, number if left > 0 else _signal.SIGKILL) and not (
+                wait_process(pid, start, left if left > 0 else GRACE)):
+            continue
+        tell_monitor(record, _signal.SIGTERM if left > -GRACE else _signal.SIGKILL)
+        if left < -3 * GRACE:
+            raise Failure(f"container, on {record['name']}: its monitor, process "
+                          f"{record['monitor']}, can't be killed")
+
+def tell_monitor(record, number):
+    """Send a container's monitor a signal, and wait a moment for its end."""
+    send_signal(record["monitor"], record["monitor_start"], number)
+    wait_process(record["monitor"], record["monitor_start"], 0.1)
 
 @command("[OPTIONS] CONTAINER...  or  kill [--all] ID [SIGNAL]",
          "send containers' first process a signal",
@@ -5112,12 +5211,20 @@ def cmd_kill(options, words):
     each("kill", words, lambda name: kill_container(find_container(name), number) or name)
 
 def kill_container(record, number):
-    pid = live_pid(record)
-    if number in (_signal.SIGKILL, record["stop_signal"]):
-        touch_if_there(container_path(record, "stop"))
+    """Send a container's PID 1 a signal.  If that is to end it, its restart policy is over with it;
+    between two starts it is the monitor that is told."""
+    path, ending = container_path(record), number in (_signal.SIGKILL, record["stop_signal"])
+    if not (ending and record["running"]):
+        live_pid(record)
+    if ending:
+        touch_if_there(path + "/stop")
     if number == _signal.SIGKILL:
         thaw(record["cgroups"])
-    send_signal(pid, record["pid_start"], number)
+    while not send_signal(record.get("pid"), record.get("pid_start"), number):
+        if not (ending and is_running(path)):
+            return
+        tell_monitor(record, _signal.SIGTERM)
+        record = read_record(path) or record
 
 @command("CONTAINER...", "freeze all processes of containers", many=True)
 def cmd_pause(_, name):
@@ -5137,12 +5244,33 @@ def pause_container(record, frozen):
 @command("CONTAINER...", "wait for containers to end, and print their exit statuses", many=True)
 def cmd_wait(_, name):
     record = find_container(name)
+    path, first = container_path(record), record["monitor_start"]
     try:
-        with Descriptor(os.open(container_path(record, "lock"), os.O_RDWR | os.O_CLOEXEC)) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            return str(read_status(lock))
+        with Descriptor(os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)) as lock:
+            while record["monitor_start"] == first:
+                with tolerate(errno.EAGAIN):
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    return str(read_status(lock))
+                await_end(record)
+                record = read_record(path) or record
+            return str(record["status"])  # of the run before: it was started again at once
     except FileNotFoundError:  # it is gone since
         return "0"
+
+def await_end(record):
+    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't there
+    yet.  A lock would be waited for for ever if somebody stopped the monitor."""
+    monitor, first = process_fd(record["monitor"], record["monitor_start"]), None
+    if monitor is None:
+        return
+    with monitor:
+        if is_alive(record):
+            first = process_fd(record["pid"], record["pid_start"])
+        if first is None:
+            readable_fds([monitor], 0.1)
+            return
+        with first:
+            readable_fds([monitor, first])
 
 @command("[OPTIONS] CONTAINER...", "remove containers, with what they wrote",
          ("-f --force", "", "also if it runs: it's killed first"),
@@ -5155,7 +5283,8 @@ def cmd_rm(options, name):
     stop_container(record, _signal.SIGKILL, 0)
     lock = lock_container(container_path(record))
     if lock is not None:
-        mark_running(record)  # if we are killed now, it is swept up
+        with tolerate(errno.ENOSPC, errno.EDQUOT):  # on a full disk it's not, but goes
+            mark_running(record)  # if we are killed now, it is swept up
         volumes = record["own_volumes"] if options["volumes"] else []
         end_container(dict(record, keep=False, own_volumes=volumes))
         os.close(lock)
@@ -5220,11 +5349,13 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
         tell(birth.channel, (process, detach, assemble_filter(monitor["linux"]),
                              "piped" if pipes else outputs, [flag for flag, _ in joined], engine),
              fds + [end for _, end in pipes])  # sync 1
+        monitor["master"] = birth.take_terminal() if process["terminal"] else None
         birth.pid = inherit(birth.pid, birth.channel)
         enter_cgroups(record["cgroups"], birth.pid)
         limit_process(process, birth.pid)  # not before: the last process slot is the command's
         tell(birth.channel, "go")  # sync 1, once more
-        monitor.update(pid=birth.pid, master=birth.await_command(), outputs=read_ends(pipes))
+        birth.await_command()
+        monitor.update(pid=birth.pid, outputs=read_ends(pipes))
     for fd in {*fds, *[end for _, end in pipes]}:
         os.close(fd)
 
@@ -5336,7 +5467,8 @@ def inspected(name):
         "Path": record["args"][0], "Args": record["args"][1:], "Image": record["image"],
         "State": {"Status": state, "Running": state in ("running", "paused"),
                   "Paused": state == "paused", "Restarting": state == "restarting",
-                  "OOMKilled": record.get("oom", False), "Pid": record.get("pid") or 0,
+                  "OOMKilled": record.get("oom", False) or was_out_of_memory(record),
+                  "Pid": record.get("pid") or 0,
                   "ExitCode": record.get("status") or 0, "Error": record.get("error", ""),
                   "StartedAt": log_time_of(record.get("started")),
                   "FinishedAt": log_time_of(record.get("finished"))},
@@ -7053,7 +7185,7 @@ def sync_data(*paths):
     disks = {os.stat(path).st_dev: path for path in paths}
     for path in disks.values():
         with Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-            syncfs(fd)
+            syncfs(fd)  # to disk, before it has a name
 
 def ref_name(entry):
     """The full name in an index entry; "" if it has none, or only a tag."""
@@ -7137,7 +7269,7 @@ def store_blob(data):
             pass
         with Descriptor(os.open(blob, os.O_RDONLY | os.O_CLOEXEC)) as fd:
             os.fsync(fd)  # a name in the store is trusted: the data comes first
-        name_blob(blob, found["digest"])
+        name_blob(blob, found["digest"])  # it is whole, and on disk
     finally:
         unlink_if_there(blob)
     return found["digest"]
@@ -7163,8 +7295,8 @@ def store_layer(chunks, diff_id="", descriptor=None, part="", **how):
         if diff_id not in ("", plain["digest"]):
             raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain['digest']}")
         sync_data(blob, layer)  # before the names: they are trusted, also after a power loss
-        name_blob(blob, packed["digest"])
-        name_layer(layer, plain["digest"])
+        name_blob(blob, packed["digest"])  # it is whole, and on disk
+        name_layer(layer, plain["digest"])  # and what it is unpacked
     finally:
         if not part:
             unlink_if_there(blob)
@@ -7427,6 +7559,9 @@ def cmd_commit(options, words):
                       "known", hint="export, then import")
     image = find_image(record["image"])
     frozen = record["running"] and not is_paused(record["cgroups"])
+    if frozen and not freezer_of(record["cgroups"]):
+        frozen = warn(f"commit, on {words[0]}: it has no cgroup with a freezer: what it writes "
+                      "meanwhile may be there, or half there")
     if frozen:
         freeze(record["cgroups"], True)
     try:
@@ -10651,7 +10786,7 @@ def networks():
 
 def network_path(name, suffix=""):
     if not is_name(name) or "." in name or len(name) > 15 or name in (
-            "all", "default", "none", "host", "container"):  # the kernel's words, and --network's
+            "all", "default", "none", "host", "container", "pasta"):  # the kernel's, and --network's
         raise Failure(f"network, on {as_typed(name)}: its name, a link's too, has at most 15 "
                       "letters, digits, _ and -")
     return state_path("networks", name + suffix)
@@ -10872,7 +11007,8 @@ def network_wanted(options, plan):
     kind, _, other = first["network"].partition(":")
     if kind == "container":
         return "container:" + find_container(other)["id"], {**wants, "endpoints": []}
-    if kind in ("none", "host"):
+    check_guest(kind)
+    if kind in ("none", "host", "pasta"):
         return kind, {**wants, "endpoints": []}
     return kind, wants
 
@@ -10919,7 +11055,7 @@ def parse_network(text):
 def check_networks(options, wants):
     """Refuse what can't be, or can't go together, before anything is made."""
     kinds = [endpoint["network"].partition(":")[0] for endpoint in wants["endpoints"]]
-    alone = [kind for kind in kinds if kind in ("none", "host", "container")]
+    alone = [kind for kind in kinds if kind in ("none", "host", "pasta", "container")]
     if alone and len(kinds) > 1:
         raise Failure(f"--network, on {alone[0]}: it can't go with other networks")
     sysctls = [text for text in options["sysctl"] if text.startswith("net.")]
@@ -10928,7 +11064,7 @@ def check_networks(options, wants):
         for option, asked, possible in (
                 ("--ip", endpoint["wanted_ip"], not alone),
                 ("--mac-address", endpoint["wanted_mac"], not alone),
-                ("--publish", wants["ports"], not alone),
+                ("--publish", wants["ports"], not alone or kind == "pasta"),
                 ("--network-alias", endpoint["aliases"], named),
                 ("--sysctl", sysctls, kind not in ("host", "container"))):  # not another's
             if asked and not possible:
@@ -11064,6 +11200,8 @@ def connect_container(state, pid, channel):
     message = receive(channel)[0]
     if message != "apart":  # sync 0
         raise Failure(*message or ("run: it was killed before the command started", 137))
+    if record["network"] == "pasta":
+        return connect_by_pasta(state, pid)
     taken = None
     if record["wants"]["ports"] and not state.get("ports"):
         taken = hold_ports(state)
@@ -11168,8 +11306,9 @@ def disconnect_container(record):
     if not os.path.isdir(container_path(record)):
         return
     with changed_wiring(record) as wiring:
-        remove_elements(own_table(), leading_ports(wiring, NFT_MSG_DELSETELEM))
-        forget_flows(wiring["ports"])
+        if record.get("network") != "pasta":
+            remove_elements(own_table(), leading_ports(wiring, NFT_MSG_DELSETELEM))
+            forget_flows(wiring["ports"])
         for endpoint in wiring["endpoints"]:
             leave_network(record, endpoint)
         if not record.get("network"):  # it was killed before it was on record
@@ -11187,7 +11326,7 @@ def leave_network(record, endpoint):
 
 def connect_later(record, endpoint):
     """Put a container that was made long ago into one more network: now, if it runs."""
-    if record["network"] in ("none", "host") or ":" in record["network"]:
+    if record["network"] in ("none", "host", "pasta") or ":" in record["network"]:
         raise Failure(f"network connect, on {record['name']}: it was started with --network "
                       f"{record['network'][:22]}")
     network = find_network(endpoint["network"])
@@ -11343,7 +11482,7 @@ def cmd_port(_, words):
 
 def network_names(record, wiring):
     """What `ps` calls a container's networks."""
-    if record["network"] in ("none", "host") or ":" in record["network"]:
+    if record["network"] in ("none", "host", "pasta") or ":" in record["network"]:
         return record["network"]
     return ",".join(endpoint["network"] for endpoint in wiring["endpoints"])
 
@@ -11513,6 +11652,8 @@ def host_resolver(record, kind):
         lines = [(row[0], " ".join(row)) for row in rows if len(row) > 1]
         search = search or [text for word, text in lines if word in ("search", "domain")][-1:]
         options = options or [text for word, text in lines if word in ("options", "sortlist")]
+    if kind == "pasta" and not servers:
+        servers = [PASTA_DNS]
     return servers or ["8.8.8.8", "8.8.4.4"], search, options
 
 # ── 33. The OCI's config.json ────────────────────────────────────────────────
@@ -11835,7 +11976,8 @@ def create_container(container_id, bundle, options, birth):
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
               "annotations": theirs, "cgroups": []}
     cgroups_path = spec["linux"]["cgroupsPath"]
-    cgroups, asks = cgroup_dirs(cgroups_path), ":" in cgroups_path and asks_systemd(cgroups_path)
+    asks = ":" in cgroups_path and asks_systemd(cgroups_path)
+    cgroups = cgroup_dirs(cgroups_path, asks)
     make_dirs(os.path.dirname(path))
     with blame(f"create, on {container_id}: container with given ID already exists"):
         os.mkdir(path, 0o700)
@@ -12165,13 +12307,23 @@ def try_overlay():
         os.mkdir(name)
     mount("overlay", "merged", "overlay", 0, "lowerdir=lower,upperdir=upper,workdir=work")
 
+def try_rootless():
+    """Make a user namespace as somebody without any power."""
+    if has_power():
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+    make_user_namespace()
+    os.unshare(CLONE_NEWNS)
+
 def try_nf_tables():
     """Make our rules, in a network namespace of this process's own."""
     os.unshare(CLONE_NEWNET)
     nft("mydocker", table_messages("a probe"))
 
 PROBES = (  # (name, try it, what it is needed for, where to look if it is missing)
-    ("root", lambda: os.setuid(0), "all of it", "sudo"),
+    ("root", has_power, "all of it, without a user namespace", "sudo; capability CAP_SYS_ADMIN"),
+    ("rootless", try_rootless, "containers of who isn't root", why_refused),
     *((name, lambda flag=flag: os.unshare(flag), use, f"sysctl user.max_{which}_namespaces")
       for name, flag, which, use in (
           ("mntns", CLONE_NEWNS, "mnt", "its mounts"), ("pidns", CLONE_NEWPID, "pid", "its pids"),
@@ -12179,7 +12331,7 @@ PROBES = (  # (name, try it, what it is needed for, where to look if it is missi
           ("ipcns", CLONE_NEWIPC, "ipc", "System V IPC"),
           ("netns", CLONE_NEWNET, "net", "a network"),
           ("cgroupns", CLONE_NEWCGROUP, "cgroup", "/proc/self/cgroup that shows /"),
-          ("userns", CLONE_NEWUSER, "user", "nothing yet (rootless containers, later)"))),
+          ("userns", CLONE_NEWUSER, "user", "containers without root, and --userns"))),
     *((name, lambda kind=kind: any(row[1] == kind for row in mounts_here()),
        "limits (one is enough)", f"mount -t {kind}")
       for name, kind in (("cgroup-v1", "cgroup"), ("cgroup-v2", "cgroup2"))),
@@ -12223,8 +12375,12 @@ def cmd_info(_, words):
     if not words:
         show(about_host())
     found = {row: attempt(row[1]) for row in PROBES if not words or row[0] in words}
-    show("\n".join(columns([(name, "yes", use) if has else (name, "no", f"{use}; look at: {where}")
-                            for (name, _, use, where), has in found.items()])))
+    lines = []
+    for (name, _, use, where), has in found.items():
+        if not has:
+            use += f"; look at: {where() if callable(where) else where}"
+        lines.append((name, "yes" if has else "no", use))
+    show("\n".join(columns(lines)))
     return int(bool(words) and not all(found.values()))
 
 # Installing
@@ -12272,7 +12428,8 @@ def open_book(book, scope):
         return enter
 
     scope.update({name: door(name, title) for name, title in functions.items()})
-    scope.update(BOOK=book, KNOWN_COMMANDS=known)
+    scope.update(BOOK=book, KNOWN_COMMANDS=known,
+                 read_book=lambda: [load(title) for title in [*chapters]])
     load(next(reversed(functions.values())))
 
 def compile_book(text, path):
@@ -12367,6 +12524,787 @@ def cmd_uninstall(_, words):
         unlink_if_there(path)
     with tolerate(errno.ENOENT, errno.ENOTEMPTY):
         os.rmdir(os.path.dirname(source))
+
+# ── 35b. The narrator ────────────────────────────────────────────────────────
+# --explain tells what is done as it is done: a heading for each stage, under it the kernel calls,
+# and behind each what it is for, which is the comment behind the line of this file that makes it.
+# Nothing else of the program knows of it: it puts a printing shell around the functions that
+# kernel() has bound, around those of `os` in OS_CALLS and those of ours in OWN_CALLS, and finds
+# the stage by the function that is being carried out: STAGES.  It is read only when it is wanted.
+#
+# Two processes tell at once, the outside (run) and the inside (init, join).  So that the story has
+# one order, each time the same, the outside waits twice: until the child has executed this file
+# again, and until that one waits for the spec.
+
+# What is shown of the os module: the kinds of arguments where they are flags, and the functions
+# that it is shown in, if not in all.
+OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
+                         "setresgid setresuid fchown".split(), ((), ()))
+OS_CALLS.update(unshare=(("CLONE_",), ()), setns=((None, "CLONE_"), ()),
+                mkdir=((), ("make_cgroup",)), rmdir=((), ("remove_cgroups",)))
+OWN_CALLS = {"write_value": "write", "netlink": "netlink", "name_blob": "rename",
+             "name_layer": "rename"}  # by the names to show
+FILLING = "make_link make_node mark_whiteout hide_lower place fill dress finish".split()  # layers
+DETAILS = set("openat2 statfs signalfd fchdir fchown pidfd_open".split())  # for --explain=all
+REPEATED = set("prctl mknod symlink mkdir rmdir write dup2".split())  # many alike become one line
+FILE_REASONS = {  # what writing to a file of the kernel's does: by its name
+    "cgroup.procs": "in it goes, with all the children that it will have",
+    "cgroup.subtree_control": "what is in it may limit these, too",
+    "cgroup.freeze": "1: all stand still, 0: they go on",
+    "freezer.state": "all stand still, or go on",
+    "cpuset.cpus": "version 1 starts without processors", "cpuset.mems": "and without memory",
+    "devices.deny": "which devices it must not use", "devices.allow": "which devices it may use",
+    "uid_map": "user ids: inside, outside, how many",
+    "gid_map": "group ids: inside, outside, how many",
+    "oom_score_adj": "who is killed first when memory is short"}
+STAGES = {  # the function that is carried out: (what is made, what that means)
+    "fork": ("a process tree of its own",
+        "The next child is PID 1 of a new PID namespace, and sees no process but its own."),
+    "fork join": ("one more process",
+        "It starts outside, with a mount table of its own until it enters the container."),
+    "become_mapped": ("ids of its own",
+        "Who is root in a user namespace has no power outside of it."),
+    "map_ids": ("ids of its own",
+        "From outside it is written once what the ids inside mean."),
+    "reexec_inside": ("mounts of its own, and this file once more",
+        "What is mounted from here on only it can see; then it executes this program again, "
+        "as init."),
+    "reexec_inside join": ("this file once more",
+        "What is mounted from here on only it can see; then it executes this program again, "
+        "as join."),
+    "take_place join": ("apart from the caller",
+        "It leaves what it has from the caller."),
+    "make_container_dir": ("its name",
+        "A name is a link to the container's id: taken in one step."),
+    "take_place": ("apart from the host",
+        "It leaves what it has from the caller, and gets a host name, System V IPC and a "
+        "network of its own: an empty one."),
+    "make_cgroups": ("its limits",
+        "A cgroup is a directory: a limit is a file in it, and a pid written to cgroup.procs "
+        "puts a process in."),
+    "connect_container": ("its network",
+        "A cable: one end in the host's bridge, one inside. It gets an address, a route, and "
+        "rules for what leaves the host."),
+    "build_root": ("its root",
+        "A file system is a list of mounts; none of them is ever seen on the host, and all go "
+        "with the last process."),
+    "enter_root": ("the door closes",
+        "The new root becomes /, and the host's is detached: no path leads back."),
+    "hide_paths": ("what it must not see",
+        "Files of the kernel's that tell of the host, or change it, are made read-only or "
+        "covered."),
+    "name_host": ("its host name",
+        "The UTS namespace has a name of its own."),
+    "hand_out_terminal": ("its terminal",
+        "It is made in the container's own /dev/pts; the other end goes to the outside."),
+    "confine": ("what it may do",
+        "Its user, its capabilities, and a filter of system calls: from here on there is no "
+        "way back."),
+    "join_namespaces": ("into the container",
+        "Nothing is made: it enters the namespaces that are there, all of them or none."),
+    "take_session": ("the command",
+        "Away from the caller's session, and the command takes the place of this program."),
+    "end_container": ("the end",
+        "The kernel has removed what was inside; what was outside is swept."),
+    "create_network": ("a network",
+        "A bridge with an address, and rules in one table for all."),
+    "pull": ("an image from a registry",
+        "First a list of what it is made of, then each part by its digest, which is checked."),
+    "add_layer": ("one more layer",
+        "A tar, unpacked once: on disk before it has its name, which is its digest."),
+    "load": ("an image from a file",
+        "Each part is unpacked once: on disk before it has its name, which is its digest."),
+}
+HTTP_REASONS = (("/manifests/", "what it is made of"), ("/blobs/", "a part, by its digest"),
+                ("", "may we, and how"))  # what is in an address, and what that means
+
+class Narrator:
+    """What one process tells, where to, and what it told last."""
+    def __init__(self, everything, step, turn=None):
+        self.out = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
+        self.terminal, self.step, self.told = None, step, set()
+        if step:
+            with tolerate(errno.ENXIO, errno.ENOENT):
+                self.terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+        self.everything, self.reasons, self.held = everything, source_comments(), []
+        self.who = sys.argv[1] if sys.argv[1:2] in (["init"], ["join"]) else "run"
+        self.turn, self.received = turn, 0  # a pipe's end that the other one waits for, or its own
+        self.fork, self.leave, self.receive, self.tell = os.fork, os._exit, receive, tell
+        import re  # soon it would be the container's: see chapter 1
+
+    def say(self, call, args, kinds, frame):
+        """Tell of a call that is about to be made in that frame."""
+        detail = call in DETAILS or args[:1] == ("/proc/self/fd",) or (
+            frame.f_code.co_name in ("back_to_own_pids", *FILLING) and call != "http")
+        if self.out is None or detail and not self.everything:
+            return
+        args, kinds = named_arguments(call, args, kinds, frame)
+        if args is None and not self.everything:
+            return  # it only asks
+        self.enter_stage(frame)
+        why = self.reason_of(frame)
+        if call == "http":
+            why = next(why for part, why in HTTP_REASONS if part in args[1])
+        elif call == "write" and not why:
+            why = FILE_REASONS.get(os.path.basename(args[0])) or limit_reason(args[0])
+        words = [c_value(arg, kind) for arg, kind in zip(
+            args or (), (*kinds, *[None] * len(args or ())))]
+        if not self.everything:
+            words = [*map(shorter, words)]
+        if self.held and self.held[0][::2] != (call, why):
+            self.flush()
+        self.held.append((call, words, why))
+        if call not in REPEATED or self.everything:
+            self.flush()
+
+    def reason_of(self, frame):
+        """The comment behind the line that makes a call, or the line that called its function."""
+        for _ in range(3):
+            why = self.reasons.get(frame.f_lineno)
+            if why or frame.f_back is None:
+                return why
+            frame = frame.f_back
+        return ""
+
+    def enter_stage(self, frame):
+        """Print the heading of the stage that a frame belongs to, once."""
+        while frame is not None:
+            name = frame.f_code.co_name
+            role = getattr(frame.f_locals.get("self"), "role", self.who)
+            if f"{name} {role}" in STAGES:
+                name = f"{name} {role}"
+            if name in STAGES:
+                break
+            frame = frame.f_back
+        title, meaning = STAGES[name] if frame is not None else ("", "")
+        if not title or title in self.told:
+            return
+        self.flush()
+        self.told.add(title)
+        bold, plain = ("\033[1m", "\033[0m") if os.isatty(self.out) else ("", "")
+        with tolerate():
+            os.write(self.out, encode(f"{bold}── {title}{plain}\n   {meaning}\n"))
+        if self.terminal is not None:
+            self.wait_for_reader()
+
+    def flush(self):
+        """Print what is held back: one call, or many that are alike as one line."""
+        if not self.held or self.out is None:
+            return
+        call, words, why = self.held[0]
+        if len(self.held) > 1:
+            words, each_one = folded([row[1] for row in self.held])
+            why = ", ".join([f"{len(self.held)} times", *each_one]) + (why and f": {why}")
+        line = f"{self.who:4}  {call}({', '.join(words)})"
+        print_line(f"{line:66}  {why}".rstrip(), self.out)
+        self.held = []
+
+    def wait_for_reader(self):
+        """Stop before a stage: Enter goes on, s is a shell where this process is now."""
+        while True:
+            os.write(self.terminal, b"   [Enter: go on, s: a shell here] ")
+            if os.read(self.terminal, 256).strip() != b"s":
+                return
+            child = self.fork()
+            if not child:
+                self.become_shell()
+            os.waitpid(child, 0)
+
+    def become_shell(self):
+        """In a child: a shell on the terminal, in the namespaces as they are so far."""
+        try:
+            for fd in (0, 1, 2):
+                os.dup2(self.terminal, fd)
+            forget_signals()
+            os.execv("/bin/sh", ["sh", "+m", "-i"])  # +m: these groups have no number outside
+        except OSError as error:
+            print_line(f"mydocker: --step, on /bin/sh: {reason(error)}", self.terminal)
+        finally:
+            self.leave(127)
+
+    def fork_in_turn(self, frame):
+        """fork(), but outside wait until the child has executed this file again."""
+        birth = frame.f_locals.get("self")
+        if frame.f_code.co_name != "fork" or birth.mapped:  # that one has to wait for us
+            return self.fork()
+        executed, rest = os.pipe(), os.pipe()
+        pid = self.fork()
+        if pid:
+            os.close(executed[1])
+            os.close(rest[1])
+            os.read(executed[0], 1)
+            os.close(executed[0])
+            self.turn = rest[0]
+            return pid
+        os.set_inheritable(rest[1], True)
+        self.who = birth.role
+        os.environ["MYDOCKER_EXPLAIN"] = " ".join(map(str, map(int, (
+            self.everything, self.terminal is not None, rest[1]))))
+        return pid
+
+    def tell_in_turn(self, channel, message, fds=()):
+        """tell(); then wait until the inside has come to rest, or be silent for good: the caller of
+        `run -d` is about to leave."""
+        self.flush()
+        if message == "ready" and self.out is not None:
+            os.close(self.out)
+            self.out = None
+        self.tell(channel, message, fds)
+        if self.turn is not None and self.who == "run":
+            os.read(self.turn, 1)
+            os.close(self.turn)
+            self.turn = None
+
+    def receive_in_turn(self, channel):
+        """receive(); the second time the inside comes to rest: it waits for the spec."""
+        self.flush()
+        self.received += 1
+        if self.turn is not None and self.who != "run" and self.received == 2:
+            os.close(self.turn)
+            self.turn = None
+        return self.receive(channel)
+
+def explain_calls(everything=False, step=False):
+    """From here on tell on stderr of each kernel call before it is made, and what it is for."""
+    globals().get("read_book", list)()  # a chapter that is read later would bring its own functions
+    scope, words = globals(), os.environ.get("MYDOCKER_EXPLAIN", "").split()
+    narrator = Narrator(everything, step)
+    if len(words) == 3:  # init, or join
+        narrator = Narrator(words[0] == "1", words[1] == "1", int(words[2]))
+        os.set_inheritable(narrator.turn, False)
+
+    def explained(call, name, kinds, places=()):
+        def shell(*args, **more):
+            frame = sys._getframe(1)
+            if not places or frame.f_code.co_name in places:
+                narrator.say(name, args, kinds, frame)
+            if name == "fork":
+                return narrator.fork_in_turn(frame)
+            if name.startswith("exec"):
+                narrator.flush()
+            return call(*args, **more)
+        return shell
+
+    def leave(status):
+        narrator.flush()
+        narrator.leave(status)
+
+    for name, value in list(scope.items()):
+        if hasattr(value, "kinds") and name not in OWN_CALLS:
+            scope[name] = explained(value, value.__name__, value.kinds)
+    for name, (kinds, places) in OS_CALLS.items():
+        setattr(os, name, explained(getattr(os, name), name, kinds, places))
+    for name, shown in OWN_CALLS.items():
+        scope[name] = explained(scope[name], shown, ())
+    ask = Site.send
+
+    def send(site, method, url, *more):
+        narrator.say("http", (method, url), (), sys._getframe(1))
+        return ask(site, method, url, *more)
+
+    Site.send = send
+    os._exit, scope["tell"], scope["receive"] = (
+        leave, narrator.tell_in_turn, narrator.receive_in_turn)
+
+def source_comments():
+    """What stands behind the lines of this file: {line number: comment}; {} without the source."""
+    try:
+        lines = read_all(sys._getframe().f_code.co_filename).split("\n")
+    except OSError:
+        return {}
+    lines = enumerate((line.partition("  # ") for line in lines), 1)
+    return {number: why for number, (code, _, why) in lines if why and code.strip()}
+
+# Arguments
+
+class Word(int):
+    """A number that is shown by its name."""
+    def __new__(cls, value, name):
+        word = int.__new__(cls, value if isinstance(value, int) else 0)
+        word.name = name
+        return word
+    def __str__(self):
+        return self.name
+
+def named_arguments(call, args, kinds, frame):
+    """A call's arguments as they are shown, with names for numbers: (args, kinds); (None, ()) for
+    one that only asks."""
+    args = list(args)
+    if call == "prctl" and args[0] == PR_SET_SECCOMP:
+        words = filter_words(frame.f_locals.get("steps") or b"")
+        args[1:] = [Word(args[1], "SECCOMP_MODE_FILTER"), Word(0, words)]
+    elif call == "prlimit":
+        args[1:3] = (Word(0, "RLIMIT_" + ULIMITS[args[1]].upper()),
+                     Word(0, "{{{}, {}}}".format(*struct.unpack("QQ", args[2]))))
+        kinds = ()
+    elif call == "prctl" and args[0] in (PR_CAPBSET_DROP, PR_CAP_AMBIENT):
+        at = 1 if args[0] == PR_CAPBSET_DROP else 2
+        number = args[at]
+        args[at] = Word(number, CAPABILITIES[number] if number < len(CAPABILITIES) else str(number))
+        if at == 2:
+            args[1] = Word(args[1], "PR_CAP_AMBIENT_RAISE")
+    elif call == "prctl" and args[0] == PR_SET_PDEATHSIG:
+        args[1] = Word(args[1], signal_name(args[1]))
+    elif call == "capset":
+        args = [Word(0, "{_LINUX_CAPABILITY_VERSION_3}"), Word(0, capability_sets(args[1]))]
+        kinds = ()
+    elif call == "mount_setattr":
+        args[3] = Word(0, attribute_words(args[3]))
+        kinds = (*kinds[:3], None)
+    elif call == "mknod":
+        args[1] = Word(0, f"{'S_IFBLK' if stat.S_ISBLK(args[1]) else 'S_IFCHR'}"
+                          f"|0{stat.S_IMODE(args[1]):o}") if args[1] & (
+                              stat.S_IFCHR | stat.S_IFBLK) else args[1]
+        args[2:] = [Word(0, f"makedev({os.major(args[2])}, {os.minor(args[2])})")]
+    elif call == "netlink":
+        words = netlink_words(args[0], args[2])
+        protocol = "NETLINK_NETFILTER" if args[0] == NETLINK_NETFILTER else "NETLINK_ROUTE"
+        return ([Word(0, protocol), args[1], Word(0, "{" + words + "}")] if words else None), ()
+    args = [Word(arg, "AT_FDCWD") if arg is not None and arg == AT_FDCWD and kind is INT else arg
+            for arg, kind in zip(args, (*kinds, *[None] * len(args)))]
+    return args, kinds
+
+def signal_name(number):
+    names = [name for name in dir(_signal) if name.startswith("SIG") and name[3] != "_"
+             and getattr(_signal, name) == number]
+    return names[0] if names else str(number)
+
+def capability_sets(data):
+    """What capset(2) gives: the effective set by names, or that there is none."""
+    halves = struct.unpack("6I", data)
+    bits = halves[0] | halves[3] << 32
+    names = [name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1]
+    return "{" + ("|".join(names) or "0") + "}"
+
+def filter_words(code):
+    """What a filter of system calls comes to: how long it is, and the answers that it has."""
+    steps = [struct.unpack_from("HBBI", code, at) for at in range(0, len(code), 8)]
+    answers = {value for kind, _, _, value in steps if kind == 0x06}  # BPF_RET
+    names = {0x7FFF0000: "ALLOW", 0x7FFC0000: "LOG", 0x00030000: "TRAP", 0x7FF00000: "TRACE",
+             0x00050000: "ERRNO", 0x80000000: "KILL_PROCESS", 0: "KILL_THREAD"}
+    words = [names.get(value & 0xFFFF0000, hex(value)) + (
+        f"({errno.errorcode.get(value & 0xFFFF, value & 0xFFFF)})" if value >> 16 == 5 else "")
+             for value in sorted(answers, reverse=True)]
+    return f"{{{len(steps)} steps: {', '.join(words)}}}"
+
+def attribute_words(data):
+    """A struct mount_attr, by what it sets."""
+    bits, clear, propagation, _ = struct.unpack("QQQQ", data)
+    known = "RDONLY", "NOSUID", "NODEV", "NOEXEC"
+    names = ["MOUNT_ATTR_" + name for bit, name in enumerate(known) if bits >> bit & 1]
+    parts = [f".attr_set={'|'.join(names) or hex(bits)}"] if bits else []
+    parts += [f".attr_clr={clear:#x}"] if clear else []
+    parts += [f".propagation={c_flags(propagation, 'MS_')}"] if propagation else []
+    return "{" + ", ".join(parts) + "}"
+
+def netlink_words(protocol, messages):
+    """What netlink messages ask for, by their names and what matters in them; "" if they only
+    ask."""
+    prefix, words = ("NFT_MSG_", []) if protocol == NETLINK_NETFILTER else ("RTM_", [])
+    known = {value: name for name, value in globals().items() if name.startswith(prefix)}
+    for kind, flags, body in messages:
+        name = known.get(kind & 0xFF if prefix == "NFT_MSG_" else kind, "")
+        if not name or flags & NLM_F_DUMP == NLM_F_DUMP and "NEW" not in name or "_GET" in name:
+            continue
+        words.append(name if prefix == "NFT_MSG_" else name + route_words(kind, body))
+    counts = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    return ", ".join(f"{count} x {word}" if count > 1 else word for word, count in counts.items())
+
+def route_words(kind, body):
+    """What matters in a message of rtnetlink(7)."""
+    if kind in (RTM_NEWADDR, RTM_DELADDR):
+        address = parse_attributes(body[8:]).get(IFA_LOCAL, b"")
+        return f" {'.'.join(map(str, address))}/{body[1]}"
+    if kind == RTM_NEWROUTE:
+        gateway = parse_attributes(body[12:]).get(RTA_GATEWAY, b"")
+        return " default via " + ".".join(map(str, gateway))
+    found = parse_attributes(body[16:])
+    kind = parse_attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND, b"")
+    words = [kind, found.get(IFLA_IFNAME, b""), b"up" if body[8] & IFF_UP else b""]
+    return "".join(" " + os.fsdecode(word.rstrip(b"\0")) for word in words if word)
+
+def limit_reason(path):
+    """Which limit a file of a cgroup is: by the option for it."""
+    name = os.path.basename(path)
+    return next((f"{row[1].split()[-2] if len(row[1].split()) > 1 else row[1]}: {row[3]}"
+                 for row in LIMITS if name in row[4:]), "")
+
+def shorter(text):
+    """A word of a call without what is the same in each path of a container, or by chance."""
+    import re
+    text = re.sub(r"/[^ \"=:]*/containers/[0-9a-f]{64}/", "…/", text).replace("/./", "/")
+    return re.sub(r"[0-9a-f]{64}", "ID", re.sub(r"tmp\.[0-9]+\.[0-9a-f]+", "tmp", text))
+
+def folded(rows):
+    """Calls that differ in some words, as one: (its words, what differs in each)."""
+    places = [at for at in range(len(rows[0])) if len({row[at] for row in rows}) > 1]
+    words = [word if at not in places else "..." for at, word in enumerate(rows[0])]
+    if not places:
+        return words, []
+    values = [row[places[0]] for row in rows]
+    start = len(os.path.commonprefix(values))
+    end = len(os.path.commonprefix([value[start:][::-1] for value in values]))
+    paths = "/" in values[0][:start]
+    if paths:  # whole names only
+        start = values[0].rfind("/", 0, start) + 1
+        end = max(0, len(values[0]) - values[0].find("/", len(values[0]) - end)) if (
+            "/" in values[0][len(values[0]) - end:]) else 1
+    words[places[0]] = values[0][:start] + "..." + values[0][len(values[0]) - end:]
+    each_one = [value[start:len(value) - end] for value in values]
+    return words, [*each_one[:4], "..."] if paths and len(each_one) > 4 else each_one
+
+for told in [*"run exec start commit pull build load import".split(), "network create"]:
+    offer(told, ("--explain", "[=all]", "tell each kernel call and why; all: the small ones, too"),
+          ("--step", "", "tell, and stop before each stage; s is a shell there"))
+
+# ── 35c. Told from outside ───────────────────────────────────────────────────
+# `explain` tells of any process what of a container it has, whoever made it: Docker, podman,
+# Kubernetes, we, or nobody.  All of it stands in /proc/PID, in its cgroups and in its mount table;
+# what is its own is what differs from the host's first process.
+
+CAPABILITY_MEANS = dict(zip(CAPABILITIES, (
+    "give files to others", "pass file permissions", "read any file by its handle",
+    "act as any file's owner", "keep set-id bits", "signal anybody", "be any group", "be any user",
+    "hand capabilities on", "change immutable files", "bind ports below 1024", "broadcast",
+    "change links, routes, rules", "send raw packets", "lock memory", "pass IPC permissions",
+    "LOAD KERNEL MODULES", "REACH HARDWARE", "chroot", "LOOK INTO OTHER PROCESSES", "accounting",
+    "MOUNT AND NEARLY ALL ELSE", "REBOOT", "raise priorities", "pass resource limits",
+    "SET THE CLOCK", "configure terminals", "make devices", "lease files", "write to the audit log",
+    "control auditing", "give files capabilities", "PASS MAC RULES", "CHANGE MAC RULES",
+    "read the kernel's log", "wake the host", "keep the host awake", "read the audit log",
+    "observe all performance", "LOAD BPF PROGRAMS", "checkpoint processes")))
+KERNEL_KINDS = "sysfs cgroup cgroup2 mqueue devpts securityfs debugfs bpf pstore tracefs".split()
+ENGINES = (  # what stands in a cgroup's path, and whose it is
+    ("/mydocker/", "mydocker"), ("libpod", "podman"), ("cri-containerd", "Kubernetes, containerd"),
+    ("crio-", "Kubernetes, CRI-O"), ("kubepods", "Kubernetes"), ("docker", "Docker"),
+    ("lxc", "LXC"), ("nspawn", "systemd-nspawn"))
+ENGINE_FILES = "hostname", "hosts", "resolv.conf", "termination-log"  # in /etc, each engine's own
+
+@command("CONTAINER|PID", "tell what of a container a process has, of any engine or none: its "
+         "namespaces, root, rights, limits, and what is unusual", takes=ONE)
+def cmd_explain(_, words):
+    pid = find_process(words[0])
+    start = process_start(pid)
+    try:
+        told = told_process(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        told = []
+    if start is None or process_start(pid) != start:
+        raise Failure(f"explain, on {words[0]}: it has ended")
+    import textwrap
+    for title, text in told:
+        lines = textwrap.wrap(printable(text), 86, break_on_hyphens=False) or ["-"]
+        for line in lines:
+            show(f"{title:12} {line}")
+            title = ""
+
+def find_process(text):
+    """The pid that a number, a container of ours, or the id of anybody's container means."""
+    if to_number(text) is not None and os.path.exists(f"/proc/{int(text)}/ns"):
+        return int(text)
+    with_id = []
+    try:
+        return live_pid(find_container(text))
+    except Failure as failure:
+        for pid in all_pids() if text else ():
+            with tolerate():
+                path = read_all(f"/proc/{pid}/cgroup")
+                names = path.replace("-", "/").replace(":", "/").split("/")
+                if len(text) > 5 and any(name.startswith(text) for name in names):
+                    with_id.append(pid)
+        if not with_id:
+            raise failure
+    return min(with_id)  # the first that was started
+
+def all_pids():
+    return sorted(map(int, filter(str.isdigit, os.listdir("/proc"))))
+
+def told_process(pid):
+    """All that is told of a process: [(title, text)]."""
+    rows = read_all(f"/proc/{pid}/status").split("\n")
+    status = dict(row.partition(":\t")[::2] for row in rows)
+    spaces, mounts = namespaces_of(pid), mount_table(pid)
+    dirs = cgroups_of(pid)
+    host_root = "mnt" not in spaces or is_from_host(mounts["/"], host_places()) == "/"
+    shared = [] if host_root else host_mounts(mounts)
+    return [
+        ("process", who_is(pid, status)),
+        ("own", " ".join(sorted(spaces)) or "no namespace: it is no container"),
+        *[("shared", text) for text in shared_namespaces(pid, spaces)],
+        ("root", "the host's own" if host_root else root_words(mounts["/"])),
+        *[("from host", text) for text in mount_lines(shared)],
+        ("user", user_words(pid, status)),
+        ("may", capability_words(status)),
+        ("held back", held_back(pid, status)),
+        ("limits", limit_words(dirs)),
+        ("network", network_words(pid) if "net" in spaces else "the host's"),
+        *[("unusual", text) for text in
+          unusual(pid, status, spaces, host_root, mounts, shared, dirs) or ["nothing"]]]
+
+def who_is(pid, status):
+    """What a process is, and whose container it is the first of, by its cgroup."""
+    import re
+    args = read_all(f"/proc/{pid}/cmdline").replace("\0", " ").strip() or f"[{status['Name']}]"
+    path = read_all(f"/proc/{pid}/cgroup")
+    found = re.search(r"[0-9a-f]{64}", path)
+    engine = next((name for word, name in ENGINES if word in path), "")
+    text = f"{pid}, {args[:60]}"
+    inside = status.get("NSpid", "").split()[1:]
+    if inside:
+        text += f"; inside it is {inside[-1]}"
+    if engine:
+        text += f"; of {engine}" + (f", container {found[0][:12]}" if found else "")
+    return text
+
+# Namespaces
+
+def host_pid():
+    """The process that stands for the host: the first, or we where nobody may look into that."""
+    try:
+        os.readlink("/proc/1/ns/mnt")
+        return 1
+    except OSError:
+        return os.getpid()
+
+def namespaces_of(pid):
+    """The namespaces in which a process differs from the host's: {name: its number}."""
+    found, host = {}, host_pid()
+    for _, name in NAMESPACES.values():
+        own, first = (link_target(AT_FDCWD, f"/proc/{each}/ns/{name}") for each in (pid, host))
+        if own and own != first:
+            found[name] = own
+    return found
+
+def shared_namespaces(pid, spaces):
+    """With whom a process shares its namespaces: lines."""
+    host = [name for _, name in NAMESPACES.values() if name not in spaces]
+    lines, groups = [f"with the host: {' '.join(sorted(host))}"] if host else [], {}
+    cgroup, others = read_all(f"/proc/{pid}/cgroup"), {}
+    for other in all_pids():
+        with tolerate():
+            if other != pid and read_all(f"/proc/{other}/cgroup") != cgroup:
+                for name in spaces:
+                    if link_target(AT_FDCWD, f"/proc/{other}/ns/{name}") == spaces[name]:
+                        others.setdefault(name, other)
+    for name, other in others.items():
+        groups.setdefault(other, []).append(name)
+    for other, names in groups.items():
+        with tolerate():
+            comm = read_all(f"/proc/{other}/comm").strip()
+            lines.append(f"with process {other}, {comm}: {' '.join(sorted(names))}")
+    return lines
+
+# Mounts
+
+def mount_table(pid):
+    """A process's mounts: {place: (device, what of it, type, options, the type's own)}."""
+    rows = {}
+    for line in read_all(f"/proc/{pid}/mountinfo").split("\n")[:-1]:
+        before, _, after = line.partition(" - ")
+        fields, (kind, _, more) = before.split(" "), after.split(" ", 2)
+        place = fields[4].replace("\\040", " ")
+        rows[place] = fields[2], fields[3].replace("\\040", " "), kind, fields[5].split(","), more
+    return rows
+
+def host_places():
+    """Where each file system is mounted on the host: {device: [(what of it, place)]}, the shortest
+    first."""
+    places = {}
+    for place, (device, top, *_) in mount_table(host_pid()).items():
+        places.setdefault(device, []).append((top, place))
+    return {device: sorted(rows, key=lambda row: len(row[1])) for device, rows in places.items()}
+
+def is_from_host(row, places):
+    """The path on the host of what a mount shows; None if it isn't there."""
+    device, top, *_ = row
+    for above, place in places.get(device, ()):
+        below = os.path.relpath(top, above)
+        if not below.startswith(".."):
+            return "/" + os.path.normpath(f"{place}/{below}").lstrip("/")
+    return None
+
+def host_mounts(mounts):
+    """What a container has of the host's files: [(path there, place, writable)]."""
+    places, found = host_places(), []
+    for place, row in mounts.items():
+        path = is_from_host(row, places)
+        if path and place != "/" and row[2] not in KERNEL_KINDS:
+            found.append((path, place, "ro" not in row[3]))
+    return found
+
+def mount_lines(shared):
+    """What comes from the host, in lines; an engine's files in /etc are one."""
+    files = [place for _, place, _ in shared if os.path.basename(place) in ENGINE_FILES]
+    lines = [f"{path} at {place}{', writable' if writable else ', read-only'}"
+             for path, place, writable in shared if place not in files]
+    if len(lines) > 8:
+        lines[8:] = [f"and {len(lines) - 8} more"]
+    return lines + ([f"the engine's own {' '.join(sorted(files))}"] if files else [])
+
+def root_words(row):
+    """What a container's root is."""
+    _, top, kind, options, more = row
+    way = "read-only" if "ro" in options else "writable"
+    if kind != "overlay":
+        return f"{kind}, {top} of it, {way}"
+    lower = [word.partition("=")[2] for word in more.split(" ")[-1].split(",")
+             if word.startswith("lowerdir")]
+    count = sum(len([part for part in text.split(":") if part]) for text in lower)
+    return f"overlay of {count} layer{'s' if count != 1 else ''}, {way}"
+
+# Rights and limits
+
+def user_words(pid, status):
+    """Who a process is, inside and outside."""
+    uid, gid = status["Uid"].split()[1], status["Gid"].split()[1]
+    rows = [line.split() for line in read_all(f"/proc/{pid}/uid_map").split("\n") if line]
+    text = f"{uid}:{gid} on the host, groups {status['Groups'].strip() or 'none'}"
+    if rows and rows != [["0", "0", "4294967295"]]:
+        return text + "; user ids inside are the host's: " + ", ".join(
+            f"{first}-{int(first) + int(size) - 1} are {outside}-{int(outside) + int(size) - 1}"
+            for first, outside, size in rows)
+    return text + "; the ids inside are the host's"
+
+def capability_names(status):
+    bits = int(status["CapEff"], 16)
+    return [name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1]
+
+def has_all(status):
+    """True if a process has all capabilities that the host has itself."""
+    rows = read_all(f"/proc/{host_pid()}/status").partition("CapBnd:")[2].split()
+    return int(status["CapEff"], 16) == int(rows[0], 16) > 0
+
+def capability_words(status):
+    names, bounds = capability_names(status), int(status["CapBnd"], 16)
+    words = [f"{name[4:]} ({CAPABILITY_MEANS[name]})" for name in names]
+    if has_all(status):
+        return f"everything that the host can give: all of its {len(names)} capabilities"
+    if not names:
+        return "nothing: no capability" + ("" if bounds else ", and it can get none")
+    return ", ".join(words)
+
+def held_back(pid, status):
+    """What holds a process back besides capabilities."""
+    label = ""
+    with tolerate():
+        label = read_all(f"/proc/{pid}/attr/current").strip("\0\n")
+    modes = {"0": "no filter of system calls", "1": "strict seccomp: read and write only",
+             "2": "a filter of system calls"}
+    return ", ".join([modes.get(status.get("Seccomp"), "seccomp not known"),
+                      f"no_new_privs {'on' if status.get('NoNewPrivs') == '1' else 'off'}",
+                      f"AppArmor or SELinux: {label or 'none'}"])
+
+def cgroups_of(pid):
+    """The directories of a process's cgroups, as far as they can be seen here."""
+    points = {name: point for name, (point, _) in hierarchies().items()}
+    dirs = []
+    for line in read_all(f"/proc/{pid}/cgroup").split("\n")[:-1]:
+        _, name, path = line.split(":", 2)
+        place = os.path.normpath(points.get(name, "/nowhere") + path)
+        if os.path.isdir(place):
+            dirs.append(place)
+    return dirs
+
+def limits_of(dirs):
+    """A cgroup's limits: (memory, pids, processors), each 0 if there is none."""
+    usage, quota = usage_of(dirs), 0
+    path = cgroup_file(dirs, "cpu.max")
+    period = read_number(dirs, "cpu.cfs_period_us") or 100000
+    if path:
+        words = read_all(path).split()
+        quota = int(words[0]) / int(words[1]) if words[0] != "max" else 0
+    else:
+        quota = read_number(dirs, "cpu.cfs_quota_us") / period
+    memory = usage["memory_limit"] if usage["memory_limit"] < 1 << 60 else 0
+    return memory, usage["pids_limit"], quota
+
+def limit_words(dirs):
+    usage, (memory, pids, processors) = usage_of(dirs), limits_of(dirs)
+    return ", ".join((
+        f"memory {humane_size(usage['memory'])} of {humane_size(memory) if memory else 'any'}",
+        f"processes {usage['pids']} of {pids or 'any'}",
+        f"processors {f'{processors:.3g}' if processors else 'any'}"))
+
+# Network
+
+def network_words(pid):
+    """A network's links, addresses and the ports that are listened at."""
+    links = [line.partition(":")[0].strip()
+             for line in read_all(f"/proc/{pid}/net/dev").split("\n")[2:-1]]
+    addresses, last = [], ""
+    for line in read_all(f"/proc/{pid}/net/fib_trie").split("\n"):
+        words = line.split()
+        if words[:1] in (["|--"], ["+--"]):
+            last = words[1]
+        elif words[:3] == ["/32", "host", "LOCAL"] and last not in addresses:
+            addresses.append(last)
+    ports = set()
+    for name in ("tcp", "tcp6", "udp", "udp6"):
+        with tolerate(errno.ENOENT):
+            for line in read_all(f"/proc/{pid}/net/{name}").split("\n")[1:-1]:
+                words = line.split()
+                if words[3] == ("0A" if name[:3] == "tcp" else "07"):
+                    ports.add((int(words[1].rpartition(":")[2], 16), name[:3]))
+    heard = ", ".join(f"{port}/{name}" for port, name in sorted(ports)[:12]) or "no port"
+    return f"{' '.join(links)}: {' '.join(addresses) or 'no address'}; listens at {heard}"
+
+# What is unusual
+
+SOCKETS = "docker.sock containerd.sock crio.sock podman.sock buildkitd.sock".split()
+MIGHTY = "SYS_ADMIN SYS_MODULE SYS_RAWIO SYS_PTRACE SYS_BOOT SYS_TIME BPF MAC_ADMIN MAC_OVERRIDE " \
+         "DAC_READ_SEARCH NET_ADMIN".split()
+
+def unusual(pid, status, spaces, host_root, mounts, shared, dirs):
+    """What a container seldom has, or lacks, and should be known of: phrases."""
+    names = [name[4:] for name in capability_names(status)]
+    mighty = [name for name in MIGHTY if name in names]
+    found = []
+    if has_all(status) and "user" not in spaces:
+        found.append("all capabilities: privileged")
+    elif mighty and "user" not in spaces:
+        found.append(f"it has {' '.join(mighty)}")
+    if status.get("Seccomp") == "0":
+        found.append("unconfined: no filter of system calls")
+    found += [f"it shares the host's {use}" for name, use in (
+        ("mnt", "mounts"), ("pid", "processes"), ("net", "network"), ("ipc", "System V IPC"))
+        if name not in spaces]
+    if host_root:
+        found.append("its root is the host's own")
+    found += unusual_mounts(mounts, shared) if not host_root else []
+    disks = [] if host_root else block_devices(pid)
+    if disks:
+        found.append(f"block devices in its /dev: {' '.join(disks[:6])}")
+    memory, pids, _ = limits_of(dirs)
+    missing = [what for what, limit in (("memory", memory), ("processes", pids)) if not limit]
+    if missing:
+        found.append(f"no limit of {' and '.join(missing)}")
+    return found
+
+def unusual_mounts(mounts, shared):
+    """What of the host's files a container should not have."""
+    found = [f"{os.path.basename(path)} of the host: who speaks to it is root there"
+             for path, _, _ in shared if os.path.basename(path) in SOCKETS]
+    found += [f"the host's {path} is at {place}, {'writable' if writable else 'read-only'}"
+              for path, place, writable in shared
+              if path in ("/", "/etc", "/proc", "/dev", "/root", "/var", "/run", "/usr", "/boot",
+                          "/home", "/var/run", "/var/lib")]
+    kernel = mounts.get("/proc/sys") or mounts.get("/proc")
+    if kernel and kernel[2] == "proc" and "ro" not in kernel[3]:
+        found.append("/proc/sys is writable")
+    sysfs = mounts.get("/sys")
+    if sysfs and sysfs[2] == "sysfs" and "ro" not in sysfs[3]:
+        found.append("/sys is writable")
+    return found
+
+def block_devices(pid):
+    """The block devices in a process's /dev."""
+    with tolerate(), Descriptor(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)) as root:
+        with Descriptor(open_in_root(root, "/dev", OPEN_DIR)) as fd:
+            return [name for name in sorted(os.listdir(fd))
+                    if stat.S_ISBLK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
+    return []
 
 # ── 36. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.

@@ -694,8 +694,8 @@ test_explain() { # calls: --explain prints the calls of both processes in C's no
     'init +execve?p?\("/bin/sh", \{"/bin/sh", "-c", '; do
     like $'\n'"$err" $'\n'"$call"
   done
-  while IFS= read -r line; do # who, the call, at least three words on why
-    like "$line" '^(run|init) +[a-z0-9_]+\(.*\)  +[^ ]+ [^ ]+ [^ ]+'
+  while IFS= read -r line; do # a stage, what it means, or: who, the call, some words on why
+    like "$line" '^(── [a-z]|   [A-Z].*\.$|(run|init) +[a-z0-9_]+\(.*\)  +[^ ]+ [^ ]+)'
   done <<<"$err"
   run 0 run -it --log-level warning --explain --ephemeral --hostname box /bin/true
   for call in overlay sethostname 'pivot_root\("\.", "\."\)' setsid; do
@@ -703,6 +703,107 @@ test_explain() { # calls: --explain prints the calls of both processes in C's no
   done
   run 0 run /bin/true
   is "$err" ''
+}
+
+test_explain_stages() { # calls: --explain has headings in one order, folds what repeats, has names
+  # for numbers and shows what the outside does; --explain=all leaves nothing out
+  need root cgroup-v2
+  local stages='a process tree of its own, mounts of its own, apart from the host, its limits,'
+  run 0 run --explain --ephemeral -m 64m --pids-limit 99 /bin/true
+  stages+=' its root, the door closes, what it must not see, what it may do, the command, the end,'
+  is "$(sed -n 's/^── //p' <<<"$err" | sed 's/, and this file.*//' |
+    grep -vx -e 'its name' -e 'its host name' | sed 's/$/,/' | paste -sd' ')" "$stages"
+  is "$(grep -c PR_CAPBSET_DROP <<<"$err")" 1
+  like "$err" 'PR_CAPBSET_DROP.* times, .*CAP_SYS_ADMIN.*: not even a file can give it back'
+  like "$err" 'run +write\("[^"]*mydocker/ID/memory[a-z._]*", 67108864\) +--memory: '
+  like "$err" 'run +write\("[^"]*mydocker/ID/pids.max", 99\)'
+  like "$err" 'init +prctl\(PR_SET_PDEATHSIG, SIGKILL, '
+  like "$err" 'init +mount_setattr\(AT_FDCWD, "[^"]*", 0, \{\.attr_set=MOUNT_ATTR_RDONLY\}'
+  like "$err" 'PR_SET_SECCOMP, SECCOMP_MODE_FILTER, \{[0-9]+ steps: ALLOW, .*ERRNO\(EPERM\)'
+  like "$err" 'init +capset\(.*CAP_CHOWN\|'
+  unlike "$err" 'openat2|statfs|signalfd'
+  run 0 run --explain=all --ephemeral /bin/true
+  like "$err" 'openat2'
+  is "$(($(grep -c PR_CAPBSET_DROP <<<"$err") > 20))" 1
+}
+
+test_explain_others() { # calls: --explain with -d, exec, start and network create; it holds nothing
+  # of the caller's
+  need root
+  local id
+  id=$("${mydocker[@]}" run -d --explain --name "t$n" /bin/sleep 1000 2>err | cat)
+  like "$id" '^[0-9a-f]{64}$'
+  like "$(<err)" $'\n── the command\n.*init +execve\\("/bin/sleep"'
+  run 0 exec --explain "t$n" /bin/true
+  like "$err" 'join +setns\(.*join +execve\("/bin/true"'
+  unlike "$err" $'\n''init '
+  run 0 stop -t 0 "t$n"
+  run 0 start --explain "t$n"
+  like "$err" 'execve\("/bin/sleep"'
+  run 0 rm -f "t$n"
+  run 0 network create --explain --subnet 10.222.33.0/24 "x$$"
+  like "$err" 'run +netlink\(NETLINK_ROUTE, "[^"]+", \{RTM_NEWLINK bridge '
+  like "$err" 'RTM_NEWADDR 10.222.33.1/24.*NFT_MSG_NEWSETELEM'
+  run 0 network rm "x$$"
+  fails 125 '--explain=some' run --explain=some /bin/true
+}
+
+test_step() { # calls: --step stops before each stage, where a shell may look around
+  need root
+  local go='here\] $' steps=() stage
+  for stage in 'apart from the host' 'its limits' 'its root' 'door closes' 'must not see' \
+    'its host name' 'may do' 'the command'; do
+    steps+=("${stage}[^]]*$go" $'\r')
+  done
+  tty 0 "process tree[^]]*$go" $'\r' "mounts of its own[^]]*$go" $'s\r' '# $' \
+    $'echo in-$((6 * 7))\r' '^in-42' '' '# $' $'exit\r' "$go" $'\r' "its name[^]]*$go" $'\r' \
+    "${steps[@]}" '^hello-there$' '' "the end[^]]*$go" $'\r' -- \
+    "${mydocker[@]}" run --step --ephemeral /bin/echo hello-there
+}
+
+test_explain_images() { # calls: --explain with import, commit and pull
+  need overlay
+  own_state
+  small_root root
+  tar -C root -cf root.tar .
+  run 0 import --explain root.tar "t$n:1"
+  like "$err" $'── one more layer\n.*run +syncfs\\([^\n]*name\n.*run +rename\\('
+  unlike "$err" 'symlink|mknod|fchown'
+  run 0 run --name "t$n" "t$n:1" /bin/sh -c 'echo new >/new'
+  run 0 commit --explain "t$n" "t$n:2"
+  like "$err" $'── one more layer\n.*run +rename\\('
+  run 125 pull --explain --insecure "127.0.0.1:1/t$n:1"
+  like "$err" 'run +http\("(GET|HEAD)", "https?://127.0.0.1:1/v2/.*/manifests/1"\) +what it is made of'
+}
+
+test_explain_container() { # calls: `explain` tells of a container what it has and what is unusual,
+  # of a privileged one, and of a process that is no engine's
+  need root overlay
+  local pid
+  run 0 run -d --name "t$n" -m 64m --pids-limit 99 -v "$PWD:/mnt:ro" --ephemeral /bin/sleep 1000
+  run 0 explain "t$n"
+  like "$err$out" $'process +[0-9]+, /bin/sleep 1000; inside it is 1; of mydocker, container [0-9a-f]'
+  like "$out" $'\nown +cgroup ipc mnt net pid uts\nshared +with the host: [^\n]*user'
+  like "$out" $'\nroot +overlay of [0-9]+ layers?, writable\n'
+  like "$out" $'\nfrom host +'"[^ ]*${PWD##*/} at /mnt, read-only"
+  like "$out" 'CHOWN \(give files to others\)'
+  unlike "$out" 'SYS_ADMIN'
+  like "$out" $'\nheld back +a filter of system calls, no_new_privs off'
+  like "$out" $'\nlimits +memory [^ ]+ of 67.1MB, processes 1 of 99, processors any\n'
+  like "$out" $'\nnetwork +lo: 127.0.0.1; listens at no port\nunusual +nothing$'
+  pid=$("${mydocker[@]}" inspect -f '{{.State.Pid}}' "t$n")
+  is "$("${mydocker[@]}" explain "$pid")" "$out"
+  run 0 rm -f "t$n"
+  fails 125 'no such container' explain "t$n"
+  run 0 run -d --name "t$n" --privileged -v /etc:/mnt --ephemeral /bin/sleep 1000
+  run 0 explain "t$n"
+  for pid in 'all capabilities' 'no filter' '/etc is at /mnt, writable' '/proc/sys is writable' \
+    'no limit of memory and processes'; do
+    like "$out" $'\nunusual +[^\n]*'"$pid"
+  done
+  run 0 rm -f "t$n"
+  run 0 explain $$
+  like "$out" $'\nroot +the host.s own\n'
 }
 
 test_explain_is_true() { # calls: --explain tells what strace sees
@@ -986,6 +1087,12 @@ test_init_by_hand() { # fail: init typed by hand is refused
   fails 125 '^mydocker: init: ' init 99
 }
 
+test_env_file_mark() { # env: a byte order mark is no part of the first variable's name
+  printf '\xef\xbb\xbfA=1\nB=\xef\xbb\xbf2\n' >file
+  run 0 run --env-file file /bin/sh -c 'echo "$A$B"'
+  is "$out" $'1\ufeff2'
+}
+
 test_env_file_errors() { # fail: an env file that can't be read is named
   mkdir dir
   printf 'A=1\nb c=2\n' >bad
@@ -1075,6 +1182,54 @@ log-level error'
   run 125 run --nope
   like "$err" 'unknown'
 }
+
+# A table of README.md whose first heading has the word "option" is about the commands that the
+# heading names in backquotes; below the heading "command" what stands in backquotes is a command
+# with its options. An option is there by any of its names.
+readme_tables='
+import os, re, sys
+
+def names(text):
+    return set(re.findall(r"(?<![\w\]-])--?([a-z][\w-]*|[A-Z]\b)", text))
+
+offered, told = {}, {}
+for command in os.listdir("help"):
+    with open("help/" + command) as file:
+        rows = file.read().partition("\nOptions")[2].split("\n")
+    offered[command] = [names(row.split("  ")[1]) for row in rows if row.startswith("  -")]
+with open(sys.argv[1]) as file:
+    cells = [re.split(r"(?<!\\)\|", line)[1].replace("\\|", "|") if line[0] == "|" else ""
+             for line in file]
+kind, owners = "", []
+for cell, below in zip(cells, cells[1:] + [""]):
+    quoted = re.findall("`([^`]+)`", cell)
+    if not cell:
+        kind = ""
+    elif set(below) == {"-"}:
+        kind, owners = re.sub(".*(option).*", r"\1", cell).strip(), quoted
+    elif kind == "option" and set(cell) > {"-"}:
+        known = set().union(*(option for owner in owners for option in offered[owner]))
+        for name in names(cell) - known:
+            print("README.md has an option that there is not:", *owners, name)
+        for owner in owners:
+            told.setdefault(owner, set()).update(names(cell))
+    elif kind == "command":
+        for text in quoted:
+            first, _, rest = re.match(r"([a-z]+)( ([a-z|]+)(?= |$))?", text).group(1, 2, 3)
+            rest = rest if first in ("network", "volume") else None
+            for command in [f"{first} {word}" for word in rest.split("|")] if rest else [first]:
+                told.setdefault(command, set()).update(names(text))
+                for name in names(text) - set().union(*offered.get(command, [])):
+                    print("README.md has an option that there is not:", command, name)
+for command in sorted({*told} - {*offered}):
+    print("README.md has a command that there is not:", command)
+for command in sorted({*offered} - {*told}):
+    print("README.md lacks the command", command)
+for command, options in offered.items():
+    for option in options:
+        if command in told and not option & told[command]:
+            print("README.md lacks the option", command, *option)
+'
 
 test_readme() { # cli: README.md's tables have all commands and options, and none that there isn't
   local name
@@ -1386,16 +1541,16 @@ test_ephemeral() { # root: --ephemeral lets anything be written, and the host ke
   is "$out" new
   [[ ! -e $canary ]] # else the rest would do harm
   touch keep "$shm"
-  listing /etc "$PWD" >../etc-before
+  listing /etc "$PWD" >../earlier
   run 0 run --ephemeral /bin/sh -c "set -e
     echo >>/etc/passwd; rm '$PWD/keep'; echo >'$PWD/new'
     mkdir /mydocker-test; rm -f $shm; chmod 777 /etc; chown 1:1 /etc/passwd"
-  listing /etc "$PWD" | cmp - ../etc-before
+  listing /etc "$PWD" | cmp - ../earlier
   [[ -e $shm && ! -e /mydocker-test ]]
   run 0 run --ephemeral /bin/sh -c "rm -rf /etc; ls /etc 2>&1; echo still
       ls /mydocker-test $canary 2>&1; :"
   like "$out" $'No such file.*\nstill\n.*No such file.*\n.*No such file'
-  listing /etc "$PWD" | cmp - ../etc-before
+  listing /etc "$PWD" | cmp - ../earlier
   run 0 run --ephemeral --read-only /bin/sh -c "touch /x 2>/dev/null || echo no"
   is "$out" no
 }
@@ -1421,6 +1576,40 @@ test_ephemeral_devices() { # root: --ephemeral has devices, a /proc and a /sys o
 os.openpty()
 print(os.getpid())'
   is "$out" 1
+}
+
+test_ephemeral_nested() { # root: --ephemeral works in a privileged container, whose /dev is no
+  # host's
+  need overlay
+  own_mounts 'mount -t tmpfs -o mode=755 tmpfs /dev; mkdir /dev/shm /dev/pts
+    for row in "null 3" "zero 5" "full 7" "random 8" "urandom 9"; do
+      mknod -m 666 "/dev/${row% *}" c 1 "${row#* }"
+    done
+    "$@" >out' run --ephemeral /bin/sh -c 'echo x >/dev/null; head -c 3 /dev/zero | wc -c
+      ls -l /dev/urandom'
+  like "$(<out)" $'^3\ncrw-rw-rw-[^\n]* /dev/urandom$'
+}
+
+test_ephemeral_race() { # root: --ephemeral leaves out a mount that is gone when its turn comes
+  need overlay flock unshare mount
+  mkdir sub other
+  touch other/file
+  export MYDOCKER_ROOT=$PWD/state
+  run 0 ps # makes the state root
+  own_mounts 'mount -t tmpfs tmpfs sub
+    touch sub-file
+    mount --bind other/file sub-file
+    mkfifo go
+    flock state/containers cat go & # run waits for this when it has looked at the mounts
+    while flock -n state/containers true; do sleep 0.05; done
+    "$@" >out 2>err &
+    until grep -q -- "-> FLOCK .* $! " /proc/locks; do sleep 0.05; done
+    umount sub sub-file
+    rmdir sub
+    rm sub-file
+    echo >go
+    wait $!' run --ephemeral /bin/sh -c 'echo hello'
+  is "$(<out)$(<err)" hello
 }
 
 test_image_kernel_files() { # root: a container from an image has Docker's /proc, /sys and /dev
@@ -1840,8 +2029,9 @@ test_image_config() { # images: the image's Entrypoint, Cmd, Env, WorkingDir and
   is "$out" $'1 2 3 /set\n/made/here\n1234\n5678\none two words'
   run 0 run --rm -e A=x -w /tmp -u 0 "t$n:1" other
   is "$out" $'x 2 3 /set\n/tmp\n0\n0\nother'
-  run 0 run --rm -w sub "t$n:1" # relative to the image's
-  like "$out" $'\n/made/here/sub\n'
+  fails 125 '--workdir, on sub: it needs to be an absolute path' run --rm -w sub "t$n:1"
+  run 0 run --rm -e HOME= "t$n:1" # empty is as good as none, as with runc
+  is "$(head -n 1 <<<"$out")" '1 2 3 /home'
 }
 
 test_entrypoint() { # images: --entrypoint takes the place of the image's,
@@ -3081,6 +3271,51 @@ has_lines() { # has_lines FILE COUNT
   (($(wc -l <"$1") >= $2))
 }
 
+test_limit_exec_tight() { # limits: exec needs no more than its command does, and what the memory
+  # limit kills of it is said
+  need_limits pids memory
+  own_state
+  local terminal
+  background --name p --pids-limit 2 /bin/sleep 1000
+  background --name f --ulimit nofile=4 /bin/sleep 1000
+  background --name u --ulimit nproc=2 --ulimit nofile=5 -u "$((60000 + RANDOM % 5000))" \
+    /bin/sleep 1000
+  background --name m -m 6m /bin/sleep 1000
+  for terminal in '' -t; do
+    for name in p f u m; do
+      # shellcheck disable=SC2086 # one word, or none
+      run 0 exec $terminal "$name" /bin/echo "hello $name"
+      is "${out%$'\r'}" "hello $name"
+    done
+  done
+  run 0 exec u /bin/sh -c 'ulimit -Hn' # it can't be set from outside without CAP_SYS_RESOURCE
+  is "$out" 5
+  run 0 inspect -f .State.OOMKilled m
+  is "$out" false
+  run 137 exec m /bin/sh -c 'x=x; while :; do x=$x$x; done'
+  run 0 inspect -f .State.OOMKilled m
+  is "$out" true
+  is "$(state_of m)" running
+  run 0 rm -f p f u m
+}
+
+test_limit_restarted() { # limits: what update has changed holds when a restart policy starts the
+  # container again
+  need_limits memory
+  local before file
+  own_state
+  background --name u --restart always -m 64m /bin/sleep 1000
+  run 0 update -m 128m u
+  before=$(pid_of u)
+  kill -KILL "$before"
+  wait_for eval '[[ $(state_of u) == running && $(pid_of u) != "$before" ]]'
+  file=$(limit_file u memory.limit_in_bytes memory.max)
+  is "$(<"$file")" "$((128 << 20))"
+  run 0 inspect -f .HostConfig.Memory u
+  is "$out" "$((128 << 20))"
+  run 0 rm -f u
+}
+
 # ── 12. Terminal and logs ──────────────────────────────────────────────────
 
 test_narration() { # tty: only -it tells the steps, --log-level and MYDOCKER_LOG say otherwise
@@ -3499,6 +3734,187 @@ test_logs_never_block() { # logs: neither a full disk nor a reader who sleeps st
   wait $! || :
   run 0 logs --tail 5 y
   is "$err" 'done'
+}
+
+test_logs_turned_over() { # logs: a reader who is too slow is told so once
+  own_state
+  background --name l --log-opt max-size=1k --log-opt max-file=2 /bin/sh -c '
+    i=0; while [ $i -lt 20000 ]; do echo "line $i"; i=$((i+1)); done'
+  run 0 logs -f l
+  (($(grep -c 'lines were turned over' <<<"$err") <= 1))
+  like "$out" $'\nline 19999$'
+}
+
+# outsider [FIRST:COUNT]: from here on mydocker is run by an ordinary user, 23456, whose state is in
+# ./home/mydocker; /etc/subuid and /etc/subgid give these ids to it. Nothing of that stays.
+outsider() {
+  need unshare mount setpriv
+  own_state
+  unset MYDOCKER_ROOT
+  mkdir home
+  cp "${mydocker[-1]}" home/program
+  ln -s home/mydocker state # for finish
+  export XDG_DATA_HOME=$PWD/home HOME=$PWD/home
+  printf '%s' "${1:+outsider:$1}" >subid
+  { cat /etc/passwd; echo 'outsider:x:23456:23456::/:/bin/sh'; } >passwd
+  { cat /etc/group; echo 'outsider:x:23456:'; } >group
+  chown 23456:23456 home home/program
+  user=(unshare -m --propagation private bash -ec '
+    for file in passwd group; do mount --bind "$0/$file" "/etc/$file"; done
+    for file in subuid subgid; do [[ ! -e /etc/$file ]] || mount --bind "$0/subid" "/etc/$file"; done
+    [[ ! -c $0/tun ]] || mount --bind "$0/tun" /dev/net/tun
+    exec setpriv --reuid=23456 --regid=23456 --clear-groups --inh-caps=-all "$@"' "$PWD")
+  "${user[@]}" "$PYTHON" -c '' || skip 'an ordinary user can not reach this Python'
+  "${user[@]}" unshare -U true || skip 'an ordinary user can not make a user namespace'
+  if [[ ${1-} ]]; then need newuidmap newgidmap; fi
+  mydocker=("${user[@]}" "$PYTHON" "$PWD/home/program")
+}
+
+test_rootless() { # rootless: an ordinary user is root in a container, and only there
+  outsider
+  run 7 run /bin/sh -c 'id -u; id -g; echo $$; cat /proc/self/uid_map
+    : >"$1/home/made"; exit 7' sh "$PWD"
+  is "$(head -n 3 <<<"$out")" $'0\n0\n1'
+  like "$out" '0 +23456 +1$'
+  is "$(stat -c %u:%g home/made)" 23456:23456
+  is "$err" ''
+  small_root root
+  chown -R 23456:23456 root
+  run 0 run --rootfs root --read-only /bin/sh -c 'ls /; ls -l /dev/null
+    read -r name </proc/1/comm; echo "$name"'
+  like "$out" $'\nproc\n'
+  is "${out##*$'\n'}" sh
+  tty 3 '[#$] ' $'test -t 0 && echo is a $((1))\n' '^is a 1' $'exit 3\n' -- \
+    "${mydocker[@]}" run -it /bin/sh
+  is "$(stat -c %a:%u home/mydocker)" 700:23456
+  is "$(find home -mindepth 1 -maxdepth 1 | sort | tr '\n' ' ')" \
+    'home/made home/mydocker home/program '
+  run 125 run -m 64m /bin/true
+  like "$err" 'memory.*cgroup.*hint: .*Delegate'
+}
+
+test_rootless_one_id() { # rootless: without more ids owners are squashed, said once, with the cure
+  outsider
+  small_root root
+  mkdir root/home root/srv
+  chown 1234:5678 root/home root/srv
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  is "$(grep -c 'warning' <<<"$err")" 1
+  like "$err" 'uidmap.*/etc/subuid'
+  run 0 run --rm one sh -c 'ls -lnd /home; id -u'
+  like "$out" ' 0 +0 .*/home'
+  run 0 run -d --name first one sleep 1000
+  run 0 exec first id -u
+  is "$out" 0
+  run 0 rm -f first
+  run 125 run --rm -u user one id
+  like "$err" '1234.*hint: .*uidmap'
+}
+
+test_rootless_life() { # rootless: the whole life of a container, with the ids of /etc/subuid
+  outsider 300000:65536
+  small_root root
+  mkdir root/home root/srv
+  touch root/home/old root/srv/old
+  chown 1234:5678 root/home root/home/old
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  is "$err" ''
+  run 0 run -d --name first one sh -c 'echo said; exec sleep 1000'
+  wait_for eval '"${mydocker[@]}" logs first | grep -x said'
+  run 0 exec first sh -c 'ls -ln /home; rm -r /home /srv; mkdir /home; echo 1 >/home/new
+    chmod 700 /home'
+  like "$out" ' 1234 +5678 .*old'
+  run 0 exec -u user first sh -c 'id -u; id -g; echo mine >/tmp/f; exec cat /proc/self/setgroups'
+  is "$out" $'1234\n5678\nallow'
+  run 0 cp first:/tmp/f home/f
+  is "$(cat home/f)" mine
+  is "$(stat -c %u home/f)" 23456
+  is "$(stat -c %u home/mydocker/containers/*/upper/tmp/f)" 301233
+  run 0 cp home/f first:/root/f
+  run 0 commit first two
+  run 0 run --rm two sh -c 'ls /home /root; test -e /srv || echo no srv'
+  is "$out" $'/home:\nnew\n\n/root:\nf\nno srv'
+  run 0 ps
+  like "$out" 'Up .* first'
+  run 0 top first
+  like "$out" 'sleep 1000'
+  run 0 stop -t 0 first
+  run 0 start first
+  run 0 kill first
+  run 0 wait first
+  is "$out" 137
+  run 0 export -o home/all.tar first
+  has <(tar tvf home/all.tar --numeric-owner) '1234/5678 .*tmp/f'
+  run 0 rm first
+  run 0 rmi one two
+  is "$(find home/mydocker/{containers,layers,running,names} -mindepth 1)" ''
+}
+
+test_rootless_refused() { # rootless: where no user namespace can be had, the cause is named
+  need unshare setpriv
+  unshare -Ur true || skip 'no user namespace in here'
+  local weak='exec setpriv --bounding-set -sys_admin --inh-caps -all "$@"' got=0
+  # with root's ids, but without CAP_SYS_ADMIN
+  unshare -Ur bash -c "echo 0 >/proc/sys/user/max_user_namespaces; $weak" bash \
+    "${mydocker[@]}" run /bin/true >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
+  read_output
+  is "$got" 125
+  one_line 'user namespace'
+  like "$err" 'hint: .*sysctl user.max_user_namespaces'
+  got=0
+  unshare -Ur bash -c "echo 0 >/proc/sys/user/max_user_namespaces; $weak" bash \
+    "${mydocker[@]}" info root rootless >"$scratch/stdout" || got=$?
+  read_output
+  is "$got" 1
+  like "$out" 'root +no .*CAP_SYS_ADMIN'
+  like "$out" 'rootless +no .*user.max_user_namespaces'
+}
+
+test_rootless_pasta() { # rootless: pasta leads out of a container, and to its ports
+  need pasta nsenter ip
+  [[ -c /dev/net/tun ]] || skip 'needs /dev/net/tun'
+  outsider
+  mknod -m 666 tun c 10 200
+  unset MYDOCKER_NETWORK
+  make_lan
+  "${box[@]}" ip route add default via 10.77.0.2
+  mydocker=("${box[@]}" "${mydocker[@]}")
+  small_root root
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  serve outside "${lan[@]}" -- tcp:7000
+  run 0 run -d --name c -p 8080:80 -p 81 one sleep 1000
+  run 0 exec c cat /proc/net/route
+  like "$out" $'\nlan0\t00000000'
+  run 0 port c 80
+  is "$out" 0.0.0.0:8080
+  run 0 port c 81
+  like "$out" '^0.0.0.0:[0-9]+$'
+  run 0 ps --format '{{.PID}}'
+  inside=(nsenter --net="/proc/$out/ns/net")
+  serve inside "${inside[@]}" -- tcp:80
+  says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
+  says 'tcp 10.77.0.1 hello' "${inside[@]}" -- tcp 10.77.0.2 7000
+  pasta=$(cat home/mydocker/containers/*/pasta.pid)
+  run 0 restart -t 0 c
+  wait_for gone "$pasta"
+  pasta=$(cat home/mydocker/containers/*/pasta.pid)
+  kill -KILL "$(sed -n 's/.*"monitor": \([0-9]*\).*/\1/p' home/mydocker/containers/*/record.json)"
+  wait_for gone "$pasta"
+  fails 125 'bridge.*root' run --network bridge one true
+}
+
+test_weak_root() { # rootless: root without CAP_SYS_ADMIN has all ids that it sees
+  need setpriv
+  weak=(setpriv --bounding-set -sys_admin --inh-caps -all)
+  "${weak[@]}" unshare -U true || skip 'no user namespace in here'
+  mydocker=("${weak[@]}" "${mydocker[@]}")
+  run 0 run /bin/sh -c 'cat /proc/self/uid_map'
+  is "$out" "$(cat /proc/self/uid_map)"
+  run 0 run -u 1234:5678 /bin/sh -c 'id -u; id -g'
+  is "$out" $'1234\n5678'
 }
 
 # ── 13. Without root ───────────────────────────────────────────────────────
@@ -4150,6 +4566,110 @@ test_frozen_below() { # life: stop and rm -f end a container whose own cgroups a
   run 0 kill k
   run 0 wait k
   is "$out" 137
+}
+
+test_end_between_restarts() { # life: stop, kill and rm -f end a restart policy at any moment
+  local how moment
+  own_state
+  wedged() { # no process of the policy's is left, and none comes
+    [[ $(state_of p) == exited && ! $(find state/running -mindepth 1) ]]
+  }
+  for how in 'kill' 'kill -s TERM' 'stop' 'stop -t -1' 'rm -f'; do
+    for moment in 1 2 3 4; do # at once, and while it waits longer and longer
+      background --name p --restart always /bin/false
+      wait_for eval '(($("${mydocker[@]}" inspect -f .RestartCount p) >= moment))'
+      # shellcheck disable=SC2086 # several words
+      run 0 $how p
+      if [[ $how != rm* ]]; then
+        wait_for wedged
+        run 0 rm p
+      fi
+      nothing_on_record
+    done
+  done
+  background --name p --restart always /bin/false
+  wait_for eval '[[ $(state_of p) == restarting ]]'
+  fails 125 'on p: it is not running' kill -s HUP p # nobody is there to get it
+  run 0 rm -f p
+}
+
+test_stopped_monitor() { # life: whatever stops a monitor, its container can be ended, and all
+  # commands say the same of it
+  local how
+  own_state
+  for how in 'stop -t 0' 'rm -f' 'kill' 'restart -t 0'; do
+    background --name s /bin/sleep 1000
+    kill -STOP "$(monitor_of s)"
+    is "$(state_of s)" running
+    # shellcheck disable=SC2086 # several words
+    run 0 $how s
+    case $how in
+      rm*) ;;
+      restart*)
+        is "$(state_of s)" running
+        run 0 rm -f s ;;
+      *)
+        run 0 wait s
+        is "$out" 137
+        is "$(state_of s)" exited
+        fails 125 'on s: it is not running' kill s
+        run 0 rm s ;;
+    esac
+    nothing_on_record
+  done
+  background --name w /bin/sh -c 'until [ -e end ]; do sleep 0.05; done; exit 4'
+  kill -STOP "$(monitor_of w)"
+  "${mydocker[@]}" wait w >got &
+  touch end
+  wait $!
+  is "$(<got)" 4
+  run 0 start w # it ends at once: there is an end
+  run 0 wait w
+  background --name r --restart always /bin/false
+  wait_for eval '[[ $(state_of r) == restarting ]]'
+  kill -STOP "$(monitor_of r)"
+  run 0 kill r
+  run 0 wait r
+  is "$(state_of r)" exited
+}
+
+test_time_namespace() { # life: a monitor and who asks for it may be in different time namespaces
+  local early=(unshare --time --boottime 864000 --fork)
+  own_state
+  "${early[@]}" true || skip 'no time namespaces'
+  id=$("${early[@]}" "${mydocker[@]}" run -d --name e /bin/sleep 1000)
+  is "$(state_of e)" running
+  run 0 exec e /bin/true
+  run 0 stop -t 0 e
+  background --name l /bin/sleep 1000
+  is "$("${early[@]}" "${mydocker[@]}" ps --format '{{.Names}} {{.State}}')" 'l running'
+  "${early[@]}" "${mydocker[@]}" rm -f l e
+  nothing_on_record
+}
+
+test_full_disk_ends() { # life: on a full disk, containers that end are shown, and can be removed
+  need unshare mount
+  own_state
+  mkdir state
+  own_mounts 'mount -t tmpfs -o size=1m tmpfs state
+    "$@" run -d --name a /bin/sh -c "until [ -e end ]; do sleep 0.05; done; exit 3"
+    "$@" run -d --name b /bin/sleep 1000
+    cat /dev/zero >state/fill || :
+    touch end
+    "$@" wait a
+    "$@" kill b
+    "$@" wait b
+    "$@" ps -a --format "{{.Names}} {{.State}} {{.Status}}" 2>err
+    "$@" inspect -f .State.ExitCode a
+    for name in a b; do
+      ! "$@" start "$name" 2>>errs || exit 1
+    done
+    "$@" rm a
+    "$@" prune' >out
+  like "$(<out)" \
+    $'\n3\nb\n137\nb exited Exited \\(137\\) [^\n]* ago\na exited Exited \\(3\\) [^\n]* ago\n3\na\nb\nT'
+  like "$(<err)" "^mydocker: warning: container [ab]: its end can't be written, on [^ ]*: no space left"
+  like "$(<errs)" 'mydocker: start, on [^ ]*: .*no space left'
 }
 
 
@@ -8673,6 +9193,71 @@ c['mounts'] += [
   is "$(<precious) $(stat -c '%u %a' precious)" 'precious 0 600'
 }
 
+test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a scope of its, with the
+  # limits for properties; without a bus the container lies below, where nothing can be taken from it
+  need cgroup-v2 unshare umount awk systemctl
+  local tree top got=0
+  [[ -x /lib/systemd/systemd ]] || skip 'needs /lib/systemd/systemd'
+  tree=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo) top=$tree/mydocker-test.$$
+  oci_bundle
+  configure 'l["cgroupsPath"] = "ci.slice:check:t"; l["resources"] = {}' /bin/sleep 1000
+  if grep -qw pids "$tree/cgroup.controllers"; then
+    echo '+memory +pids +cpu' >"$tree/cgroup.subtree_control"
+    configure 'l["resources"] = {"pids": {"limit": 20}, "memory": {"limit": 67108864},
+      "cpu": {"quota": 50000, "period": 100000}}'
+  fi
+  cat >beside <<'END' # a manager of a user's is systemd, too
+umount -l $(awk '/ - cgroup2? / {print $5}' /proc/self/mountinfo | tac)
+umount -l /sys/fs/cgroup || :
+mount -t cgroup2 none /sys/fs/cgroup
+mkdir /sys/fs/cgroup/init
+echo "$$" >/sys/fs/cgroup/init/cgroup.procs
+mount -t tmpfs none /run
+mkdir -p /run/systemd/system home
+export HOME=$PWD/home XDG_RUNTIME_DIR=/run
+unset DBUS_SESSION_BUS_ADDRESS
+/lib/systemd/systemd --user >log 2>&1 &
+until systemctl --user show -p Version; do
+  kill -0 "$!"
+  sleep 0.1
+done
+show() { # show PROPERTY: of the scope
+  systemctl --user show check-t.scope --value -p "$1"
+}
+"$@" create --pid-file pid t </dev/null
+grep '^0::/.*/ci.slice/check-t.scope$' "/proc/$(cat pid)/cgroup"
+[ "$(show ActiveState) $(show Delegate) $(show Slice)" = 'active yes ci.slice' ]
+"$@" start t
+group=/sys/fs/cgroup$(sed -n s/^0:://p "/proc/$(cat pid)/cgroup")
+if [ -e "$group/pids.max" ]; then
+  [ "$(show TasksMax) $(show MemoryMax) $(show CPUQuotaPerSecUSec)" = '20 67108864 500ms' ]
+  echo '{"pids": {"limit": 30}}' | "$@" update -r - t
+  [ "$(show TasksMax)" = 30 ]
+  systemd-run --user --quiet --scope --slice ci.slice -p TasksMax=50 true
+  systemctl --user daemon-reload
+  [ "$(cat "$group/pids.max" "$group/memory.max")" = $'30\n67108864' ]
+fi
+systemctl --user stop ci.slice # ends what is in it
+"$@" state t | grep '"stopped"'
+"$@" delete t
+"$@" create t </dev/null
+[ "$(show ActiveState)" = active ]
+"$@" delete --force t
+[ "$(show ActiveState)" = inactive ]
+mv /run/systemd/private /run/systemd/away
+"$@" create --pid-file pid t </dev/null
+grep '^0::/ci.slice/check-t.scope/container$' "/proc/$(cat pid)/cgroup"
+"$@" delete --force t
+[ -d /sys/fs/cgroup/ci.slice ]
+[ ! -e /sys/fs/cgroup/ci.slice/check-t.scope ]
+END
+  mkdir "$top"
+  bash -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$top" unshare --cgroup --mount --pid --fork \
+    --kill-child --mount-proc bash -ex beside "${mydocker[@]}" || got=$?
+  wait_for eval 'find "$top" -depth -type d -exec rmdir {} +'
+  is "$got" 0
+}
+
 # ── 24. The OCI runtime under engines ──────────────────────────────────────
 # Real ones, each private to its test; they use the launcher of `install`. What they say must be
 # what they say on runc.
@@ -8939,7 +9524,7 @@ test_info() { # cli: info tells what the host can do; with names it answers by i
   like "$out" "$(uname -r)"
   like "$out" "$("$PYTHON" -c 'import platform; print(platform.python_version())')"
   like "$out" "$MYDOCKER_ROOT"
-  for name in root pidns mntns utsns ipcns netns cgroupns userns cgroup-v1 cgroup-v2 overlay \
+  for name in root rootless pidns mntns utsns ipcns netns cgroupns userns cgroup-v1 cgroup-v2 overlay \
     seccomp openat2 pidfd nf_tables; do
     like "$out" $'\n'"$name +(yes|no)  "
   done
@@ -9007,7 +9592,7 @@ test_install_chapters() { # install: what is installed reads only the chapters t
   like "$(<err)" 'reads 7. Inside'
   unlike "$(<err)" 'reads [^ ]+ [^:]*([Tt]ar|store|image|[Rr]egistr|Pull|Build|[Nn]etworks|OCI|host$)'
   MYDOCKER_LOG=debug "$launcher" state nonesuch >out 2>err || :
-  unlike "$(<err)" 'reads [^ ]+ (Inside|Root|`run`|The monitor|Privileges|[A-Z][^:]*[Rr]egistr)'
+  unlike "$(<err)" 'reads [^ ]+ (Inside|`run`|The monitor|Privileges|Volumes|[Nn]et|[A-Z][^:]*egistr)'
   MYDOCKER_LOG=debug "$launcher" images >out 2>err
   like "$(<err)" 'reads [^ ]+ The store'
 }
@@ -9841,6 +10426,18 @@ test_nothing_left() { # main: nothing is left behind on this host
   mapfile -t empty < <(comm -13 "$scratch/at_start/cgroups" after/cgroups)
   wait_for none still_empty
   is "$(find "$MYDOCKER_ROOT"/{containers,running} -mindepth 1)" ''
+}
+
+test_old_python() { # main: a Python that is too old shows the line that says which one is needed
+  local old found=''
+  for old in python2.7 python3.6 python3.7; do
+    type -P "$old" || continue
+    found=1
+    ! "$old" "$here/mydocker.py" --version 2>err || fail "$old took it"
+    has err 'mydocker needs Python 3.8 or later'
+    is "$(wc -l <err)" 4
+  done
+  [[ $found ]] || skip 'no older Python here'
 }
 
 # ── Measurements ───────────────────────────────────────────────────────────
