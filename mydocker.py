@@ -1939,9 +1939,14 @@ def container_main(channel, trees, places):
     take_session(slave, outputs)
     if gate is not None:
         wait_at_gate(channel, gate, process)
-        run_hooks(spec, spec["states"]["created"], "startContainer",
-                  environment=read_environment(process["env"]))
-    become_command(channel, process, user[3])
+    try:
+        if gate is not None:
+            run_hooks(spec, spec["states"]["created"], "startContainer",
+                      environment=read_environment(process["env"]))
+        become_command(channel, process, user[3])
+    finally:
+        if gate is not None:
+            os.write(gate, b"!")  # for start_created
 
 def name_host(spec):
     """Give the container's UTS namespace its names: not the host's."""
@@ -12084,8 +12089,9 @@ def start_created(record):
         closed = select.poll()
         closed.register(gate, 0)
         closed.poll()  # POLLERR: nobody reads it, as init has executed the command, or is gone
-    with tolerate(errno.ENOENT, errno.ESRCH):  # it was quick, and is buried
-        if read_all(f"/proc/{record['pid']}/comm") == INIT_NAME + "\n":
+        with tolerate(errno.EAGAIN), Descriptor(os.open(
+                f"/proc/self/fd/{gate}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as said:
+            os.read(said, 1)  # what it says then, or hasn't taken; else there is nothing to read
             raise Failure(f"start, on {record['id']}: the command could not be executed",
                           hint="the container's standard error says why")
     run_late_hooks(record, "running", "poststart")
