@@ -168,7 +168,7 @@ pivot_root = kernel("pivot_root", TEXT, TEXT)  # pivot_root(2)
 prctl = kernel("prctl", "PR_", LONG, LONG, LONG, LONG)  # prctl(2)
 prctl_text = kernel("prctl", "PR_", TEXT)  # prctl(2)
 signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
-statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
+fstatfs = kernel("fstatfs", INT, BYTES)  # statfs(2)
 syncfs = kernel("syncfs", INT)  # syncfs(2)
 capget = kernel("capget", BYTES, BYTES)  # capget(2)
 capset = kernel("capset", BYTES, BYTES)  # capset(2)
@@ -1911,7 +1911,7 @@ def container_main(channel, trees, places):
     if own_root:
         enter_root(spec)
     set_sysctls(spec["linux"].get("sysctl") or {})  # through the container's own /proc
-    hide_paths(spec["linux"])
+    hide_paths(spec)
     name_host(spec)
     user = find_user(process["user"])  # by the container's files
     for row in spec["mounts"]:
@@ -1939,9 +1939,14 @@ def container_main(channel, trees, places):
     take_session(slave, outputs)
     if gate is not None:
         wait_at_gate(channel, gate, process)
-        run_hooks(spec, spec["states"]["created"], "startContainer",
-                  environment=read_environment(process["env"]))
-    become_command(channel, process, user[3])
+    try:
+        if gate is not None:
+            run_hooks(spec, spec["states"]["created"], "startContainer",
+                      environment=read_environment(process["env"]))
+        become_command(channel, process, user[3])
+    finally:
+        if gate is not None:
+            os.write(gate, b"!")  # for start_created
 
 def name_host(spec):
     """Give the container's UTS namespace its names: not the host's."""
@@ -2350,7 +2355,7 @@ def mount_point(root, row, directory):
 
 def is_proc(fd):
     buffer = (INT * 64)()  # a struct statfs, whose first field is f_type
-    statfs(f"/proc/self/fd/{fd}", buffer)  # what kind of file system is this?
+    fstatfs(fd, buffer)  # what kind of file system is this?  Not by /proc, which may be a fake
     return buffer[0] == PROC_SUPER_MAGIC
 
 def mount_new(target, row, flags, data):
@@ -2930,22 +2935,52 @@ def set_groups(gids):
 
 # What may be seen
 
-def hide_paths(linux):
+def hide_paths(spec):
     """Cover the spec's maskedPaths and make its readonlyPaths read-only, all by descriptor. None
     stays open: --workdir could lead through it to what is covered, as in CVE-2024-21626."""
-    with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root:
-        for path in filter(os.path.exists, linux.get("readonlyPaths", [])):
-            with Descriptor(open_in_root(root, path)) as place:
-                here = f"/proc/self/fd/{place}"
-                here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
-                os.close(int(os.path.basename(here)))
-        for path in filter(os.path.exists, linux.get("maskedPaths", [])):  # of both: it is masked
-            with Descriptor(open_in_root(root, path)) as place:
-                mask_path(root, f"/proc/self/fd/{place}")
+    linux = spec["linux"]
+    with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root, Descriptor(
+            kernels_proc(spec, root)) as proc:
+        os.fchdir(proc)  # what is moved now changes nothing for these paths
+        for place in places_to_hide(root, proc, linux.get("readonlyPaths", [])):
+            here = f"self/fd/{place}"
+            here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
+            os.close(int(os.path.basename(here)))
+        for place in places_to_hide(root, proc, linux.get("maskedPaths", [])):  # of both: masked
+            mask_path(root, f"self/fd/{place}")
+        os.chdir("/")  # back to the root
+
+def kernels_proc(spec, root):
+    """Open the container's /proc, which somebody with the same files may be moving: CVE-2023-27561.
+    What is to be hidden in it is looked for in what was opened."""
+    with tolerate(errno.ENOENT, errno.ENOTDIR):
+        proc = open_in_root(root, "/proc")
+        if is_proc(proc):
+            return proc
+        os.close(proc)
+    if any(row["type"] == "proc" and os.path.normpath(row["destination"]).strip("/") == "proc"
+           for row in spec["mounts"]):
+        raise Failure("mount, on /proc: it was moved meanwhile")
+    return Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC))
+
+def places_to_hide(root, proc, paths):
+    """Yield each of the paths that is there, open, by the /proc that is known to be the kernel's."""
+    for path in paths:
+        above, path = root, os.path.normpath(path).lstrip("/")
+        if path.startswith("proc/") and is_proc(proc):
+            above, path = proc, path[len("proc/"):]
+        try:
+            place = Descriptor(open_in_root(above, path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        with place:
+            if not is_proc(proc):
+                raise Failure(f"hide, on /{path}: it takes a /proc in the container")
+            yield place
 
 def mask_path(root, place):
-    """Cover a directory with an empty one, a file with /dev/null, if that is what it says. A
-    container could have put another file there, or a link to one: CVE-2025-31133."""
+    """Cover a directory with an empty one, a file with /dev/null, if that is what it says.  We are
+    in /proc.  A container could have put another file there, or a link to one: CVE-2025-31133."""
     if os.path.isdir(place):
         mount("tmpfs", place, "tmpfs", MS_RDONLY, "nr_blocks=1,nr_inodes=1")  # empty, over it
         return
@@ -2953,7 +2988,7 @@ def mask_path(root, place):
         info = os.fstat(null)
         if not stat.S_ISCHR(info.st_mode) or info.st_rdev != os.makedev(1, 3):
             raise Failure("mask, on /dev/null: it isn't the null device")
-        mount(f"/proc/self/fd/{null}", place, None, MS_BIND, None)  # nothing to read
+        mount(f"self/fd/{null}", place, None, MS_BIND, None)  # nothing to read
 
 def set_label(process):
     """Tell AppArmor or SELinux what the exec is to run as: proc_pid_attr(5)."""
@@ -12054,8 +12089,9 @@ def start_created(record):
         closed = select.poll()
         closed.register(gate, 0)
         closed.poll()  # POLLERR: nobody reads it, as init has executed the command, or is gone
-    with tolerate(errno.ENOENT, errno.ESRCH):  # it was quick, and is buried
-        if read_all(f"/proc/{record['pid']}/comm") == INIT_NAME + "\n":
+        with tolerate(errno.EAGAIN), Descriptor(os.open(
+                f"/proc/self/fd/{gate}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as said:
+            os.read(said, 1)  # what it says then, or hasn't taken; else there is nothing to read
             raise Failure(f"start, on {record['id']}: the command could not be executed",
                           hint="the container's standard error says why")
     run_late_hooks(record, "running", "poststart")

@@ -9162,6 +9162,37 @@ runs_command() { # runs_command PROGRAM: somebody does; prints the pids
   return "$found"
 }
 
+test_oci_moved_proc() { # oci: a /proc that is moved while the container is made isn't left unmasked, CVE-2023-27561
+  oci_bundle # two defences hold: it is looked for right after the mount, and opened once for all that
+  # is hidden in it; this is about the second, test_rootfs_race about both
+  mkdir root/proc root/other
+  configure "c['hooks'] = {'createRuntime': [sh('mv $PWD/root/proc $PWD/root/real; mv $PWD/root/other $PWD/root/proc')]}" \
+    /bin/sh -c 'ls -l /real/kcore'
+  fails 125 '^mydocker: mount, on /proc: it was moved meanwhile' run --bundle . t
+  [[ -d root/real ]]
+}
+
+test_oci_planted_terminal() { # oci: a name in /dev/pts that leads elsewhere is no terminal, CVE-2025-52565
+  local number
+  oci_bundle
+  mkdir pts
+  echo precious >precious
+  chmod 600 precious
+  touch root/precious
+  ln -s /own/ptmx pts/ptmx
+  for number in {0..20}; do ln -s /precious "pts/$number"; done
+  configure "
+p['terminal'], p['user'] = True, {'uid': 1234, 'gid': 0}
+c['mounts'] += [
+    {'destination': '/own', 'type': 'devpts', 'options': ['newinstance', 'ptmxmode=0666', 'mode=0620']},
+    {'destination': '/precious', 'type': 'bind', 'source': '$PWD/precious', 'options': ['bind']},
+    {'destination': '/dev/pts', 'type': 'bind', 'source': '$PWD/pts', 'options': ['bind']}]" \
+    /bin/sh -c '[ -t 0 ] && echo "a terminal"; ls -l /dev/console; cat /precious || :'
+  tty 0 -- "${mydocker[@]}" run --bundle . t
+  like "$out" $'^a terminal\nc.* /dev/console\n.*Permission denied$'
+  is "$(<precious) $(stat -c '%u %a' precious)" 'precious 0 600'
+}
+
 test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a scope of its, with the
   # limits for properties; without a bus the container lies below, where nothing can be taken from it
   need cgroup-v2 unshare umount awk systemctl
