@@ -502,6 +502,8 @@ def write_file(path, data, durable=False, like_folder=False):
                     os.fchown(file.fileno(), *os.fstat(above)[4:6])
                 if durable:
                     os.fsync(file.fileno())
+                else:  # start it: once it has begun, ext4 lets no name be there before the bytes
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             os.rename(temporary, name, src_dir_fd=above, dst_dir_fd=above)
         except OSError as error:  # a full disk: nothing half written stays
             with tolerate(errno.ENOENT):

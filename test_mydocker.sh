@@ -6125,6 +6125,31 @@ is_whole() { # is_whole [OPTION...] NAME: the image on ./disk runs, and has all 
   cmp stdout want
 }
 
+test_power_loss_records() { # life: after a power loss a container is there as a whole, or not at all
+  need mkfs.ext4 mount unshare
+  local flag
+  own_state
+  small_root root
+  export MYDOCKER_ROOT=$PWD/disk/state
+  mkdir -p disk
+  for flag in "${power_flags[@]}"; do
+    new_disk
+    powered '' import root "t$n:1"
+    powered "$flag" run -d --name c -v vol:/v "t$n:1" /bin/sh -c 'echo hello; exec sleep 1000'
+    powered '' ps -a --format '{{.Names}} {{.State}}' 2>err
+    unlike "$(<err)" damaged
+    if [[ $flag == 1 || -s stdout ]]; then
+      is "$(<stdout)" 'c exited'
+      powered '' inspect -f '{{.Config.Cmd}}' c
+      powered '' start c
+      powered '' rm c
+    fi
+    powered '' run --name c "t$n:1" /bin/sh -c 'echo again'
+    is "$(<stdout)" again
+  done
+}
+
+
 test_image_names() { # images: a bad name is refused with the part that is bad
   local name bad
   own_state
