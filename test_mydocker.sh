@@ -4530,11 +4530,9 @@ test_frozen_below() { # life: stop and rm -f end a container whose own cgroups a
   # as those of a paused container in it
   own_state
   top='' # for the trap it outlives the function
-  thaw_below() { # else a failure here would leave a process that nothing can kill
-    { [[ ! -e $top/below/freezer.state ]] || echo THAWED >"$top/below/freezer.state"; } || :
-  }
   freeze_below() { # freeze_below NAME: its PID 1, in a cgroup below its own
-    trap thaw_below EXIT
+    # else a failure would leave a process that nothing can kill
+    trap '[[ ! -e $top/below/freezer.state ]] || echo THAWED >"$top/below/freezer.state"' EXIT
     top=$("${mydocker[@]}" inspect -f '{{json .Record.cgroups}}' "$1" | tr -d '[]",' |
       tr ' ' '\n' | while read -r dir; do
         [[ ! -e $dir/freezer.state && ! -e $dir/cgroup.freeze ]] || echo "$dir"
@@ -4571,17 +4569,14 @@ test_frozen_below() { # life: stop and rm -f end a container whose own cgroups a
 test_end_between_restarts() { # life: stop, kill and rm -f end a restart policy at any moment
   local how moment
   own_state
-  wedged() { # no process of the policy's is left, and none comes
-    [[ $(state_of p) == exited && ! $(find state/running -mindepth 1) ]]
-  }
   for how in 'kill' 'kill -s TERM' 'stop' 'stop -t -1' 'rm -f'; do
     for moment in 1 2 3 4; do # at once, and while it waits longer and longer
       background --name p --restart always /bin/false
-      wait_for eval '(($("${mydocker[@]}" inspect -f .RestartCount p) >= moment))'
+      wait_for eval '(($("${mydocker[@]}" inspect -f .RestartCount p) >= '"$moment"'))'
       # shellcheck disable=SC2086 # several words
       run 0 $how p
       if [[ $how != rm* ]]; then
-        wait_for wedged
+        wait_for eval '[[ $(state_of p) == exited && ! $(find state/running -mindepth 1) ]]'
         run 0 rm p
       fi
       nothing_on_record
