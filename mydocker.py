@@ -1384,7 +1384,8 @@ class Birth:
         """The master end of the terminal that comes next: sync 2."""
         message, fds = receive(self.channel)
         if not fds:
-            raise Failure(*message or (f"{self.role}: it was killed before the command started", 137))
+            message = message or (f"{self.role}: it was killed before the command started", 137)
+            raise Failure(*message)
         return fds[0]
 
     def await_command(self):
@@ -2276,8 +2277,8 @@ def enter_root(spec):
             keep_propagation(row)
 
 def mount_if_there(root, row):
-    """Make one row's mount, or what it falls back on.  A place that was SEEN on the host, whose mounts
-    come and go, may not be there any more: what could be protected has gone, too."""
+    """Make one row's mount, or what it falls back on.  A place that was SEEN on the host, whose
+    mounts come and go, may not be there any more: what could be protected has gone, too."""
     try:
         try:
             mount_one(root, row)
@@ -4997,8 +4998,8 @@ def lock_container(path):
     return None
 
 def wake_monitor(record):
-    """Let a monitor go on that was stopped (SIGSTOP, a debugger) while its container ended: it is to
-    tidy up, or to start it again, which is awaited for a moment.  False if there is none such."""
+    """Let a monitor go on that was stopped (SIGSTOP) while its container ended: it is to tidy up, or
+    to start it again, which is awaited for a moment.  False if there is none such."""
     if is_alive(record) or process_state(record["monitor"])[0] != "T":
         return False
     send_signal(record["monitor"], record["monitor_start"], _signal.SIGCONT)
@@ -5079,7 +5080,7 @@ def container_state(record):
     if not is_alive(record):
         if record.get("restarts"):
             return "restarting"
-        return "running" if record.get("pid") else "created"  # it is just tidied up, or not there yet
+        return "running" if record.get("pid") else "created"  # just tidied up, or not there yet
     if os.path.exists(container_path(record, "exec.fifo")):
         return "created"  # init waits at its gate
     return "paused" if is_paused(record["cgroups"]) else "running"
@@ -5230,8 +5231,8 @@ def cmd_wait(_, name):
         return "0"
 
 def await_end(record):
-    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't there
-    yet.  A lock would be waited for for ever if somebody stopped the monitor."""
+    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't
+    there yet.  A lock would be waited for for ever if somebody stopped the monitor."""
     monitor, first = process_fd(record["monitor"], record["monitor_start"]), None
     if monitor is None:
         return
