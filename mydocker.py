@@ -5250,7 +5250,12 @@ def await_end(record):
          ("-v --volumes", "", "with the volumes that were made for it"), many=True)
 def cmd_rm(options, name):
     """Kill it if asked to, then remove all but bind mounts and named volumes."""
-    record = find_container(name)
+    try:
+        record = find_container(name)
+    except NotFound:
+        if not remove_damaged(name, options["force"]):
+            raise
+        return name
     if record["running"] and not options["force"]:
         raise Failure(f"rm, on {record['name']}: it is running", hint="mydocker rm -f")
     stop_container(record, _signal.SIGKILL, 0)
@@ -5264,6 +5269,22 @@ def cmd_rm(options, name):
     elif os.path.exists(container_path(record, "lock")):  # else it has removed all by itself
         raise Failure(f"rm, on {record['name']}: it was started again meanwhile")
     return record["name"]
+
+def remove_damaged(name, force):
+    """Remove an ended container whose record says nothing any more, so that its name is free again;
+    False if there is none such."""
+    paths = [path for path in found_paths(name) if os.path.exists(record_file(path))]
+    lock = lock_container(paths[0]) if len(paths) == 1 else None
+    if lock is None:
+        return False
+    with Descriptor(lock):
+        if not force:
+            raise Failure(f"rm, on {name}: its record is damaged, and what it wrote is in {paths[0]}",
+                          hint=f"mydocker rm -f {name}")
+        container_id = os.path.basename(paths[0])
+        end_container({"id": container_id, "keep": False,
+                       "cgroups": cgroup_dirs(f"mydocker/{container_id}")})
+    return True
 
 @command("[OPTIONS]", "remove all containers that don't run",
          ("-f --force", "", "without asking, as always"))

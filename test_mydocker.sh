@@ -4011,6 +4011,22 @@ test_truth() { # life: ps tells the truth after kill -9, after a reboot,
   is "$(find state after -path '*/running/*')" ''
 }
 
+test_damaged_record() { # life: a container whose record is damaged can be removed, by its name, too
+  own_state
+  background --name d /bin/sleep 1000
+  kill -KILL "$(monitor_of d)"
+  wait_for eval '! pid_of d || [[ $(state_of d) == exited ]]'
+  : >"state/containers/$id/record.json"
+  fails 125 '--name, on d: a container of that name exists' run --name d -d /bin/true
+  run 125 rm d
+  like "$err" 'rm, on d: its record is damaged, and what it wrote is in .*'$'\n''hint: .* rm -f d$'
+  run 0 rm -f d
+  nothing_on_record
+  background --name d /bin/sleep 1000
+  run 0 rm -f d
+}
+
+
 test_concurrent() { # life: many at once on one state root, with run -d, exec, stop and rm:
   # none is lost, none is there twice
   local round i many=10 rounds=1 started
