@@ -502,6 +502,8 @@ def write_file(path, data, durable=False, like_folder=False):
                     os.fchown(file.fileno(), *os.fstat(above)[4:6])
                 if durable:
                     os.fsync(file.fileno())
+                else:  # start it: once it has begun, ext4 lets no name be there before the bytes
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             os.rename(temporary, name, src_dir_fd=above, dst_dir_fd=above)
         except OSError as error:  # a full disk: nothing half written stays
             with tolerate(errno.ENOENT):
@@ -1382,7 +1384,8 @@ class Birth:
         """The master end of the terminal that comes next: sync 2."""
         message, fds = receive(self.channel)
         if not fds:
-            raise Failure(*message or (f"{self.role}: it was killed before the command started", 137))
+            message = message or (f"{self.role}: it was killed before the command started", 137)
+            raise Failure(*message)
         return fds[0]
 
     def await_command(self):
@@ -2279,8 +2282,8 @@ def enter_root(spec):
             keep_propagation(row)
 
 def mount_if_there(root, row):
-    """Make one row's mount, or what it falls back on.  A place that was SEEN on the host, whose mounts
-    come and go, may not be there any more: what could be protected has gone, too."""
+    """Make one row's mount, or what it falls back on.  A place that was SEEN on the host, whose
+    mounts come and go, may not be there any more: what could be protected has gone, too."""
     try:
         try:
             mount_one(root, row)
@@ -5030,8 +5033,8 @@ def lock_container(path):
     return None
 
 def wake_monitor(record):
-    """Let a monitor go on that was stopped (SIGSTOP, a debugger) while its container ended: it is to
-    tidy up, or to start it again, which is awaited for a moment.  False if there is none such."""
+    """Let a monitor go on that was stopped (SIGSTOP) while its container ended: it is to tidy up, or
+    to start it again, which is awaited for a moment.  False if there is none such."""
     if is_alive(record) or process_state(record["monitor"])[0] != "T":
         return False
     send_signal(record["monitor"], record["monitor_start"], _signal.SIGCONT)
@@ -5112,7 +5115,7 @@ def container_state(record):
     if not is_alive(record):
         if record.get("restarts"):
             return "restarting"
-        return "running" if record.get("pid") else "created"  # it is just tidied up, or not there yet
+        return "running" if record.get("pid") else "created"  # just tidied up, or not there yet
     if os.path.exists(container_path(record, "exec.fifo")):
         return "created"  # init waits at its gate
     return "paused" if is_paused(record["cgroups"]) else "running"
@@ -5263,8 +5266,8 @@ def cmd_wait(_, name):
         return "0"
 
 def await_end(record):
-    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't there
-    yet.  A lock would be waited for for ever if somebody stopped the monitor."""
+    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't
+    there yet.  A lock would be waited for for ever if somebody stopped the monitor."""
     monitor, first = process_fd(record["monitor"], record["monitor_start"]), None
     if monitor is None:
         return
@@ -5282,7 +5285,12 @@ def await_end(record):
          ("-v --volumes", "", "with the volumes that were made for it"), many=True)
 def cmd_rm(options, name):
     """Kill it if asked to, then remove all but bind mounts and named volumes."""
-    record = find_container(name)
+    try:
+        record = find_container(name)
+    except NotFound:
+        if not remove_damaged(name, options["force"]):
+            raise
+        return name
     if record["running"] and not options["force"]:
         raise Failure(f"rm, on {record['name']}: it is running", hint="mydocker rm -f")
     stop_container(record, _signal.SIGKILL, 0)
@@ -5296,6 +5304,22 @@ def cmd_rm(options, name):
     elif os.path.exists(container_path(record, "lock")):  # else it has removed all by itself
         raise Failure(f"rm, on {record['name']}: it was started again meanwhile")
     return record["name"]
+
+def remove_damaged(name, force):
+    """Remove an ended container whose record says nothing any more, so that its name is free again;
+    False if there is none such."""
+    paths = [path for path in found_paths(name) if os.path.exists(record_file(path))]
+    lock = lock_container(paths[0]) if len(paths) == 1 else None
+    if lock is None:
+        return False
+    with Descriptor(lock):
+        if not force:
+            raise Failure(f"rm, on {name}: its record is damaged, and what it wrote is in {paths[0]}",
+                          hint=f"mydocker rm -f {name}")
+        container_id = os.path.basename(paths[0])
+        end_container({"id": container_id, "keep": False,
+                       "cgroups": cgroup_dirs(f"mydocker/{container_id}")})
+    return True
 
 @command("[OPTIONS]", "remove all containers that don't run",
          ("-f --force", "", "without asking, as always"))

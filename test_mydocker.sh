@@ -4011,6 +4011,21 @@ test_truth() { # life: ps tells the truth after kill -9, after a reboot,
   is "$(find state after -path '*/running/*')" ''
 }
 
+test_damaged_record() { # life: a container whose record is damaged can be removed, by its name, too
+  own_state
+  background --name d /bin/sleep 1000
+  kill -KILL "$(monitor_of d)"
+  wait_for eval '! pid_of d || [[ $(state_of d) == exited ]]'
+  : >"state/containers/$id/record.json"
+  fails 125 '--name, on d: a container of that name exists' run --name d -d /bin/true
+  run 125 rm d
+  like "$err" 'rm, on d: its record is damaged, and what it wrote is in .*'$'\n''hint: .* rm -f d$'
+  run 0 rm -f d
+  nothing_on_record
+  background --name d /bin/sleep 1000
+  run 0 rm -f d
+}
+
 test_concurrent() { # life: many at once on one state root, with run -d, exec, stop and rm:
   # none is lost, none is there twice
   local round i many=10 rounds=1 started
@@ -4530,11 +4545,9 @@ test_frozen_below() { # life: stop and rm -f end a container whose own cgroups a
   # as those of a paused container in it
   own_state
   top='' # for the trap it outlives the function
-  thaw_below() { # else a failure here would leave a process that nothing can kill
-    { [[ ! -e $top/below/freezer.state ]] || echo THAWED >"$top/below/freezer.state"; } || :
-  }
   freeze_below() { # freeze_below NAME: its PID 1, in a cgroup below its own
-    trap thaw_below EXIT
+    # else a failure would leave a process that nothing can kill
+    trap '[[ ! -e $top/below/freezer.state ]] || echo THAWED >"$top/below/freezer.state"' EXIT
     top=$("${mydocker[@]}" inspect -f '{{json .Record.cgroups}}' "$1" | tr -d '[]",' |
       tr ' ' '\n' | while read -r dir; do
         [[ ! -e $dir/freezer.state && ! -e $dir/cgroup.freeze ]] || echo "$dir"
@@ -4571,17 +4584,14 @@ test_frozen_below() { # life: stop and rm -f end a container whose own cgroups a
 test_end_between_restarts() { # life: stop, kill and rm -f end a restart policy at any moment
   local how moment
   own_state
-  wedged() { # no process of the policy's is left, and none comes
-    [[ $(state_of p) == exited && ! $(find state/running -mindepth 1) ]]
-  }
   for how in 'kill' 'kill -s TERM' 'stop' 'stop -t -1' 'rm -f'; do
     for moment in 1 2 3 4; do # at once, and while it waits longer and longer
       background --name p --restart always /bin/false
-      wait_for eval '(($("${mydocker[@]}" inspect -f .RestartCount p) >= moment))'
+      wait_for eval '(($("${mydocker[@]}" inspect -f .RestartCount p) >= '"$moment"'))'
       # shellcheck disable=SC2086 # several words
       run 0 $how p
       if [[ $how != rm* ]]; then
-        wait_for wedged
+        wait_for eval '[[ $(state_of p) == exited && ! $(find state/running -mindepth 1) ]]'
         run 0 rm p
       fi
       nothing_on_record
@@ -6123,6 +6133,30 @@ fcntl.ioctl(disk, 0x8004587d, struct.pack(\"I\", flag))" "$1"' \
 is_whole() { # is_whole [OPTION...] NAME: the image on ./disk runs, and has all that was in it
   powered '' run --rm "$@" /bin/sh -c 'cat /data/*'
   cmp stdout want
+}
+
+test_power_loss_records() { # life: after a power loss a container is there as a whole, or not at all
+  need mkfs.ext4 mount unshare
+  local flag
+  own_state
+  small_root root
+  export MYDOCKER_ROOT=$PWD/disk/state
+  mkdir -p disk
+  for flag in "${power_flags[@]}"; do
+    new_disk
+    powered '' import root "t$n:1"
+    powered "$flag" run -d --name c -v vol:/v "t$n:1" /bin/sh -c 'echo hello; exec sleep 1000'
+    powered '' ps -a --format '{{.Names}} {{.State}}' 2>err
+    unlike "$(<err)" damaged
+    if [[ $flag == 1 || -s stdout ]]; then
+      is "$(<stdout)" 'c exited'
+      powered '' inspect -f '{{.Config.Cmd}}' c
+      powered '' start c
+      powered '' rm c
+    fi
+    powered '' run --name c "t$n:1" /bin/sh -c 'echo again'
+    is "$(<stdout)" again
+  done
 }
 
 test_image_names() { # images: a bad name is refused with the part that is bad
