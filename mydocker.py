@@ -176,6 +176,8 @@ getsockopt = kernel("getsockopt", INT, INT, INT, BYTES, BYTES)  # getsockopt(2)
 prlimit = kernel("prlimit", INT, INT, BYTES, BYTES)  # prlimit(2)
 bpf = kernel("bpf", INT, BYTES, LONG,  # bpf(2), older than the numbers that are all the same
              number={"x86_64": 321, "i686": 357, "armv7l": 386}.get(os.uname().machine, 280))
+keyctl = kernel("keyctl", INT, TEXT,  # keyctl(2)
+                number={"x86_64": 250, "i686": 288, "armv7l": 311}.get(os.uname().machine, 219))
 openat2 = kernel("openat2", INT, TEXT, BYTES, LONG, number=437)  # openat2(2), since 5.6
 pidfd_send_signal = kernel("pidfd_send_signal", INT, INT, LONG, LONG, number=424)  # since 5.1
 pidfd_open = kernel("pidfd_open", INT, LONG, number=434)  # pidfd_open(2), since 5.3
@@ -1313,8 +1315,9 @@ class Birth:
     OUTLIVE: it may live longer than we.  `with` kills it if something fails."""
     def __init__(self, role, outlive=False, program=None, spec=None):
         self.role, self.outlive, self.program = role, outlive, program or own_bytecode()
-        self.joins, self.flags = [], CLONE_NEWPID if role == "init" else 0
+        self.joins, self.flags, self.offsets = [], CLONE_NEWPID if role == "init" else 0, ""
         if spec:
+            self.offsets = time_offsets(spec["linux"])
             self.joins, self.flags = joined_namespaces(spec), new_namespaces(spec)
         self.guest = is_guest("pid")  # then another makes the PID namespace: there's no way back
         self.mapped = CLONE_NEWUSER in (self.flags & CLONE_NEWUSER, *(f for _, f in self.joins))
@@ -1341,6 +1344,8 @@ class Birth:
         if self.flags & early:
             with call_named("unshare"):
                 os.unshare(self.flags & early)  # the next child is PID 1 of a new PID namespace
+        if self.offsets:
+            write_value("/proc/self/timens_offsets", self.offsets)  # before anybody is in it
         with call_named("fork"):
             pid = os.fork()  # this process goes on outside, the child inside
         if pid:
@@ -1441,6 +1446,12 @@ def start_init(spec, birth=None, **how):
     if birth:
         birth.end()
     return Birth("init", spec=spec, **how)
+
+def time_offsets(linux):
+    """What a time namespace's clocks are ahead of the host's, as proc(5) has it."""
+    rows = linux.get("timeOffsets") or {}
+    return "".join(f"{clock} {row.get('secs', 0)} {row.get('nanosecs', 0)}\n"
+                   for clock, row in rows.items())
 
 def own_bytecode():
     """A sealed memfd with this program, compiled: init starts from it. It compiles nothing a second
@@ -1928,6 +1939,7 @@ def container_main(channel, trees, places):
     pipes = pipe_device()
     limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
     set_label(process)
+    take_traits(process)
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, gate is not None)
     confine(process, user, spec["filter"])
@@ -1961,6 +1973,7 @@ def joined_main(channel, *_):
         os.close(fd)  # nothing of the host's is to be seen inside but the channel
     user = find_user(process["user"])
     enter_workdir(process["cwd"])
+    take_traits(process)
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, engine)
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
@@ -1990,6 +2003,12 @@ def join_namespaces(fds, flags):
             return
     for fd, flag in zip(fds[-len(flags):], flags):
         os.setns(fd, flag)  # where the container is
+
+def take_traits(process):
+    """What a process is besides its user and its limits."""
+    leave_keyring(process)
+    if {"personality", "memoryPolicy"} & {*process}:
+        set_personality(process)
 
 def enter_workdir(path):
     """Change to the command's working directory."""
@@ -2771,6 +2790,7 @@ def prepare_container(spec, record):
 # inside carries it out (hide_paths, confine).  Names are looked up in the container's own files, as
 # text: the C library would load what the container's nsswitch.conf names (CVE-2019-14271).
 
+KEYCTL_JOIN_SESSION_KEYRING = 1  # linux/keyctl.h
 PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
 PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER = 2, 2
 CAPABILITIES = ["CAP_" + name for name in """
@@ -2961,6 +2981,13 @@ def set_label(process):
     if label != "exec unconfined":
         with blame(f"--security-opt, on {label}"), open("/proc/self/attr/exec", "wb") as file:
             file.write(encode(label))
+
+def leave_keyring(process):
+    """Have a session keyring of its own: the caller's keys are not the container's to be used, or
+    seen in /proc/keys.  See session-keyring(7)."""
+    if not process.get("callersKeyring"):
+        with tolerate(*NOT_TO_BE_HAD):  # a filter around us, under which nobody can use a key
+            keyctl(KEYCTL_JOIN_SESSION_KEYRING, None)  # none of the caller's keys comes along
 
 def confine(process, user, program):
     """Become USER and give up, for good, what the spec's PROCESS doesn't have. PROGRAM, the filter,
@@ -4162,6 +4189,8 @@ def limit_process(process, pid=0):
     if score is not None:
         path = f"/proc/{pid or 'self'}/oom_score_adj"
         grant(f"--oom-score-adj, on {score}", write_value, path, score)
+    if {"scheduler", "ioPriority"} & {*process}:
+        schedule(process, pid)
 
 def grant(what, call, *args, quiet=False):
     """Make a call that may take CAP_SYS_RESOURCE; root in a container may not have that."""
@@ -5321,13 +5350,25 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
              fds + [end for _, end in pipes])  # sync 1
         monitor["master"] = birth.take_terminal() if process["terminal"] else None
         birth.pid = inherit(birth.pid, birth.channel)
+        affinity = process.get("execCPUAffinity", {})
+        pin(birth.pid, affinity.get("initial"))
         enter_cgroups(record["cgroups"], birth.pid)
+        pin(birth.pid, affinity.get("final"))
         limit_process(process, birth.pid)  # not before: the last process slot is the command's
         tell(birth.channel, "go")  # sync 1, once more
         birth.await_command()
         monitor.update(pid=birth.pid, outputs=read_ends(pipes))
     for fd in {*fds, *[end for _, end in pipes]}:
         os.close(fd)
+
+def pin(pid, cpus):
+    """Let a process run on these processors alone, a list such as 0-2,5; None: where it may."""
+    if not cpus:
+        return
+    ranges = [part.partition("-")[::2] for part in cpus.split(",")]
+    with blame(f"execCPUAffinity, on {cpus}"):
+        os.sched_setaffinity(pid, {number for first, last in ranges for number in range(
+            int(first), min(int(last or first), 1 << 16) + 1)})
 
 def exec_process(options, args, old):
     """One more process as the options say, and otherwise as OLD."""
@@ -11626,13 +11667,95 @@ def host_resolver(record, kind):
         servers = [PASTA_DNS]
     return servers or ["8.8.8.8", "8.8.4.4"], search, options
 
+# ── 32b. A process's traits ──────────────────────────────────────────────────
+# What only an engine's config.json asks of a process: when it may run, what its reads and writes
+# give way to, which kernel it takes this for, and where its memory comes from.  A new trait is a
+# row in OCI_FIELDS, a check here, and a kernel call.
+
+IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}  # ioprio.h
+IOPRIO_WHO_PROCESS = 1
+SCHEDULERS = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4,
+              "SCHED_IDLE": 5, "SCHED_DEADLINE": 6}  # linux/sched.h
+SCHEDULER_FLAGS = {f"SCHED_FLAG_{name}": 1 << bit for bit, name in enumerate((
+    "RESET_ON_FORK", "RECLAIM", "DL_OVERRUN", "KEEP_POLICY", "KEEP_PARAMS", "UTIL_CLAMP_MIN",
+    "UTIL_CLAMP_MAX"))}
+PERSONALITIES = {"LINUX": 0, "LINUX32": 8}  # linux/personality.h
+MEMORY_POLICIES = {f"MPOL_{name}": number for number, name in enumerate((
+    "DEFAULT", "PREFERRED", "BIND", "INTERLEAVE", "LOCAL", "PREFERRED_MANY",
+    "WEIGHTED_INTERLEAVE"))}  # linux/mempolicy.h
+MEMORY_FLAGS = {"MPOL_F_NUMA_BALANCING": 1 << 13, "MPOL_F_RELATIVE_NODES": 1 << 14,
+                "MPOL_F_STATIC_NODES": 1 << 15}
+
+def numbered(name, x86_64, i686, arm, others, *kinds):
+    """Bind a system call that has another number on each architecture."""
+    numbers = {"x86_64": x86_64, "i686": i686, "armv7l": arm}
+    return kernel(name, *kinds, number=numbers.get(os.uname().machine, others))
+
+def check_traits(process, what):
+    """Refuse by name a word that the kernel's headers don't have."""
+    scheduler, memory = process.get("scheduler", {}), process.get("memoryPolicy", {})
+    for field, words, known in (
+            ("process.ioPriority.class", [process.get("ioPriority", {}).get("class")], IO_CLASSES),
+            ("process.scheduler.policy", [scheduler.get("policy")], SCHEDULERS),
+            ("process.scheduler.flags", scheduler.get("flags", []), SCHEDULER_FLAGS),
+            ("linux.personality.domain", [process.get("personality", {}).get("domain")],
+             PERSONALITIES),
+            ("linux.personality.flags", process.get("personality", {}).get("flags", []), {}),
+            ("linux.memoryPolicy.mode", [memory.get("mode")], MEMORY_POLICIES),
+            ("linux.memoryPolicy.flags", memory.get("flags", []), MEMORY_FLAGS)):
+        top = field.split(".")[1]
+        for word in words:
+            if word not in known and (word is not None or top in process):
+                raise Failure(f"{what}: {field}: {word}: unknown")
+    lists = [memory.get("nodes"), *process.get("execCPUAffinity", {}).values()]
+    for text in filter(None, lists):
+        if not all(is_id(end) for part in text.split(",") for end in part.split("-", 1)):
+            raise Failure(f"{what}: {text}: not a list, such as 0-2,5")
+
+def schedule(process, pid):
+    """Say when a process may run, and what its reads and writes give way to: sched(7),
+    ioprio_set(2)."""
+    row = process.get("ioPriority")
+    if row:
+        ioprio_set = numbered("ioprio_set", 251, 289, 314, 30, INT, INT, INT)
+        value = IO_CLASSES[row["class"]] << 13 | row.get("priority", 0)
+        with blame(f"process.ioPriority, on {row['class']}"):
+            ioprio_set(IOPRIO_WHO_PROCESS, pid, value)  # before or after others' reads and writes
+    row = process.get("scheduler")
+    if row:
+        sched_setattr = numbered("sched_setattr", 314, 351, 380, 274, INT, BYTES, INT)
+        flags = sum({SCHEDULER_FLAGS[word] for word in row.get("flags", ())})
+        times = [row.get(key, 0) for key in ("runtime", "deadline", "period")]
+        attributes = struct.pack("IIQiIQQQ", 48, SCHEDULERS[row["policy"]], flags,
+                                 row.get("nice", 0), row.get("priority", 0), *times)
+        with blame(f"process.scheduler, on {row['policy']}"):
+            sched_setattr(pid, attributes, 0)  # when it may run
+
+def set_personality(process):
+    """Say which kernel this process takes this one for, and where its memory comes from."""
+    row = process.get("memoryPolicy")
+    if row:
+        set_mempolicy = numbered("set_mempolicy", 238, 276, 321, 237, INT, BYTES, LONG)
+        bits = 0
+        for part in filter(None, row.get("nodes", "").split(",")):
+            first, _, last = part.partition("-")
+            for number in range(int(first), min(int(last or first), 1023) + 1):
+                bits |= 1 << number
+        mode = MEMORY_POLICIES[row["mode"]]
+        for word in row.get("flags", ()):
+            mode |= MEMORY_FLAGS[word]
+        nodes = bits.to_bytes(128, "little") if bits else None
+        with blame(f"linux.memoryPolicy, on {row['mode']}"):
+            set_mempolicy(mode, nodes, 1024 if bits else 0)  # which nodes its memory is of
+    row = process.get("personality")
+    if row:  # last: uname(2) says something else from here on
+        personality = kernel("personality", LONG)
+        personality(PERSONALITIES[row["domain"]])  # personality(2)
+
 # ── 33. The OCI's config.json ────────────────────────────────────────────────
 # What an engine wants is a document, config.md of the OCI's runtime-spec.  One table says for each of
 # its fields what shape and bounds it has; what isn't carried out is refused by name.
 
-UNSUPPORTED = ("process.scheduler process.ioPriority process.execCPUAffinity linux.intelRdt vm "
-               "linux.personality linux.timeOffsets linux.netDevices linux.memoryPolicy windows "
-               "linux.mountLabel linux.seccomp.listenerPath solaris zos freebsd").split()
 USUAL_RULES = [  # what runc and crun add to an engine's: tun, but not the host's console
     rule for rule in device_rules([{"type": "c", "major": 10, "minor": 200, "access": "rwm"}])[1:]
     if (rule["major"], rule["minor"]) != (5, 1)]
@@ -11641,48 +11764,143 @@ AMOUNT = range(-1, 1 << 63)  # -1: no limit
 HOST_ID = range((1 << 32) - 1)
 MAJOR, MINOR = range(1 << 12), range(1 << 20)  # linux/kdev_t.h, new_decode_dev
 SECONDS = range((1 << 31) // 1000)  # poll(2) counts milliseconds in an int
-OCI_MOUNT = {"destination": str, "type": str, "source": str, "options": [str]}
-OCI_HOOK = {"path": str, "args": [str], "env": [str], "timeout": (SECONDS,)}
-OCI_PROCESS = {
-    "terminal": bool, "args": [str], "env": [str], "cwd": str, "user": {
-        "uid": (ID,), "gid": (ID,), "additionalGids": [ID], "umask": (range(0o10000),)},
-    "capabilities": {
-        kind: [str] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
-    "rlimits": [{"type": str, "soft": U64, "hard": U64}], "noNewPrivileges": bool,
-    "consoleSize": {"height": (U16,), "width": (U16,)}, "oomScoreAdj": (range(-1000, 1001),),
-    "apparmorProfile": str, "selinuxLabel": str}
-OCI_DEVICE_RULE = {"type": str, "major": (range(-1, MAJOR.stop),),
-                   "minor": (range(-1, MINOR.stop),), "access": str, "allow": bool}
-OCI_RATE = {"major": MAJOR, "minor": MINOR, "rate": U64}
-OCI_WEIGHT = {"major": MAJOR, "minor": MINOR, "weight": (U16,), "leafWeight": (U16,)}
-OCI_RESOURCES = {
-    "devices": [OCI_DEVICE_RULE], "memory": {
-        "limit": (AMOUNT,), "reservation": (AMOUNT,), "swap": (AMOUNT,), "kernel": (AMOUNT,),
-        "kernelTCP": (AMOUNT,), "swappiness": (range(201),), "disableOOMKiller": bool,
-        "useHierarchy": bool, "checkBeforeUpdate": bool},
-    "cpu": {"shares": (U63,), "quota": (AMOUNT,), "burst": (U63,), "period": (U63,),
-            "realtimeRuntime": (AMOUNT,), "realtimePeriod": (U63,), "cpus": str, "mems": str,
-            "idle": (range(2),)},
-    "pids": {"limit": (AMOUNT,)}, "hugepageLimits": [{"pageSize": str, "limit": U64}],
-    "blockIO": {
-        "weight": (U16,), "leafWeight": (U16,), "weightDevice": [OCI_WEIGHT],
-        "throttleReadBpsDevice": [OCI_RATE], "throttleWriteBpsDevice": [OCI_RATE],
-        "throttleReadIOPSDevice": [OCI_RATE], "throttleWriteIOPSDevice": [OCI_RATE]},
-    "network": {"classID": (U32,), "priorities": [{"name": str, "priority": U32}]},
-    "rdma": {str: {"hcaHandles": (U32,), "hcaObjects": (U32,)}}, "unified": {str: str}}
-OCI_MAPPING = {"containerID": HOST_ID, "hostID": HOST_ID, "size": range(1, 1 << 32)}
-OCI_SPEC = {
-    "ociVersion": str, "root": {"path": str, "readonly": bool}, "mounts": [OCI_MOUNT],
-    "process": OCI_PROCESS, "hostname": str, "domainname": str, "annotations": {str: str},
-    "hooks": {moment: [OCI_HOOK] for moment in (
-        "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")},
-    "linux": {"namespaces": [{"type": str, "path": str}], "cgroupsPath": str,
-              "resources": OCI_RESOURCES, "uidMappings": [OCI_MAPPING],
-              "gidMappings": [OCI_MAPPING], "devices": [{
-                  "path": str, "type": str, "major": (MAJOR,), "minor": (MINOR,),
-                  "fileMode": (U16,), "uid": (ID,), "gid": (ID,)}],
-              "rootfsPropagation": str, "sysctl": {str: str},
-              "maskedPaths": [str], "readonlyPaths": [str], "seccomp": OCI_SECCOMP}}
+REFUSED = ""
+MOMENTS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart",
+           "poststop")
+CAPABILITY_SETS = "bounding", "effective", "permitted", "inheritable", "ambient"
+NUMBERS = (("major", MAJOR), ("minor", MINOR))
+MAPPING = (("containerID", HOST_ID), ("hostID", HOST_ID), ("size", range(1, 1 << 32)))
+THROTTLES_OF = [f"throttle{way}Device" for way in ("ReadBps", "WriteBps", "ReadIOPS", "WriteIOPS")]
+OCI_FIELDS = {  # {field: (its shape, who carries it out)}: [] for each of a list, {} of an object
+    "ociVersion": (str, "load_bundle"),
+    "root.path": (str, "build_root"),
+    "root.readonly": (bool, "enter_root"),
+    "hostname": (str, "name_host"),
+    "domainname": (str, "name_host"),
+    "annotations{}": (str, "oci_state"),
+    "mounts[].destination": (str, "mount_point"),
+    "mounts[].type": (str, "mounter_of"),
+    "mounts[].source": (str, "mount_one"),
+    "mounts[].options[]": (str, "parse_mount_options"),
+    **{f"mounts[].{kind}Mappings[].{key}": (shape, "map_tree")
+       for kind in ("uid", "gid") for key, shape in MAPPING},
+    **{f"hooks.{moment}[].{key}": (shape, "run_hooks") for moment in MOMENTS for key, shape in (
+        ("path", str), ("args[]", str), ("env[]", str), ("timeout", (SECONDS,)))},
+    "process.terminal": (bool, "hand_out_terminal"),
+    "process.consoleSize.height": ((U16,), "hand_out_terminal"),
+    "process.consoleSize.width": ((U16,), "hand_out_terminal"),
+    "process.args[]": (str, "execute"),
+    "process.env[]": (str, "become_command"),
+    "process.cwd": (str, "enter_workdir"),
+    "process.user.uid": ((ID,), "find_user"),
+    "process.user.gid": ((ID,), "find_user"),
+    "process.user.additionalGids[]": (ID, "find_user"),
+    "process.user.umask": ((range(0o10000),), "confine"),
+    **{f"process.capabilities.{kind}[]": (str, "confine") for kind in CAPABILITY_SETS},
+    "process.noNewPrivileges": (bool, "confine"),
+    "process.rlimits[].type": (str, "limit_process"),
+    "process.rlimits[].soft": (U64, "limit_process"),
+    "process.rlimits[].hard": (U64, "limit_process"),
+    "process.oomScoreAdj": ((range(-1000, 1001),), "limit_process"),
+    "process.apparmorProfile": (str, "set_label"),
+    "process.selinuxLabel": (str, "set_label"),
+    "process.ioPriority.class": (str, "schedule"),
+    "process.ioPriority.priority": ((range(8),), "schedule"),
+    "process.scheduler.policy": (str, "schedule"),
+    "process.scheduler.nice": ((range(-20, 20),), "schedule"),
+    "process.scheduler.priority": ((range(100),), "schedule"),
+    "process.scheduler.flags[]": (str, "schedule"),
+    "process.scheduler.runtime": ((U63,), "schedule"),
+    "process.scheduler.deadline": ((U63,), "schedule"),
+    "process.scheduler.period": ((U63,), "schedule"),
+    "process.execCPUAffinity.initial": (str, "pin"),
+    "process.execCPUAffinity.final": (str, "pin"),
+    "linux.namespaces[].type": (str, "new_namespaces"),
+    "linux.namespaces[].path": (str, "joined_namespaces"),
+    **{f"linux.{kind}Mappings[].{key}": (shape, "map_ids")
+       for kind in ("uid", "gid") for key, shape in MAPPING},
+    **{f"linux.timeOffsets.{clock}.{key}": (shape, "time_offsets")
+       for clock in ("monotonic", "boottime")
+       for key, shape in (("secs", (range(-1 << 33, 1 << 33),)), ("nanosecs", (range(10**9),)))},
+    "linux.devices[].path": (str, "make_devices"),
+    "linux.devices[].type": (str, "make_device"),
+    "linux.devices[].major": ((MAJOR,), "make_device"),
+    "linux.devices[].minor": ((MINOR,), "make_device"),
+    "linux.devices[].fileMode": ((U16,), "make_device"),
+    "linux.devices[].uid": ((ID,), "make_device"),
+    "linux.devices[].gid": ((ID,), "make_device"),
+    "linux.rootfsPropagation": (str, "enter_root"),
+    "linux.sysctl{}": (str, "set_sysctls"),
+    "linux.maskedPaths[]": (str, "hide_paths"),
+    "linux.readonlyPaths[]": (str, "hide_paths"),
+    "linux.mountLabel": (str, "refuse_unsupported"),  # where SELinux is off it means nothing
+    "linux.personality.domain": (str, "set_personality"),
+    "linux.personality.flags[]": (str, "set_personality"),
+    "linux.memoryPolicy.mode": (str, "set_personality"),
+    "linux.memoryPolicy.nodes": (str, "set_personality"),
+    "linux.memoryPolicy.flags[]": (str, "set_personality"),
+    "linux.seccomp": (OCI_SECCOMP, "assemble_filter"),
+    "linux.cgroupsPath": (str, "cgroup_dirs"),
+    "linux.resources.devices[].type": (str, "limit_devices"),
+    "linux.resources.devices[].major": ((range(-1, MAJOR.stop),), "limit_devices"),
+    "linux.resources.devices[].minor": ((range(-1, MINOR.stop),), "limit_devices"),
+    "linux.resources.devices[].access": (str, "limit_devices"),
+    "linux.resources.devices[].allow": (bool, "limit_devices"),
+    **{f"linux.resources.memory.{key}": ((AMOUNT,), "limit_cgroups")
+       for key in ("limit", "reservation", "swap", "kernel", "kernelTCP")},
+    "linux.resources.memory.swappiness": ((range(201),), "limit_cgroups"),
+    **{f"linux.resources.memory.{key}": (bool, "limit_cgroups")
+       for key in ("disableOOMKiller", "useHierarchy", "checkBeforeUpdate")},
+    **{f"linux.resources.cpu.{key}": ((U63,), "limit_cgroups")
+       for key in ("shares", "burst", "period", "realtimePeriod")},
+    "linux.resources.cpu.quota": ((AMOUNT,), "limit_cgroups"),
+    "linux.resources.cpu.realtimeRuntime": ((AMOUNT,), "limit_cgroups"),
+    "linux.resources.cpu.cpus": (str, "limit_cgroups"),
+    "linux.resources.cpu.mems": (str, "limit_cgroups"),
+    "linux.resources.cpu.idle": ((range(2),), "limit_cgroups"),
+    "linux.resources.pids.limit": ((AMOUNT,), "limit_cgroups"),
+    "linux.resources.hugepageLimits[].pageSize": (str, "limit_cgroups"),
+    "linux.resources.hugepageLimits[].limit": (U64, "limit_cgroups"),
+    "linux.resources.blockIO.weight": ((U16,), "limit_cgroups"),
+    "linux.resources.blockIO.leafWeight": ((U16,), "limit_cgroups"),
+    **{f"linux.resources.blockIO.weightDevice[].{key}": (shape, "limit_cgroups")
+       for key, shape in (*NUMBERS, ("weight", (U16,)), ("leafWeight", (U16,)))},
+    **{f"linux.resources.blockIO.{kind}[].{key}": (shape, "limit_cgroups")
+       for kind in THROTTLES_OF for key, shape in (*NUMBERS, ("rate", U64))},
+    "linux.resources.network.classID": ((U32,), "limit_cgroups"),
+    "linux.resources.network.priorities[].name": (str, "limit_cgroups"),
+    "linux.resources.network.priorities[].priority": (U32, "limit_cgroups"),
+    "linux.resources.rdma{}.hcaHandles": ((U32,), "limit_cgroups"),
+    "linux.resources.rdma{}.hcaObjects": ((U32,), "limit_cgroups"),
+    "linux.resources.unified{}": (str, "limit_cgroups"),
+    **{name: (dict, REFUSED) for name in ("linux.intelRdt", "linux.netDevices", "vm", "windows",
+                                          "solaris", "zos", "freebsd")},
+}
+
+def nested(fields):
+    """A table of fields as the shape that check() wants."""
+    top = {}
+    for path, (shape, who) in fields.items():
+        *above, last = path.split(".") if who else [""]
+        place = top
+        for word in above:
+            key = word[:-2] if word[-1] in "]}" else word
+            if word.endswith("[]"):
+                place = place.setdefault(key, [{}])[0]
+            elif word.endswith("{}"):
+                place = place.setdefault(key, {str: {}})[str]
+            else:
+                place = place.setdefault(key, {})
+        if last.endswith("[]"):
+            place[last[:-2]] = [shape]
+        elif last.endswith("{}"):
+            place[last[:-2]] = {str: shape}
+        elif last:
+            place[last] = shape
+    return top
+
+OCI_SPEC = nested(OCI_FIELDS)
+OCI_PROCESS, OCI_RESOURCES = OCI_SPEC["process"], OCI_SPEC["linux"]["resources"]
 
 def load_bundle(bundle, container_id):
     """The spec in a bundle's config.json, with what it leaves out; it is what init gets."""
@@ -11698,6 +11916,9 @@ def load_bundle(bundle, container_id):
     linux = spec["linux"]
     spec["root"]["path"] = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
     spec["process"] = full_process(spec["process"], {}, what)
+    for key in {"personality", "memoryPolicy"} & {*linux}:
+        spec["process"][key] = linux[key]  # in one place for init
+    check_traits(spec["process"], what)
     for row in spec["mounts"]:
         row.setdefault("options", [])
         row.setdefault("type", "bind" if {"bind", "rbind"} & set(row["options"]) else "none")
@@ -11749,7 +11970,7 @@ def without_nulls(value):
 
 def refuse_unsupported(spec, what):
     """Refuse by name what the spec asks for and we can't do, or what makes no sense."""
-    for path in UNSUPPORTED:
+    for path in (path for path, (_, who) in OCI_FIELDS.items() if who == REFUSED):
         value = spec
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
@@ -11767,6 +11988,11 @@ def refuse_unsupported(spec, what):
             raise Failure(f"{what}: mounts: idmap: not supported")
         if row.get("type") in OWN_MOUNTS:  # with options that mean something to us alone
             raise Failure(f"{what}: mounts: type: {row['type']}: unknown")
+    if spec["linux"].get("mountLabel") and os.path.exists("/sys/fs/selinux/enforce"):
+        raise Failure(f"{what}: linux.mountLabel: not supported")
+    if spec["linux"].get("timeOffsets") and ("user" in kinds or not has_namespace(spec, "time")):
+        raise Failure(f"{what}: linux.timeOffsets: it needs a time namespace of its own, and no "
+                      "user namespace")
 
 def refuse_foreign_sysctls(linux, what):
     """Refuse a setting of a namespace that isn't the container's own, or another container's: it
@@ -11850,20 +12076,34 @@ def one_more_process(options, args, old):
         if not args:
             raise Failure("exec: it takes ID COMMAND, or --process FILE")
         return exec_process(options, args, old)
-    kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
-    return full_process(known_fields(read_shaped(path, OCI_PROCESS), OCI_PROCESS), {
+    kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj", "personality",
+            "execCPUAffinity", "callersKeyring")
+    process = full_process(known_fields(read_shaped(path, OCI_PROCESS), OCI_PROCESS), {
         key: old[key] for key in kept if key in old}, path)
+    check_traits(process, path)
+    return process
 
 @command("", "show what of the OCI's runtime-spec is carried out, as JSON")
 def cmd_features(*_):
+    """features.md of the runtime-spec, made from the tables that carry it out."""
+    filters = sorted(SECCOMP_ACTIONS)
+    refused = [name for name, (_, who) in OCI_FIELDS.items() if who == REFUSED]
     show(to_json({
         "ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0", "hooks": [*OCI_SPEC["hooks"]],
         "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup"]),
         "linux": {"namespaces": sorted(NAMESPACES), "capabilities": CAPABILITIES,
-                  "cgroup": {"v1": True, "v2": True, "systemd": True},
-                  "seccomp": {"enabled": True, "actions": [
-                      f"SCMP_ACT_{word}" for word in sorted(SECCOMP_ACTIONS)]},
-                  "apparmor": {"enabled": True}, "selinux": {"enabled": True}}}))
+                  "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False,
+                             "rdma": True},
+                  "seccomp": {"enabled": True,
+                              "actions": [f"SCMP_ACT_{word}" for word in filters],
+                              "operators": [f"SCMP_CMP_{word}" for word in (
+                                  "NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")],
+                              "archs": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]},
+                  "apparmor": {"enabled": True}, "selinux": {"enabled": True},
+                  "intelRdt": {"enabled": False}, "netDevices": {"enabled": False},
+                  "memoryPolicy": {"modes": [*MEMORY_POLICIES], "flags": [*MEMORY_FLAGS]},
+                  "mountExtensions": {"idmap": {"enabled": False}}},
+        "annotations": {"mydocker.version": VERSION, "mydocker.refused": " ".join(refused)}}))
 
 @command("[OPTIONS]", "write an example of a config.json",
          ("-b --bundle", "DIR", "where to (default: here)"))

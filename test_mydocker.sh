@@ -8585,8 +8585,14 @@ test_oci_refused() { # oci: a config.json that is wrong, or asks for what we can
     mv good config.json
   done <<'END'
 linux.intelRdt l["intelRdt"] = {"closID": "x"}
-linux.personality l["personality"] = {"domain": "LINUX32"}
-process.scheduler p["scheduler"] = {"policy": "SCHED_BATCH"}
+linux.personality.domain l["personality"] = {"domain": "MOON"}
+linux.personality.flags l["personality"] = {"domain": "LINUX", "flags": ["x"]}
+process.scheduler.policy p["scheduler"] = {"policy": "SCHED_MOON"}
+process.scheduler.flags p["scheduler"] = {"policy": "SCHED_BATCH", "flags": ["x"]}
+process.ioPriority.class p["ioPriority"] = {"priority": 1}
+linux.memoryPolicy.mode l["memoryPolicy"] = {"mode": "MPOL_MOON"}
+list p["execCPUAffinity"] = {"initial": "x"}
+linux.timeOffsets l["timeOffsets"] = {"monotonic": {"secs": 1}}
 idmap c["mounts"][0]["options"].append("idmap")
 namespaces l["namespaces"].append({"type": "moon"})
 mount l["namespaces"] = [{"type": "pid"}]
@@ -8862,6 +8868,45 @@ test_oci_hook_imports() { # oci: for a hook inside nothing of the container's is
 c['hooks'] = {'startContainer': [sh('echo hooked >/tmp/hooked')]}
 c['root']['readonly'] = False" /bin/cat /tmp/hooked
   [[ ! -e root/tmp/imported ]]
+}
+
+test_oci_traits() { # oci: when a process may run, what its reads give way to, which kernel it
+  # takes this for, where its memory is from and what its clocks say are the config's
+  need busybox
+  bundle_says $'5 3\nidle\ni686\nbind\n1000000 5' "
+p['scheduler'] = {'policy': 'SCHED_BATCH', 'nice': 5}
+p['ioPriority'] = {'class': 'IOPRIO_CLASS_IDLE', 'priority': 2}
+l['personality'] = {'domain': 'LINUX32'}
+l['memoryPolicy'] = {'mode': 'MPOL_BIND', 'nodes': '0'}
+l['namespaces'].append({'type': 'time'})
+l['timeOffsets'] = {'monotonic': {'secs': 1000000, 'nanosecs': 5}}" /bin/sh -c '
+read -r line </proc/self/stat
+set -- ${line##*) }
+echo "${17} ${39}"
+busybox ionice -p $$
+busybox uname -m
+read -r _ policy _ </proc/self/numa_maps
+echo "${policy%:*}"
+read -r _ seconds more </proc/self/timens_offsets
+echo $seconds $more'
+  configure 'l["namespaces"].append({"type": "user"})'
+  fails 125 'linux.timeOffsets: it needs a time namespace' create t
+}
+
+test_keyring() { # security: the caller's session keyring stays outside
+  local code='
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+number = 250 if os.uname().machine == "x86_64" else 219
+if sys.argv[1:] and libc.syscall(number, 1, None) < 0:  # KEYCTL_JOIN_SESSION_KEYRING
+    sys.exit(3)
+print(libc.syscall(number, 0, -3, 0), flush=True)  # the session keyring: KEYCTL_GET_KEYRING_ID
+if sys.argv[1:]:
+    os.execvp(sys.argv[1], sys.argv[1:])'
+  own_state
+  "$PYTHON" -c "$code" "${mydocker[@]}" run --security-opt seccomp=unconfined \
+    "$PYTHON" -c "$code" >ids || skip 'needs keyctl'
+  is "$(wc -l <ids) $(sort -u ids | wc -l)" '2 2'
 }
 
 test_oci_exec() { # oci: exec takes a process in a file, and the engine gets its pid,
