@@ -101,12 +101,12 @@ MS_MANDLOCK, MS_DIRSYNC, MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME = 64, 128, 25
 MS_SILENT, MS_I_VERSION, MS_LAZYTIME = 1 << 15, 1 << 23, 1 << 25
 MS_BIND, MS_REC, MS_UNBINDABLE, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 17, 1 << 18
 MS_SLAVE, MS_SHARED, MS_RELATIME, MS_STRICTATIME = 1 << 19, 1 << 20, 1 << 21, 1 << 24
-MNT_DETACH, MOUNT_ATTR_RDONLY = 2, 1
+MNT_DETACH, MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 2, 1, 0x100000
 
 # linux/fcntl.h, linux/openat2.h
 
 # linux/fcntl.h, linux/openat2.h, linux/memfd.h
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 0x04, 0x10
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
@@ -1375,9 +1375,9 @@ class Birth:
             flags = new_namespaces(spec) & ~(FOR_CHILDREN | CLONE_NEWUSER | CLONE_NEWNS)
             joins = [row for row in self.joins or joined_namespaces(spec)
                      if not row[1] & (FOR_CHILDREN | CLONE_NEWUSER)]
-            # Copied here, where they still are the host's own's peers
-            trees = [Descriptor(open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | AT_RECURSIVE
-                                          | OPEN_TREE_CLOEXEC)) for row in shared_rows(spec)]
+            rows = tree_rows(spec)
+            if rows:
+                trees = open_trees(rows, spec["linux"])
         message = flags, [flag for _, flag in joins], preserved, report
         tell(self.channel, message, [stdin, *(fd for fd, _ in joins), *trees])  # sync 0
         for fd in [*trees, *(fd for fd, _ in self.joins or joins)]:
@@ -1484,11 +1484,6 @@ def whole_bytecode():
     while frame.f_code.co_name != "<module>":
         frame = frame.f_back
     return MAGIC_NUMBER + bytes(12) + marshal.dumps(frame.f_code)
-
-def shared_rows(spec):
-    """The rows that show something of the host's, and stay its peers."""
-    return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])
-            and {"bind", "rbind"} & set(row["options"])]
 
 def inherit(pid, channel):
     """Inherit the child that a process has made in a PID namespace: see fork_inside; its pid."""
@@ -1898,8 +1893,8 @@ def container_main(channel, trees, places):
     spec, outputs = receive(channel)  # sync 1: the outside has done its part
     if spec is None:
         os._exit(125)  # it died meanwhile
-    for row, tree in zip(shared_rows(spec), trees):
-        row["tree"] = tree
+    for row, tree in zip([row for row in spec["mounts"] if row.get("opened")], trees):
+        row.update(tree=tree, source=f"/proc/self/fd/{tree}")
     process, gate = spec["process"], None
     if spec.get("gate"):
         gate = outputs.pop()
@@ -2237,6 +2232,29 @@ def device_rules(devices):
     rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
     return [{"allow": False, "access": "rwm"}] + [
         dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
+
+def tree_rows(spec):
+    """The rows whose files are opened outside: those that stay the host's peers, those that show
+    other owners, and what root in a user namespace couldn't reach."""
+    mapped = any(row["type"] == "user" for row in spec["linux"]["namespaces"])
+    rows = []
+    for row in spec["mounts"]:
+        words = {*row["options"]}
+        special = words & {"shared", "rshared", "idmap", "ridmap"} or row.get("uidMappings")
+        if words & {"bind", "rbind"} and (special or mapped and not is_open_to_all(row["source"])):
+            rows.append(row)
+    return rows
+
+def is_open_to_all(path):
+    """False if a directory above PATH can't be entered by everybody, or nothing is there."""
+    try:
+        while path != "/":
+            path = os.path.dirname(path)
+            if not os.stat(path).st_mode & stat.S_IXOTH:
+                return False
+    except OSError:
+        pass  # init says what is wrong with it
+    return True
 
 # Inside: the mounts
 
@@ -4807,6 +4825,14 @@ def become_mapped(channel, flags):
         os.unshare(flags & FOR_CHILDREN)  # the next child is PID 1 of a new PID namespace
     fork_inside(channel)
 
+def write_mappings(pid, maps):
+    """Say what the ids in a process's new user namespace mean, as the OCI has it."""
+    for kind in ("uid", "gid"):
+        rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
+                for row in maps.get(f"{kind}Mappings") or ()]
+        if rows:
+            write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows))
+
 def map_ids(pid, channel, linux):
     """Let the ids in a process's new user namespace mean ids of ours; returns its child's pid."""
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child's child becomes ours
@@ -4814,11 +4840,7 @@ def map_ids(pid, channel, linux):
         message = receive(channel)[0]
         if message != "map":
             raise Failure(*message or ("create: init was killed",))
-        for kind in ("uid", "gid"):
-            rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
-                    for row in linux.get(f"{kind}Mappings") or ()]
-            if rows:
-                write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows))
+        write_mappings(pid, linux)
         send(channel, "mapped")
         child = inherit(pid, channel)
         tell(channel, "go")  # see fork_inside
@@ -4826,6 +4848,53 @@ def map_ids(pid, channel, linux):
     except (Failure, OSError):
         kill_child(pid)
         raise
+
+# Mounts for a user namespace
+
+def open_trees(rows, linux):
+    """Open what rows show, by the host's paths and root's power; init puts it where it belongs."""
+    trees = []
+    for row in rows:
+        whole = AT_RECURSIVE if {"rbind", "shared", "rshared"} & {*row["options"]} else 0
+        with blame(f"mount, on {row['source']}"):
+            tree = Descriptor(open_tree(AT_FDCWD, row["source"],  # still among the host's mounts
+                                        OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole))
+        if {"idmap", "ridmap"} & {*row["options"]} or row.get("uidMappings"):
+            map_tree(tree, row, linux)
+        row["opened"] = True
+        trees.append(tree)
+    return trees
+
+def map_tree(tree, row, linux):
+    """Let the owners of a mount's files look like others, by its own mappings or the container's:
+    mount_setattr(2), "ID-mapped mounts"."""
+    maps = row if row.get("uidMappings") else linux
+    whole = AT_RECURSIVE if "ridmap" in row["options"] else 0
+    with blame(f"mount, on {row['source']}: idmap"), namespace_of(maps) as namespace:
+        attributes = struct.pack("QQQQ", MOUNT_ATTR_IDMAP, 0, 0, namespace)
+        mount_setattr(tree, "", AT_EMPTY_PATH | whole, attributes, len(attributes))  # other owners
+
+def namespace_of(maps):
+    """A user namespace with these mappings, in which nobody is."""
+    ready, go = os.pipe(), os.pipe()
+    pid = os.fork()  # somebody must be in it while its mappings are written
+    if not pid:
+        try:
+            os.unshare(CLONE_NEWUSER)
+            os.write(ready[1], b"1")
+            os.close(go[1])
+            os.read(go[0], 1)  # until the outside is gone, or done
+        finally:
+            os._exit(0)
+    os.close(ready[1])
+    try:
+        if os.read(ready[0], 1):
+            write_mappings(pid, maps)
+        return open_namespace(f"/proc/{pid}/ns/user")
+    finally:
+        kill_child(pid)
+        for fd in (ready[0], *go):
+            os.close(fd)
 
 # ── 16. Containers on disk ───────────────────────────────────────────────────
 # One directory for each container, containers/<id>/ below the state root:
@@ -11984,8 +12053,13 @@ def refuse_unsupported(spec, what):
     if (spec["hostname"] or spec.get("domainname")) and "uts" not in kinds:
         raise Failure(f"{what}: hostname: it needs a uts namespace")
     for row in spec["mounts"]:
-        if row.get("uidMappings") or {"idmap", "ridmap"} & set(row.get("options") or ()):
-            raise Failure(f"{what}: mounts: idmap: not supported")
+        words = {*(row.get("options") or ())}
+        if row.get("uidMappings") or row.get("gidMappings") or {"idmap", "ridmap"} & words:
+            maps = row if row.get("uidMappings") else spec["linux"]
+            if not words & {"bind", "rbind"} or not all(
+                    maps.get(f"{kind}Mappings") for kind in ("uid", "gid")):
+                raise Failure(f"{what}: mounts: idmap: it needs a bind mount, uidMappings and "
+                              "gidMappings")
         if row.get("type") in OWN_MOUNTS:  # with options that mean something to us alone
             raise Failure(f"{what}: mounts: type: {row['type']}: unknown")
     if spec["linux"].get("mountLabel") and os.path.exists("/sys/fs/selinux/enforce"):
@@ -12090,7 +12164,8 @@ def cmd_features(*_):
     refused = [name for name, (_, who) in OCI_FIELDS.items() if who == REFUSED]
     show(to_json({
         "ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0", "hooks": [*OCI_SPEC["hooks"]],
-        "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup"]),
+        "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup", "idmap",
+                                "ridmap"]),
         "linux": {"namespaces": sorted(NAMESPACES), "capabilities": CAPABILITIES,
                   "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False,
                              "rdma": True},
@@ -12102,7 +12177,7 @@ def cmd_features(*_):
                   "apparmor": {"enabled": True}, "selinux": {"enabled": True},
                   "intelRdt": {"enabled": False}, "netDevices": {"enabled": False},
                   "memoryPolicy": {"modes": [*MEMORY_POLICIES], "flags": [*MEMORY_FLAGS]},
-                  "mountExtensions": {"idmap": {"enabled": False}}},
+                  "mountExtensions": {"idmap": {"enabled": True}}},
         "annotations": {"mydocker.version": VERSION, "mydocker.refused": " ".join(refused)}}))
 
 @command("[OPTIONS]", "write an example of a config.json",

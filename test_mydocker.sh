@@ -8893,6 +8893,38 @@ echo $seconds $more'
   fails 125 'linux.timeOffsets: it needs a time namespace' create t
 }
 
+test_oci_trees() { # oci: in a user namespace a bind's source may lie where its root can't go,
+  # and a mount may show other owners
+  need userns
+  local base=100000
+  reachable || base=0
+  oci_bundle
+  chmod 755 .
+  mkdir -p private/below mapped root/proc root/sys root/dev root/private root/mapped
+  echo secret >private/below/file
+  echo mine >mapped/file
+  chown "$((base + 5))" mapped/file
+  chmod 700 private
+  configure "
+l['namespaces'].append({'type': 'user'})
+l['uidMappings'] = l['gidMappings'] = [{'containerID': 0, 'hostID': $base, 'size': 65536}]
+c['mounts'] += [{'destination': '/private', 'type': 'bind', 'source': '$PWD/private/below',
+                 'options': ['rbind', 'ro']}]" \
+    /bin/sh -c 'cat /private/file; if (echo x >/private/new) 2>/dev/null; then echo written; fi'
+  run 0 run --bundle . t
+  is "$out" secret
+  oci_bundle
+  configure "
+maps = [{'containerID': $base, 'hostID': 70000, 'size': 10}]
+c['mounts'] += [{'destination': '/mapped', 'type': 'bind', 'source': '$PWD/mapped',
+                 'options': ['bind', 'idmap'], 'uidMappings': maps, 'gidMappings': maps}]" \
+    /bin/busybox stat -c %u /mapped/file
+  if ! "${mydocker[@]}" run --bundle . t >out 2>err; then
+    has err 'idmap: ' && skip 'needs a file system that can be mapped'
+  fi
+  is "$(<out)" 70005
+}
+
 test_keyring() { # security: the caller's session keyring stays outside
   local code='
 import ctypes, os, sys
