@@ -100,6 +100,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT = 1, 2, 4,
 MS_MANDLOCK, MS_DIRSYNC, MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME = 64, 128, 256, 1024, 2048
 MS_SILENT, MS_I_VERSION, MS_LAZYTIME = 1 << 15, 1 << 23, 1 << 25
 MS_BIND, MS_REC, MS_UNBINDABLE, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 17, 1 << 18
+MS_MOVE = 1 << 13
 MS_SLAVE, MS_SHARED, MS_RELATIME, MS_STRICTATIME = 1 << 19, 1 << 20, 1 << 21, 1 << 24
 MNT_DETACH, MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 2, 1, 0x100000
 
@@ -2302,6 +2303,9 @@ def enter_root(spec):
     if spec["root"].get("readonly"):
         set_mount_flags(path, MS_RDONLY, whole=0)  # after its last directory
     os.chdir(path)  # the new root, by its old name
+    if spec["root"].get("moved"):
+        move_root(path)
+        return
     pivot_root(".", ".")  # the new root is "/"; the old one lies on top of it
     umount2(".", MNT_DETACH)  # and is gone, with every path of the host
     os.chdir("/")  # the top of what is left: the new root
@@ -2323,6 +2327,17 @@ def mount_if_there(root, row):
     except (OSError, Failure):
         if "seen" not in row or os.path.exists(row["seen"]):
             raise
+
+def move_root(path):
+    """Enter the root at PATH, where we are, without pivot_root(2), which a ramdisk has not.  The
+    host's proc and sysfs go first: who could unmount things would find them below."""
+    for point, kind, *_ in mounts_here():
+        if kind in ("proc", "sysfs") and not (point + "/").startswith(path + "/"):
+            with tolerate(errno.EINVAL, errno.ENOENT):  # it went with another one
+                umount2(point, MNT_DETACH)  # out of reach
+    mount(path, "/", None, MS_MOVE, None)  # the new root lies over the old one
+    os.chroot(".")  # and is "/" from here on
+    os.chdir("/")
 
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
@@ -12143,13 +12158,35 @@ def full_process(process, default, what):
         process["consoleSize"] = [size.get(key, 0) for key in ("height", "width")]
     return process
 
+def typed_process(options, args, old):
+    """The process of `exec` as an engine's options say, and otherwise as OLD."""
+    process = exec_process(dict(options, user=None), args, old)
+    process["terminal"], user = options["tty"], process["user"]
+    if options["user"] is not None:
+        uid, _, gid = options["user"].partition(":")
+        user.update(uid=parse_id(uid, "user"), gid=parse_id(gid or "0", "group"))
+    more = [parse_id(text, "group") for text in options["additional-gids"]]
+    user["additionalGids"] = (user.get("additionalGids") or []) + more
+    if options["cwd"] is not None:
+        process["cwd"] = options["cwd"]
+    added = {"CAP_" + text.upper().replace("CAP_", "", 1) for text in options["cap"]}
+    if added - {*CAPABILITIES}:
+        raise Failure(f"--cap, on {' '.join(options['cap'])}: there is no such capability")
+    sets = process["capabilities"]
+    process["capabilities"] = {kind: [*sets[kind], *(added - {*sets[kind]})] if kind in (
+        "bounding", "effective", "permitted") else sets[kind] for kind in sets}
+    process.update(noNewPrivileges=process["noNewPrivileges"] or options["no-new-privs"],
+                   apparmorProfile=options["apparmor"] or process["apparmorProfile"],
+                   selinuxLabel=options["process-label"] or process["selinuxLabel"])
+    return full_process(process, {}, "exec")
+
 def one_more_process(options, args, old):
     """The process of `exec`: an engine's file has it, or it is OLD but for what the options say."""
     path = options["process"]
     if not path:
         if not args:
             raise Failure("exec: it takes ID COMMAND, or --process FILE")
-        return exec_process(options, args, old)
+        return typed_process(options, args, old)
     kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj", "personality",
             "execCPUAffinity", "callersKeyring")
     process = full_process(known_fields(read_shaped(path, OCI_PROCESS), OCI_PROCESS), {
@@ -12206,6 +12243,18 @@ ENGINE_OPTIONS = (  # of the commands by which engines start processes
     ("--pid-file", "FILE", "write the process's pid to a file"),
     ("--console-socket", "SOCKET", "send the terminal's master end there"),
     ("--preserve-fds", "N", "leave N descriptors from 3 on open"))
+CREATE_OPTIONS = (
+    *ENGINE_OPTIONS,
+    ("--no-pivot", "", "where the root can't be pivoted, on a ramdisk: move it, and chroot"),
+    ("--no-new-keyring", "", "keep the caller's session keyring"))
+
+ENGINE_LIMITS = (  # of `update`: the last is the OCI's name
+    ("--cpu-share", "N", "the same as --cpu-shares", "cpu.shares"),
+    ("--cpu-burst", "USEC", "what a period may save up for later ones", "cpu.burst"),
+    ("--cpu-idle", "0|1", "only when nobody else wants to run", "cpu.idle"),
+    ("--cpu-rt-period", "USEC", "what --cpu-rt-runtime is a part of", "cpu.realtimePeriod"),
+    ("--cpu-rt-runtime", "USEC", "real time a period", "cpu.realtimeRuntime"),
+    ("--blkio-weight", "N", "weight of reads and writes: 10 to 1000", "blockIO.weight"))
 
 # Their containers
 
@@ -12252,6 +12301,8 @@ def create_container(container_id, bundle, options, birth):
         raise Failure(f"create, on {as_typed(container_id)}: not a container's id")
     preserved = preserved_fds(options)
     spec = load_bundle(bundle, container_id)
+    spec["root"]["moved"] = options["no-pivot"]
+    spec["process"]["callersKeyring"] = options["no-new-keyring"]
     listening = listening_fds()
     if listening:
         spec["process"]["env"] += [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
@@ -12429,7 +12480,7 @@ def hand_over(options, pid, master):
 # The commands
 
 @command("[OPTIONS] ID", "make a container from an OCI bundle, up to its last step",
-         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *ENGINE_OPTIONS,
+         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *CREATE_OPTIONS,
          takes=ONE)
 def cmd_create(options, words):
     birth = start_early("init", outlive=True)
@@ -12440,7 +12491,7 @@ def cmd_create(options, words):
         raise Failure("create, on process.terminal: there is no --console-socket to send it to")
     hand_over(options, record["pid"], None)
 
-@for_engines("run", *ENGINE_OPTIONS,
+@for_engines("run", *CREATE_OPTIONS, ("--keep", "", "don't delete it when it has ended"),
              ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"),
              only=("bundle",), typed="names_bundle")
 def oci_run(options, words):
@@ -12459,14 +12510,23 @@ def oci_run(options, words):
         return attend({"record": record, "pid": record["pid"], "master": master, "outputs": [],
                        "attached": True, "interactive": True, "logged": False, "typed": b""}, True)
     finally:
-        if not options["detach"]:
+        if not (options["detach"] or options["keep"]):
             delete_container(record, True)
 
 @for_engines("start")
 def oci_start(_, words):
     start_created(known_oci(words[0]))
 
-@for_engines("exec", *ENGINE_OPTIONS, ("--process", "FILE", "the process in the OCI's form"),
+@for_engines("exec", *ENGINE_OPTIONS,
+             ("-p --process", "FILE", "the process in the OCI's form"),
+             ("--cwd", "DIR", "start in this directory"),
+             ("-g --additional-gids", "GID...", "a group more"),
+             ("-c --cap", "CAP...", "a capability more"),
+             ("--no-new-privs", "", "without a way to more privileges"),
+             ("--apparmor", "PROFILE", "under this AppArmor profile"),
+             ("--process-label", "LABEL", "with this SELinux label"),
+             ("--cgroup", "PATH", "in this cgroup below the container's"),
+             ("--ignore-paused", "", "also if it is paused: it starts when that ends"),
              only=("process", "console-socket"))
 def oci_exec(options, words):
     """The process is as the file says, or as the container's own but for what the options say."""
@@ -12475,8 +12535,9 @@ def oci_exec(options, words):
     record = known_oci(words[0])
     if not is_alive(record):
         raise Failure(f"exec, on {words[0]}: container not running")
-    if is_paused(record["cgroups"]):
+    if is_paused(record["cgroups"]) and not options["ignore-paused"]:
         raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker resume {words[0]}")
+    record["cgroups"] = cgroups_below(record["cgroups"], options["cgroup"])
     spec = read_json(container_path(record, "config.json"))
     process = one_more_process(options, words[1:], spec["process"])
     state = {"record": record, "linux": spec["linux"], "attached": True, "interactive": True,
@@ -12484,6 +12545,17 @@ def oci_exec(options, words):
     start_process(state, birth, process, detach, (), preserved_fds(options))
     hand_over(options, state["pid"], state["master"])
     return None if detach else attend(state, True)
+
+def cgroups_below(dirs, path):
+    """The cgroup PATH below a container's, where it is there."""
+    if not path:
+        return dirs
+    if ".." in path.split("/"):
+        raise Failure(f"--cgroup, on {path}: it must lie below the container's")
+    found = [f"{top}/{path.strip('/')}" for top in dirs]
+    if not any(map(os.path.isdir, found)):
+        raise Failure(f"--cgroup, on {path}: no such cgroup")
+    return [below if os.path.isdir(below) else top for top, below in zip(dirs, found)]
 
 @for_engines("kill", ("-a --all", "", "of an engine's container: all processes"),
              only=("all",), typed="names_signal")
@@ -12514,19 +12586,31 @@ def oci_unpause(_, words):
 def cmd_resume(_, words):
     pause_container(known_oci(words[0]), False)
 
-@for_engines("update")
+@for_engines("update", *[row[:3] for row in ENGINE_LIMITS])
 def oci_update(options, words):
     record, file = known_oci(words[0]), options["resources"]
     if not record["running"]:
         raise Failure(f"update, on {words[0]}: container not running")
     wanted = read_resources(file) if file else resources_of(options)
+    for row in ENGINE_LIMITS:
+        text = options[long_name(row)]
+        if text is not None:
+            group, key = row[3].split(".")
+            wanted.setdefault(group, {})[key] = parse_number(text, row[0], -1)
     with hold(container_path(record)):
         change_limits(record, wanted)
 
 @for_engines("ps", typed="names_any")
 def oci_ps(options, words):
+    """What `ps` options ask for is not known here: there is one table."""
     pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
-    show(to_json(pids) if options["format"] == "json" else "\n".join(map(str, pids)))
+    if "json" in (options["format"], *options["filter"]):
+        return show(to_json(pids))
+    rows = []
+    for pid in map(str, pids):
+        with tolerate(errno.ENOENT, errno.ESRCH):  # it has ended
+            rows.append(process_row(pid, os.readlink(f"/proc/{pid}/ns/pid")))
+    show("\n".join(columns([("UID", "PID", "PPID", "TIME", "CMD"), *filter(None, rows)])))
 
 @command("[OPTIONS] ID", "remove an engine's container, and all that it left",
          ("-f --force", "", "also if it runs, or isn't there"), takes=ONE)
@@ -12551,20 +12635,41 @@ def cmd_list(options, _):
               "{{.id}}" if options["quiet"] else options["format"])
 
 @command("[OPTIONS] ID", "show what an engine's container uses, as JSON",
-         ("--stats", "", "once, and leave"), takes=ONE)
+         ("--stats", "", "once, and leave"),
+         ("--interval", "SECONDS", "how long to wait between two (default: 5s)"), takes=ONE)
 def cmd_events(options, words):
+    """A line each time, until it ends; 5s is as good as 5."""
+    text = given(options, "interval", "5s")
+    pause = parse_number(text[:-1] if text.endswith("s") else text, "--interval", 1)
+    first = True
     while True:
         record = known_oci(words[0])
-        if not record["running"]:
+        if not record["running"] and first:
             raise Failure(f"events, on {words[0]}: container not running")
-        usage = usage_of(record["cgroups"])
-        memory = {"limit": usage["memory_limit"], "usage": usage["memory"]}
-        show(to_json({"type": "stats", "id": words[0], "data": {
-            "cpu": {"usage": {"total": usage["cpu_ns"]}}, "memory": {"usage": memory},
-            "pids": {"current": usage["pids"], "limit": usage["pids_limit"]}}}))
+        if not record["running"]:
+            return
+        show(to_json({"type": "stats", "id": words[0], "data": engine_stats(record["cgroups"])}))
+        first = False
         if options["stats"]:
             return
-        time.sleep(5)
+        wait_process(record["pid"], record["pid_start"], pause)
+
+def engine_stats(dirs):
+    """What cgroups count, by runc's names."""
+    usage, cpu, memory = (
+        usage_of(dirs), read_sums(dirs, "cpu.stat"), read_sums(dirs, "memory.stat"))
+    throttled = cpu.get("throttled_time") or 1000 * cpu.get("throttled_usec", 0)
+    return {
+        "cpu": {"usage": {"total": usage["cpu_ns"], "user": 1000 * cpu.get("user_usec", 0),
+                          "kernel": 1000 * cpu.get("system_usec", 0)},
+                "throttling": {"periods": cpu.get("nr_periods", 0),
+                               "throttledPeriods": cpu.get("nr_throttled", 0),
+                               "throttledTime": throttled}},
+        "pids": {"current": usage["pids"], "limit": usage["pids_limit"]},
+        "memory": {"cache": memory.get("cache") or memory.get("file", 0), "raw": memory, "usage": {
+            "usage": usage["memory"], "limit": usage["memory_limit"],
+            "max": read_number(dirs, "memory.max_usage_in_bytes", "memory.peak"),
+            "failcnt": read_number(dirs, "memory.failcnt")}}}
 
 # ── 35. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.

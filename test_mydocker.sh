@@ -8893,6 +8893,45 @@ echo $seconds $more'
   fails 125 'linux.timeOffsets: it needs a time namespace' create t
 }
 
+test_oci_options() { # oci: the options of create, run, exec, update and ps that people and clients pass
+  need busybox
+  oci_bundle
+  configure '' /bin/busybox ls /..
+  run 0 run --no-pivot --bundle . t
+  is "$out" "$(ls root)"
+  configure '' /bin/sleep 1000
+  run 0 create --pid-file pid t
+  run 0 start t
+  run 0 exec --cwd /tmp -g 7 -g 8 -u 5:6 -e A=b --no-new-privs t \
+    /bin/sh -c 'echo $PWD $A; busybox id; busybox grep NoNewPrivs /proc/self/status'
+  is "$out" $'/tmp b\nuid=5 gid=6 groups=7,8\nNoNewPrivs:\t1'
+  run 0 exec -c SYS_ADMIN t /bin/busybox grep CapEff /proc/self/status
+  (((0x${out##*[[:space:]]} >> 21) & 1)) || fail "no CAP_SYS_ADMIN in $out"
+  fails 125 'no such cgroup' exec --cgroup nowhere t /bin/sh
+  fails 125 'there is no such capability' exec -c MOON t /bin/sh
+  run 0 ps t
+  like "$out" "UID +PID +PPID +TIME +CMD.*$(<pid) .*sleep 1000"
+  run 0 ps -f json t
+  is "$out" "[$(<pid)]"
+  run 0 update --cpu-share 512 t
+  run 0 pause t
+  "${mydocker[@]}" exec --ignore-paused t /bin/sh -c 'echo late' >late &
+  run 0 resume t
+  wait_for has late late
+  "${mydocker[@]}" events --interval 1s t >events &
+  wait_for has events '"type": "stats"'
+  run 0 kill t KILL
+  wait # events ends with it
+  run 0 delete t
+  configure '' /bin/sh -c :
+  run 0 run --keep --bundle . t
+  run 0 state t
+  is "$(field status)" stopped
+  run 0 delete t
+  run 0 features
+  like "$out" '"mydocker.refused": "linux.intelRdt'
+}
+
 test_oci_trees() { # oci: in a user namespace a bind's source may lie where its root can't go,
   # and a mount may show other owners
   need userns
