@@ -100,13 +100,14 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT = 1, 2, 4,
 MS_MANDLOCK, MS_DIRSYNC, MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME = 64, 128, 256, 1024, 2048
 MS_SILENT, MS_I_VERSION, MS_LAZYTIME = 1 << 15, 1 << 23, 1 << 25
 MS_BIND, MS_REC, MS_UNBINDABLE, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 17, 1 << 18
+MS_MOVE = 1 << 13
 MS_SLAVE, MS_SHARED, MS_RELATIME, MS_STRICTATIME = 1 << 19, 1 << 20, 1 << 21, 1 << 24
-MNT_DETACH, MOUNT_ATTR_RDONLY = 2, 1
+MNT_DETACH, MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 2, 1, 0x100000
 
 # linux/fcntl.h, linux/openat2.h
 
 # linux/fcntl.h, linux/openat2.h, linux/memfd.h
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 0x04, 0x10
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
@@ -176,6 +177,8 @@ getsockopt = kernel("getsockopt", INT, INT, INT, BYTES, BYTES)  # getsockopt(2)
 prlimit = kernel("prlimit", INT, INT, BYTES, BYTES)  # prlimit(2)
 bpf = kernel("bpf", INT, BYTES, LONG,  # bpf(2), older than the numbers that are all the same
              number={"x86_64": 321, "i686": 357, "armv7l": 386}.get(os.uname().machine, 280))
+keyctl = kernel("keyctl", INT, TEXT,  # keyctl(2)
+                number={"x86_64": 250, "i686": 288, "armv7l": 311}.get(os.uname().machine, 219))
 openat2 = kernel("openat2", INT, TEXT, BYTES, LONG, number=437)  # openat2(2), since 5.6
 pidfd_send_signal = kernel("pidfd_send_signal", INT, INT, LONG, LONG, number=424)  # since 5.1
 pidfd_open = kernel("pidfd_open", INT, LONG, number=434)  # pidfd_open(2), since 5.3
@@ -1315,8 +1318,9 @@ class Birth:
     OUTLIVE: it may live longer than we.  `with` kills it if something fails."""
     def __init__(self, role, outlive=False, program=None, spec=None):
         self.role, self.outlive, self.program = role, outlive, program or own_bytecode()
-        self.joins, self.flags = [], CLONE_NEWPID if role == "init" else 0
+        self.joins, self.flags, self.offsets = [], CLONE_NEWPID if role == "init" else 0, ""
         if spec:
+            self.offsets = time_offsets(spec["linux"])
             self.joins, self.flags = joined_namespaces(spec), new_namespaces(spec)
         self.guest = is_guest("pid")  # then another makes the PID namespace: there's no way back
         self.mapped = CLONE_NEWUSER in (self.flags & CLONE_NEWUSER, *(f for _, f in self.joins))
@@ -1343,6 +1347,8 @@ class Birth:
         if self.flags & early:
             with call_named("unshare"):
                 os.unshare(self.flags & early)  # the next child is PID 1 of a new PID namespace
+        if self.offsets:
+            write_value("/proc/self/timens_offsets", self.offsets)  # before anybody is in it
         with call_named("fork"):
             pid = os.fork()  # this process goes on outside, the child inside
         if pid:
@@ -1372,9 +1378,9 @@ class Birth:
             flags = new_namespaces(spec) & ~(FOR_CHILDREN | CLONE_NEWUSER | CLONE_NEWNS)
             joins = [row for row in self.joins or joined_namespaces(spec)
                      if not row[1] & (FOR_CHILDREN | CLONE_NEWUSER)]
-            # Copied here, where they still are the host's own's peers
-            trees = [Descriptor(open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | AT_RECURSIVE
-                                          | OPEN_TREE_CLOEXEC)) for row in shared_rows(spec)]
+            rows = tree_rows(spec)
+            if rows:
+                trees = open_trees(rows, spec["linux"])
         message = flags, [flag for _, flag in joins], preserved, report
         tell(self.channel, message, [stdin, *(fd for fd, _ in joins), *trees])  # sync 0
         for fd in [*trees, *(fd for fd, _ in self.joins or joins)]:
@@ -1445,6 +1451,12 @@ def start_init(spec, birth=None, **how):
         birth.end()
     return Birth("init", spec=spec, **how)
 
+def time_offsets(linux):
+    """What a time namespace's clocks are ahead of the host's, as proc(5) has it."""
+    rows = linux.get("timeOffsets") or {}
+    return "".join(f"{clock} {row.get('secs', 0)} {row.get('nanosecs', 0)}\n"
+                   for clock, row in rows.items())
+
 def own_bytecode():
     """A sealed memfd with this program, compiled: init starts from it. It compiles nothing a second
     time, reads no file that somebody could have changed since, and finds its code with any root.
@@ -1476,11 +1488,6 @@ def whole_bytecode():
     while frame.f_code.co_name != "<module>":
         frame = frame.f_back
     return MAGIC_NUMBER + bytes(12) + marshal.dumps(frame.f_code)
-
-def shared_rows(spec):
-    """The rows that show something of the host's, and stay its peers."""
-    return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])
-            and {"bind", "rbind"} & set(row["options"])]
 
 def inherit(pid, channel):
     """Inherit the child that a process has made in a PID namespace: see fork_inside; its pid."""
@@ -1890,8 +1897,8 @@ def container_main(channel, trees, places):
     spec, outputs = receive(channel)  # sync 1: the outside has done its part
     if spec is None:
         os._exit(125)  # it died meanwhile
-    for row, tree in zip(shared_rows(spec), trees):
-        row["tree"] = tree
+    for row, tree in zip([row for row in spec["mounts"] if row.get("opened")], trees):
+        row.update(tree=tree, source=f"/proc/self/fd/{tree}")
     process, gate = spec["process"], None
     if spec.get("gate"):
         gate = outputs.pop()
@@ -1931,6 +1938,7 @@ def container_main(channel, trees, places):
     pipes = pipe_device()
     limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
     set_label(process)
+    take_traits(process)
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, gate is not None)
     confine(process, user, spec["filter"])
@@ -1969,6 +1977,7 @@ def joined_main(channel, *_):
         os.close(fd)  # nothing of the host's is to be seen inside but the channel
     user = find_user(process["user"])
     enter_workdir(process["cwd"])
+    take_traits(process)
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, engine)
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
@@ -1998,6 +2007,12 @@ def join_namespaces(fds, flags):
             return
     for fd, flag in zip(fds[-len(flags):], flags):
         os.setns(fd, flag)  # where the container is
+
+def take_traits(process):
+    """What a process is besides its user and its limits."""
+    leave_keyring(process)
+    if {"personality", "memoryPolicy"} & {*process}:
+        set_personality(process)
 
 def enter_workdir(path):
     """Change to the command's working directory."""
@@ -2227,6 +2242,29 @@ def device_rules(devices):
     return [{"allow": False, "access": "rwm"}] + [
         dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
 
+def tree_rows(spec):
+    """The rows whose files are opened outside: those that stay the host's peers, those that show
+    other owners, and what root in a user namespace couldn't reach."""
+    mapped = any(row["type"] == "user" for row in spec["linux"]["namespaces"])
+    rows = []
+    for row in spec["mounts"]:
+        words = {*row["options"]}
+        special = words & {"shared", "rshared", "idmap", "ridmap"} or row.get("uidMappings")
+        if words & {"bind", "rbind"} and (special or mapped and not is_open_to_all(row["source"])):
+            rows.append(row)
+    return rows
+
+def is_open_to_all(path):
+    """False if a directory above PATH can't be entered by everybody, or nothing is there."""
+    try:
+        while path != "/":
+            path = os.path.dirname(path)
+            if not os.stat(path).st_mode & stat.S_IXOTH:
+                return False
+    except OSError:
+        pass  # init says what is wrong with it
+    return True
+
 # Inside: the mounts
 
 def build_root(spec):
@@ -2273,6 +2311,9 @@ def enter_root(spec):
     if spec["root"].get("readonly"):
         set_mount_flags(path, MS_RDONLY, whole=0)  # after its last directory
     os.chdir(path)  # the new root, by its old name
+    if spec["root"].get("moved"):
+        move_root(path)
+        return
     pivot_root(".", ".")  # the new root is "/"; the old one lies on top of it
     umount2(".", MNT_DETACH)  # and is gone, with every path of the host
     os.chdir("/")  # the top of what is left: the new root
@@ -2294,6 +2335,17 @@ def mount_if_there(root, row):
     except (OSError, Failure):
         if "seen" not in row or os.path.exists(row["seen"]):
             raise
+
+def move_root(path):
+    """Enter the root at PATH, where we are, without pivot_root(2), which a ramdisk has not.  The
+    host's proc and sysfs go first: who could unmount things would find them below."""
+    for point, kind, *_ in mounts_here():
+        if kind in ("proc", "sysfs") and not (point + "/").startswith(path + "/"):
+            with tolerate(errno.EINVAL, errno.ENOENT):  # it went with another one
+                umount2(point, MNT_DETACH)  # out of reach
+    mount(path, "/", None, MS_MOVE, None)  # the new root lies over the old one
+    os.chroot(".")  # and is "/" from here on
+    os.chdir("/")
 
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
@@ -2779,6 +2831,7 @@ def prepare_container(spec, record):
 # inside carries it out (hide_paths, confine).  Names are looked up in the container's own files, as
 # text: the C library would load what the container's nsswitch.conf names (CVE-2019-14271).
 
+KEYCTL_JOIN_SESSION_KEYRING = 1  # linux/keyctl.h
 PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
 PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER = 2, 2
 CAPABILITIES = ["CAP_" + name for name in """
@@ -2999,6 +3052,13 @@ def set_label(process):
     if label != "exec unconfined":
         with blame(f"--security-opt, on {label}"), open("/proc/self/attr/exec", "wb") as file:
             file.write(encode(label))
+
+def leave_keyring(process):
+    """Have a session keyring of its own: the caller's keys are not the container's to be used, or
+    seen in /proc/keys.  See session-keyring(7)."""
+    if not process.get("callersKeyring"):
+        with tolerate(*NOT_TO_BE_HAD):  # a filter around us, under which nobody can use a key
+            keyctl(KEYCTL_JOIN_SESSION_KEYRING, None)  # none of the caller's keys comes along
 
 def confine(process, user, program):
     """Become USER and give up, for good, what the spec's PROCESS doesn't have. PROGRAM, the filter,
@@ -4200,6 +4260,8 @@ def limit_process(process, pid=0):
     if score is not None:
         path = f"/proc/{pid or 'self'}/oom_score_adj"
         grant(f"--oom-score-adj, on {score}", write_value, path, score)
+    if {"scheduler", "ioPriority"} & {*process}:
+        schedule(process, pid)
 
 def grant(what, call, *args, quiet=False):
     """Make a call that may take CAP_SYS_RESOURCE; root in a container may not have that."""
@@ -4816,6 +4878,14 @@ def become_mapped(channel, flags):
         os.unshare(flags & FOR_CHILDREN)  # the next child is PID 1 of a new PID namespace
     fork_inside(channel)
 
+def write_mappings(pid, maps):
+    """Say what the ids in a process's new user namespace mean, as the OCI has it."""
+    for kind in ("uid", "gid"):
+        rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
+                for row in maps.get(f"{kind}Mappings") or ()]
+        if rows:
+            write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows))
+
 def map_ids(pid, channel, linux):
     """Let the ids in a process's new user namespace mean ids of ours; returns its child's pid."""
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child's child becomes ours
@@ -4823,11 +4893,7 @@ def map_ids(pid, channel, linux):
         message = receive(channel)[0]
         if message != "map":
             raise Failure(*message or ("create: init was killed",))
-        for kind in ("uid", "gid"):
-            rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
-                    for row in linux.get(f"{kind}Mappings") or ()]
-            if rows:
-                write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows))
+        write_mappings(pid, linux)
         send(channel, "mapped")
         child = inherit(pid, channel)
         tell(channel, "go")  # see fork_inside
@@ -4835,6 +4901,53 @@ def map_ids(pid, channel, linux):
     except (Failure, OSError):
         kill_child(pid)
         raise
+
+# Mounts for a user namespace
+
+def open_trees(rows, linux):
+    """Open what rows show, by the host's paths and root's power; init puts it where it belongs."""
+    trees = []
+    for row in rows:
+        whole = AT_RECURSIVE if {"rbind", "shared", "rshared"} & {*row["options"]} else 0
+        with blame(f"mount, on {row['source']}"):
+            tree = Descriptor(open_tree(AT_FDCWD, row["source"],  # still among the host's mounts
+                                        OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole))
+        if {"idmap", "ridmap"} & {*row["options"]} or row.get("uidMappings"):
+            map_tree(tree, row, linux)
+        row["opened"] = True
+        trees.append(tree)
+    return trees
+
+def map_tree(tree, row, linux):
+    """Let the owners of a mount's files look like others, by its own mappings or the container's:
+    mount_setattr(2), "ID-mapped mounts"."""
+    maps = row if row.get("uidMappings") else linux
+    whole = AT_RECURSIVE if "ridmap" in row["options"] else 0
+    with blame(f"mount, on {row['source']}: idmap"), namespace_of(maps) as namespace:
+        attributes = struct.pack("QQQQ", MOUNT_ATTR_IDMAP, 0, 0, namespace)
+        mount_setattr(tree, "", AT_EMPTY_PATH | whole, attributes, len(attributes))  # other owners
+
+def namespace_of(maps):
+    """A user namespace with these mappings, in which nobody is."""
+    ready, go = os.pipe(), os.pipe()
+    pid = os.fork()  # somebody must be in it while its mappings are written
+    if not pid:
+        try:
+            os.unshare(CLONE_NEWUSER)
+            os.write(ready[1], b"1")
+            os.close(go[1])
+            os.read(go[0], 1)  # until the outside is gone, or done
+        finally:
+            os._exit(0)
+    os.close(ready[1])
+    try:
+        if os.read(ready[0], 1):
+            write_mappings(pid, maps)
+        return open_namespace(f"/proc/{pid}/ns/user")
+    finally:
+        kill_child(pid)
+        for fd in (ready[0], *go):
+            os.close(fd)
 
 # ── 16. Containers on disk ───────────────────────────────────────────────────
 # One directory for each container, containers/<id>/ below the state root:
@@ -5380,13 +5493,25 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
              fds + [end for _, end in pipes])  # sync 1
         monitor["master"] = birth.take_terminal() if process["terminal"] else None
         birth.pid = inherit(birth.pid, birth.channel)
+        affinity = process.get("execCPUAffinity", {})
+        pin(birth.pid, affinity.get("initial"))
         enter_cgroups(record["cgroups"], birth.pid)
+        pin(birth.pid, affinity.get("final"))
         limit_process(process, birth.pid)  # not before: the last process slot is the command's
         tell(birth.channel, "go")  # sync 1, once more
         birth.await_command()
         monitor.update(pid=birth.pid, outputs=read_ends(pipes))
     for fd in {*fds, *[end for _, end in pipes]}:
         os.close(fd)
+
+def pin(pid, cpus):
+    """Let a process run on these processors alone, a list such as 0-2,5; None: where it may."""
+    if not cpus:
+        return
+    ranges = [part.partition("-")[::2] for part in cpus.split(",")]
+    with blame(f"execCPUAffinity, on {cpus}"):
+        os.sched_setaffinity(pid, {number for first, last in ranges for number in range(
+            int(first), min(int(last or first), 1 << 16) + 1)})
 
 def exec_process(options, args, old):
     """One more process as the options say, and otherwise as OLD."""
@@ -11685,13 +11810,95 @@ def host_resolver(record, kind):
         servers = [PASTA_DNS]
     return servers or ["8.8.8.8", "8.8.4.4"], search, options
 
+# ── 32b. A process's traits ──────────────────────────────────────────────────
+# What only an engine's config.json asks of a process: when it may run, what its reads and writes
+# give way to, which kernel it takes this for, and where its memory comes from.  A new trait is a
+# row in OCI_FIELDS, a check here, and a kernel call.
+
+IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}  # ioprio.h
+IOPRIO_WHO_PROCESS = 1
+SCHEDULERS = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4,
+              "SCHED_IDLE": 5, "SCHED_DEADLINE": 6}  # linux/sched.h
+SCHEDULER_FLAGS = {f"SCHED_FLAG_{name}": 1 << bit for bit, name in enumerate((
+    "RESET_ON_FORK", "RECLAIM", "DL_OVERRUN", "KEEP_POLICY", "KEEP_PARAMS", "UTIL_CLAMP_MIN",
+    "UTIL_CLAMP_MAX"))}
+PERSONALITIES = {"LINUX": 0, "LINUX32": 8}  # linux/personality.h
+MEMORY_POLICIES = {f"MPOL_{name}": number for number, name in enumerate((
+    "DEFAULT", "PREFERRED", "BIND", "INTERLEAVE", "LOCAL", "PREFERRED_MANY",
+    "WEIGHTED_INTERLEAVE"))}  # linux/mempolicy.h
+MEMORY_FLAGS = {"MPOL_F_NUMA_BALANCING": 1 << 13, "MPOL_F_RELATIVE_NODES": 1 << 14,
+                "MPOL_F_STATIC_NODES": 1 << 15}
+
+def numbered(name, x86_64, i686, arm, others, *kinds):
+    """Bind a system call that has another number on each architecture."""
+    numbers = {"x86_64": x86_64, "i686": i686, "armv7l": arm}
+    return kernel(name, *kinds, number=numbers.get(os.uname().machine, others))
+
+def check_traits(process, what):
+    """Refuse by name a word that the kernel's headers don't have."""
+    scheduler, memory = process.get("scheduler", {}), process.get("memoryPolicy", {})
+    for field, words, known in (
+            ("process.ioPriority.class", [process.get("ioPriority", {}).get("class")], IO_CLASSES),
+            ("process.scheduler.policy", [scheduler.get("policy")], SCHEDULERS),
+            ("process.scheduler.flags", scheduler.get("flags", []), SCHEDULER_FLAGS),
+            ("linux.personality.domain", [process.get("personality", {}).get("domain")],
+             PERSONALITIES),
+            ("linux.personality.flags", process.get("personality", {}).get("flags", []), {}),
+            ("linux.memoryPolicy.mode", [memory.get("mode")], MEMORY_POLICIES),
+            ("linux.memoryPolicy.flags", memory.get("flags", []), MEMORY_FLAGS)):
+        top = field.split(".")[1]
+        for word in words:
+            if word not in known and (word is not None or top in process):
+                raise Failure(f"{what}: {field}: {word}: unknown")
+    lists = [memory.get("nodes"), *process.get("execCPUAffinity", {}).values()]
+    for text in filter(None, lists):
+        if not all(is_id(end) for part in text.split(",") for end in part.split("-", 1)):
+            raise Failure(f"{what}: {text}: not a list, such as 0-2,5")
+
+def schedule(process, pid):
+    """Say when a process may run, and what its reads and writes give way to: sched(7),
+    ioprio_set(2)."""
+    row = process.get("ioPriority")
+    if row:
+        ioprio_set = numbered("ioprio_set", 251, 289, 314, 30, INT, INT, INT)
+        value = IO_CLASSES[row["class"]] << 13 | row.get("priority", 0)
+        with blame(f"process.ioPriority, on {row['class']}"):
+            ioprio_set(IOPRIO_WHO_PROCESS, pid, value)  # before or after others' reads and writes
+    row = process.get("scheduler")
+    if row:
+        sched_setattr = numbered("sched_setattr", 314, 351, 380, 274, INT, BYTES, INT)
+        flags = sum({SCHEDULER_FLAGS[word] for word in row.get("flags", ())})
+        times = [row.get(key, 0) for key in ("runtime", "deadline", "period")]
+        attributes = struct.pack("IIQiIQQQ", 48, SCHEDULERS[row["policy"]], flags,
+                                 row.get("nice", 0), row.get("priority", 0), *times)
+        with blame(f"process.scheduler, on {row['policy']}"):
+            sched_setattr(pid, attributes, 0)  # when it may run
+
+def set_personality(process):
+    """Say which kernel this process takes this one for, and where its memory comes from."""
+    row = process.get("memoryPolicy")
+    if row:
+        set_mempolicy = numbered("set_mempolicy", 238, 276, 321, 237, INT, BYTES, LONG)
+        bits = 0
+        for part in filter(None, row.get("nodes", "").split(",")):
+            first, _, last = part.partition("-")
+            for number in range(int(first), min(int(last or first), 1023) + 1):
+                bits |= 1 << number
+        mode = MEMORY_POLICIES[row["mode"]]
+        for word in row.get("flags", ()):
+            mode |= MEMORY_FLAGS[word]
+        nodes = bits.to_bytes(128, "little") if bits else None
+        with blame(f"linux.memoryPolicy, on {row['mode']}"):
+            set_mempolicy(mode, nodes, 1024 if bits else 0)  # which nodes its memory is of
+    row = process.get("personality")
+    if row:  # last: uname(2) says something else from here on
+        personality = kernel("personality", LONG)
+        personality(PERSONALITIES[row["domain"]])  # personality(2)
+
 # ── 33. The OCI's config.json ────────────────────────────────────────────────
 # What an engine wants is a document, config.md of the OCI's runtime-spec.  One table says for each of
 # its fields what shape and bounds it has; what isn't carried out is refused by name.
 
-UNSUPPORTED = ("process.scheduler process.ioPriority process.execCPUAffinity linux.intelRdt vm "
-               "linux.personality linux.timeOffsets linux.netDevices linux.memoryPolicy windows "
-               "linux.mountLabel linux.seccomp.listenerPath solaris zos freebsd").split()
 USUAL_RULES = [  # what runc and crun add to an engine's: tun, but not the host's console
     rule for rule in device_rules([{"type": "c", "major": 10, "minor": 200, "access": "rwm"}])[1:]
     if (rule["major"], rule["minor"]) != (5, 1)]
@@ -11700,48 +11907,143 @@ AMOUNT = range(-1, 1 << 63)  # -1: no limit
 HOST_ID = range((1 << 32) - 1)
 MAJOR, MINOR = range(1 << 12), range(1 << 20)  # linux/kdev_t.h, new_decode_dev
 SECONDS = range((1 << 31) // 1000)  # poll(2) counts milliseconds in an int
-OCI_MOUNT = {"destination": str, "type": str, "source": str, "options": [str]}
-OCI_HOOK = {"path": str, "args": [str], "env": [str], "timeout": (SECONDS,)}
-OCI_PROCESS = {
-    "terminal": bool, "args": [str], "env": [str], "cwd": str, "user": {
-        "uid": (ID,), "gid": (ID,), "additionalGids": [ID], "umask": (range(0o10000),)},
-    "capabilities": {
-        kind: [str] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
-    "rlimits": [{"type": str, "soft": U64, "hard": U64}], "noNewPrivileges": bool,
-    "consoleSize": {"height": (U16,), "width": (U16,)}, "oomScoreAdj": (range(-1000, 1001),),
-    "apparmorProfile": str, "selinuxLabel": str}
-OCI_DEVICE_RULE = {"type": str, "major": (range(-1, MAJOR.stop),),
-                   "minor": (range(-1, MINOR.stop),), "access": str, "allow": bool}
-OCI_RATE = {"major": MAJOR, "minor": MINOR, "rate": U64}
-OCI_WEIGHT = {"major": MAJOR, "minor": MINOR, "weight": (U16,), "leafWeight": (U16,)}
-OCI_RESOURCES = {
-    "devices": [OCI_DEVICE_RULE], "memory": {
-        "limit": (AMOUNT,), "reservation": (AMOUNT,), "swap": (AMOUNT,), "kernel": (AMOUNT,),
-        "kernelTCP": (AMOUNT,), "swappiness": (range(201),), "disableOOMKiller": bool,
-        "useHierarchy": bool, "checkBeforeUpdate": bool},
-    "cpu": {"shares": (U63,), "quota": (AMOUNT,), "burst": (U63,), "period": (U63,),
-            "realtimeRuntime": (AMOUNT,), "realtimePeriod": (U63,), "cpus": str, "mems": str,
-            "idle": (range(2),)},
-    "pids": {"limit": (AMOUNT,)}, "hugepageLimits": [{"pageSize": str, "limit": U64}],
-    "blockIO": {
-        "weight": (U16,), "leafWeight": (U16,), "weightDevice": [OCI_WEIGHT],
-        "throttleReadBpsDevice": [OCI_RATE], "throttleWriteBpsDevice": [OCI_RATE],
-        "throttleReadIOPSDevice": [OCI_RATE], "throttleWriteIOPSDevice": [OCI_RATE]},
-    "network": {"classID": (U32,), "priorities": [{"name": str, "priority": U32}]},
-    "rdma": {str: {"hcaHandles": (U32,), "hcaObjects": (U32,)}}, "unified": {str: str}}
-OCI_MAPPING = {"containerID": HOST_ID, "hostID": HOST_ID, "size": range(1, 1 << 32)}
-OCI_SPEC = {
-    "ociVersion": str, "root": {"path": str, "readonly": bool}, "mounts": [OCI_MOUNT],
-    "process": OCI_PROCESS, "hostname": str, "domainname": str, "annotations": {str: str},
-    "hooks": {moment: [OCI_HOOK] for moment in (
-        "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")},
-    "linux": {"namespaces": [{"type": str, "path": str}], "cgroupsPath": str,
-              "resources": OCI_RESOURCES, "uidMappings": [OCI_MAPPING],
-              "gidMappings": [OCI_MAPPING], "devices": [{
-                  "path": str, "type": str, "major": (MAJOR,), "minor": (MINOR,),
-                  "fileMode": (U16,), "uid": (ID,), "gid": (ID,)}],
-              "rootfsPropagation": str, "sysctl": {str: str},
-              "maskedPaths": [str], "readonlyPaths": [str], "seccomp": OCI_SECCOMP}}
+REFUSED = ""
+MOMENTS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart",
+           "poststop")
+CAPABILITY_SETS = "bounding", "effective", "permitted", "inheritable", "ambient"
+NUMBERS = (("major", MAJOR), ("minor", MINOR))
+MAPPING = (("containerID", HOST_ID), ("hostID", HOST_ID), ("size", range(1, 1 << 32)))
+THROTTLES_OF = [f"throttle{way}Device" for way in ("ReadBps", "WriteBps", "ReadIOPS", "WriteIOPS")]
+OCI_FIELDS = {  # {field: (its shape, who carries it out)}: [] for each of a list, {} of an object
+    "ociVersion": (str, "load_bundle"),
+    "root.path": (str, "build_root"),
+    "root.readonly": (bool, "enter_root"),
+    "hostname": (str, "name_host"),
+    "domainname": (str, "name_host"),
+    "annotations{}": (str, "oci_state"),
+    "mounts[].destination": (str, "mount_point"),
+    "mounts[].type": (str, "mounter_of"),
+    "mounts[].source": (str, "mount_one"),
+    "mounts[].options[]": (str, "parse_mount_options"),
+    **{f"mounts[].{kind}Mappings[].{key}": (shape, "map_tree")
+       for kind in ("uid", "gid") for key, shape in MAPPING},
+    **{f"hooks.{moment}[].{key}": (shape, "run_hooks") for moment in MOMENTS for key, shape in (
+        ("path", str), ("args[]", str), ("env[]", str), ("timeout", (SECONDS,)))},
+    "process.terminal": (bool, "hand_out_terminal"),
+    "process.consoleSize.height": ((U16,), "hand_out_terminal"),
+    "process.consoleSize.width": ((U16,), "hand_out_terminal"),
+    "process.args[]": (str, "execute"),
+    "process.env[]": (str, "become_command"),
+    "process.cwd": (str, "enter_workdir"),
+    "process.user.uid": ((ID,), "find_user"),
+    "process.user.gid": ((ID,), "find_user"),
+    "process.user.additionalGids[]": (ID, "find_user"),
+    "process.user.umask": ((range(0o10000),), "confine"),
+    **{f"process.capabilities.{kind}[]": (str, "confine") for kind in CAPABILITY_SETS},
+    "process.noNewPrivileges": (bool, "confine"),
+    "process.rlimits[].type": (str, "limit_process"),
+    "process.rlimits[].soft": (U64, "limit_process"),
+    "process.rlimits[].hard": (U64, "limit_process"),
+    "process.oomScoreAdj": ((range(-1000, 1001),), "limit_process"),
+    "process.apparmorProfile": (str, "set_label"),
+    "process.selinuxLabel": (str, "set_label"),
+    "process.ioPriority.class": (str, "schedule"),
+    "process.ioPriority.priority": ((range(8),), "schedule"),
+    "process.scheduler.policy": (str, "schedule"),
+    "process.scheduler.nice": ((range(-20, 20),), "schedule"),
+    "process.scheduler.priority": ((range(100),), "schedule"),
+    "process.scheduler.flags[]": (str, "schedule"),
+    "process.scheduler.runtime": ((U63,), "schedule"),
+    "process.scheduler.deadline": ((U63,), "schedule"),
+    "process.scheduler.period": ((U63,), "schedule"),
+    "process.execCPUAffinity.initial": (str, "pin"),
+    "process.execCPUAffinity.final": (str, "pin"),
+    "linux.namespaces[].type": (str, "new_namespaces"),
+    "linux.namespaces[].path": (str, "joined_namespaces"),
+    **{f"linux.{kind}Mappings[].{key}": (shape, "map_ids")
+       for kind in ("uid", "gid") for key, shape in MAPPING},
+    **{f"linux.timeOffsets.{clock}.{key}": (shape, "time_offsets")
+       for clock in ("monotonic", "boottime")
+       for key, shape in (("secs", (range(-1 << 33, 1 << 33),)), ("nanosecs", (range(10**9),)))},
+    "linux.devices[].path": (str, "make_devices"),
+    "linux.devices[].type": (str, "make_device"),
+    "linux.devices[].major": ((MAJOR,), "make_device"),
+    "linux.devices[].minor": ((MINOR,), "make_device"),
+    "linux.devices[].fileMode": ((U16,), "make_device"),
+    "linux.devices[].uid": ((ID,), "make_device"),
+    "linux.devices[].gid": ((ID,), "make_device"),
+    "linux.rootfsPropagation": (str, "enter_root"),
+    "linux.sysctl{}": (str, "set_sysctls"),
+    "linux.maskedPaths[]": (str, "hide_paths"),
+    "linux.readonlyPaths[]": (str, "hide_paths"),
+    "linux.mountLabel": (str, "refuse_unsupported"),  # where SELinux is off it means nothing
+    "linux.personality.domain": (str, "set_personality"),
+    "linux.personality.flags[]": (str, "set_personality"),
+    "linux.memoryPolicy.mode": (str, "set_personality"),
+    "linux.memoryPolicy.nodes": (str, "set_personality"),
+    "linux.memoryPolicy.flags[]": (str, "set_personality"),
+    "linux.seccomp": (OCI_SECCOMP, "assemble_filter"),
+    "linux.cgroupsPath": (str, "cgroup_dirs"),
+    "linux.resources.devices[].type": (str, "limit_devices"),
+    "linux.resources.devices[].major": ((range(-1, MAJOR.stop),), "limit_devices"),
+    "linux.resources.devices[].minor": ((range(-1, MINOR.stop),), "limit_devices"),
+    "linux.resources.devices[].access": (str, "limit_devices"),
+    "linux.resources.devices[].allow": (bool, "limit_devices"),
+    **{f"linux.resources.memory.{key}": ((AMOUNT,), "limit_cgroups")
+       for key in ("limit", "reservation", "swap", "kernel", "kernelTCP")},
+    "linux.resources.memory.swappiness": ((range(201),), "limit_cgroups"),
+    **{f"linux.resources.memory.{key}": (bool, "limit_cgroups")
+       for key in ("disableOOMKiller", "useHierarchy", "checkBeforeUpdate")},
+    **{f"linux.resources.cpu.{key}": ((U63,), "limit_cgroups")
+       for key in ("shares", "burst", "period", "realtimePeriod")},
+    "linux.resources.cpu.quota": ((AMOUNT,), "limit_cgroups"),
+    "linux.resources.cpu.realtimeRuntime": ((AMOUNT,), "limit_cgroups"),
+    "linux.resources.cpu.cpus": (str, "limit_cgroups"),
+    "linux.resources.cpu.mems": (str, "limit_cgroups"),
+    "linux.resources.cpu.idle": ((range(2),), "limit_cgroups"),
+    "linux.resources.pids.limit": ((AMOUNT,), "limit_cgroups"),
+    "linux.resources.hugepageLimits[].pageSize": (str, "limit_cgroups"),
+    "linux.resources.hugepageLimits[].limit": (U64, "limit_cgroups"),
+    "linux.resources.blockIO.weight": ((U16,), "limit_cgroups"),
+    "linux.resources.blockIO.leafWeight": ((U16,), "limit_cgroups"),
+    **{f"linux.resources.blockIO.weightDevice[].{key}": (shape, "limit_cgroups")
+       for key, shape in (*NUMBERS, ("weight", (U16,)), ("leafWeight", (U16,)))},
+    **{f"linux.resources.blockIO.{kind}[].{key}": (shape, "limit_cgroups")
+       for kind in THROTTLES_OF for key, shape in (*NUMBERS, ("rate", U64))},
+    "linux.resources.network.classID": ((U32,), "limit_cgroups"),
+    "linux.resources.network.priorities[].name": (str, "limit_cgroups"),
+    "linux.resources.network.priorities[].priority": (U32, "limit_cgroups"),
+    "linux.resources.rdma{}.hcaHandles": ((U32,), "limit_cgroups"),
+    "linux.resources.rdma{}.hcaObjects": ((U32,), "limit_cgroups"),
+    "linux.resources.unified{}": (str, "limit_cgroups"),
+    **{name: (dict, REFUSED) for name in ("linux.intelRdt", "linux.netDevices", "vm", "windows",
+                                          "solaris", "zos", "freebsd")},
+}
+
+def nested(fields):
+    """A table of fields as the shape that check() wants."""
+    top = {}
+    for path, (shape, who) in fields.items():
+        *above, last = path.split(".") if who else [""]
+        place = top
+        for word in above:
+            key = word[:-2] if word[-1] in "]}" else word
+            if word.endswith("[]"):
+                place = place.setdefault(key, [{}])[0]
+            elif word.endswith("{}"):
+                place = place.setdefault(key, {str: {}})[str]
+            else:
+                place = place.setdefault(key, {})
+        if last.endswith("[]"):
+            place[last[:-2]] = [shape]
+        elif last.endswith("{}"):
+            place[last[:-2]] = {str: shape}
+        elif last:
+            place[last] = shape
+    return top
+
+OCI_SPEC = nested(OCI_FIELDS)
+OCI_PROCESS, OCI_RESOURCES = OCI_SPEC["process"], OCI_SPEC["linux"]["resources"]
 
 def load_bundle(bundle, container_id):
     """The spec in a bundle's config.json, with what it leaves out; it is what init gets."""
@@ -11757,6 +12059,9 @@ def load_bundle(bundle, container_id):
     linux = spec["linux"]
     spec["root"]["path"] = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
     spec["process"] = full_process(spec["process"], {}, what)
+    for key in {"personality", "memoryPolicy"} & {*linux}:
+        spec["process"][key] = linux[key]  # in one place for init
+    check_traits(spec["process"], what)
     for row in spec["mounts"]:
         row.setdefault("options", [])
         row.setdefault("type", "bind" if {"bind", "rbind"} & set(row["options"]) else "none")
@@ -11808,7 +12113,7 @@ def without_nulls(value):
 
 def refuse_unsupported(spec, what):
     """Refuse by name what the spec asks for and we can't do, or what makes no sense."""
-    for path in UNSUPPORTED:
+    for path in (path for path, (_, who) in OCI_FIELDS.items() if who == REFUSED):
         value = spec
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
@@ -11822,10 +12127,20 @@ def refuse_unsupported(spec, what):
     if (spec["hostname"] or spec.get("domainname")) and "uts" not in kinds:
         raise Failure(f"{what}: hostname: it needs a uts namespace")
     for row in spec["mounts"]:
-        if row.get("uidMappings") or {"idmap", "ridmap"} & set(row.get("options") or ()):
-            raise Failure(f"{what}: mounts: idmap: not supported")
+        words = {*(row.get("options") or ())}
+        if row.get("uidMappings") or row.get("gidMappings") or {"idmap", "ridmap"} & words:
+            maps = row if row.get("uidMappings") else spec["linux"]
+            if not words & {"bind", "rbind"} or not all(
+                    maps.get(f"{kind}Mappings") for kind in ("uid", "gid")):
+                raise Failure(f"{what}: mounts: idmap: it needs a bind mount, uidMappings and "
+                              "gidMappings")
         if row.get("type") in OWN_MOUNTS:  # with options that mean something to us alone
             raise Failure(f"{what}: mounts: type: {row['type']}: unknown")
+    if spec["linux"].get("mountLabel") and os.path.exists("/sys/fs/selinux/enforce"):
+        raise Failure(f"{what}: linux.mountLabel: not supported")
+    if spec["linux"].get("timeOffsets") and ("user" in kinds or not has_namespace(spec, "time")):
+        raise Failure(f"{what}: linux.timeOffsets: it needs a time namespace of its own, and no "
+                      "user namespace")
 
 def refuse_foreign_sysctls(linux, what):
     """Refuse a setting of a namespace that isn't the container's own, or another container's: it
@@ -11902,27 +12217,64 @@ def full_process(process, default, what):
         process["consoleSize"] = [size.get(key, 0) for key in ("height", "width")]
     return process
 
+def typed_process(options, args, old):
+    """The process of `exec` as an engine's options say, and otherwise as OLD."""
+    process = exec_process(dict(options, user=None), args, old)
+    process["terminal"], user = options["tty"], process["user"]
+    if options["user"] is not None:
+        uid, _, gid = options["user"].partition(":")
+        user.update(uid=parse_id(uid, "user"), gid=parse_id(gid or "0", "group"))
+    more = [parse_id(text, "group") for text in options["additional-gids"]]
+    user["additionalGids"] = (user.get("additionalGids") or []) + more
+    if options["cwd"] is not None:
+        process["cwd"] = options["cwd"]
+    added = {"CAP_" + text.upper().replace("CAP_", "", 1) for text in options["cap"]}
+    if added - {*CAPABILITIES}:
+        raise Failure(f"--cap, on {' '.join(options['cap'])}: there is no such capability")
+    sets = process["capabilities"]
+    process["capabilities"] = {kind: [*sets[kind], *(added - {*sets[kind]})] if kind in (
+        "bounding", "effective", "permitted") else sets[kind] for kind in sets}
+    process.update(noNewPrivileges=process["noNewPrivileges"] or options["no-new-privs"],
+                   apparmorProfile=options["apparmor"] or process["apparmorProfile"],
+                   selinuxLabel=options["process-label"] or process["selinuxLabel"])
+    return full_process(process, {}, "exec")
+
 def one_more_process(options, args, old):
     """The process of `exec`: an engine's file has it, or it is OLD but for what the options say."""
     path = options["process"]
     if not path:
         if not args:
             raise Failure("exec: it takes ID COMMAND, or --process FILE")
-        return exec_process(options, args, old)
-    kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
-    return full_process(known_fields(read_shaped(path, OCI_PROCESS), OCI_PROCESS), {
+        return typed_process(options, args, old)
+    kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj", "personality",
+            "execCPUAffinity", "callersKeyring")
+    process = full_process(known_fields(read_shaped(path, OCI_PROCESS), OCI_PROCESS), {
         key: old[key] for key in kept if key in old}, path)
+    check_traits(process, path)
+    return process
 
 @command("", "show what of the OCI's runtime-spec is carried out, as JSON")
 def cmd_features(*_):
+    """features.md of the runtime-spec, made from the tables that carry it out."""
+    filters = sorted(SECCOMP_ACTIONS)
+    refused = [name for name, (_, who) in OCI_FIELDS.items() if who == REFUSED]
     show(to_json({
         "ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0", "hooks": [*OCI_SPEC["hooks"]],
-        "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup"]),
+        "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup", "idmap",
+                                "ridmap"]),
         "linux": {"namespaces": sorted(NAMESPACES), "capabilities": CAPABILITIES,
-                  "cgroup": {"v1": True, "v2": True, "systemd": True},
-                  "seccomp": {"enabled": True, "actions": [
-                      f"SCMP_ACT_{word}" for word in sorted(SECCOMP_ACTIONS)]},
-                  "apparmor": {"enabled": True}, "selinux": {"enabled": True}}}))
+                  "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False,
+                             "rdma": True},
+                  "seccomp": {"enabled": True,
+                              "actions": [f"SCMP_ACT_{word}" for word in filters],
+                              "operators": [f"SCMP_CMP_{word}" for word in (
+                                  "NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")],
+                              "archs": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]},
+                  "apparmor": {"enabled": True}, "selinux": {"enabled": True},
+                  "intelRdt": {"enabled": False}, "netDevices": {"enabled": False},
+                  "memoryPolicy": {"modes": [*MEMORY_POLICIES], "flags": [*MEMORY_FLAGS]},
+                  "mountExtensions": {"idmap": {"enabled": True}}},
+        "annotations": {"mydocker.version": VERSION, "mydocker.refused": " ".join(refused)}}))
 
 @command("[OPTIONS]", "write an example of a config.json",
          ("-b --bundle", "DIR", "where to (default: here)"))
@@ -11950,6 +12302,18 @@ ENGINE_OPTIONS = (  # of the commands by which engines start processes
     ("--pid-file", "FILE", "write the process's pid to a file"),
     ("--console-socket", "SOCKET", "send the terminal's master end there"),
     ("--preserve-fds", "N", "leave N descriptors from 3 on open"))
+CREATE_OPTIONS = (
+    *ENGINE_OPTIONS,
+    ("--no-pivot", "", "where the root can't be pivoted, on a ramdisk: move it, and chroot"),
+    ("--no-new-keyring", "", "keep the caller's session keyring"))
+
+ENGINE_LIMITS = (  # of `update`: the last is the OCI's name
+    ("--cpu-share", "N", "the same as --cpu-shares", "cpu.shares"),
+    ("--cpu-burst", "USEC", "what a period may save up for later ones", "cpu.burst"),
+    ("--cpu-idle", "0|1", "only when nobody else wants to run", "cpu.idle"),
+    ("--cpu-rt-period", "USEC", "what --cpu-rt-runtime is a part of", "cpu.realtimePeriod"),
+    ("--cpu-rt-runtime", "USEC", "real time a period", "cpu.realtimeRuntime"),
+    ("--blkio-weight", "N", "weight of reads and writes: 10 to 1000", "blockIO.weight"))
 
 # Their containers
 
@@ -11996,6 +12360,8 @@ def create_container(container_id, bundle, options, birth):
         raise Failure(f"create, on {as_typed(container_id)}: not a container's id")
     preserved = preserved_fds(options)
     spec = load_bundle(bundle, container_id)
+    spec["root"]["moved"] = options["no-pivot"]
+    spec["process"]["callersKeyring"] = options["no-new-keyring"]
     listening = listening_fds()
     if listening:
         spec["process"]["env"] += [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
@@ -12174,7 +12540,7 @@ def hand_over(options, pid, master):
 # The commands
 
 @command("[OPTIONS] ID", "make a container from an OCI bundle, up to its last step",
-         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *ENGINE_OPTIONS,
+         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *CREATE_OPTIONS,
          takes=ONE)
 def cmd_create(options, words):
     birth = start_early("init", outlive=True)
@@ -12185,7 +12551,7 @@ def cmd_create(options, words):
         raise Failure("create, on process.terminal: there is no --console-socket to send it to")
     hand_over(options, record["pid"], None)
 
-@for_engines("run", *ENGINE_OPTIONS,
+@for_engines("run", *CREATE_OPTIONS, ("--keep", "", "don't delete it when it has ended"),
              ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"),
              only=("bundle",), typed="names_bundle")
 def oci_run(options, words):
@@ -12204,14 +12570,23 @@ def oci_run(options, words):
         return attend({"record": record, "pid": record["pid"], "master": master, "outputs": [],
                        "attached": True, "interactive": True, "logged": False, "typed": b""}, True)
     finally:
-        if not options["detach"]:
+        if not (options["detach"] or options["keep"]):
             delete_container(record, True)
 
 @for_engines("start")
 def oci_start(_, words):
     start_created(known_oci(words[0]))
 
-@for_engines("exec", *ENGINE_OPTIONS, ("--process", "FILE", "the process in the OCI's form"),
+@for_engines("exec", *ENGINE_OPTIONS,
+             ("-p --process", "FILE", "the process in the OCI's form"),
+             ("--cwd", "DIR", "start in this directory"),
+             ("-g --additional-gids", "GID...", "a group more"),
+             ("-c --cap", "CAP...", "a capability more"),
+             ("--no-new-privs", "", "without a way to more privileges"),
+             ("--apparmor", "PROFILE", "under this AppArmor profile"),
+             ("--process-label", "LABEL", "with this SELinux label"),
+             ("--cgroup", "PATH", "in this cgroup below the container's"),
+             ("--ignore-paused", "", "also if it is paused: it starts when that ends"),
              only=("process", "console-socket"))
 def oci_exec(options, words):
     """The process is as the file says, or as the container's own but for what the options say."""
@@ -12220,8 +12595,9 @@ def oci_exec(options, words):
     record = known_oci(words[0])
     if not is_alive(record):
         raise Failure(f"exec, on {words[0]}: container not running")
-    if is_paused(record["cgroups"]):
+    if is_paused(record["cgroups"]) and not options["ignore-paused"]:
         raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker resume {words[0]}")
+    record["cgroups"] = cgroups_below(record["cgroups"], options["cgroup"])
     spec = read_json(container_path(record, "config.json"))
     process = one_more_process(options, words[1:], spec["process"])
     state = {"record": record, "linux": spec["linux"], "attached": True, "interactive": True,
@@ -12229,6 +12605,17 @@ def oci_exec(options, words):
     start_process(state, birth, process, detach, (), preserved_fds(options))
     hand_over(options, state["pid"], state["master"])
     return None if detach else attend(state, True)
+
+def cgroups_below(dirs, path):
+    """The cgroup PATH below a container's, where it is there."""
+    if not path:
+        return dirs
+    if ".." in path.split("/"):
+        raise Failure(f"--cgroup, on {path}: it must lie below the container's")
+    found = [f"{top}/{path.strip('/')}" for top in dirs]
+    if not any(map(os.path.isdir, found)):
+        raise Failure(f"--cgroup, on {path}: no such cgroup")
+    return [below if os.path.isdir(below) else top for top, below in zip(dirs, found)]
 
 @for_engines("kill", ("-a --all", "", "of an engine's container: all processes"),
              only=("all",), typed="names_signal")
@@ -12259,19 +12646,31 @@ def oci_unpause(_, words):
 def cmd_resume(_, words):
     pause_container(known_oci(words[0]), False)
 
-@for_engines("update")
+@for_engines("update", *[row[:3] for row in ENGINE_LIMITS])
 def oci_update(options, words):
     record, file = known_oci(words[0]), options["resources"]
     if not record["running"]:
         raise Failure(f"update, on {words[0]}: container not running")
     wanted = read_resources(file) if file else resources_of(options)
+    for row in ENGINE_LIMITS:
+        text = options[long_name(row)]
+        if text is not None:
+            group, key = row[3].split(".")
+            wanted.setdefault(group, {})[key] = parse_number(text, row[0], -1)
     with hold(container_path(record)):
         change_limits(record, wanted)
 
 @for_engines("ps", typed="names_any")
 def oci_ps(options, words):
+    """What `ps` options ask for is not known here: there is one table."""
     pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
-    show(to_json(pids) if options["format"] == "json" else "\n".join(map(str, pids)))
+    if "json" in (options["format"], *options["filter"]):
+        return show(to_json(pids))
+    rows = []
+    for pid in map(str, pids):
+        with tolerate(errno.ENOENT, errno.ESRCH):  # it has ended
+            rows.append(process_row(pid, os.readlink(f"/proc/{pid}/ns/pid")))
+    show("\n".join(columns([("UID", "PID", "PPID", "TIME", "CMD"), *filter(None, rows)])))
 
 @command("[OPTIONS] ID", "remove an engine's container, and all that it left",
          ("-f --force", "", "also if it runs, or isn't there"), takes=ONE)
@@ -12296,20 +12695,41 @@ def cmd_list(options, _):
               "{{.id}}" if options["quiet"] else options["format"])
 
 @command("[OPTIONS] ID", "show what an engine's container uses, as JSON",
-         ("--stats", "", "once, and leave"), takes=ONE)
+         ("--stats", "", "once, and leave"),
+         ("--interval", "SECONDS", "how long to wait between two (default: 5s)"), takes=ONE)
 def cmd_events(options, words):
+    """A line each time, until it ends; 5s is as good as 5."""
+    text = given(options, "interval", "5s")
+    pause = parse_number(text[:-1] if text.endswith("s") else text, "--interval", 1)
+    first = True
     while True:
         record = known_oci(words[0])
-        if not record["running"]:
+        if not record["running"] and first:
             raise Failure(f"events, on {words[0]}: container not running")
-        usage = usage_of(record["cgroups"])
-        memory = {"limit": usage["memory_limit"], "usage": usage["memory"]}
-        show(to_json({"type": "stats", "id": words[0], "data": {
-            "cpu": {"usage": {"total": usage["cpu_ns"]}}, "memory": {"usage": memory},
-            "pids": {"current": usage["pids"], "limit": usage["pids_limit"]}}}))
+        if not record["running"]:
+            return
+        show(to_json({"type": "stats", "id": words[0], "data": engine_stats(record["cgroups"])}))
+        first = False
         if options["stats"]:
             return
-        time.sleep(5)
+        wait_process(record["pid"], record["pid_start"], pause)
+
+def engine_stats(dirs):
+    """What cgroups count, by runc's names."""
+    usage, cpu, memory = (
+        usage_of(dirs), read_sums(dirs, "cpu.stat"), read_sums(dirs, "memory.stat"))
+    throttled = cpu.get("throttled_time") or 1000 * cpu.get("throttled_usec", 0)
+    return {
+        "cpu": {"usage": {"total": usage["cpu_ns"], "user": 1000 * cpu.get("user_usec", 0),
+                          "kernel": 1000 * cpu.get("system_usec", 0)},
+                "throttling": {"periods": cpu.get("nr_periods", 0),
+                               "throttledPeriods": cpu.get("nr_throttled", 0),
+                               "throttledTime": throttled}},
+        "pids": {"current": usage["pids"], "limit": usage["pids_limit"]},
+        "memory": {"cache": memory.get("cache") or memory.get("file", 0), "raw": memory, "usage": {
+            "usage": usage["memory"], "limit": usage["memory_limit"],
+            "max": read_number(dirs, "memory.max_usage_in_bytes", "memory.peak"),
+            "failcnt": read_number(dirs, "memory.failcnt")}}}
 
 # ── 35. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.

@@ -8619,8 +8619,14 @@ test_oci_refused() { # oci: a config.json that is wrong, or asks for what we can
     mv good config.json
   done <<'END'
 linux.intelRdt l["intelRdt"] = {"closID": "x"}
-linux.personality l["personality"] = {"domain": "LINUX32"}
-process.scheduler p["scheduler"] = {"policy": "SCHED_BATCH"}
+linux.personality.domain l["personality"] = {"domain": "MOON"}
+linux.personality.flags l["personality"] = {"domain": "LINUX", "flags": ["x"]}
+process.scheduler.policy p["scheduler"] = {"policy": "SCHED_MOON"}
+process.scheduler.flags p["scheduler"] = {"policy": "SCHED_BATCH", "flags": ["x"]}
+process.ioPriority.class p["ioPriority"] = {"priority": 1}
+linux.memoryPolicy.mode l["memoryPolicy"] = {"mode": "MPOL_MOON"}
+list p["execCPUAffinity"] = {"initial": "x"}
+linux.timeOffsets l["timeOffsets"] = {"monotonic": {"secs": 1}}
 idmap c["mounts"][0]["options"].append("idmap")
 namespaces l["namespaces"].append({"type": "moon"})
 mount l["namespaces"] = [{"type": "pid"}]
@@ -8896,6 +8902,116 @@ test_oci_hook_imports() { # oci: for a hook inside nothing of the container's is
 c['hooks'] = {'startContainer': [sh('echo hooked >/tmp/hooked')]}
 c['root']['readonly'] = False" /bin/cat /tmp/hooked
   [[ ! -e root/tmp/imported ]]
+}
+
+test_oci_traits() { # oci: when a process may run, what its reads give way to, which kernel it
+  # takes this for, where its memory is from and what its clocks say are the config's
+  need busybox
+  bundle_says $'5 3\nidle\ni686\nbind\n1000000 5' "
+p['scheduler'] = {'policy': 'SCHED_BATCH', 'nice': 5}
+p['ioPriority'] = {'class': 'IOPRIO_CLASS_IDLE', 'priority': 2}
+l['personality'] = {'domain': 'LINUX32'}
+l['memoryPolicy'] = {'mode': 'MPOL_BIND', 'nodes': '0'}
+l['namespaces'].append({'type': 'time'})
+l['timeOffsets'] = {'monotonic': {'secs': 1000000, 'nanosecs': 5}}" /bin/sh -c '
+read -r line </proc/self/stat
+set -- ${line##*) }
+echo "${17} ${39}"
+busybox ionice -p $$
+busybox uname -m
+read -r _ policy _ </proc/self/numa_maps
+echo "${policy%:*}"
+read -r _ seconds more </proc/self/timens_offsets
+echo $seconds $more'
+  configure 'l["namespaces"].append({"type": "user"})'
+  fails 125 'linux.timeOffsets: it needs a time namespace' create t
+}
+
+test_oci_options() { # oci: the options of create, run, exec, update and ps that people and clients pass
+  need busybox
+  oci_bundle
+  configure '' /bin/busybox ls /..
+  run 0 run --no-pivot --bundle . t
+  is "$out" "$(ls root)"
+  configure '' /bin/sleep 1000
+  run 0 create --pid-file pid t
+  run 0 start t
+  run 0 exec --cwd /tmp -g 7 -g 8 -u 5:6 -e A=b --no-new-privs t \
+    /bin/sh -c 'echo $PWD $A; busybox id; busybox grep NoNewPrivs /proc/self/status'
+  is "$out" $'/tmp b\nuid=5 gid=6 groups=7,8\nNoNewPrivs:\t1'
+  run 0 exec -c SYS_ADMIN t /bin/busybox grep CapEff /proc/self/status
+  (((0x${out##*[[:space:]]} >> 21) & 1)) || fail "no CAP_SYS_ADMIN in $out"
+  fails 125 'no such cgroup' exec --cgroup nowhere t /bin/sh
+  fails 125 'there is no such capability' exec -c MOON t /bin/sh
+  run 0 ps t
+  like "$out" "UID +PID +PPID +TIME +CMD.*$(<pid) .*sleep 1000"
+  run 0 ps -f json t
+  is "$out" "[$(<pid)]"
+  run 0 update --cpu-share 512 t
+  run 0 pause t
+  "${mydocker[@]}" exec --ignore-paused t /bin/sh -c 'echo late' >late &
+  run 0 resume t
+  wait_for has late late
+  "${mydocker[@]}" events --interval 1s t >events &
+  wait_for has events '"type": "stats"'
+  run 0 kill t KILL
+  wait # events ends with it
+  run 0 delete t
+  configure '' /bin/sh -c :
+  run 0 run --keep --bundle . t
+  run 0 state t
+  is "$(field status)" stopped
+  run 0 delete t
+  run 0 features
+  like "$out" '"mydocker.refused": "linux.intelRdt'
+}
+
+test_oci_trees() { # oci: in a user namespace a bind's source may lie where its root can't go,
+  # and a mount may show other owners
+  need userns
+  local base=100000
+  reachable || base=0
+  oci_bundle
+  chmod 755 .
+  mkdir -p private/below mapped root/proc root/sys root/dev root/private root/mapped
+  echo secret >private/below/file
+  echo mine >mapped/file
+  chown "$((base + 5))" mapped/file
+  chmod 700 private
+  configure "
+l['namespaces'].append({'type': 'user'})
+l['uidMappings'] = l['gidMappings'] = [{'containerID': 0, 'hostID': $base, 'size': 65536}]
+c['mounts'] += [{'destination': '/private', 'type': 'bind', 'source': '$PWD/private/below',
+                 'options': ['rbind', 'ro']}]" \
+    /bin/sh -c 'cat /private/file; if (echo x >/private/new) 2>/dev/null; then echo written; fi'
+  run 0 run --bundle . t
+  is "$out" secret
+  oci_bundle
+  configure "
+maps = [{'containerID': $base, 'hostID': 70000, 'size': 10}]
+c['mounts'] += [{'destination': '/mapped', 'type': 'bind', 'source': '$PWD/mapped',
+                 'options': ['bind', 'idmap'], 'uidMappings': maps, 'gidMappings': maps}]" \
+    /bin/busybox stat -c %u /mapped/file
+  if ! "${mydocker[@]}" run --bundle . t >out 2>err; then
+    has err 'idmap: ' && skip 'needs a file system that can be mapped'
+  fi
+  is "$(<out)" 70005
+}
+
+test_keyring() { # security: the caller's session keyring stays outside
+  local code='
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+number = 250 if os.uname().machine == "x86_64" else 219
+if sys.argv[1:] and libc.syscall(number, 1, None) < 0:  # KEYCTL_JOIN_SESSION_KEYRING
+    sys.exit(3)
+print(libc.syscall(number, 0, -3, 0), flush=True)  # the session keyring: KEYCTL_GET_KEYRING_ID
+if sys.argv[1:]:
+    os.execvp(sys.argv[1], sys.argv[1:])'
+  own_state
+  "$PYTHON" -c "$code" "${mydocker[@]}" run --security-opt seccomp=unconfined \
+    "$PYTHON" -c "$code" >ids || skip 'needs keyctl'
+  is "$(wc -l <ids) $(sort -u ids | wc -l)" '2 2'
 }
 
 test_oci_exec() { # oci: exec takes a process in a file, and the engine gets its pid,
