@@ -9239,8 +9239,8 @@ class Copying:
             if info and piece.is_directory != stat.S_ISDIR(info.st_mode):
                 kind = "a directory" if piece.is_directory else "a file"
                 raise Failure(f"copy, on {place}: {kind} can't replace what is there")
-            above = target if piece.is_directory and info else os.path.dirname(target)
-            yield from self.directories(above)
+            above = target if piece.is_directory else os.path.dirname(target)
+            yield from self.directories(above)  # a new one is nobody's copy, as docker has it
             yield from self.pack_piece(piece, target, bool(info))
     def look(self, path):
         """What lstat(2) says of a path in the image, or None."""
@@ -9262,8 +9262,8 @@ class Copying:
             is_directory = stat.S_ISDIR(info.st_mode)
             if is_directory:
                 places[path] = goal, exists
-            if is_directory and not path and there:
-                continue  # docker leaves it as it is
+            if is_directory and not path:
+                continue
             if base.startswith(".wh."):
                 warn(f"copy, on {printable(path)}: the name would mean a whiteout, ignoring")
                 continue
@@ -10059,6 +10059,9 @@ class Stage:
             image = build.find_base(base, platform)
             self.take(image, key_of(image["id"], build.moment))
         check(self.run, {"OnBuild": [str], "Shell": [str]}, f"image, on {base}")
+        env = self.run.get("Env") or []
+        if "PATH" not in pairs_of(env):
+            self.run["Env"] = [f"PATH={DEFAULT_PATH}", *env]
 
     def take(self, image, key):
         """Be at an image."""
@@ -10079,6 +10082,7 @@ class Stage:
     def change(self, step, **changes):
         """Take changes of the config, and put them on record."""
         self.run.update(changes)
+        self.run = {key: value for key, value in self.run.items() if value is not None}
         self.note(step, True)
         self.key = key_of(self.key, step.name, changes or step.rest)
 
