@@ -2071,6 +2071,12 @@ def kernel_mounts(shm_size=64 << 20):
         "/dev/mqueue mqueue nosuid noexec nodev",
         f"/dev/shm tmpfs nosuid noexec nodev mode=1777 size={shm_size}")]
 
+def guest_sys(row):
+    """The /sys row of a container in a network that isn't our user namespace's: only the host's own
+    can be shown."""
+    bound = mount_row("/sys", "bind", "rbind", "nosuid", "noexec", "nodev", "rro", source="/sys")
+    return dict(row, fallback=bound)
+
 def layers_row(destination, layers, path):
     return mount_row(destination, "layers", *[f"lowerdir={layer}" for layer in layers],
                      f"upperdir={path}/upper", f"workdir={path}/work")
@@ -2444,6 +2450,9 @@ def make_spec(options, words, plan):
     if options["oom-score-adj"]:
         spec["process"]["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj",
                                                       -1000)
+    if is_guest("net") and plan["network"] == "host":
+        spec["mounts"] = [guest_sys(row) if row["type"] == "sysfs" else row
+                          for row in spec["mounts"]]
     if plan["layers"]:
         spec["mounts"].insert(0, image_row(plan["layers"], path))
     if options["ephemeral"]:
@@ -4039,22 +4048,18 @@ def check_guest(kind):
         raise Failure(f"--network, on {kind}: only root can lay cables to this host",
                       hint="--network pasta, none, host and container:ID are possible")
 
-def connect_by_pasta(state, pid):
+def connect_by_pasta(state, pid, ports):
     """Let pasta connect a container's network namespace, and forward its ports.  It dies with us,
     and we with the container."""
     record, old = state["record"], state.pop("pasta", None)
     if old:
         kill_child(old)
-    with changed_wiring(record) as wiring:
-        if record["wants"]["ports"] and not wiring["ports"]:
-            wiring["ports"] = hold_ports(state)
-            close_ports(state)  # pasta takes them itself
     log, ready, place = (container_path(record, "pasta." + name) for name in ("log", "pid", "netns"))
     for path in (ready, place):
         unlink_if_there(path)
     write_file(place, "")
     mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # among our mounts: it can open that
-    words = pasta_words(place, wiring["ports"]) + ["--pid", ready]
+    words = pasta_words(place, ports) + ["--pid", ready]
     state["pasta"] = child = os.fork()  # to become pasta
     if not child:
         try:
@@ -8871,7 +8876,7 @@ def connect_container(state, pid, channel):
     if message != "apart":  # sync 0
         raise Failure(*message or ("run: it was killed before the command started", 137))
     if record["network"] == "pasta":
-        return connect_by_pasta(state, pid)
+        return connect_by_pasta(state, pid, guest_ports(state))
     taken = None
     if record["wants"]["ports"] and not state.get("ports"):
         taken = hold_ports(state)
@@ -8880,6 +8885,14 @@ def connect_container(state, pid, channel):
     except Full:
         sweep_containers()  # the dead give back theirs
         wire(record, pid, taken)
+
+def guest_ports(state):
+    """The ports on the host of a container that has no cable; they are free for its helper."""
+    with changed_wiring(state["record"]) as wiring:
+        if state["record"]["wants"]["ports"] and not wiring["ports"]:
+            wiring["ports"] = hold_ports(state)
+            close_ports(state)
+        return wiring["ports"]
 
 def wire(record, pid, taken):
     """Connect a container whose PID 1 is that to all of its networks; TAKEN: its new ports."""

@@ -3351,6 +3351,9 @@ test_rootless() { # rootless: an ordinary user is root in a container, and only 
   is "$(stat -c %a:%u home/mydocker)" 700:23456
   is "$(find home -mindepth 1 -maxdepth 1 | sort | tr '\n' ' ')" \
     'home/made home/mydocker home/program '
+  run 0 run --network host --rootfs root /bin/sh -c 'ls -d /sys/class/net
+    touch /sys/kernel/x || echo no'
+  is "$out" $'/sys/class/net\nno'
   run 125 run -m 64m /bin/true
   like "$err" 'memory.*cgroup.*hint: .*Delegate'
 }
