@@ -2261,18 +2261,22 @@ def mount_copy(target, row, flags, data):
     if not os.path.isdir(row["source"]):
         warn("overlay, on the image's layers: the kernel can't stack them (does the state root "
              "lie on an overlay?): copying them")
-        new = row["source"] + ".new"
-        remove_tree(new)
-        os.mkdir(new, 0o755)
-        with Descriptor(os.open(new, OPEN_DIR)) as below:
-            for option in reversed(row["options"]):
-                key, _, layer = option.partition("=")
-                if key == "lowerdir":
-                    with Descriptor(os.open(layer, OPEN_DIR)) as above:
-                        unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply")
-            syncfs(below)  # its name is trusted from here on, also after a power loss
-        os.rename(new, row["source"])
+        copy_layers(row)
     return mount_bind(target, row, flags | MS_BIND, data)
+
+def copy_layers(row, **how):
+    """Unpack the layers of a "layers" row, one over the other, where its "copy" has them."""
+    new = row["source"] + ".new"
+    remove_tree(new)
+    os.mkdir(new, 0o755)
+    with Descriptor(os.open(new, OPEN_DIR)) as below:
+        for option in reversed(row["options"]):
+            key, _, layer = option.partition("=")
+            if key == "lowerdir":
+                with Descriptor(os.open(layer, OPEN_DIR)) as above:
+                    unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply", **how)
+        syncfs(below)  # its name is trusted from here on, also after a power loss
+    os.rename(new, row["source"])
 
 def mounter_of(row):
     """The function that makes a row's mount; most kinds are the kernel's."""
@@ -2467,6 +2471,7 @@ def make_spec(options, words, plan):
                           and os.path.isdir(row["destination"])]  # /dev stays the host's
     spec["mounts"] += volume_rows(options, image, own_root)
     plan_confinement(spec, options)
+    plan_ids(spec, options)
     return spec
 
 # The process
@@ -2558,6 +2563,9 @@ def prepare_container(spec, record):
             os.makedirs(source, exist_ok=True)
     for name in ("rootfs", "scratch"):
         make_dirs(f"{path}/{name}")
+    for row in spec["mounts"]:
+        if row["type"] == "copy" and not os.path.isdir(row["source"]):
+            copy_layers(row, mapped=id_functions(spec["linux"]))
     write_hosts(spec, record)
     for name, text in (("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf(record))):
         write_file(f"{path}/{name}", text)
@@ -4129,6 +4137,50 @@ def why_refused():
 
 # A container's own user namespace
 
+offer("run", ("--userns", "MODE", "whose ids it has: host, ours, or keep-id, where the caller without "
+                                  "root has the same ids inside (default: host)"))
+
+def plan_ids(spec, options):
+    """Write into the spec what its ids are, if they aren't ours.  An image's files can't have two
+    owners: the container gets a copy of them."""
+    mode, linux = given(options, "userns", "host"), spec["linux"]
+    if mode not in ("", "host", "keep-id"):
+        raise Failure(f"--userns, on {mode}: it is host or keep-id")
+    if mode != "keep-id":
+        return
+    for kind in ("uid", "gid"):
+        linux[kind + "Mappings"] = kept_ids(kind)
+    linux["namespaces"].insert(0, {"type": "user"})
+    if options["user"] is None:
+        own = [str(linux[kind + "Mappings"][1]["containerID"]) for kind in ("uid", "gid")]
+        spec["process"]["user"]["username"] = ":".join(own)
+    spec["mounts"] = [row["fallback"] if row["type"] == "layers" else row for row in spec["mounts"]]
+
+def kept_ids(kind):
+    """Mappings that let our root, who is the caller, be the id inside that he is outside."""
+    rows = ids_here(kind)
+    own, size = rows[0][1], sum(row[2] for row in rows)
+    if not is_guest("pid") or not own:
+        raise Failure("--userns, on keep-id: it is for those without root")
+    if size == 1:
+        raise Failure("--userns, on keep-id: there are no ids for its root and others",
+                      hint=MORE_IDS)
+    below = min(own, size - 1)
+    found = [(0, 1, below), (own, 0, 1), (own + 1, below + 1, size - 1 - below)]
+    return [{"containerID": inner, "hostID": outer, "size": count}
+            for inner, outer, count in found if count]
+
+def id_functions(linux):
+    """What the ids of a container with mappings are among ours: {"uid": function, "gid": ...}."""
+    def mapper(rows):
+        def of(number):
+            for row in rows:
+                if 0 <= number - row["containerID"] < row["size"]:
+                    return number - row["containerID"] + row["hostID"]
+            return rows[0]["hostID"]  # its root's, where it has no such id
+        return of
+    return {kind: mapper(linux[kind + "Mappings"]) for kind in ("uid", "gid")}
+
 def become_mapped(channel, flags):
     """Become root of a user namespace, as whom the other namespaces are to be made."""
     if flags & CLONE_NEWUSER:
@@ -5290,7 +5342,8 @@ class Tree:
     leads through one is followed as if the layer were the whole root, as docker does.  Whiteouts,
     and mode, owner and time of directories come last: until then each can be written to, and
     nothing changes its time any more."""
-    def __init__(self, root, whiteouts="mark", owned_by=None):
+    def __init__(self, root, whiteouts="mark", owned_by=None, mapped=None):
+        self.mapped = mapped  # {"uid": the function of an id in the archive, "gid": ...}
         self.root, self.path, self.fd = root, b"", os.dup(root)  # fd: of path, where we are
         self.whiteouts, self.owned_by = whiteouts, owned_by  # mark, apply or keep; (uid, gid)
         self.dirs, self.marks = {}, []
@@ -5303,6 +5356,8 @@ class Tree:
                 return
         if self.owned_by:
             entry.uid, entry.gid = self.owned_by
+        if self.mapped:
+            entry.uid, entry.gid = self.mapped["uid"](entry.uid), self.mapped["gid"](entry.gid)
         path = b"/".join(parts)
         if entry.type == b"5":
             self.dirs[path] = entry

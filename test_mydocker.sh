@@ -3417,6 +3417,31 @@ test_rootless_life() { # rootless: the whole life of a container, with the ids o
   is "$(find home/mydocker/{containers,layers,running,names} -mindepth 1)" ''
 }
 
+test_rootless_keep_id() { # rootless: with --userns keep-id the caller is the same user inside
+  outsider 300000:65536
+  small_root root
+  mkdir root/home home/shared
+  chown 1234:5678 root/home
+  chown 23456:23456 home/shared
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  run 0 run -d --name c --userns keep-id -v "$PWD/home/shared:/shared" one sh -c '
+    id -u; id -g; touch /shared/mine; exec sleep 1000'
+  wait_for test -e home/shared/mine
+  run 0 logs c
+  is "$out" $'23456\n23456'
+  is "$(stat -c %u home/shared/mine)" 23456
+  run 0 exec -u 0 c sh -c 'ls -lnd /home /bin; touch /shared/roots /root/it; id -u'
+  like "$out" ' 1234 +5678 .*/home'
+  like "$out" ' 0 +0 .*/bin'
+  is "$(stat -c %u home/shared/roots)" 300000
+  run 0 exec c sh -c 'id -u; test -w /root || echo closed'
+  is "$out" $'23456\nclosed'
+  run 0 rm -f c
+  is "$(find home/mydocker/containers -mindepth 1)" ''
+  fails 125 '--userns, on strange' run --userns strange one true
+}
+
 test_rootless_refused() { # rootless: where no user namespace can be had, the cause is named
   need unshare setpriv
   unshare -Ur true || skip 'no user namespace in here'
