@@ -3071,7 +3071,11 @@ def hierarchies():
 
 def mount_cgroups(target, _, flags, __):
     """Show the container its own cgroup, in the form that the host has: v2, or v1's directories."""
-    kinds = hierarchies()
+    kinds, guest = hierarchies(), is_guest("cgroup")  # then only what is mounted can be shown
+    if list(kinds) == [""] and guest:
+        os.close(int(os.path.basename(mount_bind(target, {"source": kinds[""][1]},
+                                                 flags | MS_BIND, None))))
+        return
     if list(kinds) == [""]:
         mount("cgroup", target, "cgroup2", flags, None)  # the namespace's own part of the tree
         return
@@ -3080,7 +3084,7 @@ def mount_cgroups(target, _, flags, __):
     for name, (point, own) in kinds.items():
         path = f"{place}/{name.split('=')[-1] or 'unified'}"
         os.mkdir(path)
-        if own != point:  # no namespace of its own: its own part all the same, as runc has it
+        if own != point or guest:  # no namespace of its own: its own part all the same, as runc has it
             mount_bind(path, {"source": own}, flags | MS_BIND, None)
             continue
         kind = "cgroup" if name else "cgroup2"
@@ -4111,6 +4115,15 @@ def become_pasta(words, log):
             os.set_inheritable(fd, False)
     os.execv(pasta_program(), ["pasta", *words])  # as the only program but ours
 
+def home_outside():
+    """The home directory of whoever is root in this user namespace, made by an engine: that doesn't
+    always pass on its environment."""
+    import pwd
+    from contextlib import suppress
+    with suppress(KeyError):  # it has no account
+        return pwd.getpwuid(ids_here("uid")[0][1]).pw_dir
+    return "~"
+
 def refused(error):
     """What a user is told whom the kernel doesn't let make a user namespace."""
     return Failure(f"user namespace, as user {os.geteuid()}: {reason(error)}", hint=why_refused())
@@ -4655,9 +4668,8 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
     needs.  DETACH: it doesn't end with this process."""
     record = monitor["record"]
     first = live_pid(record)
-    joined = [row for kind, row in NAMESPACES.items() if kind != "time" and (
-        kind != "user"  # nobody enters the one that it is in
-        or os.readlink(f"/proc/{first}/ns/user") != os.readlink("/proc/self/ns/user"))]
+    joined = [row for kind, row in NAMESPACES.items() if kind != "time"  # nor one that we are in:
+              and os.readlink(f"/proc/{first}/ns/{row[1]}") != os.readlink(f"/proc/self/ns/{row[1]}")]
     fds = [os.open(f"/proc/{first}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for _, name in joined]
     with tolerate(*NOT_TO_BE_HAD):  # the others do as well
         fds.insert(0, pidfd_open(first, 0))
@@ -10180,8 +10192,12 @@ def usual_root():
     if os.geteuid() == 0 and (not in_user_namespace()
                               or os.access(os.path.dirname(STATE_ROOT), os.W_OK)):
         return STATE_ROOT
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return os.path.join(data, "mydocker")
+    own = "~/.local/share"
+    if os.geteuid() == 0:
+        own = home_outside() + "/.local/share"
+    elif os.environ.get("XDG_DATA_HOME"):
+        own = os.environ["XDG_DATA_HOME"]
+    return os.path.join(os.path.expanduser(own), "mydocker")
 
 def dispatch(words):
     """Carry out one command line; returns the exit status."""

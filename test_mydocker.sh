@@ -3354,6 +3354,10 @@ test_rootless() { # rootless: an ordinary user is root in a container, and only 
   run 0 run --network host --rootfs root /bin/sh -c 'ls -d /sys/class/net
     touch /sys/kernel/x || echo no'
   is "$out" $'/sys/class/net\nno'
+  run 0 run -d --name h --network host --rootfs root /bin/sleep 1000
+  run 0 exec h id -u
+  is "$out" 0
+  run 0 rm -f h
   run 125 run -m 64m /bin/true
   like "$err" 'memory.*cgroup.*hint: .*Delegate'
 }
