@@ -3500,6 +3500,29 @@ test_rootless_pasta() { # rootless: pasta leads out of a container, and to its p
   fails 125 'bridge.*root' run --network bridge one true
 }
 
+test_rootless_podman() { # rootless: podman runs containers with it, and goes into them
+  need podman runc busybox
+  outsider 300000:65536
+  export XDG_RUNTIME_DIR=$PWD/home/run
+  small_root root
+  mkdir -p home/run root/{dev,proc,sys,run}
+  printf '#!/bin/sh\nexec %q %q --root %q "$@"\n' "$PYTHON" "$PWD/home/program" "$PWD/home/mydocker" \
+    >home/runtime
+  chmod 755 home/runtime
+  chown -R 23456:23456 home root
+  local top=$PWD podman=("${user[@]}" podman --root "$PWD/home/store" --runroot "$PWD/home/run/root"
+    --storage-driver vfs --cgroup-manager cgroupfs --runtime)
+  local run=("${podman_run[@]}" --net none)
+  (cd home && "${podman[@]}" /usr/sbin/runc "${run[@]}" --rootfs "$top/root" /bin/sh -c :) ||
+    skip 'podman without root does not work here'
+  cd home
+  is "$("${podman[@]}" "$top/home/runtime" "${run[@]}" --rootfs "$top/root" /bin/sh -c 'id -u')" 0
+  "${podman[@]}" "$top/home/runtime" run -d "${run[@]:2}" --name "p$n" --rootfs "$top/root" sleep 1000
+  is "$("${podman[@]}" "$top/home/runtime" exec "p$n" id -u)" 0
+  is "$("${podman[@]}" "$top/home/runtime" exec -u 1234 "p$n" id -u)" 1234
+  "${podman[@]}" "$top/home/runtime" rm -f -t 0 "p$n"
+}
+
 test_weak_root() { # rootless: root without CAP_SYS_ADMIN has all ids that it sees
   need setpriv
   weak=(setpriv --bounding-set -sys_admin --inh-caps -all)
