@@ -2211,6 +2211,12 @@ def kernel_mounts(shm_size=64 << 20):
         "/dev/mqueue mqueue nosuid noexec nodev",
         f"/dev/shm tmpfs nosuid noexec nodev mode=1777 size={shm_size}")]
 
+def guest_sys(row):
+    """The /sys row of a container in a network that isn't our user namespace's: only the host's own
+    can be shown."""
+    bound = mount_row("/sys", "bind", "rbind", "nosuid", "noexec", "nodev", "rro", source="/sys")
+    return dict(row, fallback=bound)
+
 def layers_row(destination, layers, path):
     return mount_row(destination, "layers", *[f"lowerdir={layer}" for layer in layers],
                      f"upperdir={path}/upper", f"workdir={path}/work")
@@ -2468,18 +2474,22 @@ def mount_copy(target, row, flags, data):
     if not os.path.isdir(row["source"]):
         warn("overlay, on the image's layers: the kernel can't stack them (does the state root "
              "lie on an overlay?): copying them")
-        new = row["source"] + ".new"
-        remove_tree(new)
-        os.mkdir(new, 0o755)
-        with Descriptor(os.open(new, OPEN_DIR)) as below:
-            for option in reversed(row["options"]):
-                key, _, layer = option.partition("=")
-                if key == "lowerdir":
-                    with Descriptor(os.open(layer, OPEN_DIR)) as above:
-                        unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply")
-            syncfs(below)  # its name is trusted from here on, also after a power loss
-        os.rename(new, row["source"])
+        copy_layers(row)
     return mount_bind(target, row, flags | MS_BIND, data)
+
+def copy_layers(row, **how):
+    """Unpack the layers of a "layers" row, one over the other, where its "copy" has them."""
+    new = row["source"] + ".new"
+    remove_tree(new)
+    os.mkdir(new, 0o755)
+    with Descriptor(os.open(new, OPEN_DIR)) as below:
+        for option in reversed(row["options"]):
+            key, _, layer = option.partition("=")
+            if key == "lowerdir":
+                with Descriptor(os.open(layer, OPEN_DIR)) as above:
+                    unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply", **how)
+        syncfs(below)  # its name is trusted from here on, also after a power loss
+    os.rename(new, row["source"])
 
 def mounter_of(row):
     """The function that makes a row's mount; most kinds are the kernel's."""
@@ -2704,6 +2714,9 @@ def make_spec(options, words, plan):
     if options["oom-score-adj"]:
         spec["process"]["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj",
                                                       -1000)
+    if is_guest("net") and plan["network"] == "host":
+        spec["mounts"] = [guest_sys(row) if row["type"] == "sysfs" else row
+                          for row in spec["mounts"]]
     if plan["layers"]:
         spec["mounts"].insert(0, image_row(plan["layers"], path))
     if options["ephemeral"]:
@@ -2718,6 +2731,7 @@ def make_spec(options, words, plan):
                           and os.path.isdir(row["destination"])]  # /dev stays the host's
     spec["mounts"] += volume_rows(options, image, own_root)
     plan_confinement(spec, options)
+    plan_ids(spec, options)
     return spec
 
 # The process
@@ -2816,6 +2830,9 @@ def prepare_container(spec, record):
             os.makedirs(source, exist_ok=True)
     for name in ("rootfs", "scratch"):
         make_dirs(f"{path}/{name}")
+    for row in spec["mounts"]:
+        if row["type"] == "copy" and not os.path.isdir(row["source"]):
+            copy_layers(row, mapped=id_functions(spec["linux"]))
     if not any(row["source"] == f"{path}/hosts" for row in spec["mounts"]):
         return  # on the host's own root its own files are as good
     write_hosts(spec, record)
@@ -3397,7 +3414,11 @@ def hierarchies():
 
 def mount_cgroups(target, row, flags, _):
     """Show the container its own cgroup, in the form that the host has: v2, or v1's directories."""
-    kinds = row["trees"]
+    kinds, guest = row["trees"], is_guest("cgroup")  # then only what is mounted can be shown
+    if list(kinds) == [""] and guest:
+        os.close(int(os.path.basename(mount_bind(target, {"source": kinds[""][1]},
+                                                 flags | MS_BIND, None))))
+        return
     if list(kinds) == [""]:
         mount("cgroup", target, "cgroup2", flags, None)  # the namespace's own part of the tree
         return
@@ -3406,7 +3427,7 @@ def mount_cgroups(target, row, flags, _):
     for name, (point, own) in kinds.items():
         path = f"{place}/{name.split('=')[-1] or 'unified'}"
         os.mkdir(path)
-        if own != point:  # no namespace of its own: its own part all the same, as runc has it
+        if own != point or guest:  # no namespace of its own: its own part all the same, as runc has it
             mount_bind(path, {"source": own}, flags | MS_BIND, None)
             continue
         kind = "cgroup" if name else "cgroup2"
@@ -4780,22 +4801,18 @@ def check_guest(kind):
         raise Failure(f"--network, on {kind}: only root can lay cables to this host",
                       hint="--network pasta, none, host and container:ID are possible")
 
-def connect_by_pasta(state, pid):
+def connect_by_pasta(state, pid, ports):
     """Let pasta connect a container's network namespace, and forward its ports.  It dies with us,
     and we with the container."""
     record, old = state["record"], state.pop("pasta", None)
     if old:
         kill_child(old)
-    with changed_wiring(record) as wiring:
-        if record["wants"]["ports"] and not wiring["ports"]:
-            wiring["ports"] = hold_ports(state)
-            close_ports(state)  # pasta takes them itself
     log, ready, place = (container_path(record, "pasta." + name) for name in ("log", "pid", "netns"))
     for path in (ready, place):
         unlink_if_there(path)
     write_file(place, "")
     mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # among our mounts: it can open that
-    words = pasta_words(place, wiring["ports"]) + ["--pid", ready]
+    words = pasta_words(place, ports) + ["--pid", ready]
     state["pasta"] = child = os.fork()  # to become pasta
     if not child:
         try:
@@ -4839,6 +4856,15 @@ def become_pasta(words, log):
             os.set_inheritable(fd, False)
     os.execv(pasta_program(), ["pasta", *words])  # as the only program but ours
 
+def home_outside():
+    """The home directory of whoever is root in this user namespace, made by an engine: that doesn't
+    always pass on its environment."""
+    import pwd
+    from contextlib import suppress
+    with suppress(KeyError):  # it has no account
+        return pwd.getpwuid(ids_here("uid")[0][1]).pw_dir
+    return "~"
+
 def refused(error):
     """What a user is told whom the kernel doesn't let make a user namespace."""
     return Failure(f"user namespace, as user {os.geteuid()}: {reason(error)}", hint=why_refused())
@@ -4864,6 +4890,50 @@ def why_refused():
     return "sudo mydocker ..., or a kernel with CONFIG_USER_NS, and no chroot(2) around us"
 
 # A container's own user namespace
+
+offer("run", ("--userns", "MODE", "whose ids it has: host, ours, or keep-id, where the caller without "
+                                  "root has the same ids inside (default: host)"))
+
+def plan_ids(spec, options):
+    """Write into the spec what its ids are, if they aren't ours.  An image's files can't have two
+    owners: the container gets a copy of them."""
+    mode, linux = given(options, "userns", "host"), spec["linux"]
+    if mode not in ("", "host", "keep-id"):
+        raise Failure(f"--userns, on {mode}: it is host or keep-id")
+    if mode != "keep-id":
+        return
+    for kind in ("uid", "gid"):
+        linux[kind + "Mappings"] = kept_ids(kind)
+    linux["namespaces"].insert(0, {"type": "user"})
+    if options["user"] is None:
+        own = [str(linux[kind + "Mappings"][1]["containerID"]) for kind in ("uid", "gid")]
+        spec["process"]["user"]["username"] = ":".join(own)
+    spec["mounts"] = [row["fallback"] if row["type"] == "layers" else row for row in spec["mounts"]]
+
+def kept_ids(kind):
+    """Mappings that let our root, who is the caller, be the id inside that he is outside."""
+    rows = ids_here(kind)
+    own, size = rows[0][1], sum(row[2] for row in rows)
+    if not is_guest("pid") or not own:
+        raise Failure("--userns, on keep-id: it is for those without root")
+    if size == 1:
+        raise Failure("--userns, on keep-id: there are no ids for its root and others",
+                      hint=MORE_IDS)
+    below = min(own, size - 1)
+    found = [(0, 1, below), (own, 0, 1), (own + 1, below + 1, size - 1 - below)]
+    return [{"containerID": inner, "hostID": outer, "size": count}
+            for inner, outer, count in found if count]
+
+def id_functions(linux):
+    """What the ids of a container with mappings are among ours: {"uid": function, "gid": ...}."""
+    def mapper(rows):
+        def of(number):
+            for row in rows:
+                if 0 <= number - row["containerID"] < row["size"]:
+                    return number - row["containerID"] + row["hostID"]
+            return rows[0]["hostID"]  # its root's, where it has no such id
+        return of
+    return {kind: mapper(linux[kind + "Mappings"]) for kind in ("uid", "gid")}
 
 def become_mapped(channel, flags):
     """Become root of a user namespace, as whom the other namespaces are to be made."""
@@ -5475,9 +5545,8 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
     needs.  DETACH: it doesn't end with this process."""
     record = monitor["record"]
     first = live_pid(record)
-    joined = [row for kind, row in NAMESPACES.items() if kind != "time" and (
-        kind != "user"  # nobody enters the one that it is in
-        or os.readlink(f"/proc/{first}/ns/user") != os.readlink("/proc/self/ns/user"))]
+    joined = [row for kind, row in NAMESPACES.items() if kind != "time"  # nor one that we are in:
+              and os.readlink(f"/proc/{first}/ns/{row[1]}") != os.readlink(f"/proc/self/ns/{row[1]}")]
     fds = [os.open(f"/proc/{first}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for _, name in joined]
     with tolerate(*NOT_TO_BE_HAD):  # the others do as well
         fds.insert(0, pidfd_open(first, 0))
@@ -6177,7 +6246,8 @@ class Tree:
     leads through one is followed as if the layer were the whole root, as docker does.  Whiteouts,
     and mode, owner and time of directories come last: until then each can be written to, and
     nothing changes its time any more."""
-    def __init__(self, root, whiteouts="mark", owned_by=None):
+    def __init__(self, root, whiteouts="mark", owned_by=None, mapped=None):
+        self.mapped = mapped  # {"uid": the function of an id in the archive, "gid": ...}
         self.root, self.path, self.fd = root, b"", os.dup(root)  # fd: of path, where we are
         self.whiteouts, self.owned_by = whiteouts, owned_by  # mark, apply or keep; (uid, gid)
         self.dirs, self.marks = {}, []
@@ -6190,6 +6260,8 @@ class Tree:
                 return
         if self.owned_by:
             entry.uid, entry.gid = self.owned_by
+        if self.mapped:
+            entry.uid, entry.gid = self.mapped["uid"](entry.uid), self.mapped["gid"](entry.gid)
         path = b"/".join(parts)
         if entry.type == b"5":
             self.dirs[path] = entry
@@ -11359,7 +11431,7 @@ def connect_container(state, pid, channel):
     if message != "apart":  # sync 0
         raise Failure(*message or ("run: it was killed before the command started", 137))
     if record["network"] == "pasta":
-        return connect_by_pasta(state, pid)
+        return connect_by_pasta(state, pid, guest_ports(state))
     taken = None
     if record["wants"]["ports"] and not state.get("ports"):
         taken = hold_ports(state)
@@ -11368,6 +11440,14 @@ def connect_container(state, pid, channel):
     except Full:
         sweep_containers()  # the dead give back theirs
         wire(record, pid, taken)
+
+def guest_ports(state):
+    """The ports on the host of a container that has no cable; they are free for its helper."""
+    with changed_wiring(state["record"]) as wiring:
+        if state["record"]["wants"]["ports"] and not wiring["ports"]:
+            wiring["ports"] = hold_ports(state)
+            close_ports(state)
+        return wiring["ports"]
 
 def wire(record, pid, taken):
     """Connect a container whose PID 1 is that to all of its networks; TAKEN: its new ports."""
@@ -13789,8 +13869,12 @@ def usual_root():
     if os.geteuid() == 0 and (not in_user_namespace()
                               or os.access(os.path.dirname(STATE_ROOT), os.W_OK)):
         return STATE_ROOT
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return os.path.join(data, "mydocker")
+    own = "~/.local/share"
+    if os.geteuid() == 0:
+        own = home_outside() + "/.local/share"
+    elif os.environ.get("XDG_DATA_HOME"):
+        own = os.environ["XDG_DATA_HOME"]
+    return os.path.join(os.path.expanduser(own), "mydocker")
 
 def dispatch(words):
     """Carry out one command line; returns the exit status."""

@@ -3789,6 +3789,13 @@ test_rootless() { # rootless: an ordinary user is root in a container, and only 
   is "$(stat -c %a:%u home/mydocker)" 700:23456
   is "$(find home -mindepth 1 -maxdepth 1 | sort | tr '\n' ' ')" \
     'home/made home/mydocker home/program '
+  run 0 run --network host --rootfs root /bin/sh -c 'ls -d /sys/class/net
+    touch /sys/kernel/x || echo no'
+  is "$out" $'/sys/class/net\nno'
+  run 0 run -d --name h --network host --rootfs root /bin/sleep 1000
+  run 0 exec h id -u
+  is "$out" 0
+  run 0 rm -f h
   run 125 run -m 64m /bin/true
   like "$err" 'memory.*cgroup.*hint: .*Delegate'
 }
@@ -3852,6 +3859,31 @@ test_rootless_life() { # rootless: the whole life of a container, with the ids o
   is "$(find home/mydocker/{containers,layers,running,names} -mindepth 1)" ''
 }
 
+test_rootless_keep_id() { # rootless: with --userns keep-id the caller is the same user inside
+  outsider 300000:65536
+  small_root root
+  mkdir root/home home/shared
+  chown 1234:5678 root/home
+  chown 23456:23456 home/shared
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  run 0 run -d --name c --userns keep-id -v "$PWD/home/shared:/shared" one sh -c '
+    id -u; id -g; touch /shared/mine; exec sleep 1000'
+  wait_for test -e home/shared/mine
+  run 0 logs c
+  is "$out" $'23456\n23456'
+  is "$(stat -c %u home/shared/mine)" 23456
+  run 0 exec -u 0 c sh -c 'ls -lnd /home /bin; touch /shared/roots /root/it; id -u'
+  like "$out" ' 1234 +5678 .*/home'
+  like "$out" ' 0 +0 .*/bin'
+  is "$(stat -c %u home/shared/roots)" 300000
+  run 0 exec c sh -c 'id -u; test -w /root || echo closed'
+  is "$out" $'23456\nclosed'
+  run 0 rm -f c
+  is "$(find home/mydocker/containers -mindepth 1)" ''
+  fails 125 '--userns, on strange' run --userns strange one true
+}
+
 test_rootless_refused() { # rootless: where no user namespace can be had, the cause is named
   need unshare setpriv
   unshare -Ur true || skip 'no user namespace in here'
@@ -3904,6 +3936,29 @@ test_rootless_pasta() { # rootless: pasta leads out of a container, and to its p
   kill -KILL "$(sed -n 's/.*"monitor": \([0-9]*\).*/\1/p' home/mydocker/containers/*/record.json)"
   wait_for gone "$pasta"
   fails 125 'bridge.*root' run --network bridge one true
+}
+
+test_rootless_podman() { # rootless: podman runs containers with it, and goes into them
+  need podman runc busybox
+  outsider 300000:65536
+  export XDG_RUNTIME_DIR=$PWD/home/run
+  small_root root
+  mkdir -p home/run root/{dev,proc,sys,run}
+  printf '#!/bin/sh\nexec %q %q --root %q "$@"\n' "$PYTHON" "$PWD/home/program" "$PWD/home/mydocker" \
+    >home/runtime
+  chmod 755 home/runtime
+  chown -R 23456:23456 home root
+  local top=$PWD podman=("${user[@]}" podman --root "$PWD/home/store" --runroot "$PWD/home/run/root"
+    --storage-driver vfs --cgroup-manager cgroupfs --runtime)
+  local run=("${podman_run[@]}" --net none)
+  (cd home && "${podman[@]}" /usr/sbin/runc "${run[@]}" --rootfs "$top/root" /bin/sh -c :) ||
+    skip 'podman without root does not work here'
+  cd home
+  is "$("${podman[@]}" "$top/home/runtime" "${run[@]}" --rootfs "$top/root" /bin/sh -c 'id -u')" 0
+  "${podman[@]}" "$top/home/runtime" run -d "${run[@]:2}" --name "p$n" --rootfs "$top/root" sleep 1000
+  is "$("${podman[@]}" "$top/home/runtime" exec "p$n" id -u)" 0
+  is "$("${podman[@]}" "$top/home/runtime" exec -u 1234 "p$n" id -u)" 1234
+  "${podman[@]}" "$top/home/runtime" rm -f -t 0 "p$n"
 }
 
 test_weak_root() { # rootless: root without CAP_SYS_ADMIN has all ids that it sees
