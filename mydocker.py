@@ -1060,7 +1060,8 @@ def split_option(by_name, word, where):
     found = []
     for end, letter in enumerate(word[1:], 2):
         if letter not in by_name:
-            raise Failure(f"{where}, on {word}: unknown option", hint=f"see {where} --help")
+            near = near_miss("--" + name, [f"--{known}" for known in by_name])
+            raise Failure(f"{where}, on {word}: unknown option", hint=near or f"see {where} --help")
         row = by_name[letter]
         if row[1]:
             return found + [(row, word[end:] or None)]
@@ -5471,9 +5472,11 @@ def cmd_rm(options, name):
     try:
         record = find_container(name)
     except NotFound:
-        if not remove_damaged(name, options["force"]):
-            raise
-        return name
+        if remove_damaged(name, options["force"]):
+            return name
+        if options["force"]:
+            return ""  # that is what was wanted
+        raise
     if record["running"] and not options["force"]:
         raise Failure(f"rm, on {record['name']}: it is running", hint="mydocker rm -f")
     stop_container(record, _signal.SIGKILL, 0)
@@ -5503,6 +5506,15 @@ def remove_damaged(name, force):
         end_container({"id": container_id, "keep": False,
                        "cgroups": cgroup_dirs(f"mydocker/{container_id}")})
     return True
+
+@command("CONTAINER NAME", "give a container another name", takes=(2, 2))
+def cmd_rename(_, words):
+    record = find_container(words[0])
+    check_new_name(words[1], "rename")
+    take_name(words[1], record["id"])
+    old = record["name"]
+    change_record(record, name=words[1])
+    unlink_if_there(state_path("names", old))
 
 @command("[OPTIONS]", "remove all containers that don't run",
          ("-f --force", "", "without asking, as always"))
@@ -7858,6 +7870,120 @@ def inspect_image(text):
             "Config": config.get("config"), "History": config.get("history"),
             "Size": sum(layer["size"] for layer in image["layers"]),
             "RootFS": {"Type": "layers", "Layers": image["diff_ids"]}}
+
+@command("[OPTIONS]", "remove the images that have no name and that no container uses",
+         ("-a --all", "", "also those with a name"),
+         ("-f --force", "", "without asking, as always"))
+def cmd_image_prune(options, _):
+    sweep_containers()
+    before = tree_size(state_path("images")) + tree_size(state_path("layers"))
+    used = {record["image"] for record in container_records()}
+    idle = [image["id"] for image in stored_images() if image["digest"] not in used
+            and (options["all"] or not image["name"])]
+    each("image prune", dict.fromkeys(idle), lambda name: "\n".join(remove_image(name, True)))
+    after = tree_size(state_path("images")) + tree_size(state_path("layers"))
+    show(f"Total reclaimed space: {humane_size(max(0, before - after))}")
+
+STEP_COLUMNS = {"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY",
+                "Size": "SIZE", "Comment": "COMMENT"}
+
+@command("[OPTIONS] IMAGE", "show of which steps an image was made, the last one first",
+         ("-q --quiet", "", "ids only"), ("--no-trunc", "", "ids and commands in full"),
+         ("--format", "FORMAT", "table, json or a template"), takes=ONE)
+def cmd_history(options, words):
+    image, rows = find_image(words[0]), []
+    sizes = [layer["size"] for layer in image["layers"]]
+    for step in image["config"].get("history") or [{} for _ in sizes]:
+        size = 0 if step.get("empty_layer") or not sizes else sizes.pop(0)
+        text, created = str(step.get("created_by") or ""), str(step.get("created") or "")
+        rows.insert(0, {"ID": "<missing>", "CreatedAt": created, "CreatedSince": age_since(created),
+                        "CreatedBy": shorten(text, len(text) if options["no-trunc"] else 45)[1:-1],
+                        "Size": humane_size(size), "Comment": printable(str(step.get("comment")
+                                                                          or ""))})
+    if rows:
+        rows[0]["ID"] = image["id"] if options["no-trunc"] else image["id"][7:19]
+    show_rows(rows, STEP_COLUMNS, "{{.ID}}" if options["quiet"] else options["format"])
+
+def age_since(created):
+    """How long ago a time is as an image has it, RFC 3339, or what it says instead of one."""
+    import calendar
+    try:
+        return age_of(calendar.timegm(time.strptime(created[:19], "%Y-%m-%dT%H:%M:%S"))) + " ago"
+    except ValueError:
+        return created[:19]
+
+@command("CONTAINER", "show what a container has added (A) to its image, changed (C) and deleted "
+         "(D)", takes=ONE)
+def cmd_diff(_, words):
+    record = find_container(words[0])
+    path = container_path(record)
+    if not record["image"] or not os.path.isdir(path + "/upper") or os.path.isdir(path + "/copy"):
+        raise Failure(f"diff, on {words[0]}: what it writes isn't kept apart from what was there")
+    layers = [Descriptor(os.open(layer_path(diff_id), OPEN_DIR))
+              for diff_id in dict.fromkeys(reversed(record["layers"]))]
+    with Descriptor(os.open(path + "/upper", OPEN_DIR)) as upper:
+        for kind, name in differences(upper, layers, ()):
+            show(f"{kind} /{printable('/'.join(name))}")
+    for layer in layers:
+        os.close(layer)
+
+def differences(fd, layers, above):
+    """Yield what a directory of a container's layer changes: (A, C or D, the names that lead
+    there).  LAYERS: those below, the top one first."""
+    hides = is_opaque(fd)
+    for name in sorted({*os.listdir(fd), *(names_below(layers, above) if hides else ())}):
+        place = (*above, name)
+        info = entry_at(fd, (name,))
+        if info is None or is_whiteout(info):
+            if is_below(layers, place):
+                yield "D", place
+            continue
+        yield "C" if is_below(layers, place) else "A", place
+        if stat.S_ISDIR(info.st_mode):
+            with Descriptor(os.open(name, OPEN_CHILD, dir_fd=fd)) as inner:
+                yield from differences(inner, layers, place)
+
+def is_opaque(fd):
+    """True if a directory of a layer hides what the layers below have there."""
+    mark = overlay_mark("opaque")
+    return mark in os.listxattr(fd) and os.getxattr(fd, mark) == b"y"
+
+def is_whiteout(info):
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
+
+def entry_at(fd, names):
+    """What is at a place below a directory, no link followed; None if nothing."""
+    with tolerate(errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        with Descriptor(open_in_root(fd, "/" + "/".join(names), os.O_PATH | os.O_NOFOLLOW,
+                                     RESOLVE_NO_SYMLINKS)) as place:
+            return os.fstat(place)
+    return None
+
+def is_below(layers, names):
+    """True if the layers have something at that place; the first that says anything counts."""
+    for layer in layers:
+        for end in range(1, len(names) + 1):
+            info = entry_at(layer, names[:end])
+            if info is None:
+                break
+            if is_whiteout(info) or end < len(names) and not stat.S_ISDIR(info.st_mode):
+                return False
+            if end == len(names):
+                return True
+            with Descriptor(open_in_root(layer, "/" + "/".join(names[:end]), OPEN_DIR)) as inside:
+                if is_opaque(inside) and entry_at(layer, names) is None:
+                    return False
+    return False
+
+def names_below(layers, names):
+    """What the layers have in that directory."""
+    found = set()
+    for layer in layers:
+        with tolerate(errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            with Descriptor(open_in_root(layer, "/" + "/".join(names), OPEN_DIR,
+                                         RESOLVE_NO_SYMLINKS)) as inside:
+                found.update(os.listdir(inside))
+    return found
 
 # ── 25. Speaking to registries ───────────────────────────────────────────────
 # OCI distribution-spec 1.1; Docker's registry documentation, "Token Authentication".
@@ -13840,6 +13966,111 @@ def block_devices(pid):
                     if stat.S_ISBLK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
     return []
 
+# ── 35d. Docker's words ──────────────────────────────────────────────────────
+# What a docker user types without thinking and what is no command of ours by that name: groups of
+# commands, near misses, and what stays out, which answers with what to use instead.
+
+GROUPS = {  # group: {word: command}; "" is the group alone
+    "container": {"ls": "ps", "list": "ps", "ps": "ps", "prune": "prune", "": "ps", **{
+        name: name for name in "attach commit cp create diff exec export inspect kill logs pause "
+        "port rename restart rm run start stats stop top unpause update wait".split()}},
+    "image": {"": "images", "ls": "images", "list": "images", "rm": "rmi", "remove": "rmi",
+              "inspect": "inspect", **{name: name for name in
+                                       "build history import load pull push save tag".split()}},
+    "network": {"": "network list"}, "system": {"info": "info", "events": "events"},
+    "volume": {"": "volume ls", "list": "volume ls", "remove": "volume rm"},
+    "builder": {"build": "build"}}
+ELSEWHERE = {  # what isn't here: what to use instead
+    "compose": "a shell script of `mydocker run --network ...` lines",
+    "swarm": "one host is all it knows: Kubernetes, with mydocker as its runtime",
+    "service": "systemd units that start `mydocker run`", "stack": "systemd units",
+    "node": "Kubernetes, with mydocker as its runtime",
+    "secret": "a file, mounted by `run -v FILE:PLACE:ro`",
+    "config": "a file, mounted by `run -v FILE:PLACE:ro`",
+    "plugin": "nothing is loaded from outside", "buildx": "`mydocker build`, or buildah",
+    "bake": "`mydocker build`, or buildah", "scout": "a scanner of what `save` writes, as trivy",
+    "trust": "a digest in the name, NAME@sha256:...", "context": "ssh HOST mydocker ...",
+    "manifest": "skopeo, or buildah", "checkpoint": "criu", "search": "the registry's web page",
+    "debug": "mydocker explain CONTAINER, or run --step", "model": "an image that has one"}
+
+def docker_word(words):
+    """What docker's words mean here that are no command of ours: (command, the words after it)."""
+    group = GROUPS.get(words[0], {})
+    after = [word for word in words[1:2] if not word.startswith("-")]
+    name = group.get(after[0] if after else "", "")
+    if name in COMMANDS:
+        return name, words[1 + len(after):]
+    if words[0] in ELSEWHERE:
+        raise Failure(f"mydocker, on {words[0]}: mydocker doesn't have that",
+                      hint=f"instead: {ELSEWHERE[words[0]]}")
+    if not group:
+        near = near_miss(words[0], [*COMMANDS, *GROUPS])
+        raise Failure(f"mydocker, on {words[0]}: no such command", hint=near or "mydocker --help")
+    known = {word for word, name in group.items() if word and name in COMMANDS}
+    known.update(name.partition(" ")[2] for name in COMMANDS if name.startswith(words[0] + " "))
+    raise Failure(f"mydocker, on {' '.join(words[:2])}: no such command",
+                  hint=f"{words[0]} {', '.join(sorted(known))}")
+
+def near_miss(word, known):
+    """A hint with what was probably meant by WORD, or ""."""
+    import difflib
+    found = difflib.get_close_matches(word, [name for name in known if len(name) > 1], 1, 0.6)
+    return f"did you mean {found[0]}?" if found else ""
+
+def help_about(words):
+    """What `help` says, of everything or of one command."""
+    if not words:
+        return overview()
+    name = " ".join(words[:2])
+    return help_text(name if name in COMMANDS else docker_word(words)[0]
+                     if words[0] not in COMMANDS else words[0])
+
+@command("[OPTIONS]", "show the version of this program and of what it runs on",
+         ("-f --format", "FORMAT", "json or a template, such as '{{.Version}}'"))
+def cmd_version(options, _):
+    host = os.uname()
+    row = {"Version": VERSION, "OCI": "1.2.0", "Python": sys.version.split()[0],
+           "Os": host.sysname.lower(), "Arch": host.machine, "KernelVersion": host.release}
+    if options["format"] is not None:
+        return show_rows([row], {}, options["format"])
+    show("\n".join(columns([(f"{key}:", value) for key, value in row.items()])))
+
+@command("[OPTIONS]", "show what images, containers and volumes take on the disk",
+         ("--format", "FORMAT", "table, json or a template"))
+def cmd_system_df(options, _):
+    records, images = container_records(), [*stored_images()]
+    running = [record for record in records if record["running"]]
+    used = {record["image"] for record in records}
+    volumes = listing(state_path("volumes"))
+    mounted = {name for record in records for name in record["volumes"]}
+    sizes = {record["id"]: tree_size(container_path(record)) for record in records}
+    idle = sum(size for each_id, size in sizes.items()
+               if each_id not in [record["id"] for record in running])
+    whole = tree_size(state_path("images")) + tree_size(state_path("layers"))
+    unused = sum(layer["size"] for image in images if image["digest"] not in used
+                 for layer in image["layers"])
+    rows = [("Images", len(images), len([1 for image in images if image["digest"] in used]), whole,
+             min(unused, whole)),
+            ("Containers", len(records), len(running), sum(sizes.values()), idle),
+            ("Local Volumes", len(volumes), len(mounted & {*volumes}),
+             tree_size(state_path("volumes")),
+             sum(tree_size(state_path("volumes", name)) for name in {*volumes} - mounted))]
+    names = {"Type": "TYPE", "TotalCount": "TOTAL", "Active": "ACTIVE", "Size": "SIZE",
+             "Reclaimable": "RECLAIMABLE"}
+    show_rows([dict(zip(names, (kind, str(total), str(active), humane_size(size),
+                                humane_size(free)))) for kind, total, active, size, free in rows],
+              names, options["format"])
+
+@command("[OPTIONS]", "remove containers that don't run, networks and images that nobody uses",
+         ("-a --all", "", "also images with a name"), ("--volumes", "", "also volumes"),
+         ("-f --force", "", "without asking, as always"))
+def cmd_system_prune(options, _):
+    cmd_network_prune()
+    cmd_prune()
+    if options["volumes"]:
+        cmd_volume_prune({"all": False, "force": True}, [])
+    cmd_image_prune(options, [])
+
 # ── 36. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.
 
@@ -13854,7 +14085,7 @@ GLOBAL_OPTIONS = (
 )
 
 # Commands that need no power over anything: no user namespace is made for them.
-POWERLESS = "info install uninstall renew login logout spec features".split()
+POWERLESS = "version info install uninstall renew login logout spec features".split()
 
 def overview():
     return "\n".join(
@@ -13885,15 +14116,14 @@ def dispatch(words):
         os.environ["MYDOCKER_ERRORS"] = options["log"]
     if options["version"]:
         return show(f"mydocker {VERSION}") or 0
-    if options["help"] or words[:1] == ["help"]:
-        return show(overview()) or 0
-    if not words:
-        raise Failure("mydocker: no command given", hint="mydocker --help")
+    if options["help"] or words[:1] in ([], ["help"]):
+        return show(help_about(words[1:])) or 0
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
-    if name not in COMMANDS:
-        raise Failure(f"mydocker, on {' '.join(words[:2])}: no such command",
-                      hint="mydocker --help")
-    row, words = COMMANDS[name], words[len(name.split()):]
+    if name in COMMANDS:
+        words = words[len(name.split()):]
+    else:
+        name, words = docker_word(words)
+    row = COMMANDS[name]
     rows = (*OPTIONS[name].values(), GLOBAL_OPTIONS[1])
     options, words = parse_options(rows, words, name, row["mixed"])
     if options["help"]:

@@ -1247,6 +1247,37 @@ test_readme() { # cli: README.md's tables have all commands and options, and non
   is "$(<differences)" ''
 }
 
+test_dockers_words() { # command line: groups, help and version as docker has them, near misses, and
+  # what is not here says what to use instead
+  own_state
+  run 0
+  like "$out" '^Usage: mydocker .*'
+  run 0 help image ls
+  like "$out" '^Usage: mydocker images '
+  run 0 container ls -a
+  like "$out" '^CONTAINER ID '
+  run 0 image ls -q
+  run 0 network
+  like "$out" '^NAME '
+  run 0 volume
+  like "$out" '^DRIVER '
+  run 0 version -f '{{.Version}}'
+  is "mydocker $out" "$("${mydocker[@]}" --version)"
+  run 0 system df
+  like "$out" $'\nContainers +0 +0 +0B'
+  fails 125 'mydocker, on rnu: no such command' rnu
+  like "$err" 'hint: did you mean run\?'
+  fails 125 'images, on --quite: unknown option' images --quite
+  like "$err" 'hint: did you mean --quiet\?'
+  fails 125 'on compose: mydocker' compose up
+  like "$err" 'hint: instead: '
+  fails 125 'on container fly: no such command' container fly
+  like "$err" 'hint: container .*prune'
+  run 0 rm -f nosuch
+  is "$out$err" ''
+  fails 125 nosuch rm nosuch
+}
+
 # ── 6. Outside ─────────────────────────────────────────────────────────────
 
 test_killed_while_starting() { # monitor: killed at any moment of the start, it leaves no process
@@ -6435,6 +6466,38 @@ test_commit() { # images: commit makes a layer of what a container made, changed
   run 0 rm "c$n" "d$n"
   run 0 rmi "t$n:2" "t$n:1"
   nothing_kept
+}
+
+test_history_and_diff() { # images: history has the steps, diff what a container added, changed and
+  # deleted; rename; image prune removes what has no name, or what nobody uses
+  need overlay
+  own_state
+  small_root root
+  mkdir -p root/old root/gone/in root/kept
+  touch root/old/a root/gone/x root/kept/y
+  make_image "t$n:1"
+  run 0 run --name "t$n" "t$n:1" /bin/sh -c 'echo new >/new; rm -r /gone /old/a; rm -r /old
+    mkdir /old; echo b >/old/b; chmod 700 /kept'
+  run 0 diff "t$n"
+  is "$(grep -v -e ' /dev' -e ' /etc' -e ' /proc' -e ' /sys' <<<"$out")" \
+    $'D /gone\nC /kept\nA /new\nC /old\nD /old/a\nA /old/b'
+  fails 125 'no such container' diff "t$n:1"
+  run 0 commit -m why "t$n" "t$n:2"
+  run 0 history "t$n:2"
+  like "$out" $'^IMAGE .*COMMENT\n[0-9a-f]{12} .* why\n<missing> '
+  run 0 rename "t$n" "u$n"
+  is "$("${mydocker[@]}" ps -a --format '{{.Names}}')" "u$n"
+  fails 125 'no such' inspect "t$n"
+  run 0 start -a "u$n"
+  run 0 rm "u$n"
+  run 0 image prune
+  like "$out" 'Total reclaimed space: '
+  run 0 images -q
+  [[ $out ]]
+  run 0 image prune -a
+  like "$out" $'Deleted: sha256:.*\nTotal reclaimed space: [1-9]'
+  run 0 images -q
+  is "$out" ''
 }
 
 test_commit_keeps() { # images: a commit keeps owners, times, xattrs, hard links and holes
