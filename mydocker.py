@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# -*- coding: utf-8 -*-
 # SPDX-License-Identifier: MIT
 """mydocker: a container engine in one file, for Linux, in nothing but Python.
 
@@ -29,10 +30,11 @@ each costs every container milliseconds, so the others are imported where they a
 # ── 1. Imports and settings ──────────────────────────────────────────────────
 # _ctypes, _signal and _socket are the C halves of ctypes, signal and socket.  The Python halves add
 # enums and data types that nothing here needs, for 10 ms at the two starts that each container
-# takes (README, "Where the time goes").  Whatever init needs must be imported before it changes its
+# takes (README, "Numbers").  Whatever init needs must be imported before it changes its
 # root: afterwards an `import` would find the container's files, and run them.
 
 import sys
+assert (LEAST := (3, 8)) <= sys.version_info  # mydocker needs Python 3.8 or later: see python3 -V
 
 def standard_paths():
     """What of sys.path is the standard library's: its zip, its directory, that of its C parts."""
@@ -54,12 +56,19 @@ import select
 import stat
 import struct
 import time
-import _ctypes
-import _signal
-import _socket
+try:
+    import _ctypes
+    import _signal
+    import _socket
+except ImportError as missing:
+    sys.stderr.write(f"mydocker: python, on {missing.name}: it was built without that\n")
+    sys.exit(125)
+
 VERSION = "0.1.0"
 STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
+LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 LEVELS = ("debug", "info", "warning", "error")
 SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and may be hostile
 SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itself: musl's are three
@@ -73,9 +82,9 @@ SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itsel
 # OSError, and the error carries the call as C would write it.  A new call is one line below.
 # An argument is TEXT, INT, LONG, BYTES or, for flags, the prefix of their names ("MS_").
 #
-# --explain hangs here: it puts a printing shell around these functions and around those of `os`
-# in OS_CALLS.  What the call is for is the comment behind the line that makes it, so a reader of
-# the file and a reader of the output are told the same.
+# --explain hangs here: the narrator's chapter puts a printing shell around these functions.  What a
+# call is for is the comment behind the line that makes it, so a reader of the file and a reader of
+# the output are told the same.
 
 # linux/sched.h
 
@@ -91,13 +100,14 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT = 1, 2, 4,
 MS_MANDLOCK, MS_DIRSYNC, MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME = 64, 128, 256, 1024, 2048
 MS_SILENT, MS_I_VERSION, MS_LAZYTIME = 1 << 15, 1 << 23, 1 << 25
 MS_BIND, MS_REC, MS_UNBINDABLE, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 17, 1 << 18
+MS_MOVE = 1 << 13
 MS_SLAVE, MS_SHARED, MS_RELATIME, MS_STRICTATIME = 1 << 19, 1 << 20, 1 << 21, 1 << 24
-MNT_DETACH, MOUNT_ATTR_RDONLY = 2, 1
+MNT_DETACH, MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 2, 1, 0x100000
 
 # linux/fcntl.h, linux/openat2.h
 
 # linux/fcntl.h, linux/openat2.h, linux/memfd.h
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 0x04, 0x10
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
@@ -105,6 +115,7 @@ RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 # linux/prctl.h
 
 # linux/prctl.h, linux/seccomp.h, linux/capability.h
+LINUX_CAPABILITY_VERSION_3, CAP_SETGID, CAP_SYS_ADMIN = 0x20080522, 6, 21
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER = 1, 4, 8, 36
 PR_SET_NAME = 15
 
@@ -158,13 +169,16 @@ pivot_root = kernel("pivot_root", TEXT, TEXT)  # pivot_root(2)
 prctl = kernel("prctl", "PR_", LONG, LONG, LONG, LONG)  # prctl(2)
 prctl_text = kernel("prctl", "PR_", TEXT)  # prctl(2)
 signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
-statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
+fstatfs = kernel("fstatfs", INT, BYTES)  # statfs(2)
 syncfs = kernel("syncfs", INT)  # syncfs(2)
+capget = kernel("capget", BYTES, BYTES)  # capget(2)
 capset = kernel("capset", BYTES, BYTES)  # capset(2)
 getsockopt = kernel("getsockopt", INT, INT, INT, BYTES, BYTES)  # getsockopt(2)
 prlimit = kernel("prlimit", INT, INT, BYTES, BYTES)  # prlimit(2)
 bpf = kernel("bpf", INT, BYTES, LONG,  # bpf(2), older than the numbers that are all the same
              number={"x86_64": 321, "i686": 357, "armv7l": 386}.get(os.uname().machine, 280))
+keyctl = kernel("keyctl", INT, TEXT,  # keyctl(2)
+                number={"x86_64": 250, "i686": 288, "armv7l": 311}.get(os.uname().machine, 219))
 openat2 = kernel("openat2", INT, TEXT, BYTES, LONG, number=437)  # openat2(2), since 5.6
 pidfd_send_signal = kernel("pidfd_send_signal", INT, INT, LONG, LONG, number=424)  # since 5.1
 pidfd_open = kernel("pidfd_open", INT, LONG, number=434)  # pidfd_open(2), since 5.3
@@ -222,42 +236,13 @@ def c_value(value, kind=None):
 
 def c_flags(value, prefix):
     """The names of the bits of VALUE, from the constants that start with PREFIX."""
+    if not value:
+        return "0"
     known = {name: bits for name, bits in globals().items() if name.startswith(prefix)}
-    exact = [name for name, bits in known.items() if bits == value]
-    names = exact or [n for n, bits in known.items() if bits & value == bits]
-    return "|".join(names) if value and names else hex(value) if value else "0"
-
-# What --explain shows of the os module, with the kinds of arguments where they are flags.
-OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
-                         "setresgid setresuid fchown".split(), ())
-OS_CALLS.update(unshare=("CLONE_",), setns=(None, "CLONE_"))
-
-def explain_calls():
-    """From here on print each kernel call before it is made, and what it is for, on stderr."""
-    reasons, stderr = source_comments(), fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
-
-    def explained(call, name, kinds):
-        def shell(*args, **more):
-            why = reasons.get(sys._getframe(1).f_lineno) or reasons.get(sys._getframe(2).f_lineno)
-            who = "init" if os.getpid() == 1 or sys.argv[1] == "join" else "run"
-            print_line(f"{who:4}  {c_call(name, args, kinds):60}  {why or ''}".rstrip(), stderr)
-            return call(*args, **more)
-        return shell
-
-    for name, kinds in OS_CALLS.items():
-        setattr(os, name, explained(getattr(os, name), name, kinds))
-    for name, value in list(globals().items()):
-        if hasattr(value, "kinds"):
-            globals()[name] = explained(value, value.__name__, value.kinds)
-
-def source_comments():
-    """What stands behind the lines of this file: {line number: comment}; {} without the source."""
-    try:
-        lines = read_all(sys._getframe().f_code.co_filename).split("\n")
-    except OSError:
-        return {}
-    lines = enumerate((line.partition("  # ") for line in lines), 1)
-    return {number: why for number, (code, _, why) in lines if why and code.strip()}
+    names = [name for name, bits in known.items() if bits == value]
+    if not names:
+        names = [name for name, bits in known.items() if bits & value == bits]
+    return "|".join(names) or hex(value)
 
 # ── 3. Failing ───────────────────────────────────────────────────────────────
 # Two kinds of error and no third: Failure says that what was asked for can't be done; OSError,
@@ -280,6 +265,10 @@ class Interrupted(Failure):
         super().__init__(message, status, hint)
         self.http_status = http_status
 
+def as_typed(text):
+    """What somebody typed, as a message shows it: also when it is nothing."""
+    return text or "''"
+
 def reason(error):
     """The kernel's word for an errno, as a clause: "no such file or directory"."""
     text = error.strerror or str(error)
@@ -301,7 +290,7 @@ class blame:
     def __enter__(self):
         return self
     def __exit__(self, _, error, __):
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise Failure(f"{self.what}: {reason(error)}") from None
 
 NOT_TO_BE_HAD = errno.ENOSYS, errno.EPERM  # an old kernel; a seccomp filter around us
@@ -311,6 +300,8 @@ def describe(error, what):
     error of the kernel's, which doesn't say: a command, an option, a step, in the user's words."""
     if isinstance(error, Failure):
         return error.message, error.status, error.hint
+    if isinstance(error, ImportError):  # such as _ssl, zlib: parts that a build may leave out
+        return f"python, on {error.name}: it was built without that", 125, "another one may have it"
     if not isinstance(error, OSError):
         where = error.__traceback__
         while where.tb_next:
@@ -346,10 +337,21 @@ class call_named:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = self.call
 
+class Unread(Failure):
+    """Nobody reads the answer any more: a quiet end, as of a program that SIGPIPE ends."""
+    def __init__(self):
+        super().__init__("", 128 + _signal.SIGPIPE)
+
 def show(text):
-    """Print a command's answer; an output that is full or closed is a Failure."""
-    with blame("write, on standard output"):
-        print(text, flush=True)
+    """Print a command's answer, on a terminal with nothing in it that would steer that; in UTF-8
+    whatever PYTHONIOENCODING says of print(). An output that is full is a Failure, too."""
+    if os.isatty(1):
+        text = "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+    try:
+        with blame("write, on standard output"):
+            write_all(1, encode(text + "\n"))
+    except BrokenPipeError:
+        raise Unread() from None
 
 def print_line(text, fd=2):
     """Write one line on stderr in a single write, so that two processes' lines don't mix."""
@@ -441,8 +443,8 @@ def walk_in_root(root, path, flags, resolve):
     try:
         while todo:
             name = todo.pop()
-            if name == "..":
-                os.close(trail.pop()) if len(trail) > 1 else None
+            if name == ".." and len(trail) > 1:
+                os.close(trail.pop())
             if name in ("", ".", ".."):
                 continue
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trail[-1])
@@ -503,6 +505,8 @@ def write_file(path, data, durable=False, like_folder=False):
                     os.fchown(file.fileno(), *os.fstat(above)[4:6])
                 if durable:
                     os.fsync(file.fileno())
+                else:  # start it: once it has begun, ext4 lets no name be there before the bytes
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             os.rename(temporary, name, src_dir_fd=above, dst_dir_fd=above)
         except OSError as error:  # a full disk: nothing half written stays
             with tolerate(errno.ENOENT):
@@ -537,8 +541,8 @@ def unlink_if_there(path):
         os.unlink(path)
 
 def touch_if_there(path):
-    """Make an empty file in a directory that may go any moment."""
-    with tolerate(errno.ENOENT):
+    """Make an empty file in a directory that may go any moment; on a full disk it does without."""
+    with tolerate(errno.ENOENT, errno.ENOSPC, errno.EDQUOT):
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 def tree_size(path):
@@ -705,7 +709,7 @@ def check_environment(items, what):
     """Refuse a variable without a name: execve(2) would take it, nobody could read or unset it."""
     for item in items or ():
         if item[:1] in ("", "="):
-            raise Failure(f"{what}, on {item or chr(39) * 2}: a variable must have a name")
+            raise Failure(f"{what}, on {as_typed(item)}: a variable must have a name")
 
 # The state root, locks
 
@@ -735,8 +739,8 @@ def hold(path, mode=fcntl.LOCK_EX):
     return fd
 
 def mounts_here():
-    """This process's mounts: [(place, type, options, the type's own, what of it is mounted there)].
-    See proc_pid_mountinfo(5)."""
+    """This process's mounts: [(place, type, options, the type's own, what of it is mounted there,
+    id)].  See proc_pid_mountinfo(5)."""
     rows = []
     for line in read_all("/proc/self/mountinfo").split("\n")[:-1]:
         before, _, after = line.partition(" - ")
@@ -744,8 +748,18 @@ def mounts_here():
         for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
             fields[4] = fields[4].replace(code, character)
         kind, *_, more = after.split(" ")
-        rows.append((fields[4], kind, fields[5].split(","), more.split(","), fields[3]))
+        rows.append((fields[4], kind, fields[5].split(","), more.split(","), fields[3], fields[0]))
     return rows
+
+def mount_id(fd):
+    """The number of the mount that a descriptor is on: proc_pid_fdinfo(5)."""
+    return read_all(f"/proc/self/fdinfo/{fd}").partition("mnt_id:")[2].split()[0]
+
+def mount_id_at(path):
+    """The number of the mount that PATH leads to, the last of those there; None if to none."""
+    with tolerate(), Descriptor(os.open(path, os.O_PATH | os.O_CLOEXEC)) as fd:
+        return mount_id(fd)
+    return None
 
 def is_name(text):
     plain = text.replace("_", "a").replace(".", "a").replace("-", "a")
@@ -753,7 +767,7 @@ def is_name(text):
 
 def check_new_name(name, what):
     if not is_name(name):
-        raise Failure(f"{what}, on {name or chr(39) * 2}: a name has letters, digits and _ . -, "
+        raise Failure(f"{what}, on {as_typed(name)}: a name has letters, digits and _ . -, "
                       "and starts with one of the first two")
     return name
 
@@ -768,8 +782,17 @@ def process_state(pid):
     that names it for good.  (None, None) if it is gone."""
     with tolerate(errno.ENOENT, errno.ESRCH):
         fields = read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        return fields[0], int(fields[19])
+        return fields[0], int(fields[19]) - clock_shift()
     return None, None
+
+def clock_shift():
+    """How many clock ticks since boot are not the host's but of our time namespace: what is kept on
+    disk of a process must be the same for all who ask.  See time_namespaces(7)."""
+    with tolerate(errno.ENOENT):  # before Linux 5.6
+        if os.readlink("/proc/self/ns/time") == os.readlink("/proc/self/ns/time_for_children"):
+            seconds, rest = map(int, read_all("/proc/self/timens_offsets").split()[-2:])
+            return (seconds * 10**9 + rest) * os.sysconf("SC_CLK_TCK") // 10**9
+    return 0  # else these are the next child's, which is somebody else's
 
 def process_start(pid):
     return process_state(pid)[1]
@@ -798,24 +821,62 @@ def send_signal(pid, start, number):
     return False
 
 def wait_process(pid, start, seconds):
-    """Wait for that process to end, at most so long."""
+    """Wait for that process to end, at most so long; False if it has not."""
     fd = process_fd(pid, start)
-    if fd is not None:
-        with fd:
-            readable_fds([fd], seconds)
+    if fd is None:
+        return True
+    with fd:
+        return bool(readable_fds([fd], seconds))
 
 def readable_fds(fds, seconds=None):
     """Wait until one of the descriptors can be read, or for that time; returns those that can."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    return [fd for fd, _ in poll.poll(None if seconds is None else max(0, seconds) * 1000 + 1)]
+    return [fd for fd, _ in poll_until(poll, seconds and time.monotonic() + seconds)]
+
+def poll_until(poll, deadline):
+    """What poll says when something is ready, or at the DEADLINE, a time.monotonic(); None: never,
+    0: at once.  It may be farther away than poll(2) can count, an int of milliseconds."""
+    while True:
+        left = None
+        if deadline is not None:
+            left = min(max(0, deadline - time.monotonic()) * 1000 + 1, (1 << 31) - 1)
+        ready = poll.poll(left)
+        if ready or left is not None and time.monotonic() >= deadline:
+            return ready
+
+FIRST_USER_NAMESPACE = 0xEFFFFFFD  # linux/proc_ns.h, PROC_USER_INIT_INO: its inode number
+NS_GET_USERNS = 0xB701  # linux/nsfs.h
+
+def in_user_namespace():
+    """True where our root is not the kernel's: some of its power ends at the namespace."""
+    return os.stat("/proc/self/ns/user").st_ino != FIRST_USER_NAMESPACE
+
+def is_guest(kind):
+    """True if the namespace of that kind around us isn't our user namespace's, but one's above."""
+    try:
+        with Descriptor(os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)) as own:
+            os.close(fcntl.ioctl(own, NS_GET_USERNS))
+    except PermissionError:  # it isn't told who is above us: ioctl_nsfs(2)
+        return True
+    return False
+
+def has_power(capability=CAP_SYS_ADMIN):
+    """True with this capability: making namespaces and mounts takes CAP_SYS_ADMIN."""
+    sets = (INT * 6)()
+    capget(struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0), sets)
+    return bool(sets[0] >> capability & 1)
 
 def kill_child(pid):
     """Kill a container's PID 1, and with it all of its processes, and wait for it."""
     with tolerate(errno.ESRCH, errno.ECHILD):  # it has been waited for already
         os.kill(pid, _signal.SIGKILL)
         os.waitpid(pid, 0)
+
+def pairs_of(texts):
+    """NAME=VALUE texts as {name: value}."""
+    return dict(text.partition("=")[::2] for text in texts)
 
 def exit_status(wait_status):
     signal = os.WTERMSIG(wait_status)
@@ -852,13 +913,15 @@ def tell(channel, message, fds=()):
 # ── 5. The command line ──────────────────────────────────────────────────────
 # One function for each command, below its row: usage, summary, options.  The parser and the help
 # are both driven by the row, so they can't drift apart.  An option is (names, argument, help): no
-# argument makes it a switch, "..." at the end of the argument lets it be repeated.
+# argument makes it a switch, "..." at the end of the argument lets it be repeated, and "[=X|Y]" is
+# one of these words, or none.
 # Docker's conventions: options end at the first positional or at `--`; -it is -i -t; --name=x is
 # --name x.  The tutorial's: every long option may have one dash only.
 
 # {name: its row, see `command`}, {name of a command: {the names of an option: its row}}; an installed
 # copy knows all of them from the start, and the chapters that it loads say the same once more.
 COMMANDS, OPTIONS = globals().get("KNOWN_COMMANDS") or ({}, {})
+QUICK = set("run exec create start state kill delete init join".split())  # no garbage in so short
 HIDDEN = "not for typing"  # the summary of what the program starts as by itself
 NONE, ONE, SOME, ANY = (0, 0), (1, 1), (1, 1 << 30), (0, 1 << 30)  # how many words there may be
 
@@ -869,11 +932,54 @@ def command(usage, summary, *rows, takes=NONE, many=False, mixed=True):
     def register(function):
         name = function.__name__[4:].replace("_", " ")
         offer(name, *rows)
-        COMMANDS[name] = {"usage": usage, "summary": summary, "takes": SOME if many else takes,
-                          "many": many, "mixed": mixed, "function": function.__name__}
+        COMMANDS.setdefault(name, {}).update(
+            usage=usage, summary=summary, takes=SOME if many else takes, many=many, mixed=mixed,
+            function=function.__name__)
         return function
 
     return register
+
+def for_engines(name, *rows, only=(), typed=None):
+    """Make a function carry out the command NAME where it is about an engine's container, and add
+    options to it.  ONLY: those that only engines give, so that one of them tells.  TYPED: the name
+    of a function that tells it from the words."""
+    def register(function):
+        offer(name, *rows)
+        COMMANDS.setdefault(name, {}).update(engine=function.__name__, only=only, typed=typed)
+        return function
+
+    return register
+
+def is_for_engine(row, options, words):
+    """True if a command is about an engine's container: by its id, an option, or how it's typed."""
+    if "engine" not in row:
+        return False
+    name = words[0] if words else ""
+    return (any(options[key] for key in row["only"]) or (
+        is_name(name.replace("+", "-")) and os.path.exists(state_path("oci", name))) or (
+        row["typed"] is not None and globals()[row["typed"]](words)))
+
+def names_signal(words):
+    """True for `kill ID SIGNAL` as engines have it: Docker's has an option for that."""
+    if len(words) != 2 or os.path.lexists(state_path("names", words[1])):
+        return False
+    try:
+        return words[1] == "0" or parse_signal(words[1], "kill") > 0
+    except Failure:
+        return False
+
+def names_any(words):
+    """True for `ps ID`: there is only one of engines."""
+    return bool(words)
+
+def names_bundle(words):
+    """True for `run ID` as engines have it, with the bundle in the current directory."""
+    if len(words) != 1 or not is_name(words[0]) or not os.path.isfile("config.json"):
+        return False
+    try:
+        return not find_image(words[0])
+    except Failure:
+        return True  # no image of that name is meant
 
 def offer(name, *rows):
     """Add options to the command of that name: each chapter has those that it carries out."""
@@ -886,17 +992,25 @@ def also_called(alias, name):
 def run_command(name, options, words):
     """Carry out a command that was typed; returns the exit status."""
     row = COMMANDS[name]
-    function = globals()[row["function"]]
+    engine = is_for_engine(row, options, words)
+    function = globals()[row["engine" if engine else "function"]]
+    if name not in QUICK:
+        import gc
+        gc.enable()
+    if options.get("explain") or options.get("step"):
+        explain_calls(options["explain"] == "all", options["step"])
 
     def call(word):
         said = function(options, word)
         return word if said is None else said
 
-    if row["many"]:
+    if row["many"] and not engine:
         each(name, words, call)
         return 0
     try:
         return function(options, words) or 0
+    except BrokenPipeError:
+        raise Unread() from None
     except OSError as error:  # the kernel's errors don't say what was being done
         raise Failure(*describe(error, name)) from None
 
@@ -904,8 +1018,7 @@ def parse_options(rows, words, where, anywhere=False):
     """Split WORDS by an option table: ({name: value}, the positional words). ANYWHERE: options may
     follow positional words, too, as docker has it where no command follows."""
     by_name = {name.lstrip("-"): row for row in rows for name in row[0].split()}
-    options = {long_name(row): [] if row[1].endswith("...") else None if row[1] else False
-               for row in rows}
+    options = {long_name(row): default_of(row) for row in rows}
     words, rest = list(words), []
     while words and (anywhere or not rest):
         word = words.pop(0)
@@ -916,6 +1029,11 @@ def parse_options(rows, words, where, anywhere=False):
             continue
         for row, value in split_option(by_name, word, where):
             name = long_name(row)
+            if row[1].startswith("[="):
+                if value not in (None, "true", "false", *row[1][2:-1].split("|")):
+                    raise Failure(f"{where}, on --{name}={value}: not {row[1][2:-1]}")
+                options[name] = None if value == "false" else value or "true"
+                continue
             if not row[1] and value not in (None, "true", "false"):
                 raise Failure(f"{where}, on --{name}={value}: it takes no value")
             if row[1] and value is None and not words:
@@ -927,6 +1045,12 @@ def parse_options(rows, words, where, anywhere=False):
                 options[name] = value != "false"
     return options, rest + words
 
+def default_of(row):
+    """What an option is when it isn't typed: a list, a value or a switch."""
+    if row[1].endswith("..."):
+        return []
+    return None if row[1] else False
+
 def split_option(by_name, word, where):
     """The options in one word as [(row, value)]; the value is None where it isn't in the word.
     Grammar: -name, --name, --name=value (one dash will do) | -abc | -abVALUE"""
@@ -936,7 +1060,8 @@ def split_option(by_name, word, where):
     found = []
     for end, letter in enumerate(word[1:], 2):
         if letter not in by_name:
-            raise Failure(f"{where}, on {word}: unknown option", hint=f"see {where} --help")
+            near = near_miss("--" + name, [f"--{known}" for known in by_name])
+            raise Failure(f"{where}, on {word}: unknown option", hint=near or f"see {where} --help")
         row = by_name[letter]
         if row[1]:
             return found + [(row, word[end:] or None)]
@@ -972,7 +1097,7 @@ def each(name, words, action):
             if answer:
                 show(answer)
         except (Failure, OSError) as error:
-            if failed:
+            if failed and failed.message:
                 print_line(f"mydocker: {failed.message}")
             failed = Failure(*describe(error, f"{name}, on {word}"))
     if failed:
@@ -992,7 +1117,7 @@ def parse_size(text, option):
     power = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}.get(unit[:1] if unit in (
         "", "b", *(letter + end for letter in "kmgt" for end in ("", "b", "ib"))) else "?")
     if power is None or not number.isascii() or not number.replace(".", "", 1).isdigit():
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a size, such as 64m or 1g")
+        raise Failure(f"{option}, on {as_typed(text)}: not a size, such as 64m or 1g")
     size = float(number) * 1024 ** power
     if size >= 1 << 63:
         raise Failure(f"{option}, on {text}: more than the kernel can count")
@@ -1000,51 +1125,60 @@ def parse_size(text, option):
 
 def parse_signal(text, option):
     """A signal's number, from that or its name with or without SIG."""
-    name = text.upper() if text.upper().startswith("SIG") else "SIG" + text.upper()
-    number = int(text) if text.isdigit() else getattr(_signal, name, 0)
-    if not 0 < number < _signal.NSIG:
-        raise Failure(f"{option}, on {text or chr(39) * 2}: there is no such signal")
+    number = to_number(text) or signal_named(text.upper())
+    if not 0 < number < 65:
+        raise Failure(f"{option}, on {as_typed(text)}: there is no such signal")
     return int(number)
+
+def signal_named(name):
+    """The number of the signal of that name, or 0; RTMIN+3 and RTMAX-1 are names, too: systemd's,
+    which means the C library's, glibc's, in the container.  See signal(7)."""
+    name = name[3:] if name.startswith("SIG") else name
+    for base, number in (("RTMIN+", 34), ("RTMAX-", 64)):
+        step = to_number(name[len(base):], 31)
+        if name == base[:-1]:
+            return number
+        if name.startswith(base) and step is not None:
+            return number + step if base == "RTMIN+" else number - step
+    return 0 if name.startswith("_") else getattr(_signal, "SIG" + name, 0)  # SIG_IGN is none
 
 def parse_number(text, option, least=0):
     number = to_number(text[1:] if text[:1] == "-" else text)
     number = -number if number and text[:1] == "-" else number
     if number is None or number < least:
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a number from {least} up")
+        raise Failure(f"{option}, on {as_typed(text)}: not a number from {least} up")
     return number
 
 def parse_moment(text, option):
     """A time as docker's --since has it, RFC 3339, seconds since 1970 or 1h30m ago, as logs do."""
     import datetime
     import re
-    span = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text or "-")
+    span = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text or "-", re.ASCII)
     try:
         if span:
             ago = sum(float(n or 0) * unit for n, unit in zip(span.groups(), (3600, 60, 1)))
             return log_time(int((time.time() - ago) * 10**9))
-        head, part, zone = re.fullmatch(r"(.+?)(?:\.(\d*))?(Z|z|[+-]\d\d:\d\d)?", text).groups()
-        moment = int(head) if head.isdigit() and not zone else datetime.datetime.fromisoformat(
-            head + (zone or "").upper().replace("Z", "+00:00")).timestamp()
+        head, part, zone = re.fullmatch(r"(.+?)(?:\.(\d*))?(Z|z|[+-]\d\d:\d\d)?", text,
+                                         re.ASCII).groups()
+        moment = to_number(head)
+        if moment is None or zone:
+            zone = (zone or "").upper().replace("Z", "+00:00")
+            moment = datetime.datetime.fromisoformat(head + zone).timestamp()
         return log_time(int(moment) * 10**9 + int((part or "")[:9].ljust(9, "0")))
     except (AttributeError, ValueError, OverflowError, OSError):
         raise Failure(f"{option}, on {text}: not a time, such as 2026-01-08T09:32:52Z, 1767835972 "
                       "or 10m") from None
 
 def apply_log_options(options):
-    """Let --log-level and --explain travel to init: in the environment."""
+    """Let --log-level travel to init: in the environment."""
     level = options["log-level"] or os.environ.get("MYDOCKER_LOG") or (
         "info" if options["tty"] and options["interactive"] and not options["detach"]
         else "warning")
     if level not in LEVELS:
         raise Failure(f"--log-level, on {level}: not one of {', '.join(LEVELS)}")
     os.environ["MYDOCKER_LOG"] = level
-    if options["explain"]:
-        os.environ["MYDOCKER_EXPLAIN"] = "1"
-        explain_calls()
 
-offer("run",
-      ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"),
-      ("--explain", "", "print each kernel call that makes the container, and why"))
+offer("run", ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"))
 
 # What is shown
 
@@ -1075,6 +1209,8 @@ def age_of(moment):
     return f"{seconds} seconds"
 
 def columns(rows):
+    """The lines of a table; what steers a terminal is shown as escapes, wherever it goes."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["   ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
 
@@ -1127,9 +1263,10 @@ def show_json(words, look_up, template=None):
 # bytes until the child is gone.  From the child's first moment it holds that PR_SET_PDEATHSIG kills
 # it when this process dies: no container outlives its monitor.
 #
-# `run` itself is the monitor.  With -d it forks first, and a child in a session of its own is; the
-# parent leaves when it hears that the command runs.  What a monitor needs is one dict, so that it
-# can execute itself again, smaller, and hand that on.
+# `run` itself is the monitor, and passes signals on.  With -d it forks first, and a child in a
+# session of its own is; the parent leaves when it hears that the command runs.  TERM and HUP tell
+# that one to stop its container: a host that goes down says so.  What a monitor needs is one dict,
+# so that it can execute itself again, smaller, and hand that on.
 
 MFD_NOEXEC_SEAL = 8  # linux/memfd.h
 NAMESPACES = {  # the OCI's names, in the order to enter them: (flag, name in /proc/PID/ns)
@@ -1141,8 +1278,6 @@ FOR_CHILDREN = CLONE_NEWPID | CLONE_NEWTIME  # a process makes these for its nex
 FORWARDED = SIGNALS - {getattr(_signal, "SIG" + name) for name in (
     "CHLD PIPE URG TSTP TTIN TTOU CONT KILL STOP SYS SEGV BUS ILL FPE TRAP ABRT").split()}
 DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
-GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
-LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 
 # Namespaces
 
@@ -1178,15 +1313,17 @@ def back_to_own_pids():
 INIT_NAME = "mydocker:init"  # until it becomes the command: proc_pid_comm(5)
 
 class Birth:
-    """A process on its way inside: init, or join for `exec`.  Its interpreter boots while we find out
-    what it is to be; before that only its PID and mount namespaces are made.  A user or time
+    """A process on its way inside: init, or join for `exec`.  Its interpreter boots while we find
+    out what it is to be; before that only its PID and mount namespaces are made.  A user or time
     namespace, or another's PID namespace, must be known first: then SPEC is given.
     OUTLIVE: it may live longer than we.  `with` kills it if something fails."""
     def __init__(self, role, outlive=False, program=None, spec=None):
         self.role, self.outlive, self.program = role, outlive, program or own_bytecode()
-        self.joins, self.flags = [], CLONE_NEWPID if role == "init" else 0
+        self.joins, self.flags, self.offsets = [], CLONE_NEWPID if role == "init" else 0, ""
         if spec:
+            self.offsets = time_offsets(spec["linux"])
             self.joins, self.flags = joined_namespaces(spec), new_namespaces(spec)
+        self.guest = is_guest("pid")  # then another makes the PID namespace: there's no way back
         self.mapped = CLONE_NEWUSER in (self.flags & CLONE_NEWUSER, *(f for _, f in self.joins))
         self.channel, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, it would take the exit status
@@ -1196,16 +1333,23 @@ class Birth:
         theirs.close()
         if self.mapped:
             self.pid = map_ids(self.pid, self.channel, spec["linux"])
+        elif self.guest and self.flags & FOR_CHILDREN:
+            self.pid = inherit(self.pid, self.channel)
+            tell(self.channel, "go")  # see fork_inside
 
     def fork(self, channel):
         """Make the process; what belongs to a user namespace is made when it is in that."""
-        early = 0 if self.mapped else FOR_CHILDREN
+        early = 0 if self.mapped or self.guest else FOR_CHILDREN
+        if not early:
+            prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child's child becomes ours
         for fd, flag in self.joins:
             if flag & early:
                 os.setns(fd, flag)  # the next child is in another's
         if self.flags & early:
             with call_named("unshare"):
                 os.unshare(self.flags & early)  # the next child is PID 1 of a new PID namespace
+        if self.offsets:
+            write_value("/proc/self/timens_offsets", self.offsets)  # before anybody is in it
         with call_named("fork"):
             pid = os.fork()  # this process goes on outside, the child inside
         if pid:
@@ -1217,6 +1361,9 @@ class Birth:
                     os.setns(fd, flag)
             if self.mapped:
                 become_mapped(channel, self.flags)
+            elif self.flags & FOR_CHILDREN & ~early:
+                os.unshare(self.flags & FOR_CHILDREN)  # the next child is PID 1 of a new one
+                fork_inside(channel)
             reexec_inside(self.role, channel, self.program, self.outlive)
         except Exception as error:
             send(channel, describe(error, "container"))
@@ -1225,20 +1372,28 @@ class Birth:
 
     def tell_place(self, stdin, spec=None, preserved=0, report=False):
         """Tell it what it starts with: its fd 0, the namespaces that are left to make or to join,
-        mounts to be shared with the host, and how many descriptors from 3 on are the command's.  It is
-        to REPORT when there is a network namespace."""
+        mounts to be shared with the host, and how many descriptors from 3 on are the command's.
+        It is to REPORT when there is a network namespace."""
         flags, joins, trees = 0, [], []
         if spec:
             flags = new_namespaces(spec) & ~(FOR_CHILDREN | CLONE_NEWUSER | CLONE_NEWNS)
             joins = [row for row in self.joins or joined_namespaces(spec)
                      if not row[1] & (FOR_CHILDREN | CLONE_NEWUSER)]
-            # Copied here, where they still are the host's own's peers
-            trees = [Descriptor(open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | AT_RECURSIVE
-                                          | OPEN_TREE_CLOEXEC)) for row in shared_rows(spec)]
+            rows = tree_rows(spec)
+            if rows:
+                trees = open_trees(rows, spec["linux"])
         message = flags, [flag for _, flag in joins], preserved, report
         tell(self.channel, message, [stdin, *(fd for fd, _ in joins), *trees])  # sync 0
         for fd in [*trees, *(fd for fd, _ in self.joins or joins)]:
             os.close(fd)
+
+    def take_terminal(self):
+        """The master end of the terminal that comes next: sync 2."""
+        message, fds = receive(self.channel)
+        if not fds:
+            message = message or (f"{self.role}: it was killed before the command started", 137)
+            raise Failure(*message)
+        return fds[0]
 
     def await_command(self):
         """Wait until the command runs; returns its terminal's master end, or None.  Raises what
@@ -1285,7 +1440,8 @@ class Birth:
 
 def start_early(role, outlive=False):
     """A Birth that begins before the spec is known; None where we couldn't do the rest then."""
-    return Birth(role, outlive) if role == "join" or back_to_own_pids() else None
+    possible = role == "join" or is_guest("pid") or back_to_own_pids()
+    return Birth(role, outlive) if possible else None
 
 def start_init(spec, birth=None, **how):
     """A Birth that fits a spec: the one that has begun, or one that is begun with it."""
@@ -1296,6 +1452,12 @@ def start_init(spec, birth=None, **how):
         birth.end()
     return Birth("init", spec=spec, **how)
 
+def time_offsets(linux):
+    """What a time namespace's clocks are ahead of the host's, as proc(5) has it."""
+    rows = linux.get("timeOffsets") or {}
+    return "".join(f"{clock} {row.get('secs', 0)} {row.get('nanosecs', 0)}\n"
+                   for clock, row in rows.items())
+
 def own_bytecode():
     """A sealed memfd with this program, compiled: init starts from it. It compiles nothing a second
     time, reads no file that somebody could have changed since, and finds its code with any root.
@@ -1305,12 +1467,20 @@ def own_bytecode():
         fd = os.memfd_create("mydocker", flags | MFD_NOEXEC_SEAL)
     except OSError:  # before Linux 6.3
         fd = os.memfd_create("mydocker", flags)
-    data = memoryview(globals().get("BOOK") or whole_bytecode())
-    while data:
-        data = data[os.write(fd, data):]
+    book = globals().get("BOOK")  # the installed bytecode's descriptor
+    if book is None:
+        write_all(fd, memoryview(whole_bytecode()))
+    else:
+        copy_file(book, fd)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK
                 | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
     return fd
+
+def copy_file(source, target):
+    """Copy what is in a file to another one, in the kernel: sendfile(2)."""
+    at, size = 0, os.fstat(source).st_size
+    while at < size:
+        at += os.sendfile(target, source, at, size - at)
 
 def whole_bytecode():
     """This program as a .pyc, where it was compiled at its start."""
@@ -1319,11 +1489,6 @@ def whole_bytecode():
     while frame.f_code.co_name != "<module>":
         frame = frame.f_back
     return MAGIC_NUMBER + bytes(12) + marshal.dumps(frame.f_code)
-
-def shared_rows(spec):
-    """The rows that show something of the host's, and stay its peers."""
-    return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])
-            and {"bind", "rbind"} & set(row["options"])]
 
 def inherit(pid, channel):
     """Inherit the child that a process has made in a PID namespace: see fork_inside; its pid."""
@@ -1389,29 +1554,6 @@ def take_signals(signals):
         data = os.read(signals, 128 * 64)
     return [struct.unpack_from("I", data, start)[0] for start in range(0, len(data), 128)]
 
-def output_pipes(process, attached):
-    """The pipes by which a command's output comes to us, [(read end, write end)] for 1 and 2.
-    In the foreground it has the caller's own 1 and 2, but another user than root couldn't open the
-    caller's file or terminal by /dev/stdout; and a pipe can be given away."""
-    if process["terminal"]:
-        return []
-    name = process["user"].get("username", "0").partition(":")[0]
-    is_root = name.strip("0") in ("", "root")
-    if attached and (is_root or not (needs_pipe(1) or needs_pipe(2))):
-        return []
-    pipe, (one, two) = os.pipe(), map(os.fstat, (1, 2))
-    if attached and os.path.samestat(one, two):
-        return [pipe, pipe]  # in one, what is said keeps its order
-    return [pipe, os.pipe()]
-
-def needs_pipe(fd):
-    """True for files, sockets, fifos with a name and terminals: neither a pipe nor /dev/null."""
-    info = os.fstat(fd)
-    return info.st_dev != pipe_device() and (os.isatty(fd) or not stat.S_ISCHR(info.st_mode))
-
-def read_ends(pipes):
-    return sorted({end for end, _ in pipes}, key=[end for end, _ in pipes].index)
-
 def start_container(monitor, birth=None):
     """Start the container of MONITOR, and add to that what is needed to watch it."""
     spec, record = monitor["spec"], monitor["record"]
@@ -1434,7 +1576,7 @@ def start_container(monitor, birth=None):
                 introduce(record)  # while init works
             master = birth.await_command()
             change_record(record, pid=birth.pid, pid_start=process_start(birth.pid),
-                          started=time.time())
+                          started=time.time(), cgroups=record["cgroups"])
     except (Failure, OSError):
         for end, _ in pipes:
             os.close(end)
@@ -1445,9 +1587,9 @@ def start_container(monitor, birth=None):
     monitor.update(pid=birth.pid, master=master, outputs=read_ends(pipes), typed=b"",
                    logged=record["keep"] or not monitor["attached"])
 
-def in_background(work):
+def in_background(work, what):
     """Call work(report) in a child in a session of its own; returns when it calls report(). Raises
-    what it raises before that."""
+    what it raises before that; WHAT is the command's name."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     child = os.fork()  # the monitor
     if child:
@@ -1473,7 +1615,7 @@ def in_background(work):
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         work(leave_caller)
     except Exception as error:
-        send(theirs, describe(error, "run"))
+        send(theirs, describe(error, what))
     finally:
         os._exit(0)
 
@@ -1556,16 +1698,31 @@ class Watch:
             gone, wait_status = os.waitpid(self.pid, os.WNOHANG)
             if gone:
                 self.status = exit_status(wait_status)
+                give_back(self.monitor, sum(len(keys.waiting) for keys in self.inputs))
         elif number == _signal.SIGWINCH and self.terminal is not None and self.monitor["attached"]:
             resize(self.terminal)
+        elif number in (_signal.SIGTERM, _signal.SIGHUP) and not self.monitor["attached"]:
+            self.stop()
         else:
             os.kill(self.pid, number)
+    def stop(self):
+        """End the container for good, in the time that it has for that: somebody ends us, as a
+        host does that goes down."""
+        record = self.monitor["record"]
+        touch_if_there(container_path(record, "stop"))
+        thaw(record["cgroups"])  # nothing frozen takes a signal
+        os.kill(self.pid, record["stop_signal"])
+        if self.kill_at is None and record["stop_timeout"] >= 0:
+            self.kill_at = time.monotonic() + record["stop_timeout"]
+        self.make_room_at = None  # a second monitor wouldn't know
     def act_in_time(self):
         """Do what was to be done at a certain time."""
         now = time.monotonic()
         if self.status is not None:
             return
         if self.kill_at and now > self.kill_at:
+            self.kill_at = None
+            thaw(self.monitor["record"]["cgroups"])
             os.kill(self.pid, _signal.SIGKILL)
         if self.make_room_at is not None and now > self.make_room_at and self.is_idle():
             self.make_room_at = None
@@ -1575,7 +1732,7 @@ class Watch:
     def streams(self):
         return self.outputs if self.status is not None else self.outputs + self.inputs
     def is_idle(self):  # no byte is on its way
-        return not any(stream.waiting for stream in self.outputs + self.inputs)
+        return not any(stream.waiting for stream in self.streams())
     def next_deadline(self):
         """When to look again without any event, or None."""
         if self.status is None:
@@ -1595,6 +1752,11 @@ def moved(stream):
     try:
         stream.move()
     except OSError as error:
+        if error.errno == errno.EPIPE:
+            if os.isatty(stream.source):
+                raise Unread() from None
+            stream.stop()
+            return True
         if error.errno != errno.EIO:
             raise Failure(f"write, on standard output: {reason(error)}") from None
         stream.waiting, stream.sink = b"", None
@@ -1610,8 +1772,7 @@ def wait_ready(signals, streams, deadline):
         fd, events = stream.wants()
         wanted[fd] = wanted.get(fd, 0) | events
         poll.register(fd, wanted[fd])
-    left = None if deadline is None else max(0, deadline - time.monotonic()) * 1000 + 1
-    ready = dict(poll.poll(left))
+    ready = dict(poll_until(poll, deadline))
     ended = select.POLLHUP | select.POLLERR
     return [stream for stream in busy
             if ready.get(stream.wants()[0], 0) & (stream.wants()[1] | ended)]
@@ -1645,7 +1806,7 @@ def make_room(monitor):
     process stays the same: its child, its blocked signals and its locks come along."""
     carried = os.memfd_create("monitor", 0)
     os.write(carried, marshal.dumps(monitor))
-    for fd in map(monitor.get, ("lock", "program", "master", "stdin", "typist")):
+    for fd in map(monitor.get, ("lock", "program", "master", "stdin", "typist", "feed")):
         if fd is not None:
             os.set_inheritable(fd, True)
     for fd in monitor["outputs"] + monitor.get("ports", []):
@@ -1717,6 +1878,7 @@ def take_place(channel):
     flags, joins, preserved, report = message
     stdin, *others = fds
     os.dup2(stdin, 0)  # the caller's with -i, else /dev/null
+    os.close(stdin)
     for fd in open_fds():
         if fd > 2 + preserved and os.get_inheritable(fd):  # ours close on exec
             os.close(fd)
@@ -1736,8 +1898,8 @@ def container_main(channel, trees, places):
     spec, outputs = receive(channel)  # sync 1: the outside has done its part
     if spec is None:
         os._exit(125)  # it died meanwhile
-    for row, tree in zip(shared_rows(spec), trees):
-        row["tree"] = tree
+    for row, tree in zip([row for row in spec["mounts"] if row.get("opened")], trees):
+        row.update(tree=tree, source=f"/proc/self/fd/{tree}")
     process, gate = spec["process"], None
     if spec.get("gate"):
         gate = outputs.pop()
@@ -1750,7 +1912,7 @@ def container_main(channel, trees, places):
         bring_up_loopback()
     if has_namespace(spec, "cgroup"):
         os.unshare(CLONE_NEWCGROUP)  # after run chose our cgroup: it becomes the namespace's "/"
-    build_root(spec)
+    dev = build_root(spec)
     if spec.get("hooks"):
         import subprocess  # for all of them: soon it would be the container's, CVE-2019-14271
         send(channel, "hooks")  # the outside runs its own now
@@ -1760,34 +1922,43 @@ def container_main(channel, trees, places):
     if own_root:
         enter_root(spec)
     set_sysctls(spec["linux"].get("sysctl") or {})  # through the container's own /proc
-    hide_paths(spec["linux"])
+    hide_paths(spec)
     name_host(spec)
     user = find_user(process["user"])  # by the container's files
     for row in spec["mounts"]:
         if row.get("chown"):
             chown_tree(os.open("/", os.O_PATH | os.O_CLOEXEC), row["destination"][1:], *user[:2])
     slave = hand_out_terminal(channel, process, user[0])
-    if slave is not None and own_root and dev_row(spec):  # /dev is still as we made it
+    fresh = dev is not None and os.path.samestat(dev, os.stat("/dev"))  # as we made it
+    if slave is not None and own_root and fresh:
         os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # for boot messages
-    close_dev(spec)
+    if fresh:
+        close_dev(spec)
     enter_workdir(process["cwd"])
     pipes = pipe_device()
     limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
     set_label(process)
+    take_traits(process)
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, gate is not None)
     confine(process, user, spec["filter"])
     if gate is None:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
-    if spec["annotations"].get("mydocker.init"):
+    if spec["annotations"].get("mydocker.init") or (
+            gate is None and loses_death_signal(process, user[0])):
         become_reaper(channel, slave, outputs)  # returns in the child; PID 1 stays behind
     take_session(slave, outputs)
     if gate is not None:
         wait_at_gate(channel, gate, process)
-        run_hooks(spec, spec["states"]["created"], "startContainer",
-                  environment=read_environment(process["env"]))
-    become_command(channel, process, user[3])
+    try:
+        if gate is not None:
+            run_hooks(spec, spec["states"]["created"], "startContainer",
+                      environment=read_environment(process["env"]))
+        become_command(channel, process, user[3])
+    finally:
+        if gate is not None:
+            os.write(gate, b"!")  # for start_created
 
 def name_host(spec):
     """Give the container's UTS namespace its names: not the host's."""
@@ -1807,14 +1978,16 @@ def joined_main(channel, *_):
         os.close(fd)  # nothing of the host's is to be seen inside but the channel
     user = find_user(process["user"])
     enter_workdir(process["cwd"])
+    take_traits(process)
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, engine)
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
+    slave = hand_out_terminal(channel, process, user[0])  # sync 2: there may be no descriptor later
     fork_inside(channel)  # the outside limits what comes of it
     if not outlive:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # `exec` takes it along when it dies
-    slave = hand_out_terminal(channel, process, user[0])
     take_session(slave, outputs)
+    limit_process(dict(process, oomScoreAdj=None))  # where the outside may not; that it always may
     become_command(channel, process, user[3])
 
 def fork_inside(channel):
@@ -1836,9 +2009,16 @@ def join_namespaces(fds, flags):
     for fd, flag in zip(fds[-len(flags):], flags):
         os.setns(fd, flag)  # where the container is
 
+def take_traits(process):
+    """What a process is besides its user and its limits."""
+    leave_keyring(process)
+    if {"personality", "memoryPolicy"} & {*process}:
+        set_personality(process)
+
 def enter_workdir(path):
     """Change to the command's working directory."""
-    os.chdir(path)  # where the command starts
+    with blame(f"--workdir, on {path}"):
+        os.chdir(path)  # where the command starts
     if not os.getcwd().startswith("/"):  # CVE-2024-21626: "(unreachable)" is outside
         raise Failure(f"--workdir, on {path}: it lies outside of the container")
 
@@ -1874,6 +2054,20 @@ def give_streams(fds, uid, pipes, engine):
             with tolerate(errno.EPERM, errno.EINVAL, errno.EROFS):  # a user namespace; runc does so
                 os.fchown(fd, uid, -1)  # its user's, who may open /dev/stdout
 
+def loses_death_signal(process, uid):
+    """True if the command's program changes ids or gains capabilities: with its exec the kernel
+    would forget what takes it along when `run` dies, so that it can't be PID 1.  See prctl(2),
+    PR_SET_PDEATHSIG.  Of a later exec nobody hears: there the next command sweeps."""
+    if not uid or process["noNewPrivileges"]:
+        return False
+    path = read_environment(process["env"]).get("PATH", DEFAULT_PATH)
+    with tolerate():  # whatever is wrong with it, the exec will say
+        program = find_program(process["args"][0], path)
+        if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID):
+            return True
+        return bool(os.getxattr(program, "security.capability"))
+    return False
+
 def become_reaper(channel, slave, outputs):
     """Fork; the child goes on to be the command, PID 1 passes signals to it and buries the dead."""
     prctl_text(PR_SET_NAME, "mydocker-reaper")  # it is past what INIT_NAME stands for
@@ -1882,6 +2076,8 @@ def become_reaper(channel, slave, outputs):
         return
     channel.close()  # its end of file must mean that the child has executed
     take_descriptors(slave, outputs)  # nor does PID 1 keep the caller's
+    for fd in open_fds():
+        os.close(fd)
     _signal.pthread_sigmask(_signal.SIG_BLOCK, SIGNALS)
     while True:
         number = _signal.sigwait(SIGNALS)
@@ -1905,7 +2101,7 @@ def become_command(channel, process, home):
 
 def read_environment(rows):
     """An environment in the specification's form, ["NAME=value"], as a dict."""
-    return dict(item.partition("=")[::2] for item in rows)
+    return pairs_of(rows)
 
 def forget_signals():
     """Give the command the signals of a fresh process: Python ignores two, `run` blocks most."""
@@ -1991,6 +2187,7 @@ DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("u
            ("tty", 5, 0))
 DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
              ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"))
+OWN_MOUNTS = "layers", "copy"  # types that only our own specs have
 offer("run",
       ("--rootfs", "DIR", "use this directory as the root, as it is"),
       ("--read-only", "", "let nothing be written to the root file system"),
@@ -2015,6 +2212,12 @@ def kernel_mounts(shm_size=64 << 20):
         "/dev/mqueue mqueue nosuid noexec nodev",
         f"/dev/shm tmpfs nosuid noexec nodev mode=1777 size={shm_size}")]
 
+def guest_sys(row):
+    """The /sys row of a container in a network that isn't our user namespace's: only the host's own
+    can be shown."""
+    bound = mount_row("/sys", "bind", "rbind", "nosuid", "noexec", "nodev", "rro", source="/sys")
+    return dict(row, fallback=bound)
+
 def layers_row(destination, layers, path):
     return mount_row(destination, "layers", *[f"lowerdir={layer}" for layer in layers],
                      f"upperdir={path}/upper", f"workdir={path}/work")
@@ -2025,43 +2228,88 @@ def image_row(layers, path):  # an image's layers, or else a copy of them, under
 
 def ephemeral_mounts(scratch):
     """The rows that put a throw-away layer, in SCRATCH, over the host's root and each file system
-    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead."""
+    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead.  /proc,
+    /sys and /dev, whatever they are, are covered by rows of their own."""
     points = {"/"} | {
         point for point, kind, *_ in mounts_here() if kind not in NOT_FILES
-        and not point.startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
+        and not f"{point}/".startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
     rows = []
     for number, point in enumerate(sorted(points)):
-        as_it_is = mount_row(point, "bind", "rbind", "rro", source=point)
-        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), fallback=as_it_is)
+        as_it_is = dict(mount_row(point, "bind", "rbind", "rro", source=point), seen=point)
+        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), seen=point,
+                       fallback=as_it_is)
         rows.append(layered if os.path.isdir(point) else as_it_is)
     return rows
+
+def device_rules(devices):
+    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
+    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
+    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
+    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
+    return [{"allow": False, "access": "rwm"}] + [
+        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
+
+def tree_rows(spec):
+    """The rows whose files are opened outside: those that stay the host's peers, those that show
+    other owners, and what root in a user namespace couldn't reach."""
+    mapped = any(row["type"] == "user" for row in spec["linux"]["namespaces"])
+    rows = []
+    for row in spec["mounts"]:
+        words = {*row["options"]}
+        special = words & {"shared", "rshared", "idmap", "ridmap"} or row.get("uidMappings")
+        if words & {"bind", "rbind"} and (special or mapped and not is_open_to_all(row["source"])):
+            rows.append(row)
+    return rows
+
+def is_open_to_all(path):
+    """False if a directory above PATH can't be entered by everybody, or nothing is there."""
+    try:
+        while path != "/":
+            path = os.path.dirname(path)
+            if not os.stat(path).st_mode & stat.S_IXOTH:
+                return False
+    except OSError:
+        pass  # init says what is wrong with it
+    return True
 
 # Inside: the mounts
 
 def build_root(spec):
-    """Make the container's root file system, with the host's still there."""
+    """Make the container's root file system, with the host's still there; returns what the /dev is
+    that was made, os.stat's, or None."""
     path, own = spec["root"]["path"], spec["root"]["path"] != "/"
     scratch = spec["annotations"].get("mydocker.scratch")
     if scratch:
         mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")  # takes what is written
     if own:
         mount(path, path, None, MS_BIND | MS_REC, None)  # pivot_root(2) wants a mount as new root
-    elif spec["root"].get("readonly"):
+    if (scratch or spec["root"].get("readonly")) and not spec["linux"].get("rootfsPropagation"):
+        keep_peers(spec["mounts"])
+        mount(None, path, None, MS_REC | MS_PRIVATE, None)  # what comes later would be writable
+    if not own and spec["root"].get("readonly"):
         set_mount_flags("/", MS_RDONLY)
-    dev = dev_row(spec)
+    for row in spec["mounts"]:
+        if row["type"] == "cgroup":
+            row["trees"] = hierarchies()  # on the host's own root they are soon covered by /sys
+    dev, fresh = dev_row(spec), None
     for row in spec["mounts"]:
         fill = row is dev
         if fill:  # first: see close_dev
             row = dict(row, options=[word for word in row["options"] if word != "ro"])
         with Descriptor(os.open(path, OPEN_DIR)) as root:  # what lies on top by now
-            try:
-                mount_one(root, row)
-            except OSError:  # the kernel can't
-                if "fallback" not in row:
-                    raise
-                mount_one(root, row["fallback"])
+            mount_if_there(root, row)
             if fill:
-                make_devices(root, spec)
+                fresh = make_devices(root, spec)
+    return fresh
+
+def keep_peers(rows):
+    """Copy what is to get the host's later mounts, while its place still gets them."""
+    for row in rows:
+        flags, propagation, _ = parse_mount_options(row["options"])
+        if flags & MS_BIND and MS_SLAVE in {kind & ~MS_REC for kind in propagation}:
+            with tolerate(*NOT_TO_BE_HAD, errno.ENOENT):  # mount_bind() will say it
+                row["tree"] = open_tree(AT_FDCWD, row["source"],  # a copy of the mount
+                                        OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)
 
 def enter_root(spec):
     """Make what was built the root; no directory in it is needed for the old one: pivot_root(2)."""
@@ -2070,6 +2318,9 @@ def enter_root(spec):
     if spec["root"].get("readonly"):
         set_mount_flags(path, MS_RDONLY, whole=0)  # after its last directory
     os.chdir(path)  # the new root, by its old name
+    if spec["root"].get("moved"):
+        move_root(path)
+        return
     pivot_root(".", ".")  # the new root is "/"; the old one lies on top of it
     umount2(".", MNT_DETACH)  # and is gone, with every path of the host
     os.chdir("/")  # the top of what is left: the new root
@@ -2077,6 +2328,31 @@ def enter_root(spec):
         mount(None, "/", None, PROPAGATION[word], None)  # who sees mounts made in it
         for row in spec["mounts"]:
             keep_propagation(row)
+
+def mount_if_there(root, row):
+    """Make one row's mount, or what it falls back on.  A place that was SEEN on the host, whose
+    mounts come and go, may not be there any more: what could be protected has gone, too."""
+    try:
+        try:
+            mount_one(root, row)
+        except OSError:  # the kernel can't
+            if "fallback" not in row:
+                raise
+            mount_one(root, row["fallback"])
+    except (OSError, Failure):
+        if "seen" not in row or os.path.exists(row["seen"]):
+            raise
+
+def move_root(path):
+    """Enter the root at PATH, where we are, without pivot_root(2), which a ramdisk has not.  The
+    host's proc and sysfs go first: who could unmount things would find them below."""
+    for point, kind, *_ in mounts_here():
+        if kind in ("proc", "sysfs") and not (point + "/").startswith(path + "/"):
+            with tolerate(errno.EINVAL, errno.ENOENT):  # it went with another one
+                umount2(point, MNT_DETACH)  # out of reach
+    mount(path, "/", None, MS_MOVE, None)  # the new root lies over the old one
+    os.chroot(".")  # and is "/" from here on
+    os.chdir("/")
 
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
@@ -2141,11 +2417,19 @@ def mount_point(root, row, directory):
 
 def is_proc(fd):
     buffer = (INT * 64)()  # a struct statfs, whose first field is f_type
-    statfs(f"/proc/self/fd/{fd}", buffer)  # what kind of file system is this?
+    fstatfs(fd, buffer)  # what kind of file system is this?  Not by /proc, which may be a fake
     return buffer[0] == PROC_SUPER_MAGIC
 
 def mount_new(target, row, flags, data):
     mount(row["source"], target, row["type"], flags, data or None)  # the container's own
+
+def mount_terminals(target, row, flags, data):
+    """Mount a devpts; a user namespace may not have the group, tty, that terminals are given to."""
+    words = data.split(",")
+    gid = next((word[4:] for word in words if word.startswith("gid=")), "0")
+    if is_id(gid) and in_user_namespace() and not has_id("gid", int(gid)):
+        words.remove("gid=" + gid)
+    mount_new(target, row, flags, ",".join(words))
 
 def mount_bind(target, row, flags, _):
     """Show files of the host's at TARGET; returns the mount as a path that can't be moved, for it's
@@ -2177,7 +2461,10 @@ def mount_layers(target, row, flags, _):
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)
     os.chdir("/proc/self/fd")  # where descriptors have short names
     data = ",".join(f"{key}={':'.join(map(str, fds))}" for key, fds in number.items())
-    data += ",redirect_dir=off,metacopy=off"  # the upper directory stays what commit understands
+    if in_user_namespace():
+        data += ",userxattr"  # its marks are user.overlay.*, and these are off
+    else:
+        data += ",redirect_dir=off,metacopy=off"  # so that commit understands what is written
     mount("overlay", target, "overlay", flags, data)  # layers below, what is written on top
     os.fchdir(here)  # back again
     for fd in [here, *sum(number.values(), [])]:
@@ -2188,24 +2475,32 @@ def mount_copy(target, row, flags, data):
     if not os.path.isdir(row["source"]):
         warn("overlay, on the image's layers: the kernel can't stack them (does the state root "
              "lie on an overlay?): copying them")
-        new = row["source"] + ".new"
-        remove_tree(new)
-        os.mkdir(new, 0o755)
-        with Descriptor(os.open(new, OPEN_DIR)) as below:
-            for option in reversed(row["options"]):
-                key, _, layer = option.partition("=")
-                if key == "lowerdir":
-                    with Descriptor(os.open(layer, OPEN_DIR)) as above:
-                        unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply")
-            syncfs(below)  # its name is trusted from here on, also after a power loss
-        os.rename(new, row["source"])
+        copy_layers(row)
     return mount_bind(target, row, flags | MS_BIND, data)
+
+def copy_layers(row, **how):
+    """Unpack the layers of a "layers" row, one over the other, where its "copy" has them."""
+    new = row["source"] + ".new"
+    remove_tree(new)
+    os.mkdir(new, 0o755)
+    with Descriptor(os.open(new, OPEN_DIR)) as below:
+        for option in reversed(row["options"]):
+            key, _, layer = option.partition("=")
+            if key == "lowerdir":
+                with Descriptor(os.open(layer, OPEN_DIR)) as above:
+                    unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply", **how)
+        syncfs(below)  # its name is trusted from here on, also after a power loss
+    os.rename(new, row["source"])
 
 def mounter_of(row):
     """The function that makes a row's mount; most kinds are the kernel's."""
     if parse_mount_options(row["options"])[0] & MS_BIND:
         return mount_bind
-    own = {"layers": mount_layers, "cgroup": mount_cgroups, "copy": mount_copy}
+    if row["type"] == "cgroup":
+        return mount_cgroups
+    if row["type"] == "devpts":
+        return mount_terminals
+    own = dict(zip(OWN_MOUNTS, (mount_layers, mount_copy)))
     return own.get(row["type"], mount_new)
 
 def keep_propagation(row):
@@ -2242,36 +2537,66 @@ def set_mount_flags(path, flags, clear=0, whole=AT_RECURSIVE):
             mount(None, point, None, kept | flags & sum(MOUNT_ATTRS), None)  # now with this, too
 
 def dev_row(spec):
-    """The row that makes /dev, if it is ours to be filled: not one that is bound from the host."""
-    rows = [row for row in spec["mounts"] if os.path.normpath(row["destination"]) == "/dev"]
-    return next((row for row in rows if not {"bind", "rbind"} & set(row["options"])), None)
+    """The row that makes /dev, if it is ours to be filled: empty, and nobody else's."""
+    rows = [row for row in spec["mounts"]
+            if os.path.normpath(row["destination"]).strip("/") == "dev"]
+    if rows and rows[-1]["type"] == "tmpfs" and not {"bind", "rbind"} & set(rows[-1]["options"]):
+        return rows[-1]
+    return None
 
 def make_devices(root, spec):
-    """Fill the fresh /dev: what any program expects, and what --device added."""
-    rows = [{"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor}
-            for name, major, minor in DEVICES]
+    """Fill the fresh /dev: what any program expects, and what --device added; returns what it is,
+    os.stat's.  A device may be elsewhere in the root, but nothing makes room for it there."""
+    rows = {f"/dev/{name}": {"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor}
+            for name, major, minor in DEVICES}
+    rows.update((row["path"], row) for row in spec["linux"].get("devices") or [])
     umask = os.umask(0)
-    for row in rows + (spec["linux"].get("devices") or []):
-        with Descriptor(make_in_root(root, os.path.dirname(row["path"]) or "/")) as above:
-            make_device(row, above, os.path.basename(row["path"]))
-    os.umask(umask)
     with Descriptor(open_in_root(root, "/dev", OPEN_DIR | os.O_NOFOLLOW)) as dev:
+        for path, row in rows.items():
+            if path.startswith("/dev/") and path[5:] in dict(DEV_LINKS):
+                continue  # the host's ptmx may be among the devices
+            with Descriptor(make_device_folder(root, path, dev)) as above:
+                if mount_id(above) == mount_id(dev):
+                    remove_tree(os.path.basename(path), above)  # what tmpcopyup put there
+                make_device(row, above, os.path.basename(path))
         for name, target in DEV_LINKS:
-            remove_tree(name, dev)  # the host's ptmx may be among the devices
+            remove_tree(name, dev)
             os.symlink(target, name, dir_fd=dev)  # as every program expects them
+        os.umask(umask)
+        return os.fstat(dev)
+
+def make_device_folder(root, path, dev):
+    """Open, or make, the directory of a device: in DEV, or in what is the root itself, but not in
+    anything else that is mounted there: it could be the host's."""
+    there = folder = os.path.dirname(path)
+    with blame(f"device, on {path}"):
+        while True:
+            try:
+                place = Descriptor(open_in_root(root, there, resolve=RESOLVE_NO_SYMLINKS))
+                break
+            except FileNotFoundError:
+                there = os.path.dirname(there)
+        with place:
+            if mount_id(place) not in (mount_id(dev), mount_id(root)):
+                raise Failure(f"device, on {path}: {there} is on another mount")
+        return make_in_root(root, folder, True, RESOLVE_NO_SYMLINKS)
 
 def make_device(row, above, name):
     """Make a device's node, or where none can be made, in a user namespace, show the host's."""
     kind = {"b": stat.S_IFBLK, "p": stat.S_IFIFO}.get(row["type"], stat.S_IFCHR)
-    number = os.makedev(row.get("major", 0), row.get("minor", 0))
-    remove_tree(name, above)  # one of the six may be asked for, too
-    try:
-        mode = 0o666
-        if row.get("fileMode") is not None:
-            mode = stat.S_IMODE(row["fileMode"])  # docker's holds the kind, too
-        os.mknod(name, kind | mode, number, dir_fd=above)  # a device
-        os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
-    except PermissionError:
+    number = os.makedev(row.get("major") or 0, row.get("minor") or 0)
+    mode = 0o666
+    if row.get("fileMode") is not None:
+        mode = stat.S_IMODE(row["fileMode"])  # docker's holds the kind, too
+    with blame(f"device, on {row['path']}"):
+        try:
+            os.mknod(name, kind | mode, number, dir_fd=above)  # a device
+            os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
+            return
+        except PermissionError:
+            info = os.stat(row["path"])
+        if stat.S_IFMT(info.st_mode) != kind or info.st_rdev != number:
+            raise Failure(f"device, on {row['path']}: it is another one on the host")
         os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=above))
         mount(row["path"], f"/proc/self/fd/{above}/{name}", None, MS_BIND, None)  # the host's own
 
@@ -2289,6 +2614,9 @@ PROCESS_OPTIONS = (  # of run and exec
     ("-w --workdir", "DIR", "start in this directory"),
 )
 
+NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-host dns "
+                 "dns-search").split()  # without any of them the host's own root has none
+
 @command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  run [OPTIONS] /PROGRAM [ARG...]",
          "run a command in a new container, from an image or on the host's own root",
          *PROCESS_OPTIONS,
@@ -2299,18 +2627,29 @@ PROCESS_OPTIONS = (  # of run and exec
          takes=ANY, mixed=False)
 def cmd_run(options, words):
     apply_log_options(options)
-    if options["bundle"] is not None:
-        return run_bundle(options, words)
     birth = None if options["detach"] else start_early("init")
     plan, words = plan_root(options, words)
-    plan["network"], plan["wants"] = network_wanted(options, plan)
+    plan["network"], plan["wants"] = plan_network(options, plan)
     spec = make_spec(options, words, plan)
     state = {"spec": spec, "record": make_record(options, plan, spec),
              "attached": not options["detach"], "interactive": options["interactive"]}
     if not options["detach"]:
         return launch(state, plan["guard"], options["cidfile"], birth)
-    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready))
-    show(plan["id"])
+    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready),
+                  "run")
+    try:
+        show(plan["id"])
+    except Failure:  # nobody knows its id: what fails leaves nothing
+        cmd_rm({"force": True, "volumes": True}, plan["id"])
+        if options["cidfile"]:
+            unlink_if_there(options["cidfile"])
+        raise
+
+def plan_network(options, plan):
+    """The name of a container's first network, and what is wanted of them."""
+    if plan["reference"] or any(options[word] for word in NETWORK_WORDS):
+        return network_wanted(options, plan)
+    return "none", {"endpoints": [], "ports": [], "dns": [], "hosts": [], "search": []}
 
 def plan_root(options, words):
     """What the container's root is, by the options and the first word: (plan, the other words)."""
@@ -2333,7 +2672,7 @@ def plan_root(options, words):
         try:
             image = find_or_pull(words[0], options)
         except Failure as failure:
-            failure.hint = ("an image: run IMAGE [COMMAND...] (see images); a program of this box: "
+            failure.hint = ("an image: run IMAGE [COMMAND...] (see images); a program of the host: "
                             f"run /bin/{os.path.basename(words[0]) or 'sh'}")
             raise
         plan.update(layers=image_layers(image)[::-1], image=image["config"].get("config") or {},
@@ -2369,13 +2708,16 @@ def make_spec(options, words, plan):
         "linux": {"namespaces": [{"type": kind} for kind in OWN_NAMESPACES
                                  if (kind, plan["network"]) != ("network", "host")],
                   "devices": devices, "cgroupsPath": cgroups_path,
-                  "sysctl": dict(text.partition("=")[::2] for text in options["sysctl"]),
+                  "sysctl": pairs_of(options["sysctl"]),
                   "resources": {**resources_of(options),
                                 "devices": [] if options["privileged"] else device_rules(devices)}},
     }
     if options["oom-score-adj"]:
         spec["process"]["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj",
                                                       -1000)
+    if is_guest("net") and plan["network"] == "host":
+        spec["mounts"] = [guest_sys(row) if row["type"] == "sysfs" else row
+                          for row in spec["mounts"]]
     if plan["layers"]:
         spec["mounts"].insert(0, image_row(plan["layers"], path))
     if options["ephemeral"]:
@@ -2390,6 +2732,7 @@ def make_spec(options, words, plan):
                           and os.path.isdir(row["destination"])]  # /dev stays the host's
     spec["mounts"] += volume_rows(options, image, own_root)
     plan_confinement(spec, options)
+    plan_ids(spec, options)
     return spec
 
 # The process
@@ -2397,11 +2740,11 @@ def make_spec(options, words, plan):
 def environment_of(options, start):
     """A command's environment, [K=V]: clean but for START and what the options say."""
     values = {"TERM": "xterm"} if options["tty"] else {}
-    values.update(item.partition("=")[::2] for item in start)
+    values.update(pairs_of(start))
     for item in [*sum(map(env_file_items, options["env-file"]), []), *options["env"]]:
         key, equals, value = item.partition("=")
         if not key or "\0" in item:
-            raise Failure(f"--env, on {item or chr(39) * 2}: a variable must have a name")
+            raise Failure(f"--env, on {as_typed(item)}: a variable must have a name")
         if equals:
             values[key] = value
         elif key in os.environ:
@@ -2411,7 +2754,10 @@ def environment_of(options, start):
 def env_file_items(path):
     """The lines of an --env-file, each K=V or K; empty ones and # comments are skipped."""
     with blame(f"--env-file, on {path}"):
-        lines = [line.lstrip() for line in read_all(path).split("\n")]
+        text = read_all(path)
+    if text.startswith("\ufeff"):  # the byte order mark of Windows' editors
+        text = text[1:]
+    lines = [line.lstrip() for line in text.split("\n")]
     for number, line in enumerate(lines, 1):
         if " " in line.split("=")[0].strip() and not line.startswith("#"):
             raise Failure(f"--env-file, on {path} line {number}: white space in a variable's name")
@@ -2429,9 +2775,13 @@ def command_of(options, words, image):
     return args
 
 def working_directory(typed, image, own_root):
-    if own_root or typed.startswith("/"):
-        return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
-    return os.path.normpath(os.path.join(os.getcwd(), typed))
+    """Where the command starts; what was typed may be relative to here on the host's own root."""
+    if not own_root:
+        with blame("run, on the current directory"):
+            return os.path.normpath(os.path.join(os.getcwd(), typed))
+    if typed and not typed.startswith("/"):
+        raise Failure(f"--workdir, on {typed}: it needs to be an absolute path")
+    return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
 
 # From the spec to a running container
 
@@ -2463,7 +2813,8 @@ def launch(state, guard, cidfile, birth=None, ready=lambda: None):
 def choose_stdin(state):
     """What the command reads: the caller's input with -i; in the background nothing ever comes."""
     if state["attached"] and state["interactive"]:
-        return 0
+        end = None if state["spec"]["process"]["terminal"] else input_pipe(state)
+        return 0 if end is None else end
     if not state["interactive"]:
         return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     stdin, state["typist"] = os.pipe()
@@ -2480,6 +2831,11 @@ def prepare_container(spec, record):
             os.makedirs(source, exist_ok=True)
     for name in ("rootfs", "scratch"):
         make_dirs(f"{path}/{name}")
+    for row in spec["mounts"]:
+        if row["type"] == "copy" and not os.path.isdir(row["source"]):
+            copy_layers(row, mapped=id_functions(spec["linux"]))
+    if not any(row["source"] == f"{path}/hosts" for row in spec["mounts"]):
+        return  # on the host's own root its own files are as good
     write_hosts(spec, record)
     for name, text in (("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf(record))):
         write_file(f"{path}/{name}", text)
@@ -2493,8 +2849,9 @@ def prepare_container(spec, record):
 # inside carries it out (hide_paths, confine).  Names are looked up in the container's own files, as
 # text: the C library would load what the container's nsswitch.conf names (CVE-2019-14271).
 
+KEYCTL_JOIN_SESSION_KEYRING = 1  # linux/keyctl.h
 PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
-PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER, LINUX_CAPABILITY_VERSION_3 = 2, 2, 0x20080522
+PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER = 2, 2
 CAPABILITIES = ["CAP_" + name for name in """
 CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
 NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT
@@ -2517,7 +2874,7 @@ offer("run",
       ("--security-opt", "OPT...", "seccomp=FILE, no-new-privileges and others, see README"))
 
 def plan_confinement(spec, options):
-    """Write into the spec what the command may do, and what of the box it may see."""
+    """Write into the spec what the command may do, and what of the host it may see."""
     process, linux, free = spec["process"], spec["linux"], options["privileged"]
     asked = security_options(options["security-opt"])
     process["capabilities"], process["user"]["added"] = plan_capabilities(
@@ -2546,41 +2903,58 @@ def security_options(words):
     found = {}
     for word in words:
         text = word if "=" in word else word.replace(":", "=", 1)
-        text += "=true" * (text == "no-new-privileges")
+        if text == "no-new-privileges":
+            text += "=true"
         name = max(name for name in ("", *SECURITY_OPTIONS) if text.startswith(name))
         if not name or name[-1] not in "=:" and text != name:
             raise Failure(f"--security-opt, on {word}: no such option or value")
         found[name] = text[len(name):]
     return found
 
+def own_capabilities():
+    """The capabilities that this process could give away: permitted, and in the bounding set."""
+    rows = read_all("/proc/self/status").split("\n")
+    sets = [int(row.split()[1], 16) for row in rows if row.startswith(("CapPrm", "CapBnd"))]
+    return names_of_bits(sets[0] & sets[1])
+
+def names_of_bits(bits):
+    return {name for number, name in enumerate(CAPABILITIES) if bits >> number & 1}
+
+def wanted_capabilities(added, dropped, free):
+    every = {*CAPABILITIES}
+    if free:
+        return every
+    if "CAP_ALL" in added:
+        return every - dropped
+    if "CAP_ALL" in dropped:
+        return added
+    return names_of_bits(DEFAULT_CAPABILITIES) - dropped | added
+
 def plan_capabilities(add=(), drop=(), free=False):
     """The spec's process.capabilities, and which of them are added: what is asked for (FREE: all),
-    as far as the box has it itself.  Inheritable and ambient stay empty: CVE-2022-29162."""
+    as far as the host has it itself.  Inheritable and ambient stay empty: CVE-2022-29162."""
     added, dropped = ({"CAP_" + text.upper().replace("CAP_", "", 1) for text in words}
                       for words in (add, drop))
     for name in (added | dropped) - {*CAPABILITIES, "CAP_ALL"}:
         raise Failure(f"--cap-add or --cap-drop, on {name}: there is no such capability")
-    rows = read_all("/proc/self/status").split("\n")
-    own = [int(row.split()[1], 16) for row in rows if row.startswith(("CapPrm", "CapBnd"))]
-    every, box, default = ({name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1}
-                           for bits in (-1, own[0] & own[1], DEFAULT_CAPABILITIES))
-    wanted = (every if free else every - dropped if "CAP_ALL" in added
-              else added if "CAP_ALL" in dropped else default - dropped | added)
-    for name in sorted(added & every - box):
-        warn(f"--cap-add, on {name}: this box doesn't have it itself, ignoring")
-    held = [name for name in CAPABILITIES if name in wanted & box]
-    return ({**dict.fromkeys(("bounding", "effective", "permitted"), held), "inheritable": [],
-             "ambient": []}, [name for name in held if {name, "CAP_ALL"} & added])
+    own, wanted = own_capabilities(), wanted_capabilities(added, dropped, free)
+    for name in sorted(added & {*CAPABILITIES} - own):
+        warn(f"--cap-add, on {name}: this host doesn't have it itself, ignoring")
+    held = [name for name in CAPABILITIES if name in wanted & own]
+    sets = {**dict.fromkeys(("bounding", "effective", "permitted"), held), "inheritable": [],
+            "ambient": []}
+    return sets, [name for name in held if {name, "CAP_ALL"} & added]
 
 # Who: users and groups
 
 def account_lines(path):
-    """The rows of /etc/passwd or /etc/group: none where it is missing, or masked, thus no file."""
+    """The rows of /etc/passwd or /etc/group: none where it is missing, masked, or else no file."""
     if not os.path.isfile(path):
         return []
-    with tolerate(errno.ENOENT, errno.ENOTDIR):
+    try:
         return [line.split(":") for line in read_text(path).split("\n") if line.count(":") >= 3]
-    return []
+    except (Failure, FileNotFoundError):  # it was one, a moment ago
+        return []
 
 def is_id(text):
     return to_number(text, ID.stop) is not None
@@ -2588,7 +2962,7 @@ def is_id(text):
 def parse_id(text, what):
     """A user or group id, or an error, never 0.  See CVE-2024-40635, CVE-2026-30892."""
     if not is_id(text):
-        raise Failure(f"--user, on {text or chr(39) * 2}: there is no such {what} in the container")
+        raise Failure(f"--user, on {as_typed(text)}: there is no such {what} in the container")
     return int(text)
 
 def find_user(user):
@@ -2621,24 +2995,66 @@ def resolve_user(wanted):
     more = [int(row[2]) for row in groups if account[0] in row[3].split(",") and is_id(row[2])]
     return uid, parse_id(account[3], "group"), more, account[5] or "/"
 
+MORE_IDS = ("newuidmap (package uidmap) and a row for the caller in /etc/subuid and in /etc/subgid "
+            "give more ids than one")
+
+def set_groups(gids):
+    """Have these supplementary groups and no others; but in a user namespace of one id nobody can
+    lay off what the caller has."""
+    try:
+        os.setgroups(gids)
+    except PermissionError:
+        if not has_power(CAP_SETGID):
+            raise
+
 # What may be seen
 
-def hide_paths(linux):
+def hide_paths(spec):
     """Cover the spec's maskedPaths and make its readonlyPaths read-only, all by descriptor. None
     stays open: --workdir could lead through it to what is covered, as in CVE-2024-21626."""
-    with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root:
-        for path in filter(os.path.exists, linux.get("readonlyPaths", [])):
-            with Descriptor(open_in_root(root, path)) as place:
-                here = f"/proc/self/fd/{place}"
-                here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
-                os.close(int(os.path.basename(here)))
-        for path in filter(os.path.exists, linux.get("maskedPaths", [])):  # of both: it is masked
-            with Descriptor(open_in_root(root, path)) as place:
-                mask_path(root, f"/proc/self/fd/{place}")
+    linux = spec["linux"]
+    with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root, Descriptor(
+            kernels_proc(spec, root)) as proc:
+        os.fchdir(proc)  # what is moved now changes nothing for these paths
+        for place in places_to_hide(root, proc, linux.get("readonlyPaths", [])):
+            here = f"self/fd/{place}"
+            here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
+            os.close(int(os.path.basename(here)))
+        for place in places_to_hide(root, proc, linux.get("maskedPaths", [])):  # of both: masked
+            mask_path(root, f"self/fd/{place}")
+        os.chdir("/")  # back to the root
+
+def kernels_proc(spec, root):
+    """Open the container's /proc, which somebody with the same files may be moving: CVE-2023-27561.
+    What is to be hidden in it is looked for in what was opened."""
+    with tolerate(errno.ENOENT, errno.ENOTDIR):
+        proc = open_in_root(root, "/proc")
+        if is_proc(proc):
+            return proc
+        os.close(proc)
+    if any(row["type"] == "proc" and os.path.normpath(row["destination"]).strip("/") == "proc"
+           for row in spec["mounts"]):
+        raise Failure("mount, on /proc: it was moved meanwhile")
+    return Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC))
+
+def places_to_hide(root, proc, paths):
+    """Yield each of the paths that is there, open, by the /proc that is known to be the kernel's."""
+    for path in paths:
+        above, path = root, os.path.normpath(path).lstrip("/")
+        if path.startswith("proc/") and is_proc(proc):
+            above, path = proc, path[len("proc/"):]
+        try:
+            place = Descriptor(open_in_root(above, path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        with place:
+            if not is_proc(proc):
+                raise Failure(f"hide, on /{path}: it takes a /proc in the container")
+            yield place
 
 def mask_path(root, place):
-    """Cover a directory with an empty one, a file with /dev/null, if that is what it says. A
-    container could have put another file there, or a link to one: CVE-2025-31133."""
+    """Cover a directory with an empty one, a file with /dev/null, if that is what it says.  We are
+    in /proc.  A container could have put another file there, or a link to one: CVE-2025-31133."""
     if os.path.isdir(place):
         mount("tmpfs", place, "tmpfs", MS_RDONLY, "nr_blocks=1,nr_inodes=1")  # empty, over it
         return
@@ -2646,7 +3062,7 @@ def mask_path(root, place):
         info = os.fstat(null)
         if not stat.S_ISCHR(info.st_mode) or info.st_rdev != os.makedev(1, 3):
             raise Failure("mask, on /dev/null: it isn't the null device")
-        mount(f"/proc/self/fd/{null}", place, None, MS_BIND, None)  # nothing to read
+        mount(f"self/fd/{null}", place, None, MS_BIND, None)  # nothing to read
 
 def set_label(process):
     """Tell AppArmor or SELinux what the exec is to run as: proc_pid_attr(5)."""
@@ -2654,6 +3070,13 @@ def set_label(process):
     if label != "exec unconfined":
         with blame(f"--security-opt, on {label}"), open("/proc/self/attr/exec", "wb") as file:
             file.write(encode(label))
+
+def leave_keyring(process):
+    """Have a session keyring of its own: the caller's keys are not the container's to be used, or
+    seen in /proc/keys.  See session-keyring(7)."""
+    if not process.get("callersKeyring"):
+        with tolerate(*NOT_TO_BE_HAD):  # a filter around us, under which nobody can use a key
+            keyctl(KEYCTL_JOIN_SESSION_KEYRING, None)  # none of the caller's keys comes along
 
 def confine(process, user, program):
     """Become USER and give up, for good, what the spec's PROCESS doesn't have. PROGRAM, the filter,
@@ -2672,9 +3095,15 @@ def confine(process, user, program):
         for number in sorted({*range(64)} - bits["bounding"]):
             prctl(PR_CAPBSET_DROP, number, 0, 0, 0)  # not even a file can give it back
     prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)  # a change from root takes all otherwise
-    os.setgroups(groups)  # none of root's groups stay
-    os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
-    os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
+    try:
+        set_groups(groups)  # none of root's groups stay
+        os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
+        os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise Failure(f"--user, on {uid}:{gid}: the user namespace has no such id",
+                      hint=MORE_IDS) from None
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # as before: sysctl fs.suid_dumpable may say otherwise
     halves = [sum(1 << bit for bit in bits[kind]) >> shift & 0xffffffff for shift in (0, 32)
               for kind in ("effective", "permitted", "inheritable")]
@@ -2821,9 +3250,10 @@ def default_seccomp(held):
     return {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rows}
 
 def read_seccomp(path, held):
-    """A profile in Docker's form as the spec's: the rules whose conditions hold on this box."""
+    """A profile in Docker's form as the spec's: the rules whose conditions hold on this host."""
     try:
-        profile = check(read_json(path), OCI_SECCOMP, f"--security-opt, on {path}")
+        profile = check(read_json(path), OCI_SECCOMP,
+                        f"--security-opt, on {path}: not a seccomp profile")
         profile["syscalls"] = [dict(row, names=row.get("names") or [row["name"]])
                                for row in profile["syscalls"]
                                if all(conditions(row.get("includes") or {}, held))
@@ -2836,10 +3266,10 @@ def read_seccomp(path, held):
 
 def conditions(row, held):
     """Which conditions of a rule hold: [bool]."""
-    box, arches, least = os.uname(), row.get("arches"), row.get("minKernel")
-    here = [int(part) for part in box.release.split("-")[0].split(".")[:2]]
+    host, arches, least = os.uname(), row.get("arches"), row.get("minKernel")
+    here = [int(part) for part in host.release.split("-")[0].split(".")[:2]]
     return ([name in held for name in row.get("caps") or ()]
-            + ([SECCOMP_ARCHES[box.machine][0] in arches] if arches else [])
+            + ([SECCOMP_ARCHES[host.machine][0] in arches] if arches else [])
             + ([here >= [int(part) for part in least.split(".")]] if least else []))
 
 def step(code, value, yes=0, no=0):
@@ -2923,46 +3353,73 @@ def load_filter(steps):
 
 V2_CONTROLLERS = {"cpu", "cpuset", "io", "memory", "pids"}
 ASIDE = "/mydocker.aside"  # where processes go that are in the way of a v2 cgroup's children
+INNER = "/container"  # below a scope that systemd doesn't know: see "systemd"
 NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not change, in a container
+FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode: linux/proc_ns.h, PROC_USER_INIT_INO
 LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
 
-def cgroup_dirs(path):
+def cgroup_dirs(path, asks=False):
     """The cgroups that a container is to have, by its spec's cgroupsPath: /PATH in every tree, PATH
     below our own cgroups, but where systemd manages those and gave them to nobody at the top, or
-    SLICE:PREFIX:NAME where systemd would have it.  What may be ours begins behind the "/./"."""
-    dirs, systemd, parts = [], os.path.isdir("/run/systemd/system"), path.split(":")
+    SLICE:PREFIX:NAME where systemd has it, if one ASKS it for that.  What may be ours begins behind
+    the "/./"."""
+    dirs, systemd, trees = [], os.path.isdir("/run/systemd/system"), hierarchies()
     if ".." in path.split("/"):
         raise Failure(f"--cgroup-parent or cgroupsPath, on {path}: it must not contain ..")
     if not {*path.split("/")} - {"", "."}:  # the root of the trees, with all that runs here
-        raise Failure(f"cgroupsPath, on {path or chr(39) * 2}: it names no cgroup of its own")
-    if len(parts) == 3:  # a-b.slice lies in a.slice: systemd.slice(5)
-        words = (parts[0] or "system.slice")[:-len(".slice")].split("-")
-        slices = ["-".join(words[:end]) + ".slice" for end in range(1, len(words) + 1)]
-        path = "/".join(["", *slices, f"{parts[1]}-{parts[2]}.scope"])
-    for point, own in hierarchies().values():
+        raise Failure(f"cgroupsPath, on {as_typed(path)}: it names no cgroup of its own")
+    if path.count(":") == 2 and "/" not in path:
+        path = scope_path(path)
+        if systemd and list(trees) == [""] and not asks:
+            path += INNER
+    for point, own in trees.values():
         own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
-        if path[0] == "/" or systemd and "trusted.delegate" not in os.listxattr(own):
+        if path[0] == "/" or systemd and not is_delegated(own):
             own = point
         dirs.append(f"{own}/./{os.path.normpath(path).strip('/')}")
     return dirs
+
+def scope_path(path):
+    """Where systemd would have the scope SLICE:PREFIX:NAME; a-b.slice lies in a.slice."""
+    slice_name, prefix, name = path.split(":")
+    words = (slice_name or "system.slice")[:-len(".slice")].split("-")
+    slices = ["-".join(words[:end]) + ".slice" for end in range(1, len(words) + 1)]
+    if slice_name == "-.slice":  # the root of all: systemd.slice(5)
+        slices = []
+    return "/".join(["", *slices, f"{prefix}-{name}.scope"])
+
+def is_delegated(path):
+    """True if systemd leaves what is below this cgroup to others: systemd's CGROUP_DELEGATION.md.
+    In a user namespace that can't be read, but what isn't ours can't be written to either."""
+    return in_user_namespace() or "trusted.delegate" in os.listxattr(path)
 
 def hierarchies():
     """The cgroup trees mounted here by their controllers, "" for v2: {controllers: (mount point,
     directory of this process's own cgroup)}.  See cgroups(7)."""
     rows = [line.split(":", 2)[1:] for line in read_all("/proc/self/cgroup").split("\n") if line]
-    found = {}
-    for point, kind, _, words, root in mounts_here():
+    found, ranks = {}, {}
+    for point, kind, _, words, root, number in mounts_here():
+        if kind not in ("cgroup", "cgroup2") or mount_id_at(point) != number:
+            continue  # it is covered by a later mount: what is there is no file of this tree
         for name, own in rows:
             mine = kind == "cgroup" and name and set(name.split(",")) <= set(words)
-            if mine or kind == "cgroup2" and not name:
-                below = os.path.relpath(own, root)  # inside a container the root isn't "/"
-                below = "." if below.startswith("..") else below
-                found.setdefault(name, (point, os.path.normpath(f"{point}/{below}")))
+            if not mine and (kind == "cgroup" or name):
+                continue
+            below = os.path.relpath(own, root)  # inside a container the root isn't "/"
+            apart = below.startswith("..")  # it shows another's part: perhaps of a container
+            rank = apart, len(root)  # the whole tree before a part of it
+            if name not in ranks or rank < ranks[name]:
+                place = os.path.normpath(f"{point}/{'.' if apart else below}")
+                found[name], ranks[name] = (point, place), rank
     return found
 
-def mount_cgroups(target, _, flags, __):
+def mount_cgroups(target, row, flags, _):
     """Show the container its own cgroup, in the form that the host has: v2, or v1's directories."""
-    kinds = hierarchies()
+    kinds, guest = row["trees"], is_guest("cgroup")  # then only what is mounted can be shown
+    if list(kinds) == [""] and guest:
+        os.close(int(os.path.basename(mount_bind(target, {"source": kinds[""][1]},
+                                                 flags | MS_BIND, None))))
+        return
     if list(kinds) == [""]:
         mount("cgroup", target, "cgroup2", flags, None)  # the namespace's own part of the tree
         return
@@ -2971,7 +3428,7 @@ def mount_cgroups(target, _, flags, __):
     for name, (point, own) in kinds.items():
         path = f"{place}/{name.split('=')[-1] or 'unified'}"
         os.mkdir(path)
-        if own != point:  # no namespace of its own: its own part all the same, as runc has it
+        if own != point or guest:  # no namespace of its own: its own part all the same, as runc has it
             mount_bind(path, {"source": own}, flags | MS_BIND, None)
             continue
         kind = "cgroup" if name else "cgroup2"
@@ -2991,8 +3448,13 @@ def make_cgroups(dirs, resources, pid):
                 made += [path] if make_cgroup(path) else []
                 break
     limit_cgroups(made, resources)
-    with tolerate(errno.EPERM):  # in a user namespace, where nobody can make a device either
+    try:
         limit_devices(made, resources.get("devices") or ())
+    except PermissionError:
+        if os.stat("/proc/self/ns/user").st_ino == FIRST_USER_NAMESPACE:
+            raise Failure("device rules: the kernel takes none from us, but devices could be made",
+                          hint="a filter around us forbids bpf(2)? --privileged has no rules"
+                          ) from None  # in another user namespace nobody can make one
     enter_cgroups(made, pid)
     return made
 
@@ -3019,8 +3481,10 @@ def hand_down(path):
         return
     more = V2_CONTROLLERS & set(read_all(path + "/cgroup.controllers").split())
     more -= set(read_all(path + "/cgroup.subtree_control").split())
+    if not more:
+        return
     try:
-        write_value(path + "/cgroup.subtree_control", "+" + " +".join(more)) if more else None
+        write_value(path + "/cgroup.subtree_control", "+" + " +".join(more))
     except OSError as error:
         pids = read_all(path + "/cgroup.procs").split()
         if error.errno != errno.EBUSY or not pids:
@@ -3043,12 +3507,35 @@ def cgroup_file(dirs, *names):
     """The first of these files that is in one of the cgroups, or None: v1 and v2 differ in them."""
     return next(filter(os.path.exists, (f"{path}/{name}" for name in names for path in dirs)), None)
 
-def count(dirs, keys, *names):
-    """The sum of the numbers after KEYS in the first of these files; without keys its only one."""
-    path = cgroup_file(dirs, *names)
-    words = read_all(path).replace("=", " ").split() if path else []
-    return sum(int(value) for key, value in zip(["", *words], words)
-               if key in (keys.split() or [""]) and value != "max")
+def read_number(dirs, *names):
+    """The number in the first of these files; 0 where there is none, or it says "max"."""
+    path, text = cgroup_file(dirs, *names), ""
+    with tolerate(*LEAVING):
+        text = read_all(path).strip() if path else ""
+    return int(text) if text.isdigit() else 0
+
+def read_sums(dirs, *names):
+    """The sums of the numbers that stand after each word in the first of these files."""
+    path, words, sums = cgroup_file(dirs, *names), [], {}
+    with tolerate(*LEAVING):
+        words = read_all(path).replace("=", " ").split() if path else []
+    for word, number in zip(words, words[1:]):
+        if number.isdigit():
+            sums[word] = sums.get(word, 0) + int(number)
+    return sums
+
+def usage_of(dirs):
+    """What the processes in cgroups use, or have used, and their limits; 0: not known, or none."""
+    cpu, memory = read_sums(dirs, "cpu.stat"), read_sums(dirs, "memory.stat")
+    disk = read_sums(dirs, "blkio.throttle.io_service_bytes", "io.stat")
+    return {
+        "cpu_ns": read_number(dirs, "cpuacct.usage") or 1000 * cpu.get("usage_usec", 0),
+        "memory": read_number(dirs, "memory.usage_in_bytes", "memory.current"),
+        "memory_limit": read_number(dirs, "memory.limit_in_bytes", "memory.max"),
+        "cache": memory.get("total_inactive_file") or memory.get("inactive_file", 0),
+        "read": disk.get("Read", 0) + disk.get("rbytes", 0),
+        "written": disk.get("Write", 0) + disk.get("wbytes", 0),
+        "pids": len(cgroup_pids(dirs[:1])), "pids_limit": read_number(dirs, "pids.max")}
 
 def enter_cgroups(dirs, pid):
     for path in dirs:
@@ -3066,7 +3553,8 @@ def cgroup_pids(dirs):
 def found_cgroups(dirs):
     """Those of DIRS that are there already: they are used as they are, but never killed or removed.
     One in use is a Failure: what runs there would get the container's limits, and its end."""
-    found = [path for path in dirs if os.path.isdir(path)]
+    outer = [os.path.dirname(path) for path in dirs if path.endswith(".scope" + INNER)]
+    found = [path for path in dirs + outer if os.path.isdir(path)]
     for path in found:
         what = f"cgroupsPath, on {path}: it is there already, and"
         for place, _, _ in os.walk(path):
@@ -3084,39 +3572,49 @@ def own_cgroups(record):
 
 # Standing still, and the end
 
+class Freezer:
+    """What stops all processes in cgroups: a file, the words for it by whether it is to stop them,
+    and where it says that it has, in which lines."""
+    def __init__(self, path):
+        self.path, self.shown_in = path, path
+        self.words = self.states = "THAWED", "FROZEN"
+        if path.endswith("/cgroup.freeze"):  # v2's, since 5.2
+            self.shown_in = os.path.dirname(path) + "/cgroup.events"
+            self.words, self.states = ("0", "1"), ("frozen 0", "frozen 1")
+
 def freezer_of(dirs):
-    """What freezes cgroups: (file, what to write to it, file, what that says then); each what is
-    for running on, and for standing still.  None where there is nothing."""
     path = cgroup_file(dirs, "cgroup.freeze", "freezer.state")
-    if path and path.endswith("/cgroup.freeze"):  # v2's, since 5.2
-        return path, "01", path[:-len("freeze")] + "events", ("frozen 0", "frozen 1")
-    return path and (path, ("THAWED", "FROZEN")) * 2
+    return Freezer(path) if path else None
 
 def is_paused(dirs):
     """True if the processes in cgroups are frozen, or about to be."""
     freezer = freezer_of(dirs)
     if freezer:
         with tolerate(*LEAVING):
-            return read_all(freezer[0]).strip() != freezer[1][0]
+            return read_all(freezer.path).strip() != freezer.words[False]
     return False
 
 def freeze(dirs, frozen):
     """Stop all processes in cgroups, which don't notice, or let them go on."""
     freezer, end = freezer_of(dirs), time.monotonic() + GRACE
     if not freezer:
-        raise Failure("pause: this box has no cgroup with a freezer", hint="mydocker info")
-    path, values, shown_in, states = freezer
-    write_value(path, values[frozen])
-    while states[frozen] not in read_all(shown_in).split("\n"):
+        raise Failure("pause: the container has no cgroup with a freezer",
+                      hint=why_no_cgroup() or "mydocker info")
+    write_value(freezer.path, freezer.words[frozen])
+    while freezer.states[frozen] not in read_all(freezer.shown_in).split("\n"):
         if time.monotonic() > end:
-            raise Failure(f"pause, on {path}: a process can't be stopped")
+            raise Failure(f"pause, on {freezer.path}: a process can't be stopped")
         time.sleep(0.001)
-        write_value(path, values[frozen])  # v1: for what was forked in between
+        write_value(freezer.path, freezer.words[frozen])  # v1: for what was forked in between
 
 def thaw(dirs):
-    """Let go on what may be frozen: nothing frozen takes a signal."""
-    with tolerate(*LEAVING):
-        freeze(dirs, False) if is_paused(dirs) else None
+    """Let go on what may be frozen, in cgroups below, too, which a container in this one may have
+    paused, by v1's freezer or by v2's where there are both: nothing frozen takes a signal."""
+    for top in dirs:
+        for path, _, _ in os.walk(top if freezer_of([top]) else ""):
+            with tolerate(*LEAVING):
+                if is_paused([path]):
+                    freeze([path], False)
 
 def kill_cgroups(dirs):
     """Kill all in cgroups, even if it forks faster than it can be counted."""
@@ -3125,19 +3623,24 @@ def kill_cgroups(dirs):
         write_value(killer, 1)
         return
     try:
-        freeze(dirs, True) if freezer else None
+        if freezer:
+            freeze(dirs, True)
         for pid in cgroup_pids(dirs):
             with tolerate(errno.ESRCH):
                 os.kill(pid, _signal.SIGKILL)
     finally:
-        freeze(dirs, False) if freezer else None  # what v1 has frozen doesn't even die
+        thaw(dirs)  # what v1 has frozen doesn't even die
+
+def was_out_of_memory(record):
+    """True if the kernel has killed something in a container because of its memory limit."""
+    sums = read_sums(record.get("cgroups", []), "memory.events", "memory.oom_control")
+    return sums.get("oom_kill", 0) > 0
 
 def remove_cgroups(record):
     """Kill what is left in a container's cgroups, and remove them with those that it made in them;
     returns whether the kernel killed something because of their memory limit."""
     dirs, end = own_cgroups(record), time.monotonic() + GRACE
-    out_of_memory = count(record.get("cgroups", []), "oom_kill",
-                          "memory.events", "memory.oom_control") > 0
+    killed = was_out_of_memory(record)
     for path in dirs:
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
@@ -3149,9 +3652,13 @@ def remove_cgroups(record):
             time.sleep(0.001)  # the dead leave a little later
         above = os.path.dirname(path)
         with tolerate(errno.EBUSY, errno.ENOTEMPTY, *NOT_OURS, *LEAVING):  # others' are left
-            if os.path.basename(above) == "mydocker":
+            made = path.endswith(".scope" + INNER) and above not in record.get("found_cgroups", [])
+            if made:
                 os.rmdir(above)
-    return out_of_memory
+            while "mydocker" in above.split("/")[-2:]:  # mydocker/ itself, or a state root's in it
+                os.rmdir(above)
+                above = os.path.dirname(above)
+    return killed
 
 # Devices.  Rules as in the OCI's linux.resources.devices: of those that fit, the last one counts.
 # In v2 they are compiled: see bpf.h, bpf_cgroup_dev_ctx, and bpf/standardization/ of the kernel.
@@ -3180,14 +3687,6 @@ def host_devices():
              if top != "/dev/pts" and name not in ("console", "ptmx")]
     return [path for path in paths if stat.filemode(os.lstat(path).st_mode)[0] in "bc"]
 
-def device_rules(devices):
-    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
-    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
-    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
-    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
-    return [{"allow": False, "access": "rwm"}] + [
-        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
-
 def limit_devices(dirs, rules):
     """Let a container use what RULES allow: by v1's controller, or by a BPF program in v2."""
     path, group = cgroup_file(dirs, "devices.allow"), cgroup_file(dirs, "cgroup.events")
@@ -3196,7 +3695,7 @@ def limit_devices(dirs, rules):
         file = "/devices.allow" if rule["allow"] else "/devices.deny"
         write_value(os.path.dirname(path) + file,
                     f"{rule.get('type', 'a')} {pair} {rule['access']}")
-    if path or not group or not rules:
+    if path or not group or allows_all(rules):
         return
     code = device_program(rules)
     place, words = [(INT * (len(data) // 4)).from_buffer_copy(data) for data in (code, b"MIT\0")]
@@ -3206,6 +3705,16 @@ def limit_devices(dirs, rules):
     with Descriptor(program), Descriptor(os.open(os.path.dirname(group), OPEN_DIR)) as target:
         attach = struct.pack("=IIII", target, program, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
         bpf(BPF_PROG_ATTACH, attach, len(attach))  # the program lives as long as the cgroup
+
+def allows_all(rules):
+    """True if these device rules, of which the last that fits counts, forbid nothing."""
+    for rule in reversed(rules):
+        if not rule["allow"]:
+            return False
+        anything = rule.get("type") in (None, "a") and rule["access"] == "rwm"
+        if anything and {rule.get("major", -1), rule.get("minor", -1)} == {-1}:
+            return True
+    return not rules
 
 def device_program(rules):
     """The BPF program for the rules: r1 → access << 16 | type, major, minor; r0 says yes or no."""
@@ -3231,6 +3740,258 @@ def device_program(rules):
         if not tests:  # the kernel takes no program with a part that is never reached
             return program
 
+# ── 12b. systemd ─────────────────────────────────────────────────────────────
+# On a host with v2 alone systemd looks after the one tree of cgroups.  What lies in a slice of its
+# own that it doesn't know, it leaves alone, but when a unit comes or goes there it may switch the
+# slice's controllers off, and limits vanish with them.  So an engine that names a SLICE:PREFIX:NAME
+# gets what it means: systemd is asked, over D-Bus, for a scope, a unit of processes that it hasn't
+# started, with PID 1 in it and the limits as its properties; and Delegate=yes says that what is
+# below is ours.  Where nobody can be asked, the container's cgroup is one below that of the scope:
+# no controller can be switched off that a cgroup further down has handed on.
+#
+# Our own containers lie in mydocker/ at the top of the tree, or in our unit if that is delegated:
+# for the same reason nothing can be taken from them there, it works without a bus, and whoever
+# stops the unit that a monitor runs in means the container, too (see Watch.stop).
+#
+# D-Bus (dbus.freedesktop.org/doc/dbus-specification.html; systemd's side is
+# org.freedesktop.systemd1(5)): a message is a header and values, each of a type that one letter or
+# a few stand for.  A new property is a row in scope_limits.
+
+BUS_SOCKET = "/run/systemd/private"  # root's alone; on it are no others, and no names
+BUS_ALIGN = {"b": 4, "u": 4, "s": 4, "o": 4, "a": 4, "t": 8, "(": 8}  # bytes; the others' is 1
+BUS_NUMBERS = {"y": "=B", "b": "=I", "u": "=I", "t": "=Q", "g": "=B"}  # of strings the length
+BUS_CALL, BUS_ERROR, BUS_SIGNAL = 1, 3, 4
+BUS_FIELDS = {3: "member", 4: "error", 5: "answer_to", 8: "signature"}  # those that we ask for
+BUS_PATIENCE = 30  # seconds for an answer
+UNLIMITED = (1 << 64) - 1
+SYSTEMD = "org.freedesktop.systemd1"
+
+# Messages
+
+def put_value(out, kind, value):
+    """Append a value of this type to the bytearray OUT; a variant is (type, value)."""
+    out += bytes(-len(out) % BUS_ALIGN.get(kind[0], 1))
+    if kind in ("s", "o", "g"):
+        data = encode(value)
+        out += struct.pack(BUS_NUMBERS.get(kind, "=I"), len(data)) + data + b"\0"
+    elif kind in BUS_NUMBERS:
+        out += struct.pack(BUS_NUMBERS[kind], value)
+    elif kind == "v":
+        put_value(out, "g", value[0])
+        put_value(out, *value)
+    elif kind[0] == "(":
+        for letter, each in zip(kind[1:-1], value):
+            put_value(out, letter, each)
+    else:
+        place = len(out)
+        out += bytes(4)  # its length, when that is known
+        out += bytes(-len(out) % BUS_ALIGN.get(kind[1], 1))
+        start = len(out)
+        for each in value:
+            put_value(out, kind[1:], each)
+        struct.pack_into("=I", out, place, len(out) - start)
+
+def take_values(data, kinds, at=0):
+    """Values of simple types from the bytes of a message, and where they end."""
+    values = []
+    for kind in kinds:
+        at += -at % BUS_ALIGN.get(kind, 1)
+        form = BUS_NUMBERS.get(kind, "=I")
+        value, at = struct.unpack_from(form, data, at)[0], at + struct.calcsize(form)
+        if kind in "sog":
+            value, at = data[at:at + value].decode("utf-8", "replace"), at + value + 1
+        values.append(value)
+    return values, at
+
+def take_fields(data, size):
+    """What stands in a message's header, SIZE bytes of numbers with variants: {field: value}."""
+    found, at = {}, 16
+    while at < 16 + size:
+        (code, kind), at = take_values(data, "yg", at + -at % 8)
+        (found[BUS_FIELDS.get(code)],), at = take_values(data, kind, at)
+    return found
+
+class BusError(Failure):
+    """systemd says no; NAME is the D-Bus name of its why."""
+    def __init__(self, name, message):
+        super().__init__(message)
+        self.name = name
+
+class Bus:
+    """A connection to systemd; `with` closes it."""
+    def __init__(self):
+        self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        self.serial, self.unread = 0, []
+        try:
+            self.socket.settimeout(BUS_PATIENCE)
+            self.socket.connect(BUS_SOCKET)
+            self.log_in()
+        except (Failure, OSError):
+            self.socket.close()
+            raise
+
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def log_in(self):
+        """Say who we are; the kernel vouches for it.  All in one piece, as systemd's own clients do
+        it: a message that comes together with BEGIN isn't seen before the next one."""
+        peer = self.socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        if struct.unpack("=iII", peer)[:2] < (1, 0):  # its pids aren't ours: it is another host's
+            raise OSError(errno.EACCES, "it doesn't see our processes", "systemd")
+        user = str(os.geteuid()).encode().hex()
+        self.socket.sendall(b"\0AUTH EXTERNAL %s\r\nBEGIN\r\n" % user.encode())
+        answer = b""
+        while not answer.endswith(b"\r\n"):
+            answer += self.bytes(1)
+        if not answer.startswith(b"OK "):
+            raise OSError(errno.EACCES, "it doesn't let us in", "systemd")
+
+    def bytes(self, size):
+        data = b""
+        while len(data) < size:
+            more = self.socket.recv(size - len(data))
+            if not more:
+                raise Failure("systemd: it has hung up")
+            data += more
+        return data
+
+    def call(self, member, kinds, *values):
+        """Call a method of systemd's manager; returns its answer's values, or raises BusError."""
+        body, self.serial = bytearray(), self.serial + 1
+        for kind, value in zip(kinds, values):
+            put_value(body, kind, value)
+        fields = [(1, ("o", "/org/freedesktop/systemd1")), (2, ("s", SYSTEMD + ".Manager")),
+                  (3, ("s", member)), (8, ("g", "".join(kinds)))]
+        order = ord("l" if sys.byteorder == "little" else "B")
+        head = bytearray(struct.pack("=BBBBII", order, BUS_CALL, 0, 1, len(body), self.serial))
+        put_value(head, "a(yv)", fields)
+        self.socket.sendall(head + bytes(-len(head) % 8) + body)
+        while True:
+            kind, fields, answer = self.message()
+            if kind == BUS_SIGNAL:
+                self.unread.append((fields, answer))
+            elif fields.get("answer_to") == self.serial:
+                if kind == BUS_ERROR:
+                    raise BusError(fields["error"], f"systemd, on {member}: {answer[0]}")
+                return answer
+
+    def message(self):
+        """Wait for the next message: its type, its header's fields, and its values if simple."""
+        start = self.bytes(16)
+        size, _, fields_size = struct.unpack_from("=III", start, 4)
+        fields = take_fields(start + self.bytes(fields_size + -fields_size % 8), fields_size)
+        body, kinds = self.bytes(size), fields.get("signature", "")
+        return start[1], fields, take_values(body, kinds)[0] if set(kinds) <= set("ybutso") else []
+
+    def finish(self, unit, member, kinds, *values):
+        """Call a method that begins a job, and wait until that is done."""
+        job = self.call(member, kinds, *values)[0]
+        while True:
+            fields, answer = self.unread.pop(0) if self.unread else self.message()[1:]
+            if fields.get("member") == "JobRemoved" and answer[1] == job:
+                if answer[3] != "done":
+                    raise Failure(f"systemd, on {unit}: its job is {answer[3]}")
+                return
+
+# Scopes
+
+def open_bus(unit=None):
+    """A Bus; None on a host without one: no systemd, or v1, where it takes nothing away.  Where it
+    was there a moment ago, for this UNIT, that is a Failure."""
+    if os.path.isdir("/run/systemd/system") and list(hierarchies()) == [""]:
+        with tolerate(errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
+            return Bus()
+    if unit:
+        raise Failure(f"systemd, on {unit}: it can't be asked any more")
+    return None
+
+def scope_name(path):
+    """The scope and its slice in a cgroupsPath, SLICE:PREFIX:NAME; None if it is another."""
+    parts = path.split(":")
+    if len(parts) != 3 or "/" in path:
+        return None
+    return f"{parts[1]}-{parts[2]}.scope", parts[0] or "system.slice"
+
+def asks_systemd(path):
+    """True if a cgroupsPath names a scope, and there is somebody to be asked for it."""
+    bus = open_bus() if scope_name(path) else None
+    if bus:
+        bus.socket.close()
+    return bus is not None
+
+def start_scope(spec, record, pid):
+    """Have a scope made with this process in it; where it lies is put on record."""
+    unit, slice_name = scope_name(spec["linux"]["cgroupsPath"])
+    rows = [("Description", ("s", f"mydocker container {record['id']}")),
+            ("Slice", ("s", slice_name)), ("PIDs", ("au", [pid])), ("Delegate", ("b", True)),
+            ("DefaultDependencies", ("b", False)), ("CollectMode", ("s", "inactive-or-failed"))]
+    rows += [(f"{name}Accounting", ("b", True)) for name in ("CPU", "Memory", "IO", "Tasks")]
+    rows += scope_limits(spec["linux"]["resources"])
+    with open_bus(unit) as bus:
+        kinds = "s", "s", "a(sv)", "a(sa(sv))"
+        bus.finish(unit, "StartTransientUnit", kinds, unit, "replace", rows, [])
+    point, own = hierarchies()[""]
+    place = read_all(f"/proc/{pid}/cgroup").partition("0::")[2].split("\n")[0]
+    mine = read_all("/proc/self/cgroup").partition("0::")[2].split("\n")[0]
+    place = os.path.normpath(f"{own}/{os.path.relpath(place, mine)}")
+    record.update(scope=unit, cgroups=[f"{point}/./{os.path.relpath(place, point)}"])
+
+def scope_limits(resources):
+    """The OCI's resources as properties of a unit: systemd.resource-control(5)."""
+    memory, cpu, pids = (resources.get(group) or {} for group in ("memory", "cpu", "pids"))
+    numbers = {"MemoryMax": memory.get("limit"), "MemoryLow": memory.get("reservation"),
+               "TasksMax": pids.get("limit") or -1}  # its own default is a few thousand
+    if memory.get("swap"):
+        numbers["MemorySwapMax"] = limit_text("memory.swap.max", memory["swap"], cpu, memory)
+    if cpu.get("shares"):
+        numbers["CPUWeight"] = limit_text("cpu.weight", cpu["shares"], cpu, memory)
+    if cpu.get("quota"):
+        period = cpu.get("period") or 100000
+        a_second = -(-cpu["quota"] * 100 // period) * 10000  # it knows whole percents
+        numbers["CPUQuotaPerSecUSec"] = a_second if cpu["quota"] > 0 else -1
+        numbers["CPUQuotaPeriodUSec"] = period
+    rows = []
+    for name, value in numbers.items():
+        if value == "max" or value and not 0 <= value < UNLIMITED:
+            value = UNLIMITED
+        if value or name == "MemorySwapMax" and value == 0:
+            rows.append((name, ("t", value)))
+    for name, key in (("AllowedCPUs", "cpus"), ("AllowedMemoryNodes", "mems")):
+        if cpu.get(key):
+            rows.append((name, ("ay", bits_of(cpu[key]))))
+    return rows
+
+def bits_of(text):
+    """A list such as 0-2,5 as a mask in bytes, the lowest first."""
+    mask = 0
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        first, last = to_number(first, 1 << 16), to_number(last or first, 1 << 16)
+        if first is None or last is None:
+            raise Failure(f"cpus or mems, on {text}: not a list, such as 0-2,5")
+        mask |= (1 << last + 1) - (1 << first) if first <= last else 0
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+
+def limit_scope(record, resources):
+    """Tell systemd of other limits: it would write the old ones again."""
+    with open_bus(record["scope"]) as bus:
+        rows = scope_limits(resources)
+        bus.call("SetUnitProperties", ("s", "b", "a(sv)"), record["scope"], True, rows)
+
+def stop_scope(record):
+    """Have systemd forget a container's scope; it may have, as nothing is in it."""
+    unit = record["scope"]
+    with open_bus(unit) as bus:
+        try:
+            bus.finish(unit, "StopUnit", "ss", unit, "replace")
+            bus.call("ResetFailedUnit", "s", unit)
+        except BusError as error:
+            if error.name != SYSTEMD + ".NoSuchUnit":
+                raise
+
 # ── 13. Limits ───────────────────────────────────────────────────────────────
 # What a container may use is written into the files of its cgroups, what each process of it may use
 # is the process's own (getrlimit(2)).  A new limit is a row in LIMITS.
@@ -3239,27 +4000,50 @@ LIMITS = (
     ("memory.limit", "-m --memory --mem", "SIZE", "memory", "memory.limit_in_bytes", "memory.max"),
     ("memory.swap", "--memory-swap", "SIZE", "memory and swap together (default: twice --memory)",
      "memory.memsw.limit_in_bytes", "memory.swap.max"),
-    ("memory.reservation", "--memory-reservation", "SIZE", "memory to keep when the box has little",
+    ("memory.reservation", "--memory-reservation", "SIZE", "what it keeps when the host runs short",
      "memory.soft_limit_in_bytes", "memory.low"),
     ("cpu.period", "--cpu-period", "USEC", "what --cpu-quota is a part of (default: 100000)",
      "cpu.cfs_period_us", "cpu.max"),
     ("cpu.quota", "--cpu-quota", "USEC", "processor time a period", "cpu.cfs_quota_us", "cpu.max"),
-    ("cpu.quota", "--cpus", "NUMBER", "it in processors: 0.5, 2", "cpu.cfs_quota_us", "cpu.max"),
-    ("cpu.quota", "--cpu", "PERCENT", "it in percent of one", "cpu.cfs_quota_us", "cpu.max"),
+    ("cpu.quota", "--cpus", "NUMBER", "the same in processors: 0.5", "cpu.cfs_quota_us", "cpu.max"),
+    ("cpu.quota", "--cpu", "PERCENT", "the same in percent of one", "cpu.cfs_quota_us", "cpu.max"),
     ("cpu.shares", "-c --cpu-shares", "N", "weight (default: 1024)", "cpu.shares", "cpu.weight"),
     ("cpu.cpus", "--cpuset-cpus --cpuset", "LIST", "processors: 0-2,5", "cpuset.cpus", ""),
     ("cpu.mems", "--cpuset-mems", "LIST", "memory nodes: 0,1", "cpuset.mems", ""),
     ("pids.limit", "--pids-limit", "N", "processes and threads", "pids.max", ""))
 LIMIT_OPTIONS = tuple(row[1:4] for row in LIMITS)
 OF_PERIOD = {"NUMBER": 100000, "PERCENT": 1000}  # microseconds of a usual period
+PLAIN_LIMITS = (  # without an option: the OCI's name, v1's file, v2's
+    ("memory.kernel", "memory.kmem.limit_in_bytes", ""),
+    ("memory.kernelTCP", "memory.kmem.tcp.limit_in_bytes", ""),
+    ("memory.swappiness", "memory.swappiness", ""),
+    ("memory.disableOOMKiller", "memory.oom_control", ""),
+    ("memory.useHierarchy", "memory.use_hierarchy", ""),
+    ("cpu.realtimePeriod", "cpu.rt_period_us", ""),
+    ("cpu.realtimeRuntime", "cpu.rt_runtime_us", ""),
+    ("cpu.burst", "cpu.cfs_burst_us", "cpu.max.burst"),
+    ("cpu.idle", "cpu.idle", "cpu.idle"),
+    ("blockIO.weight", "blkio.bfq.weight", "io.bfq.weight"),
+    ("network.classID", "net_cls.classid", ""))
+THROTTLES = {  # the OCI's name: (v1's file, v2's key in io.max)
+    "throttleReadBpsDevice": ("blkio.throttle.read_bps_device", "rbps"),
+    "throttleWriteBpsDevice": ("blkio.throttle.write_bps_device", "wbps"),
+    "throttleReadIOPSDevice": ("blkio.throttle.read_iops_device", "riops"),
+    "throttleWriteIOPSDevice": ("blkio.throttle.write_iops_device", "wiops")}
+NO_LIMIT = {  # for a device that has none; 0 in other files
+    "io.max": "rbps=max wbps=max riops=max wiops=max", "io.bfq.weight": "default",
+    "rdma.max": "hca_handle=max hca_object=max"}
+RDMA = {"hcaHandles": "hca_handle", "hcaObjects": "hca_object"}  # the OCI's: rdma.max's
 PROCESS_LIMITS = (
-    ("--oom-score-adj", "N", "whom to kill first when memory is short: -1000 to 1000, the first"),
+    ("--oom-score-adj", "N", "-1000 to 1000: the higher, the sooner killed when memory is short"),
     ("--ulimit", "NAME=SOFT[:HARD]...", "a limit of each process: nofile=1024"),
     ("--sysctl", "NAME=VALUE...", "a setting of the container's own network or IPC"),
     ("--cgroup-parent", "PATH", "where in the cgroup trees the container's cgroups go"))
 ULIMITS = ("cpu fsize data stack core rss nproc nofile memlock as locks sigpending msgqueue nice "
            "rtprio rttime").split()  # by resource.h's numbers
-SYSCTLS = ("net.", "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm")  # those of a namespace
+SYSCTLS = (  # those of a namespace: (how they start, its kind)
+    ("net.", "network"), ("fs.mqueue.", "ipc"), ("kernel.msg", "ipc"), ("kernel.sem", "ipc"),
+    ("kernel.shm", "ipc"), ("kernel.domainname", "uts"))
 offer("run", *LIMIT_OPTIONS, *PROCESS_LIMITS,
       ("--device", "HOST[:PLACE][:rwm]...", "add a device of the host's"))
 
@@ -3267,18 +4051,25 @@ offer("run", *LIMIT_OPTIONS, *PROCESS_LIMITS,
 
 def limit_value(text, unit, option):
     """An option's value as the OCI has it: a list as it is, or a number, -1 for no limit."""
+    if unit == "LIST":
+        if not text or set(text) - set("0123456789-,"):
+            raise Failure(f"{option}, on {as_typed(text)}: not a list, such as 0-2,5")
+        return text
+    if unit in OF_PERIOD:
+        return quota_of(text, OF_PERIOD[unit], option)
     if unit == "SIZE" and text != "-1":
         return parse_size(text, option)
-    digits = text.replace(".", "", 1)
-    if unit == "LIST" and (not text or set(text) - set("0123456789-,")):
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a list, such as 0-2,5")
-    if unit == "LIST":
-        return text
-    if unit not in OF_PERIOD:
-        return parse_number(text, option, -1)
-    if to_number(digits) is None:
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a number, such as 1.5")
-    return min(int(float(text) * OF_PERIOD[unit]), (1 << 63) - 1)
+    number = parse_number(text, option, -1)
+    return -1 if option == "--pids-limit" and number == 0 else number  # docker's 0
+
+def quota_of(text, microseconds, option):
+    """So many times MICROSECONDS of processor time."""
+    if to_number(text.replace(".", "", 1)) is None:
+        raise Failure(f"{option}, on {as_typed(text)}: not a number, such as 1.5")
+    quota, there = int(float(text) * microseconds), os.cpu_count() or 1
+    if quota > there * OF_PERIOD["NUMBER"]:
+        raise Failure(f"{option}, on {text}: more than this host's processors, {there}")
+    return quota
 
 def resources_of(options):
     """What the options say about limits, as the OCI's linux.resources; 0 says nothing."""
@@ -3310,69 +4101,116 @@ def limit_text(file, value, cpu, memory):
         return value - memory.get("limit", 1 << 63)
     return "max" if value == -1 and "max" in file else value
 
-def limit_cgroups(dirs, resources):
-    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure."""
-    groups = {group: resources.get(group) or {} for group in ("memory", "cpu", "pids")}
-    wanted = {name: (groups[group][key], *row) for name, *row in LIMITS[::-1]
-              for group, key in [name.split(".")] if groups[group].get(key)}  # 0 means nothing
-    for last in (False, True):  # twice, as some limits only fit if others are there, or gone
-        for name, (value, options, _, _, v1, v2) in wanted.items():
-            path, what = cgroup_file(dirs, v1, v2 or v1), f"--{long_name((options,))}, on {value}"
-            if not path and name != "memory.swap":
-                raise Failure(f"{what}: there is no cgroup with {v1} here")
-            if not path and last:
-                warn("--memory: the kernel doesn't count swap: only memory is limited")
-            if path:
-                file = os.path.basename(path)
-                with blame(what) if last else tolerate():
-                    write_value(path, limit_text(file, value, groups["cpu"], groups["memory"]))
-    for what, v1, text, v2, other in more_limits(resources):
-        path = cgroup_file(dirs, v1) if v1 else None
-        path, text = (path, text) if path else (cgroup_file(dirs, v2) if v2 else None, other)
-        if not path:
-            raise Failure(f"{what}, on {text}: there is no cgroup with {v1 or v2} here")
-        with blame(f"{what}, on {text}"):
-            write_value(path, text)
+class Limit:
+    """A value for the first of two files that is there, v1's or v2's; "" where one has none."""
+    def __init__(self, what, v1, v1_text, v2="", v2_text=""):
+        self.what, self.texts = what, [(v1, v1_text), (v2, v2_text)]
 
-def more_limits(resources):
-    """The limits that have no option: [(the OCI's name, v1's file, its text, v2's, its text)]."""
-    memory, cpu, io, network = (resources.get(group) or {}
-                                for group in ("memory", "cpu", "blockIO", "network"))
-    rows = [(f"memory.{key}", v1, int(memory.get(key) or 0), "", "") for key, v1 in (
-        ("kernel", "memory.kmem.limit_in_bytes"), ("kernelTCP", "memory.kmem.tcp.limit_in_bytes"),
-        ("swappiness", "memory.swappiness"), ("disableOOMKiller", "memory.oom_control"),
-        ("useHierarchy", "memory.use_hierarchy"))]
-    rows += [(f"cpu.{key}", v1, cpu.get(key), v2, cpu.get(key)) for key, v1, v2 in (
-        ("realtimePeriod", "cpu.rt_period_us", ""), ("realtimeRuntime", "cpu.rt_runtime_us", ""),
-        ("burst", "cpu.cfs_burst_us", "cpu.max.burst"), ("idle", "cpu.idle", "cpu.idle"))]
-    rows += [("blockIO.weight", "blkio.bfq.weight", io.get("weight"), "io.bfq.weight",
-              io.get("weight"))]
-    for row in io.get("weightDevice") or ():
-        weight = f"{row['major']}:{row['minor']} {row['weight']}"
-        rows += [("blockIO.weightDevice", "blkio.bfq.weight_device", weight, "io.bfq.weight",
-                  weight)]
-    rows += [(f"blockIO.{key}", f"blkio.throttle.{v1}", f"{pair} {row['rate']}", "io.max",
-              f"{pair} {v2}={row['rate']}")
-             for key, v1, v2 in (("throttleReadBpsDevice", "read_bps_device", "rbps"),
-                                 ("throttleWriteBpsDevice", "write_bps_device", "wbps"),
-                                 ("throttleReadIOPSDevice", "read_iops_device", "riops"),
-                                 ("throttleWriteIOPSDevice", "write_iops_device", "wiops"))
-             for row in io.get(key) or () for pair in [f"{row['major']}:{row['minor']}"]]
-    rows += [("hugepageLimits", f"hugetlb.{row['pageSize']}.limit_in_bytes", row["limit"],
-              f"hugetlb.{row['pageSize']}.max", row["limit"])
-             for row in resources.get("hugepageLimits") or ()]
-    rows += [("network.classID", "net_cls.classid", network.get("classID"), "", "")]
-    rows += [("network.priorities", "net_prio.ifpriomap", "{name} {priority}".format(**row), "", "")
-             for row in network.get("priorities") or ()]
+    def place(self, dirs):
+        """How to set it in these cgroups: (file, text, what to say if that isn't taken)."""
+        for name, text in self.texts:
+            path = cgroup_file(dirs, name) if name else None
+            if path:
+                return path, text, f"{self.what}, on {text}"
+        name, text = next(row for row in self.texts if row[0])
+        raise Failure(f"{self.what}, on {text}: there is no cgroup with {name} here",
+                      hint=why_no_cgroup())
+
+def limit_cgroups(dirs, resources, undo=None):
+    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO,
+    a list, gets what put_back needs."""
+    usual = [*usual_limits(dirs, resources)]
+    others = [limit.place(dirs) for limit in other_limits(resources)]
+    for path, text, _ in usual:
+        with tolerate():  # some only fit if others are there, or gone: so all are written twice
+            set_limit(path, text, undo)
+    for path, text, what in usual + others:
+        with blame(what):
+            set_limit(path, text, undo)
+
+def set_limit(path, text, undo):
+    """Write a limit to a file; UNDO, if it is a list, gets the file and what it has said before."""
+    before = None if undo is None else text_before(path, str(text))
+    write_value(path, text)
+    if before is not None:
+        undo.append((path, before))
+
+def text_before(path, text):
+    """What undoes the writing of TEXT to the file at PATH; None if that can only be written to."""
+    name, (first, _, rest) = os.path.basename(path), text.partition(" ")
+    with tolerate():
+        lines = read_all(path).split("\n")
+        if rest and name != "cpu.max":  # a line for each device
+            same = [line for line in lines if line.partition(" ")[0] == first]
+            return same[0] if same else f"{first} {NO_LIMIT.get(name, 0)}"
+        return lines[0].rpartition(" ")[2] if name == "memory.oom_control" else lines[0]
+    return None
+
+def put_back(undo):
+    """Undo what limit_cgroups has done, the last first."""
+    for path, text in reversed(undo):
+        try:
+            write_value(path, text + "\n")
+        except OSError as error:  # the container has more memory by now, or is gone
+            warn(f"update, on {path}: {text} can't be put back: {reason(error)}")
+
+def usual_limits(dirs, resources):
+    """Yield how to set each limit that has an option, as Limit.place has it."""
+    groups = {group: resources.get(group) or {} for group in ("memory", "cpu", "pids")}
+    rows = {row[0]: row for row in reversed(LIMITS)}  # of an option with two names the first
+    for name, option, _, _, v1, v2 in rows.values():
+        group, key = name.split(".")
+        value = groups[group].get(key)
+        if not value:  # 0 means nothing
+            continue
+        path = cgroup_file(dirs, v1, v2 or v1)
+        what = f"--{long_name((option,))}, on {value}"
+        if not path and value == -1:
+            continue  # nothing limits it
+        if path:
+            text = limit_text(os.path.basename(path), value, groups["cpu"], groups["memory"])
+            yield path, text, what
+        elif name == "memory.swap":
+            warn("--memory: the kernel doesn't count swap: only memory is limited")
+        else:
+            raise Failure(f"{what}: there is no cgroup with {v1} here", hint=why_no_cgroup())
+
+def other_limits(resources):
+    """Yield a Limit for each of the OCI's that has no option."""
+    for name, v1, v2 in PLAIN_LIMITS:
+        group, key = name.split(".")
+        value = int((resources.get(group) or {}).get(key) or 0)
+        if value:
+            yield Limit(name, v1, value, v2, value)
+    yield from device_limits(resources.get("blockIO") or {})
+    for row in resources.get("hugepageLimits") or ():
+        if row["limit"]:
+            file = f"hugetlb.{row['pageSize']}."
+            yield Limit("hugepageLimits", file + "limit_in_bytes", row["limit"],
+                        file + "max", row["limit"])
+    for row in (resources.get("network") or {}).get("priorities") or ():
+        yield Limit("network.priorities", "net_prio.ifpriomap", f"{row['name']} {row['priority']}")
     for device, row in (resources.get("rdma") or {}).items():
-        text = " ".join([device, *(f"{file}={row[key]}" for key, file in (
-            ("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object")) if key in row)])
-        rows.append(("rdma", "rdma.max", text, "rdma.max", text))
+        words = [f"{file}={row[key]}" for key, file in RDMA.items() if key in row]
+        text = " ".join([device, *words])
+        yield Limit("rdma", "rdma.max", text, "rdma.max", text)
     for file, text in (resources.get("unified") or {}).items():
-        if "/" in file:
+        if "/" in file or not file:
             raise Failure(f"unified, on {file}: not a file's name")
-        rows.append(("unified", "", "", file, text))
-    return [row for row in rows if row[2] or row[0] == "unified"]
+        yield Limit("unified", "", "", file, text)
+
+def device_limits(block_io):
+    """Yield a Limit for each device with a weight or a rate of its own: blkio-controller.rst, and
+    cgroup-v2.rst "IO Interface Files"."""
+    for row in block_io.get("weightDevice") or ():
+        weight = f"{row['major']}:{row['minor']} {row['weight']}"
+        yield Limit("blockIO.weightDevice", "blkio.bfq.weight_device", weight,
+                    "io.bfq.weight", weight)
+    for key, (v1_file, v2_key) in THROTTLES.items():
+        for row in block_io.get(key) or ():
+            device = f"{row['major']}:{row['minor']}"
+            yield Limit(f"blockIO.{key}", v1_file, f"{device} {row['rate']}",
+                        "io.max", f"{device} {v2_key}={row['rate'] or 'max'}")
 
 def limits_there(dirs):
     """What the kernel has made of the limits: {file: its text}."""
@@ -3380,24 +4218,45 @@ def limits_there(dirs):
     return {os.path.basename(path): read_all(path).strip() for path in sorted(paths)}
 
 @command("[OPTIONS] CONTAINER...", "change the limits of containers, at once if they run",
-         *LIMIT_OPTIONS, ("-r --resources", "FILE|-", "limits as the OCI's resources"), many=True)
+         *LIMIT_OPTIONS, ("-r --resources", "FILE|-", "limits as the OCI's resources"),
+         ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
+         many=True)
 def cmd_update(options, name):
-    """What isn't given stays as it is; what the kernel refuses leaves the spec as it was."""
-    record = find_either(name)
-    path, file = container_path(record, "config.json"), options["resources"]
-    spec, wanted = read_json(path), resources_of(options)
-    if file:
-        wanted = read_resources(file)
+    record, policy, file = find_container(name), options["restart"], options["resources"]
+    if policy is not None:
+        check_restart(policy)
+        if not record["keep"]:
+            raise Failure(f"update, on --restart: {name} is removed when it has ended")
+    wanted = read_resources(file) if file else resources_of(options)
+    with hold(container_path(record)):
+        change_limits(record, wanted)
+    if policy is not None:
+        change_record(record, restart=policy)
+
+def change_limits(record, wanted):
+    """Change what a container may use, on disk and in the kernel, or neither: WANTED is the OCI's
+    resources, and what isn't in it stays as it is."""
+    path, undo = container_path(record, "config.json"), []
+    spec = read_json(path)
+    resources = spec["linux"]["resources"]
     for group, values in wanted.items():
         if isinstance(values, dict):
-            spec["linux"]["resources"].setdefault(group, {}).update(
-                {key: value for key, value in values.items() if value})  # 0: leave it
+            more = {key: value for key, value in values.items() if value}  # 0: leave it
+            resources.setdefault(group, {}).update(more)
         elif values:
-            spec["linux"]["resources"][group] = values
-    if record["running"]:
-        limit_cgroups(record["cgroups"], spec["linux"]["resources"])
-    write_json(path, spec)
-    return "" if "folder" in record else None
+            resources[group] = values
+    try:
+        dirs = record["cgroups"]
+        if record["running"] and (not dirs or any(map(os.path.isdir, dirs))):  # not between starts
+            limit_cgroups(dirs, resources, undo)
+            if "scope" in record:
+                limit_scope(record, resources)
+        write_json(path, spec)
+    except (Failure, OSError):
+        put_back(undo)
+        if "scope" in record:
+            limit_scope(record, read_json(path)["linux"]["resources"])
+        raise
 
 # Limits of a process, settings of a namespace
 
@@ -3412,22 +4271,27 @@ def ulimit(text):
             "hard": int(hard or soft) % (1 << 64)}
 
 def limit_process(process, pid=0):
-    """Give this process, or another, its limits: getrlimit(2), proc_pid_oom_score_adj(5)."""
+    """Give this process, or another, its limits: getrlimit(2), proc_pid_oom_score_adj(5).  Another
+    user's can be refused: it is to take them itself, too."""
     for row in process.get("rlimits") or ():
         name, soft, hard = row["type"][7:].lower(), row["soft"], row["hard"]
         limits = struct.pack("QQ", soft, hard)
-        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, pid, ULIMITS.index(name), limits, None)
+        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, pid, ULIMITS.index(name), limits, None,
+              quiet=pid != 0)
     score = process.get("oomScoreAdj")
     if score is not None:
         path = f"/proc/{pid or 'self'}/oom_score_adj"
         grant(f"--oom-score-adj, on {score}", write_value, path, score)
+    if {"scheduler", "ioPriority"} & {*process}:
+        schedule(process, pid)
 
-def grant(what, call, *args):
+def grant(what, call, *args, quiet=False):
     """Make a call that may take CAP_SYS_RESOURCE; root in a container may not have that."""
     try:
         call(*args)  # a limit of this process, and of what it becomes
     except PermissionError:
-        warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
+        if not quiet:
+            warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
     except OSError as error:
         raise Failure(f"{what}: {reason(error)}") from None
 
@@ -3435,8 +4299,9 @@ def set_sysctls(sysctls):
     """Set {name: value} in this process's namespaces, and nothing else, by no name or link."""
     for name, value in sysctls.items():
         what, path = f"--sysctl, on {name}={value}", "/proc/sys/" + name.replace(".", "/")
-        if not name.startswith(SYSCTLS) or "/" in name or not all(name.split(".")):
-            raise Failure(f"{what}: only the container's own can be set: {'* '.join(SYSCTLS)}*")
+        starts = tuple(start for start, _ in SYSCTLS)
+        if not name.startswith(starts) or "/" in name or not all(name.split(".")):
+            raise Failure(f"{what}: only the container's own can be set: {'* '.join(starts)}*")
         with blame(what), Descriptor(os.open("/", OPEN_DIR)) as root, Descriptor(
                 open_in_root(root, path, os.O_WRONLY, RESOLVE_NO_SYMLINKS)) as fd:
             if not is_proc(fd):  # CVE-2025-52881
@@ -3449,8 +4314,10 @@ def set_sysctls(sysctls):
 # is in raw mode meanwhile: every key, Ctrl-C too, is for the terminal inside to interpret.  The
 # caller's terminal itself never enters, so nothing can be typed into it (TIOCSTI, CVE-2017-5226).
 #
-# Without -t nothing is copied: the command has the caller's own descriptors.  In the background,
-# and where bytes are copied anyway, what a container says is kept in its log.
+# Without -t the command has the caller's own descriptors where those are pipes, or /dev/null, and
+# nothing is copied.  A file or a terminal of the caller's stays outside, as by /dev/stdout and the
+# like it could be opened anew, and emptied, written or read: there `run` copies, by pipes.  In the
+# background, and where bytes are copied anyway, what a container says is kept in its log.
 #
 # The log has the form of Kubernetes' CRI, a line of it for each line that was said:
 #
@@ -3464,6 +4331,7 @@ def set_sysctls(sysctls):
 # asm-generic/ioctls.h
 TIOCGWINSZ, TIOCSWINSZ = 0x5413, 0x5414
 TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
+FIONREAD = 0x541B
 
 def caller_size():
     for fd in (0, 1, 2):
@@ -3513,6 +4381,51 @@ def hand_out_terminal(channel, process, uid):
         send(channel, "terminal", [master])
     return slave
 
+def output_pipes(process, attached):
+    """The pipes by which a command's output comes to us, [(read end, write end)] for 1 and 2.
+    In the foreground it has the caller's own 1 and 2 if both are pipes, or /dev/null.  A file could
+    be emptied by /dev/stdout, a terminal read, and another user than root couldn't open either; and
+    a pipe can be given away."""
+    if process["terminal"] or attached and not (needs_pipe(1) or needs_pipe(2)):
+        return []
+    pipe, (one, two) = os.pipe(), map(os.fstat, (1, 2))
+    if attached and os.path.samestat(one, two):
+        return [pipe, pipe]  # in one, what is said keeps its order
+    return [pipe, os.pipe()]
+
+def needs_pipe(fd):
+    """True for files, sockets, fifos with a name and terminals: neither a pipe nor /dev/null."""
+    info = os.fstat(fd)
+    return info.st_dev != pipe_device() and (os.isatty(fd) or not stat.S_ISCHR(info.st_mode))
+
+def input_pipe(monitor):
+    """The read end of a pipe by which the caller's input goes to a command, or None if it gets the
+    caller's 0 itself.  A file could be written by /dev/stdin; and from a terminal we read
+    ourselves, so that job control can stop it."""
+    mode = os.fstat(0).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode) or os.isatty(0)):
+        return None
+    if stat.S_ISREG(mode):
+        monitor["begin"] = os.lseek(0, 0, os.SEEK_CUR)
+    end, monitor["feed"] = os.pipe()
+    return end
+
+def read_ends(pipes):
+    return sorted({end for end, _ in pipes}, key=[end for end, _ in pipes].index)
+
+def give_back(monitor, left):
+    """What a command hasn't read of a file is the next one's, which may have the same 0: what is in
+    its pipe, where it may write itself, and LEFT bytes that aren't yet."""
+    if "begin" not in monitor:
+        return
+    unread = struct.unpack("i", fcntl.ioctl(monitor["stdin"], FIONREAD, b"\0" * 4))[0]
+    if unread:
+        left += len(os.read(monitor["stdin"], unread))
+    os.lseek(0, max(monitor["begin"], os.lseek(0, 0, os.SEEK_CUR) - left), os.SEEK_SET)
+
+def is_file(fd):
+    return stat.S_ISREG(os.fstat(fd).st_mode)
+
 def log_relays(monitor, write):
     """The streams for what comes by pipes, to the log and, in the foreground, to the caller."""
     streams = []
@@ -3520,15 +4433,16 @@ def log_relays(monitor, write):
         log = None
         if monitor["logged"]:
             log = lambda data, name=name: write(name, data)
-        streams.append(Relay(fd, sink if monitor["attached"] else None, log=log))
+        streams.append(Relay(fd, sink if monitor["attached"] else None, log=log,
+                             at_once=1 << 16 if is_file(sink) else 4096))
     return streams
 
 def relays(monitor):
     """The streams that a container's monitor has to carry: (outputs, inputs)."""
     terminal, attached, record = monitor["master"], monitor["attached"], monitor["record"]
-    write = open_log(container_path(record, "container.log"), *record.get("log", (0, 1)))
+    write = Log(container_path(record, "container.log"), *record.get("log", (0, 1))).write
     if terminal is None:
-        return log_relays(monitor, write), []
+        return log_relays(monitor, write), feeds(monitor)
     os.set_blocking(terminal, False)
     shown, log = None, None
     if attached:
@@ -3543,26 +4457,54 @@ def relays(monitor):
     keys.last, keys.open = monitor["typed"] or b"", monitor["typed"] is not None
     return outputs, [keys]
 
+def feeds(monitor):
+    """The stream for what comes from the caller's file or terminal, if it goes by a pipe: [it]."""
+    feed = monitor.get("feed")
+    if feed is None:
+        return []
+    source = 0
+    if os.isatty(0):  # in the background a read stops us, and it may have nothing left to read then
+        with tolerate():
+            source = os.open("/proc/self/fd/0", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+                             | os.O_CLOEXEC)
+    os.set_blocking(feed, False)
+
+    def end(_):
+        os.close(feed)
+        monitor["feed"] = None
+        return b""
+
+    return [Relay(source, feed, end, at_once=1 << 16)]
+
 class Relay:
     """Bytes on their way from SOURCE to SINK, if any, and to log(bytes); neither blocks us."""
-    def __init__(self, source, sink, at_end=lambda last: b"", log=None):
+    def __init__(self, source, sink, at_end=lambda last: b"", log=None, at_once=4096):
         self.source, self.sink, self.at_end, self.log = source, sink, at_end, log
+        self.at_once = at_once  # a pipe that is ready takes 4096 bytes without blocking: pipe(7)
         self.waiting, self.last, self.open = b"", b"", True
     def wants(self):  # (descriptor, events) for poll; room is made before more is taken
         return (self.sink, select.POLLOUT) if self.waiting else (self.source, select.POLLIN)
     def move(self):
         """Read or write once, after poll said that the descriptor is ready."""
-        if self.waiting:  # a pipe that is ready takes 4096 bytes without blocking: pipe(7)
-            self.waiting = self.waiting[os.write(self.sink, self.waiting[:4096]):]
+        if self.waiting:
+            self.waiting = self.waiting[os.write(self.sink, self.waiting[:self.at_once]):]
             return
         data = b""
         with tolerate(errno.EIO):  # the last process let go of the terminal
-            data = os.read(self.source, 1 << 16)
+            try:
+                data = os.read(self.source, 1 << 16)
+            except BlockingIOError:  # somebody else has read it
+                return
         self.last, self.open = data or self.last, bool(data)
         if self.log and data:
             self.log(data)
         if self.sink is not None:
             self.waiting = data or self.at_end(self.last)
+    def stop(self):
+        """Nobody will read it: nor do we, so that whoever writes here is told by SIGPIPE."""
+        with Descriptor(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)) as nothing:
+            os.dup2(nothing, self.source)
+        self.waiting, self.sink, self.log = b"", None, None
     def busy(self):  # until everything up to the source's end has been delivered
         return bool(self.open or self.waiting)
 
@@ -3573,7 +4515,7 @@ offer("run", (
 
 def parse_log_options(texts):
     """--log-opt's values as [bytes of a file, number of files]."""
-    found = dict(pair.partition("=")[::2] for text in texts for pair in text.split(","))
+    found = pairs_of(pair for text in texts for pair in text.split(","))
     size, count = found.pop("max-size", "10m"), found.pop("max-file", "3")
     if found:
         raise Failure(f"--log-opt, on {min(found)}: not max-size or max-file")
@@ -3582,50 +4524,58 @@ def parse_log_options(texts):
 def log_names(path, max_file):
     return [path] + [f"{path}.{number}" for number in range(1, max_file)]  # the newest first
 
-def open_log(path, max_size, max_file):
-    """Return write(stream, data), which adds to a log of MAX_FILE files of MAX_SIZE bytes."""
-    fd, size, lost = None, 0, 0
-
-    def put(entry):  # whole lines, into as many files as they need
-        nonlocal fd, size
-        while entry:
-            if fd is None:
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                size = os.fstat(fd).st_size
-            end = entry.rfind(b"\n", 0, max(max_size - size, 0)) + 1  # what still fits
-            if not end and size:
-                os.close(fd)
-                fd, names = None, log_names(path, max_file)
-                for older, newer in zip(names[:0:-1], names[-2::-1]):
-                    os.rename(newer, older) if os.path.exists(newer) else None
-                unlink_if_there(path)
-                continue
-            end = end or entry.index(b"\n") + 1
-            if os.write(fd, entry[:end]) < end:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-            size, entry = size + end, entry[end:]
-
-    def write(stream, data):
-        nonlocal lost
+class Log:
+    """A container's log: MAX_FILE files of MAX_SIZE bytes."""
+    def __init__(self, path, max_size, max_file):
+        self.path, self.max_size, self.max_file = path, max_size, max_file
+        self.fd, self.size, self.lost = None, 0, 0
+    def write(self, stream, data):
+        """Add what came on a stream, a line for each line of it and for what is left over."""
         start = f"{log_time(time.time_ns())} {stream} ".encode()
         lines, newline, rest = data.rpartition(b"\n")
-        entry = start + b"F " + lines.replace(b"\n", b"\n" + start + b"F ") if newline else b""
-        entry += newline + (start + b"P " + rest + b"\n" if rest else b"")
+        entry = b""
+        if newline:
+            entry += start + b"F " + lines.replace(b"\n", b"\n" + start + b"F ") + b"\n"
+        if rest:
+            entry += start + b"P " + rest + b"\n"
+        if self.lost:
+            note = f" stderr F mydocker: {self.lost} bytes of output could not be logged\n"
+            entry = start.partition(b" ")[0] + note.encode() + entry
         try:
-            if lost:
-                note = f" stderr F mydocker: {lost} bytes of output could not be logged\n"
-                entry = start.partition(b" ")[0] + note.encode() + entry
-            put(entry)
-            lost = 0
+            self.put(entry)
+            self.lost = 0
         except OSError:  # a full disk: half a line is taken back
-            lost += len(data)
-            os.ftruncate(fd, size) if fd is not None else None
-
-    return write
+            self.lost += len(data)
+            if self.fd is not None:
+                os.ftruncate(self.fd, self.size)
+    def put(self, entry):
+        """Write whole lines, into as many files as they need."""
+        while entry:
+            if self.fd is None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self.fd = os.open(self.path, flags, 0o600)
+                self.size = os.fstat(self.fd).st_size
+            end = entry.rfind(b"\n", 0, max(self.max_size - self.size, 0)) + 1  # what still fits
+            if not end and self.size:
+                self.turn_over()
+                continue
+            end = end or entry.index(b"\n") + 1
+            if os.write(self.fd, entry[:end]) < end:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            self.size += end
+            entry = entry[end:]
+    def turn_over(self):
+        """Let the next file begin; the oldest one goes."""
+        os.close(self.fd)
+        self.fd, names = None, log_names(self.path, self.max_file)
+        for older, newer in zip(names[:0:-1], names[-2::-1]):
+            if os.path.exists(newer):
+                os.rename(newer, older)
+        unlink_if_there(self.path)
 
 def read_log(path, max_file, more):
     """Yield a log's lines, the oldest first, and a None at each end; it goes on while more()."""
-    file, rest = None, b""
+    file, rest, told = None, b"", False
     while True:
         expected, there = more(), []  # asked first: what was written until then is read
         for name in log_names(path, max_file):
@@ -3644,8 +4594,9 @@ def read_log(path, max_file, more):
                 return
             time.sleep(0.05)
             continue
-        if file and ours is None:
+        if file and ours is None and not told:
             warn("logs: lines were turned over before they could be read")
+            told = True
         with tolerate(errno.ENOENT):  # on with the next one, or the oldest if ours is gone
             number, name = there[ours - 1 if ours else -1]
             following = open(name, "rb")
@@ -3676,8 +4627,9 @@ def cmd_logs(options, words):
     since, until = (parse_moment(options[name], f"--{name}").encode() if options[name] else end
                     for name, end in (("since", b""), ("until", b"~")))
     log, number, skip = path + "/container.log", 0, 0
-    if given(options, "tail", "all").isdigit():  # docker takes anything else for all
-        skip = sum(line[2] for line in log_lines(log, count, bool)) - int(options["tail"])
+    tail = to_number(given(options, "tail", "all"))
+    if tail is not None:  # docker takes anything else for all
+        skip = sum(line[2] for line in log_lines(log, count, bool)) - tail
     outs, before = {b"stdout": open(1, "wb", closefd=False),
                     b"stderr": open(2, "wb", closefd=False)}, None
     for when, stream, first, text in log_lines(log, count,
@@ -3692,6 +4644,297 @@ def cmd_logs(options, words):
 # A user namespace gives whoever makes it root's power over what belongs to it: its own ids, and the
 # other namespaces that are made in it.  What its ids mean outside is written once, from outside, to
 # /proc/PID/uid_map and gid_map.  See user_namespaces(7).
+#
+# Whoever has no power over the kernel's first user namespace makes one, before anything else, and
+# the whole program goes on in it, as its root: all other chapters are as they are.  Root there is
+# the caller; the other ids are those that /etc/subuid and /etc/subgid give to him, if newuidmap and
+# newgidmap are there to write them down.  Nobody else may, so else there is but one id.
+#
+# What belongs to a container belongs to the namespace that it was made in.  So there is one at a
+# time for a state root: its file `inhabitants` has the pids of those who went into it, running/ has
+# the monitors'; the next command goes where one of these is.
+
+PROGRAMS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where the host's helpers may lie
+PASTA_DNS = "169.254.1.1"  # asked there, pasta asks the host's own servers: podman's choice, too
+
+def enter_own_user_namespace():
+    """Go on as root of a user namespace, and with mounts of our own."""
+    with Descriptor(hold(make_dirs(state_path()) + "/inhabitants")) as lock:
+        here = [row for row in inhabitants(lock) if process_start(row[0]) == row[1]]
+        if not any(join_user_namespace(pid) for pid, _ in here):
+            make_user_namespace()
+        rows = [f"{pid} {start}\n" for pid, start in {*here, (os.getpid(), process_start("self"))}]
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, "".join(rows).encode(), 0)
+    try:
+        os.unshare(CLONE_NEWNS)  # mounts of our own, over which we have power
+    except OSError as error:
+        raise refused(error) from None
+
+def inhabitants(lock):
+    """Yield the processes of ours that were seen in a user namespace: (pid, start)."""
+    texts = [os.pread(lock, SMALL_FILE, 0).decode()]
+    for name in listing(state_path("running")):
+        with tolerate(errno.ENOENT):  # it is done
+            texts.append(read_text(state_path("running", name)))
+    for words in map(str.split, "\n".join(texts).split("\n")):
+        if len(words) == 2 and all(map(str.isdigit, words)):
+            yield tuple(map(int, words))
+
+def join_user_namespace(pid):
+    """Go where the process is; False if that can't be."""
+    with tolerate(errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.EINVAL):
+        with Descriptor(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)) as there:
+            os.setns(there, CLONE_NEWUSER)  # as its maker we are its root
+            return True
+    return False
+
+def make_user_namespace():
+    """Become root of a new user namespace, with all ids that we may have.  A child, which stays
+    outside, writes down what they are."""
+    rows = {kind: ids_of_ours(kind) for kind in ("uid", "gid")}
+    alone = {"uid": f"0 {os.geteuid()} 1", "gid": f"0 {os.getegid()} 1"}
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    pid, helper = os.getpid(), os.fork()  # the child, to write the ids from outside
+    if not helper:
+        ours.close()
+        if receive(theirs)[0] == "map":
+            for kind in rows:
+                attempt(lambda kind=kind: write_ids(pid, kind, rows[kind]))
+        os._exit(0)
+    theirs.close()
+    try:
+        os.unshare(CLONE_NEWUSER)  # root in it has no power outside
+    except OSError as error:
+        raise refused(error) from None
+    tell(ours, "map")
+    os.waitpid(helper, 0)
+    ours.close()
+    for kind in rows:
+        if not read_all(f"/proc/self/{kind}_map"):
+            if kind == "gid":
+                write_value("/proc/self/setgroups", "deny")  # user_namespaces(7)
+            write_value(f"/proc/self/{kind}_map", alone[kind])
+
+def ids_of_ours(kind):
+    """What ids a user namespace of ours can have: [(id in it, id of ours, how many)].  Root, even
+    without power, has all those that it sees."""
+    if os.geteuid() == 0:
+        return [(first, first, size) for first, _, size in ids_here(kind)]
+    rows = [(0, os.geteuid() if kind == "uid" else os.getegid(), 1)]
+    for first, size in given_ids(kind):
+        rows.append((rows[-1][0] + rows[-1][2], first, size))
+    return rows
+
+def given_ids(kind):
+    """The ranges of ids that subuid(5) or subgid(5) gives to the caller, by name or number."""
+    import pwd
+    from contextlib import suppress
+    owners, path = {str(os.geteuid())}, f"/etc/sub{kind}"
+    with suppress(KeyError):  # it has no name
+        owners.add(pwd.getpwuid(os.geteuid()).pw_name)
+    with tolerate():
+        for owner, *numbers in (line.split(":") for line in read_text(path).split("\n")):
+            if owner in owners and len(numbers) == 2 and all(map(is_id, numbers)):
+                yield tuple(map(int, numbers))
+
+def write_ids(pid, kind, rows):
+    """Say what the ids in that process's user namespace are; False if nobody lets us."""
+    if os.geteuid() == 0:
+        write_value(f"/proc/{pid}/{kind}_map", "\n".join("%d %d %d" % row for row in rows))
+        return True
+    found = [path for path in (f"{top}/new{kind}map" for top in PROGRAMS) if os.path.exists(path)]
+    if not found or len(rows) == 1:
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without it, it goes on with one id
+    words = [str(number) for row in rows for number in row]
+    return os.spawnv(os.P_WAIT, found[0], [found[0], str(pid), *words]) == 0
+
+def squash_owner(entry):
+    """Let an entry of an archive belong to an owner that our user namespace has; said once."""
+    if not os.environ.get("MYDOCKER_SQUASHED"):
+        os.environ["MYDOCKER_SQUASHED"] = "true"
+        warn(f"owners, on {entry.uid}:{entry.gid} and others: the user namespace has no such ids; "
+             f"they are root's: {MORE_IDS}")
+    for kind in ("uid", "gid"):
+        if not has_id(kind, getattr(entry, kind)):
+            setattr(entry, kind, 0)
+
+def has_id(kind, number):
+    """True if our user namespace has that user's or group's id."""
+    return any(first <= number < first + size for first, _, size in ids_here(kind))
+
+def ids_here(kind):
+    """The ids that our user namespace has: [(first, what that is outside, how many)]."""
+    rows = read_all(f"/proc/self/{kind}_map").split("\n")[:-1]
+    return [tuple(map(int, row.split())) for row in rows]
+
+def why_no_cgroup():
+    """What gives a cgroup to somebody without root, or ""."""
+    if not in_user_namespace():
+        return ""
+    return ("limits take a cgroup that is the caller's: systemd-run --user --scope "
+            "-p Delegate=yes mydocker ...")
+
+# The network
+
+def usual_network():
+    """The network that a container gets where nothing is said."""
+    if not is_guest("net"):
+        return "bridge"
+    if pasta_program():
+        return "pasta"
+    narrate("network: none, for without root it takes pasta (package passt)")
+    return "none"
+
+def pasta_program():
+    """Where pasta(1) is on this host, which gives a network namespace a way out without root: it
+    makes its connections as an ordinary program does.  "" if it isn't there."""
+    return next((path for path in map("{}/pasta".format, PROGRAMS) if os.path.exists(path)), "")
+
+def check_guest(kind):
+    """Refuse networks that take power over the host's network namespace, and those that need none
+    where it is there."""
+    if kind == "pasta" and (not is_guest("net") or not pasta_program()):
+        raise Failure("--network, on pasta: it is for those without root, on a host that has it",
+                      hint="package passt")
+    if kind not in ("none", "host", "pasta", "container") and is_guest("net"):
+        raise Failure(f"--network, on {kind}: only root can lay cables to this host",
+                      hint="--network pasta, none, host and container:ID are possible")
+
+def connect_by_pasta(state, pid, ports):
+    """Let pasta connect a container's network namespace, and forward its ports.  It dies with us,
+    and we with the container."""
+    record, old = state["record"], state.pop("pasta", None)
+    if old:
+        kill_child(old)
+    log, ready, place = (container_path(record, "pasta." + name) for name in ("log", "pid", "netns"))
+    for path in (ready, place):
+        unlink_if_there(path)
+    write_file(place, "")
+    mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # among our mounts: it can open that
+    words = pasta_words(place, ports) + ["--pid", ready]
+    state["pasta"] = child = os.fork()  # to become pasta
+    if not child:
+        try:
+            become_pasta(words, log)
+        finally:
+            os._exit(127)
+    try:
+        await_pasta(child, ready, log)
+    finally:
+        umount2(place, MNT_DETACH)  # it has it open
+
+def await_pasta(child, ready, log):
+    """Wait until pasta has written its pid, which it does when all is connected."""
+    while not os.path.exists(ready) or not os.path.getsize(ready):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            said = read_text(log).strip().split("\n")[-1]
+            raise Failure(f"network, on pasta: {said or 'it has ended'}")
+        time.sleep(0.001)
+
+def pasta_words(place, ports):
+    """The arguments of pasta for the network namespace mounted at PLACE: pasta(1)."""
+    words = ["--foreground", "--config-net", "--quiet", "--no-map-gw", "--dns-forward", PASTA_DNS,
+             "-T", "none", "-U", "none", "--no-netns-quit"]
+    for option, protocol in (("-t", "tcp"), ("-u", "udp")):
+        found = [f"{address + '/' if address else ''}{taken}:{port}"
+                 for address, taken, port, kind in ports if kind == protocol]
+        for text in found or ["none"]:
+            words += [option, text]
+    return [*words, "--netns", place]
+
+def become_pasta(words, log):
+    """In the child: execute pasta, with nothing of ours but a file for what it says."""
+    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # when its container's monitor dies, so does it
+    os.setsid()  # away from the terminal, and its ^C
+    forget_signals()
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    for fd in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), fd)
+    for fd in open_fds():
+        if fd > 2:
+            os.set_inheritable(fd, False)
+    os.execv(pasta_program(), ["pasta", *words])  # as the only program but ours
+
+def home_outside():
+    """The home directory of whoever is root in this user namespace, made by an engine: that doesn't
+    always pass on its environment."""
+    import pwd
+    from contextlib import suppress
+    with suppress(KeyError):  # it has no account
+        return pwd.getpwuid(ids_here("uid")[0][1]).pw_dir
+    return "~"
+
+def refused(error):
+    """What a user is told whom the kernel doesn't let make a user namespace."""
+    return Failure(f"user namespace, as user {os.geteuid()}: {reason(error)}", hint=why_refused())
+
+def why_refused():
+    """What may forbid an ordinary user to make a user namespace, and what allows it."""
+    def says(path, text):
+        with tolerate():
+            return read_all(path).strip() == text
+        return False
+
+    for name, value in (("kernel.unprivileged_userns_clone", "0"),
+                        ("user.max_user_namespaces", "0")):
+        if says("/proc/sys/" + name.replace(".", "/"), value):
+            return f"root can allow it: sysctl {name}={15000 if 'max' in name else 1}"
+    if says("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"):
+        program = os.path.realpath(sys.executable)
+        return ("root can allow it with a profile in /etc/apparmor.d/mydocker: abi <abi/4.0>, "
+                f"profile mydocker {program} flags=(unconfined) {{ userns, }}; then apparmor_parser "
+                "-r /etc/apparmor.d/mydocker")
+    if "Seccomp:\t2" in read_all("/proc/self/status"):
+        return "a system call filter around us may forbid it: inside a container?"
+    return "sudo mydocker ..., or a kernel with CONFIG_USER_NS, and no chroot(2) around us"
+
+# A container's own user namespace
+
+offer("run", ("--userns", "MODE", "whose ids it has: host, ours, or keep-id, where the caller without "
+                                  "root has the same ids inside (default: host)"))
+
+def plan_ids(spec, options):
+    """Write into the spec what its ids are, if they aren't ours.  An image's files can't have two
+    owners: the container gets a copy of them."""
+    mode, linux = given(options, "userns", "host"), spec["linux"]
+    if mode not in ("", "host", "keep-id"):
+        raise Failure(f"--userns, on {mode}: it is host or keep-id")
+    if mode != "keep-id":
+        return
+    for kind in ("uid", "gid"):
+        linux[kind + "Mappings"] = kept_ids(kind)
+    linux["namespaces"].insert(0, {"type": "user"})
+    if options["user"] is None:
+        own = [str(linux[kind + "Mappings"][1]["containerID"]) for kind in ("uid", "gid")]
+        spec["process"]["user"]["username"] = ":".join(own)
+    spec["mounts"] = [row["fallback"] if row["type"] == "layers" else row for row in spec["mounts"]]
+
+def kept_ids(kind):
+    """Mappings that let our root, who is the caller, be the id inside that he is outside."""
+    rows = ids_here(kind)
+    own, size = rows[0][1], sum(row[2] for row in rows)
+    if not is_guest("pid") or not own:
+        raise Failure("--userns, on keep-id: it is for those without root")
+    if size == 1:
+        raise Failure("--userns, on keep-id: there are no ids for its root and others",
+                      hint=MORE_IDS)
+    below = min(own, size - 1)
+    found = [(0, 1, below), (own, 0, 1), (own + 1, below + 1, size - 1 - below)]
+    return [{"containerID": inner, "hostID": outer, "size": count}
+            for inner, outer, count in found if count]
+
+def id_functions(linux):
+    """What the ids of a container with mappings are among ours: {"uid": function, "gid": ...}."""
+    def mapper(rows):
+        def of(number):
+            for row in rows:
+                if 0 <= number - row["containerID"] < row["size"]:
+                    return number - row["containerID"] + row["hostID"]
+            return rows[0]["hostID"]  # its root's, where it has no such id
+        return of
+    return {kind: mapper(linux[kind + "Mappings"]) for kind in ("uid", "gid")}
 
 def become_mapped(channel, flags):
     """Become root of a user namespace, as whom the other namespaces are to be made."""
@@ -3699,12 +4942,20 @@ def become_mapped(channel, flags):
         os.unshare(CLONE_NEWUSER)  # whoever is root in it has no power outside
     send(channel, "map")
     receive(channel)  # the ids in it mean something now
-    os.setgroups([])
+    set_groups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     if flags & FOR_CHILDREN:
         os.unshare(flags & FOR_CHILDREN)  # the next child is PID 1 of a new PID namespace
     fork_inside(channel)
+
+def write_mappings(pid, maps):
+    """Say what the ids in a process's new user namespace mean, as the OCI has it."""
+    for kind in ("uid", "gid"):
+        rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
+                for row in maps.get(f"{kind}Mappings") or ()]
+        if rows:
+            write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows))
 
 def map_ids(pid, channel, linux):
     """Let the ids in a process's new user namespace mean ids of ours; returns its child's pid."""
@@ -3713,10 +4964,7 @@ def map_ids(pid, channel, linux):
         message = receive(channel)[0]
         if message != "map":
             raise Failure(*message or ("create: init was killed",))
-        for kind in ("uid", "gid"):
-            rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
-                    for row in linux.get(f"{kind}Mappings") or ()]
-            write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows)) if rows else None
+        write_mappings(pid, linux)
         send(channel, "mapped")
         child = inherit(pid, channel)
         tell(channel, "go")  # see fork_inside
@@ -3724,6 +4972,53 @@ def map_ids(pid, channel, linux):
     except (Failure, OSError):
         kill_child(pid)
         raise
+
+# Mounts for a user namespace
+
+def open_trees(rows, linux):
+    """Open what rows show, by the host's paths and root's power; init puts it where it belongs."""
+    trees = []
+    for row in rows:
+        whole = AT_RECURSIVE if {"rbind", "shared", "rshared"} & {*row["options"]} else 0
+        with blame(f"mount, on {row['source']}"):
+            tree = Descriptor(open_tree(AT_FDCWD, row["source"],  # still among the host's mounts
+                                        OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole))
+        if {"idmap", "ridmap"} & {*row["options"]} or row.get("uidMappings"):
+            map_tree(tree, row, linux)
+        row["opened"] = True
+        trees.append(tree)
+    return trees
+
+def map_tree(tree, row, linux):
+    """Let the owners of a mount's files look like others, by its own mappings or the container's:
+    mount_setattr(2), "ID-mapped mounts"."""
+    maps = row if row.get("uidMappings") else linux
+    whole = AT_RECURSIVE if "ridmap" in row["options"] else 0
+    with blame(f"mount, on {row['source']}: idmap"), namespace_of(maps) as namespace:
+        attributes = struct.pack("QQQQ", MOUNT_ATTR_IDMAP, 0, 0, namespace)
+        mount_setattr(tree, "", AT_EMPTY_PATH | whole, attributes, len(attributes))  # other owners
+
+def namespace_of(maps):
+    """A user namespace with these mappings, in which nobody is."""
+    ready, go = os.pipe(), os.pipe()
+    pid = os.fork()  # somebody must be in it while its mappings are written
+    if not pid:
+        try:
+            os.unshare(CLONE_NEWUSER)
+            os.write(ready[1], b"1")
+            os.close(go[1])
+            os.read(go[0], 1)  # until the outside is gone, or done
+        finally:
+            os._exit(0)
+    os.close(ready[1])
+    try:
+        if os.read(ready[0], 1):
+            write_mappings(pid, maps)
+        return open_namespace(f"/proc/{pid}/ns/user")
+    finally:
+        kill_child(pid)
+        for fd in (ready[0], *go):
+            os.close(fd)
 
 # ── 16. Containers on disk ───────────────────────────────────────────────────
 # One directory for each container, containers/<id>/ below the state root:
@@ -3756,23 +5051,21 @@ offer("run",
       ("--stop-timeout", "SECONDS", "how long `stop` waits before it kills (default: 10)"))
 
 def container_path(record, *names):
-    return state_path(record.get("folder", "containers"), record["id"], *names)
+    return state_path("oci" if record.get("engine") else "containers", record["id"], *names)
 
 def make_record(options, plan, spec):
     """The record of a new container."""
     cgroups = cgroup_dirs(spec["linux"]["cgroupsPath"])
     policy, image = given(options, "restart", "no"), plan["image"]
-    kind, _, most = policy.partition(":")
-    if kind not in ("no", "always", "unless-stopped", "on-failure") or (
-            ":" in policy and (kind != "on-failure" or not most.isdigit())):
-        raise Failure(f"--restart, on {policy}: not no, on-failure[:N], always or unless-stopped")
-    if options["rm"] and kind != "no":
+    check_restart(policy)
+    if options["rm"] and policy != "no":
         raise Failure("run, on --rm: it can't go with --restart")
     if options["name"] is not None:
         check_new_name(options["name"], "--name")
     signal = given(options, "stop-signal", image.get("StopSignal") or "TERM")
-    labels = dict(text.partition("=")[::2] for text in options["label"])
-    return {"id": plan["id"], "name": options["name"], "reference": plan["reference"],
+    labels = pairs_of(options["label"])
+    return {"id": plan["id"], "engine": False, "name": options["name"],
+            "reference": plan["reference"],
             "image": plan["digest"], "layers": plan["diff_ids"], "created": time.time(),
             "keep": plan["keep"], "args": spec["process"]["args"], "cgroups": cgroups,
             "network": plan["network"], "wants": plan["wants"],
@@ -3783,6 +5076,12 @@ def make_record(options, plan, spec):
             "stop_timeout": parse_number(given(options, "stop-timeout", str(GRACE)),
                                          "--stop-timeout", -1),
             "log": parse_log_options(options["log-opt"])}
+
+def check_restart(policy):
+    kind, _, most = policy.partition(":")
+    if kind not in ("no", "always", "unless-stopped", "on-failure") or (
+            ":" in policy and (kind != "on-failure" or to_number(most) is None)):
+        raise Failure(f"--restart, on {policy}: not no, on-failure[:N], always or unless-stopped")
 
 def make_container_dir(record):
     """Make a container's directory, marked and locked, and name it; returns the lock."""
@@ -3812,8 +5111,9 @@ def read_status(lock):
 def mark_running(record):
     """Leave word that this process is a container's monitor, before anything is made for it."""
     path = make_dirs(state_path("running")) + "/" + record["id"]
-    os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
     record.update(monitor=os.getpid(), monitor_start=process_start("self"))
+    with Descriptor(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)) as mark:
+        os.pwrite(mark, b"%-11d %-22d" % (record["monitor"], record["monitor_start"]), 0)
 
 def take_name(wanted, container_id):
     """Make a name mean a container; without one, a free one is made up.  Returns it."""
@@ -3828,12 +5128,20 @@ def take_name(wanted, container_id):
                   hint=f"mydocker rm {wanted}")
 
 def end_container(record, status=None):
-    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
+    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all.
+    Where nothing can be written, on a full disk, each later command tries again."""
     out_of_memory = remove_cgroups(record)
-    disconnect_container(record)
-    if record["keep"] and "started" in record:
-        change_record(record, pid=0, status=status, finished=time.time(), oom=out_of_memory)
-    else:
+    kept = record["keep"] and "started" in record
+    try:
+        if not record.get("network") or has_cable(record):
+            disconnect_container(record)
+        if kept:
+            change_record(record, pid=0, status=status, finished=time.time(), oom=out_of_memory)
+    except OSError as error:
+        warn(describe(error, f"container {record.get('name')}: its end can't be written")[0])
+        if kept:
+            return
+    if not kept:
         remove_container_dir(record)
         for name in record.get("own_volumes", []):
             remove_tree(state_path("volumes", name))
@@ -3908,6 +5216,15 @@ def lock_container(path):
         os.close(lock)
     return None
 
+def wake_monitor(record):
+    """Let a monitor go on that was stopped (SIGSTOP) while its container ended: it is to tidy up, or
+    to start it again, which is awaited for a moment.  False if there is none such."""
+    if is_alive(record) or process_state(record["monitor"])[0] != "T":
+        return False
+    send_signal(record["monitor"], record["monitor_start"], _signal.SIGCONT)
+    wait_process(record["monitor"], record["monitor_start"], LINGER)
+    return True
+
 def is_running(path):
     """True while the monitor of the container at PATH lives: its lock can't even be shared."""
     try:
@@ -3922,10 +5239,16 @@ def read_record(path):
     with tolerate(errno.ENOENT):  # being made or removed
         try:
             record = read_json(record_file(path))
-        except ValueError:  # the box lost its power: what the container wrote may be well
+        except ValueError:  # the host lost its power: what the container wrote may be well
             return warn(f"container, on {path}: its record is damaged, ignoring")
         marked = os.path.exists(state_path("running", record["id"]))
-        return {"cgroups": [], **record, "running": marked and is_running(path)}
+        running = marked and is_running(path)
+        if running and wake_monitor(record):
+            record, running = read_json(record_file(path)), is_running(path)
+        if record.get("pid") and not running:  # see end_container
+            with Descriptor(os.open(path + "/lock", os.O_RDONLY | os.O_CLOEXEC)) as lock:
+                record.update(pid=0, status=read_status(lock), finished=os.fstat(lock).st_mtime)
+        return {"cgroups": [], "engine": False, **record, "running": running}
     return None
 
 def container_records():
@@ -3935,16 +5258,24 @@ def container_records():
 
 def find_container(text):
     """The record of the container that a name, an id or the unique beginning of one means."""
-    top, ids = state_path("containers"), []
-    if is_name(text):
-        named = link_target(AT_FDCWD, state_path("names", text))
-        ids = [text] if os.path.isdir(f"{top}/{text}") else [named] if named else [
-            name for name in listing(top) if name.startswith(text)]
-    found = [*filter(None, map(read_record, [f"{top}/{name}" for name in ids]))]
-    if len(found) != 1:
-        why = "more than one container's id begins so" if found else "no such container"
-        raise Failure(f"container, on {text or chr(39) * 2}: {why}")
+    found = [*filter(None, map(read_record, found_paths(text)))]
+    if not found:
+        raise NotFound(f"container, on {as_typed(text)}: no such container")
+    if len(found) > 1:
+        raise Failure(f"container, on {text}: more than one container's id begins so")
     return found[0]
+
+def found_paths(text):
+    """The directories of the containers that a text may mean."""
+    top = state_path("containers")
+    if not is_name(text):
+        return []
+    if os.path.isdir(f"{top}/{text}"):
+        return [f"{top}/{text}"]
+    named = link_target(AT_FDCWD, state_path("names", text))
+    if named:
+        return [f"{top}/{named}"]
+    return [f"{top}/{name}" for name in listing(top) if name.startswith(text)]
 
 def has_cable(record):
     """True if a container has a network of its own that leads somewhere."""
@@ -3952,21 +5283,25 @@ def has_cable(record):
 
 def is_alive(record):
     """True if a container's first process is there, and no zombie: that can stay for seconds."""
-    state, start = process_state(record["pid"])
+    state, start = process_state(record.get("pid"))
     return start is not None and start == record["pid_start"] and state not in "ZX"
 
 def live_pid(record):
     """The pid of a running container's PID 1, made sure of by its start time."""
-    if not record.get("pid") or not is_alive(record):  # no pid while it starts
+    if not is_alive(record):
         raise Failure(f"container, on {record['name']}: it is not running")
     return record["pid"]
 
 def container_state(record):
-    """Docker's word for what a container does, asked of the kernel."""
+    """Docker's word for what a container does, asked of the kernel, also for an engine's."""
     if not record["running"]:
         return "exited" if "started" in record else "created"
-    if not record.get("pid") or process_start(record["pid"]) != record["pid_start"]:
-        return "restarting" if record["restarts"] else "created"
+    if not is_alive(record):
+        if record.get("restarts"):
+            return "restarting"
+        return "running" if record.get("pid") else "created"  # just tidied up, or not there yet
+    if os.path.exists(container_path(record, "exec.fifo")):
+        return "created"  # init waits at its gate
     return "paused" if is_paused(record["cgroups"]) else "running"
 
 # ── 17. Living with containers ───────────────────────────────────────────────
@@ -3985,9 +5320,6 @@ STOP_OPTIONS = (
          ("-a --attach", "", "stay with it"), ("-i --interactive", "", "with -a: pass input on"),
         takes=SOME)
 def cmd_start(options, words):
-    oci = find_oci(words[0])
-    if oci:
-        return start_created(oci)
     sweep_containers()
     if options["attach"] and len(words) == 1:
         return relaunch(find_container(words[0]), options)
@@ -3995,7 +5327,7 @@ def cmd_start(options, words):
 
 def start_again(record):
     if not record["running"]:
-        in_background(lambda ready: relaunch(record, None, ready))
+        in_background(lambda ready: relaunch(record, None, ready), "start")
 
 def relaunch(record, options, ready=lambda: None):
     """Start an ended container and stay with it; OPTIONS: attached, with input or without."""
@@ -4042,83 +5374,147 @@ def cmd_stop(options, name):
 def stop_container(record, number, seconds):
     """Send a container a signal, and SIGKILL after SECONDS (-1: never); returns when it is swept.
     Between two starts, or before the first, it is the monitor that is told."""
-    path, end = container_path(record), time.monotonic() + (seconds if seconds >= 0 else 1e9)
+    path, end = container_path(record), time.monotonic() + (seconds if seconds >= 0 else 1 << 63)
     while is_running(path):
-        record = read_record(path) or record
         touch_if_there(path + "/stop")
+        record = read_record(path) or record
         left = end - time.monotonic()
         thaw(record["cgroups"])
-        if send_signal(record.get("pid"), record.get("pid_start"),
-                       number if left > 0 else _signal.SIGKILL):
-            wait_process(record["pid"], record["pid_start"], left if left > 0 else GRACE)
-        else:
-            send_signal(record["monitor"], record["monitor_start"],
-                        _signal.SIGTERM if left > -GRACE else _signal.SIGKILL)
-            wait_process(record["monitor"], record["monitor_start"], 0.1)
+        pid, start = record.get("pid"), record.get("pid_start")
+        if send_signal(pid, start, number if left > 0 else _signal.SIGKILL) and not (
+                wait_process(pid, start, left if left > 0 else GRACE)):
+            continue
+        tell_monitor(record, _signal.SIGTERM if left > -GRACE else _signal.SIGKILL)
+        if left < -3 * GRACE:
+            raise Failure(f"container, on {record['name']}: its monitor, process "
+                          f"{record['monitor']}, can't be killed")
+
+def tell_monitor(record, number):
+    """Send a container's monitor a signal, and wait a moment for its end."""
+    send_signal(record["monitor"], record["monitor_start"], number)
+    wait_process(record["monitor"], record["monitor_start"], 0.1)
 
 @command("[OPTIONS] CONTAINER...  or  kill [--all] ID [SIGNAL]",
          "send containers' first process a signal",
          ("-s --signal", "SIGNAL", "by name or number (default: KILL; of an engine's: TERM)"),
-         ("-a --all", "", "of an engine's container: all processes"), takes=ANY)
+         takes=SOME)
 def cmd_kill(options, words):
-    if not words:
-        raise Failure("kill: it takes CONTAINER...", hint="mydocker kill --help")
-    oci = find_oci(words[0])
-    if oci or options["all"]:
-        number = parse_signal(given(options, "signal", (words + ["TERM"])[1]), "--signal")
-        return signal_oci(oci or known_oci(words[0]), number, options["all"])
     number = parse_signal(given(options, "signal", "KILL"), "--signal")
     each("kill", words, lambda name: kill_container(find_container(name), number) or name)
 
 def kill_container(record, number):
-    pid = live_pid(record)
-    if number in (_signal.SIGKILL, record["stop_signal"]):
-        touch_if_there(container_path(record, "stop"))
+    """Send a container's PID 1 a signal.  If that is to end it, its restart policy is over with it;
+    between two starts it is the monitor that is told."""
+    path, ending = container_path(record), number in (_signal.SIGKILL, record["stop_signal"])
+    if not (ending and record["running"]):
+        live_pid(record)
+    if ending:
+        touch_if_there(path + "/stop")
     if number == _signal.SIGKILL:
         thaw(record["cgroups"])
-    send_signal(pid, record["pid_start"], number)
+    while not send_signal(record.get("pid"), record.get("pid_start"), number):
+        if not (ending and is_running(path)):
+            return
+        tell_monitor(record, _signal.SIGTERM)
+        record = read_record(path) or record
 
 @command("CONTAINER...", "freeze all processes of containers", many=True)
-def cmd_pause(_, name, frozen=True):
-    record = find_either(name)
-    live_pid(record)
-    if is_paused(record["cgroups"]) == frozen:
-        raise Failure(f"container, on {name}: it is {'already' if frozen else 'not'} paused")
-    freeze(record["cgroups"], frozen)
-    return "" if "folder" in record else None  # engines want to hear nothing
+def cmd_pause(_, name):
+    pause_container(find_container(name), True)
 
 @command("CONTAINER...", "let the processes of paused containers go on", many=True)
 def cmd_unpause(_, name):
-    return cmd_pause(_, name, False)
+    pause_container(find_container(name), False)
+
+def pause_container(record, frozen):
+    live_pid(record)
+    if is_paused(record["cgroups"]) == frozen:
+        raise Failure(f"container, on {record['name']}: it is {'already' if frozen else 'not'} "
+                      "paused")
+    freeze(record["cgroups"], frozen)
 
 @command("CONTAINER...", "wait for containers to end, and print their exit statuses", many=True)
 def cmd_wait(_, name):
     record = find_container(name)
+    path, first = container_path(record), record["monitor_start"]
     try:
-        with Descriptor(os.open(container_path(record, "lock"), os.O_RDWR | os.O_CLOEXEC)) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            return str(read_status(lock))
+        with Descriptor(os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)) as lock:
+            while record["monitor_start"] == first:
+                with tolerate(errno.EAGAIN):
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    return str(read_status(lock))
+                await_end(record)
+                record = read_record(path) or record
+            return str(record["status"])  # of the run before: it was started again at once
     except FileNotFoundError:  # it is gone since
         return "0"
+
+def await_end(record):
+    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't
+    there yet.  A lock would be waited for for ever if somebody stopped the monitor."""
+    monitor, first = process_fd(record["monitor"], record["monitor_start"]), None
+    if monitor is None:
+        return
+    with monitor:
+        if is_alive(record):
+            first = process_fd(record["pid"], record["pid_start"])
+        if first is None:
+            readable_fds([monitor], 0.1)
+            return
+        with first:
+            readable_fds([monitor, first])
 
 @command("[OPTIONS] CONTAINER...", "remove containers, with what they wrote",
          ("-f --force", "", "also if it runs: it's killed first"),
          ("-v --volumes", "", "with the volumes that were made for it"), many=True)
 def cmd_rm(options, name):
     """Kill it if asked to, then remove all but bind mounts and named volumes."""
-    record = find_container(name)
+    try:
+        record = find_container(name)
+    except NotFound:
+        if remove_damaged(name, options["force"]):
+            return name
+        if options["force"]:
+            return ""  # that is what was wanted
+        raise
     if record["running"] and not options["force"]:
         raise Failure(f"rm, on {record['name']}: it is running", hint="mydocker rm -f")
     stop_container(record, _signal.SIGKILL, 0)
     lock = lock_container(container_path(record))
     if lock is not None:
-        mark_running(record)  # if we are killed now, it is swept up
+        with tolerate(errno.ENOSPC, errno.EDQUOT):  # on a full disk it's not, but goes
+            mark_running(record)  # if we are killed now, it is swept up
         volumes = record["own_volumes"] if options["volumes"] else []
         end_container(dict(record, keep=False, own_volumes=volumes))
         os.close(lock)
     elif os.path.exists(container_path(record, "lock")):  # else it has removed all by itself
         raise Failure(f"rm, on {record['name']}: it was started again meanwhile")
     return record["name"]
+
+def remove_damaged(name, force):
+    """Remove an ended container whose record says nothing any more, so that its name is free again;
+    False if there is none such."""
+    paths = [path for path in found_paths(name) if os.path.exists(record_file(path))]
+    lock = lock_container(paths[0]) if len(paths) == 1 else None
+    if lock is None:
+        return False
+    with Descriptor(lock):
+        if not force:
+            raise Failure(f"rm, on {name}: its record is damaged, and what it wrote is in {paths[0]}",
+                          hint=f"mydocker rm -f {name}")
+        container_id = os.path.basename(paths[0])
+        end_container({"id": container_id, "keep": False,
+                       "cgroups": cgroup_dirs(f"mydocker/{container_id}")})
+    return True
+
+@command("CONTAINER NAME", "give a container another name", takes=(2, 2))
+def cmd_rename(_, words):
+    record = find_container(words[0])
+    check_new_name(words[1], "rename")
+    take_name(words[1], record["id"])
+    old = record["name"]
+    change_record(record, name=words[1])
+    unlink_if_there(state_path("names", old))
 
 @command("[OPTIONS]", "remove all containers that don't run",
          ("-f --force", "", "without asking, as always"))
@@ -4134,28 +5530,26 @@ def cmd_prune(*_):
 @command("[OPTIONS] CONTAINER COMMAND [ARG...]  or  exec --process FILE ID",
          "run one more command in a running container", *PROCESS_OPTIONS,
          ("--privileged", "", "with all capabilities that the host can give, and no filter"),
-         takes=ANY, mixed=False)
+         takes=SOME, mixed=False)
 def cmd_exec(options, words):
-    """The process is as the container's own, but for what the options or the file say."""
-    if not words or not (words[1:] or options["process"]):
+    """The process is as the container's own, but for what the options say."""
+    if not words[1:]:
         raise Failure("exec: it takes CONTAINER COMMAND", hint="mydocker exec --help")
-    birth = Birth("join", options["detach"])
-    record = find_either(words[0])
-    oci = "folder" in record
+    birth, detach = Birth("join", options["detach"]), options["detach"]
+    record = find_container(words[0])
     live_pid(record)
     if is_paused(record["cgroups"]):
         raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker unpause {words[0]}")
-    spec, detach = read_json(container_path(record, "config.json")), options["detach"]
-    process = (read_process(options["process"], spec["process"]) if options["process"] else
-               exec_process(options, words[1:], spec["process"]))
+    spec = read_json(container_path(record, "config.json"))
+    process = exec_process(options, words[1:], spec["process"])
     state = {"record": record, "linux": {} if options["privileged"] else spec["linux"],
-             "attached": True, "interactive": options["interactive"] or oci,
+             "attached": True, "interactive": options["interactive"],
              "logged": False, "outputs": [], "typed": b"", "stdin": 0}
-    if not oci and (detach or not options["interactive"]):
+    if detach or not options["interactive"]:
         state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    start_process(state, birth, process, detach, (0, 0) if detach and not oci else (),
-                  preserved_fds(options))
-    hand_over(options, state["pid"], state["master"])
+    elif not process["terminal"]:
+        state["stdin"] = input_pipe(state) or 0
+    start_process(state, birth, process, detach, (0, 0) if detach else ())
     return None if detach else attend(state, True)
 
 def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0):
@@ -4163,15 +5557,14 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
     needs.  DETACH: it doesn't end with this process."""
     record = monitor["record"]
     first = live_pid(record)
-    joined = [row for kind, row in NAMESPACES.items() if kind != "time" and (
-        kind != "user"  # nobody enters the one that it is in
-        or os.readlink(f"/proc/{first}/ns/user") != os.readlink("/proc/self/ns/user"))]
+    joined = [row for kind, row in NAMESPACES.items() if kind != "time"  # nor one that we are in:
+              and os.readlink(f"/proc/{first}/ns/{row[1]}") != os.readlink(f"/proc/self/ns/{row[1]}")]
     fds = [os.open(f"/proc/{first}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for _, name in joined]
     with tolerate(*NOT_TO_BE_HAD):  # the others do as well
         fds.insert(0, pidfd_open(first, 0))
     live_pid(record)  # the pid wasn't used again before all were open
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child of `join` becomes ours
-    engine, pipes = "folder" in record, []
+    engine, pipes = record["engine"], []
     if not outputs and not engine:
         pipes = output_pipes(process, True)
     with birth:
@@ -4179,20 +5572,33 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
         tell(birth.channel, (process, detach, assemble_filter(monitor["linux"]),
                              "piped" if pipes else outputs, [flag for flag, _ in joined], engine),
              fds + [end for _, end in pipes])  # sync 1
+        monitor["master"] = birth.take_terminal() if process["terminal"] else None
         birth.pid = inherit(birth.pid, birth.channel)
+        affinity = process.get("execCPUAffinity", {})
+        pin(birth.pid, affinity.get("initial"))
         enter_cgroups(record["cgroups"], birth.pid)
+        pin(birth.pid, affinity.get("final"))
         limit_process(process, birth.pid)  # not before: the last process slot is the command's
         tell(birth.channel, "go")  # sync 1, once more
-        monitor.update(pid=birth.pid, master=birth.await_command(), outputs=read_ends(pipes))
+        birth.await_command()
+        monitor.update(pid=birth.pid, outputs=read_ends(pipes))
     for fd in {*fds, *[end for _, end in pipes]}:
         os.close(fd)
+
+def pin(pid, cpus):
+    """Let a process run on these processors alone, a list such as 0-2,5; None: where it may."""
+    if not cpus:
+        return
+    ranges = [part.partition("-")[::2] for part in cpus.split(",")]
+    with blame(f"execCPUAffinity, on {cpus}"):
+        os.sched_setaffinity(pid, {number for first, last in ranges for number in range(
+            int(first), min(int(last or first), 1 << 16) + 1)})
 
 def exec_process(options, args, old):
     """One more process as the options say, and otherwise as OLD."""
     named = {} if options["user"] is None else {"username": options["user"]}
-    user, ours = {**old["user"], **named}, "username" in old["user"]  # else it is an engine's
-    process = dict(old, args=args, consoleSize=caller_size(), user=user,
-                   terminal=options["tty"] and not (ours and options["detach"]),
+    process = dict(old, args=args, consoleSize=caller_size(), user={**old["user"], **named},
+                   terminal=options["tty"] and not options["detach"],
                    cwd=os.path.join(old["cwd"], given(options, "workdir", "")),
                    env=environment_of(options, old["env"]))
     if options["privileged"]:
@@ -4224,12 +5630,9 @@ PS_FILTERS = {  # what `ps --filter KEY=VALUE` keeps
          ("--no-trunc", "", "ids and commands in full"),
          ("-f --filter", "K=V...", f"only some, by {', '.join(PS_FILTERS)}"),
          ("--format", "FORMAT", "table, json or a template, such as '{{.ID}} {{.PID}}'"),
-        takes=(0, 1))
-def cmd_ps(options, words):
+        takes=ANY, mixed=False)
+def cmd_ps(options, _):
     """What runs is asked of the kernel, not read."""
-    if words:
-        pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
-        return show(to_json(pids) if options["format"] == "json" else "\n".join(map(str, pids)))
     sweep_containers()
     records = container_records()
     for key, _, value in (text.partition("=") for text in options["filter"]):
@@ -4276,6 +5679,16 @@ def cmd_inspect(options, words):
     sweep_containers()
     show_json(words, inspected, options["format"])
 
+def limits_shown(resources):
+    """A spec's limits by docker's names for them, such as "PidsLimit"."""
+    shown = {}
+    for row in LIMITS:
+        group, key = row[0].split(".")
+        name = "".join(map(str.capitalize, long_name(row[1:]).split("-")))
+        if resources[group].get(key) is not None:
+            shown[name] = resources[group][key]
+    return shown
+
 def inspected(name):
     """A container or an image, in docker's words; "Record" and "Spec" are our own."""
     try:
@@ -4289,7 +5702,8 @@ def inspected(name):
         "Path": record["args"][0], "Args": record["args"][1:], "Image": record["image"],
         "State": {"Status": state, "Running": state in ("running", "paused"),
                   "Paused": state == "paused", "Restarting": state == "restarting",
-                  "OOMKilled": record.get("oom", False), "Pid": record.get("pid") or 0,
+                  "OOMKilled": record.get("oom", False) or was_out_of_memory(record),
+                  "Pid": record.get("pid") or 0,
                   "ExitCode": record.get("status") or 0, "Error": record.get("error", ""),
                   "StartedAt": log_time_of(record.get("started")),
                   "FinishedAt": log_time_of(record.get("finished"))},
@@ -4300,10 +5714,7 @@ def inspected(name):
                    "Labels": record["labels"], "StopSignal": str(record["stop_signal"])},
         "HostConfig": {"AutoRemove": not record["keep"], "RestartPolicy": {
             "Name": record["restart"].partition(":")[0]},
-            "ReadonlyRootfs": spec["root"]["readonly"], **{
-                "".join(map(str.capitalize, long_name(row[1:]).split("-"))): value
-                for row in LIMITS for group, key in [row[0].split(".")]
-                for value in [linux["resources"][group].get(key)] if value is not None}},
+            "ReadonlyRootfs": spec["root"]["readonly"], **limits_shown(linux["resources"])},
         "Limits": limits_there(record["cgroups"]) if record["running"] else {},
         "Mounts": [{"Type": "volume" if "volume" in row else row["type"], "Source": row["source"],
                     "Destination": row["destination"], "RW": not {"ro", "rro"} & {*row["options"]}}
@@ -4324,7 +5735,8 @@ def cmd_stats(options, words):
         records = map(find_container, words) if words else container_records()
         first, rows = not before, [*filter(None, (stats_row(each, before) for each in records))]
         if not first or not rows:
-            show("\033[H\033[J") if clear else None
+            if clear:
+                os.write(1, b"\033[H\033[J")  # from the top again
             show_rows(rows, STATS, options["format"])
             if options["no-stream"]:
                 return
@@ -4340,22 +5752,18 @@ def stats_row(record, before):
         return None
     for name, _, counts in (line.partition(":") for line in lines[2:-1]):
         network = [a + int(b) * (name.strip() != "lo") for a, b in zip(network, counts.split())]
-    now = time.monotonic(), (count(dirs, "", "cpuacct.usage") / 1e9
-                             or count(dirs, "usage_usec", "cpu.stat") / 1e6)
+    usage = usage_of(dirs)
+    now = time.monotonic(), usage["cpu_ns"] / 1e9
     last, before[record["id"]] = before.get(record["id"], (0, now[1])), now
-    cache = (count(dirs, "total_inactive_file", "memory.stat")  # what could go at once
-             or count(dirs, "inactive_file", "memory.stat"))
-    memory = max(0, count(dirs, "", "memory.usage_in_bytes", "memory.current") - cache)
-    limit = min(count(dirs, "", "memory.limit_in_bytes", "memory.max") or 1 << 63,
-                int(read_all("/proc/meminfo").split()[1]) << 10)
-    disk = [count(dirs, words, "blkio.throttle.io_service_bytes", "io.stat")
-            for words in ("Read rbytes", "Write wbytes")]
+    memory = max(0, usage["memory"] - usage["cache"])  # the cache could go at once
+    limit = min(usage["memory_limit"] or 1 << 63, int(read_all("/proc/meminfo").split()[1]) << 10)
+    disk = usage["read"], usage["written"]
     sizes = [" / ".join(map(humane_size, pair))
              for pair in ((memory, limit), (network[0], network[8]), disk)]
     busy = (now[1] - last[1]) / (now[0] - last[0])
     return dict(zip(STATS, [record["id"][:12], record["name"], f"{100 * busy:.2f}%", sizes[0],
                             f"{100 * memory / limit:.2f}%", *sizes[1:],
-                            str(len(cgroup_pids(dirs[:1])))]))
+                            str(usage["pids"])]))
 
 @command("CONTAINER", "show the processes of a container", takes=ONE)
 def cmd_top(_, words):
@@ -4433,7 +5841,7 @@ def parse_volume(text):
     """A -v argument, [HOST:|NAME:]PLACE[:OPTIONS], as a mount row."""
     parts = text.split(":")
     if len(parts) > 3 or not all(parts):
-        raise Failure(f"--volume, on {text or chr(39) * 2}: it is [HOST-DIR:|NAME:]PLACE[:OPTIONS]")
+        raise Failure(f"--volume, on {as_typed(text)}: it is [HOST-DIR:|NAME:]PLACE[:OPTIONS]")
     if len(parts) == 1 or len(parts) == 2 and not parts[1].startswith("/"):
         parts.insert(0, "")
     source, place, *rest = parts
@@ -4850,7 +6258,8 @@ class Tree:
     leads through one is followed as if the layer were the whole root, as docker does.  Whiteouts,
     and mode, owner and time of directories come last: until then each can be written to, and
     nothing changes its time any more."""
-    def __init__(self, root, whiteouts="mark", owned_by=None):
+    def __init__(self, root, whiteouts="mark", owned_by=None, mapped=None):
+        self.mapped = mapped  # {"uid": the function of an id in the archive, "gid": ...}
         self.root, self.path, self.fd = root, b"", os.dup(root)  # fd: of path, where we are
         self.whiteouts, self.owned_by = whiteouts, owned_by  # mark, apply or keep; (uid, gid)
         self.dirs, self.marks = {}, []
@@ -4863,6 +6272,8 @@ class Tree:
                 return
         if self.owned_by:
             entry.uid, entry.gid = self.owned_by
+        if self.mapped:
+            entry.uid, entry.gid = self.mapped["uid"](entry.uid), self.mapped["gid"](entry.gid)
         path = b"/".join(parts)
         if entry.type == b"5":
             self.dirs[path] = entry
@@ -4991,12 +6402,22 @@ def make_node(entry, name, parent):
     except PermissionError:
         warn(f"unpack, on {shown(entry.name)}: no right to make devices, ignoring")
         return
-    os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+    give_owner(entry, name, dir_fd=parent, follow_symlinks=False)
     os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
+
+def give_owner(entry, target, **how):
+    """Give a file the entry's owner; one whom our user namespace doesn't have is its root."""
+    try:
+        os.chown(target, entry.uid, entry.gid, **how)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not in_user_namespace():
+            raise
+        squash_owner(entry)
+        os.chown(target, entry.uid, entry.gid, **how)
 
 def dress(fd, entry):
     """Give owner, mode, attributes, time, in this order: chown clears two, all set the time."""
-    os.fchown(fd, entry.uid, entry.gid)
+    give_owner(entry, fd)
     os.fchmod(fd, entry.mode)
     for key, value in entry.pax_headers.items():
         name = key[len(b"SCHILY.xattr."):]
@@ -5022,7 +6443,11 @@ def mark_whiteout(name, parent):
 
 def hide_lower(name, parent):
     with Descriptor(os.open(name, OPEN_CHILD, dir_fd=parent)) as fd:
-        os.setxattr(fd, "trusted.overlay.opaque", b"y")
+        os.setxattr(fd, overlay_mark("opaque"), b"y")
+
+def overlay_mark(name):
+    """The extended attribute that overlayfs marks a directory with: overlayfs.rst, "userxattr"."""
+    return ("user" if in_user_namespace() else "trusted") + ".overlay." + name
 
 def keeps_xattr(name):
     return (name == b"security.capability" or name.startswith(b"system.posix_acl_")
@@ -5114,7 +6539,8 @@ def pack_directory(fd, path, as_layer, seen):
     marks = os.listxattr(fd) if as_layer else ()
     if "trusted.overlay.redirect" in marks:
         raise Failure(f"commit, on {shown(path)}: a renamed directory (overlayfs redirect_dir)")
-    if "trusted.overlay.opaque" in marks and os.getxattr(fd, "trusted.overlay.opaque") == b"y":
+    opaque = overlay_mark("opaque") if marks else ""
+    if opaque in marks and os.getxattr(fd, opaque) == b"y":
         yield tar_header(path + OPAQUE, b"0")  # "x" would be something else
     for name in sorted(map(os.fsencode, os.listdir(fd))):
         try:
@@ -5202,7 +6628,7 @@ class CopyEnd:
         self.word = word
         self.container, path = (None, word) if local else word.split(":", 1)
         if not word or "\0" in path:
-            raise Failure(f"cp, on {word or chr(39) * 2}: not a path")
+            raise Failure(f"cp, on {as_typed(word)}: not a path")
         start = os.getcwd() if local and not path.startswith("/") else "/"
         path = os.path.join(start, path)
         self.path = without_dots(path)  # how it ends says what must be there, and what is meant
@@ -5838,9 +7264,12 @@ def opener_of(kind):
     except ImportError:
         if kind == "compression.zstd" and Zstd.find_library():
             return Zstd
+    hint = "another one may, or: skopeo copy --dest-compress-format gzip"
+    if kind == "compression.zstd":
+        hint = ("zstd needs Python 3.14 or the host's libzstd.so.1, or: skopeo copy "
+                "--dest-compress-format gzip")
     raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
-                  hint="zstd needs Python 3.14 or the host's libzstd.so.1, or: skopeo copy "
-                       "--dest-compress-format gzip")
+                  hint=hint)
 
 class Zstd:
     """What compression.zstd.open gives from Python 3.14 on, by the host's own libzstd: zstd.h,
@@ -5994,7 +7423,7 @@ def sync_data(*paths):
     disks = {os.stat(path).st_dev: path for path in paths}
     for path in disks.values():
         with Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-            syncfs(fd)
+            syncfs(fd)  # to disk, before it has a name
 
 def ref_name(entry):
     """The full name in an index entry; "" if it has none, or only a tag."""
@@ -6059,7 +7488,7 @@ def image_layers(image):
     for path in map(layer_path, reversed(image["diff_ids"])):
         if path not in paths:
             paths.insert(0, path)
-        if "trusted.overlay.opaque" in os.listxattr(path):  # it hides all below
+        if overlay_mark("opaque") in os.listxattr(path):  # it hides all below
             break
     return paths
 
@@ -6078,7 +7507,7 @@ def store_blob(data):
             pass
         with Descriptor(os.open(blob, os.O_RDONLY | os.O_CLOEXEC)) as fd:
             os.fsync(fd)  # a name in the store is trusted: the data comes first
-        name_blob(blob, found["digest"])
+        name_blob(blob, found["digest"])  # it is whole, and on disk
     finally:
         unlink_if_there(blob)
     return found["digest"]
@@ -6104,8 +7533,8 @@ def store_layer(chunks, diff_id="", descriptor=None, part="", **how):
         if diff_id not in ("", plain["digest"]):
             raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain['digest']}")
         sync_data(blob, layer)  # before the names: they are trusted, also after a power loss
-        name_blob(blob, packed["digest"])
-        name_layer(layer, plain["digest"])
+        name_blob(blob, packed["digest"])  # it is whole, and on disk
+        name_layer(layer, plain["digest"])  # and what it is unpacked
     finally:
         if not part:
             unlink_if_there(blob)
@@ -6236,9 +7665,6 @@ def change_words(rest, text):
 def changed_pairs(words, rest):
     """{name: value} of NAME=VALUE... or, as old Dockerfiles have it, NAME VALUE."""
     return pairs_of(words if "=" in words[0] else [rest.replace(" ", "=", 1)])
-
-def pairs_of(texts):
-    return dict(text.partition("=")[::2] for text in texts)
 
 def load(source):
     """Store the images of a docker-archive, OCI archive or OCI layout; return [(name, id)]."""
@@ -6371,6 +7797,9 @@ def cmd_commit(options, words):
                       "known", hint="export, then import")
     image = find_image(record["image"])
     frozen = record["running"] and not is_paused(record["cgroups"])
+    if frozen and not freezer_of(record["cgroups"]):
+        frozen = warn(f"commit, on {words[0]}: it has no cgroup with a freezer: what it writes "
+                      "meanwhile may be there, or half there")
     if frozen:
         freeze(record["cgroups"], True)
     try:
@@ -6441,6 +7870,120 @@ def inspect_image(text):
             "Config": config.get("config"), "History": config.get("history"),
             "Size": sum(layer["size"] for layer in image["layers"]),
             "RootFS": {"Type": "layers", "Layers": image["diff_ids"]}}
+
+@command("[OPTIONS]", "remove the images that have no name and that no container uses",
+         ("-a --all", "", "also those with a name"),
+         ("-f --force", "", "without asking, as always"))
+def cmd_image_prune(options, _):
+    sweep_containers()
+    before = tree_size(state_path("images")) + tree_size(state_path("layers"))
+    used = {record["image"] for record in container_records()}
+    idle = [image["id"] for image in stored_images() if image["digest"] not in used
+            and (options["all"] or not image["name"])]
+    each("image prune", dict.fromkeys(idle), lambda name: "\n".join(remove_image(name, True)))
+    after = tree_size(state_path("images")) + tree_size(state_path("layers"))
+    show(f"Total reclaimed space: {humane_size(max(0, before - after))}")
+
+STEP_COLUMNS = {"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY",
+                "Size": "SIZE", "Comment": "COMMENT"}
+
+@command("[OPTIONS] IMAGE", "show of which steps an image was made, the last one first",
+         ("-q --quiet", "", "ids only"), ("--no-trunc", "", "ids and commands in full"),
+         ("--format", "FORMAT", "table, json or a template"), takes=ONE)
+def cmd_history(options, words):
+    image, rows = find_image(words[0]), []
+    sizes = [layer["size"] for layer in image["layers"]]
+    for step in image["config"].get("history") or [{} for _ in sizes]:
+        size = 0 if step.get("empty_layer") or not sizes else sizes.pop(0)
+        text, created = str(step.get("created_by") or ""), str(step.get("created") or "")
+        rows.insert(0, {"ID": "<missing>", "CreatedAt": created, "CreatedSince": age_since(created),
+                        "CreatedBy": shorten(text, len(text) if options["no-trunc"] else 45)[1:-1],
+                        "Size": humane_size(size), "Comment": printable(str(step.get("comment")
+                                                                          or ""))})
+    if rows:
+        rows[0]["ID"] = image["id"] if options["no-trunc"] else image["id"][7:19]
+    show_rows(rows, STEP_COLUMNS, "{{.ID}}" if options["quiet"] else options["format"])
+
+def age_since(created):
+    """How long ago a time is as an image has it, RFC 3339, or what it says instead of one."""
+    import calendar
+    try:
+        return age_of(calendar.timegm(time.strptime(created[:19], "%Y-%m-%dT%H:%M:%S"))) + " ago"
+    except ValueError:
+        return created[:19]
+
+@command("CONTAINER", "show what a container has added (A) to its image, changed (C) and deleted "
+         "(D)", takes=ONE)
+def cmd_diff(_, words):
+    record = find_container(words[0])
+    path = container_path(record)
+    if not record["image"] or not os.path.isdir(path + "/upper") or os.path.isdir(path + "/copy"):
+        raise Failure(f"diff, on {words[0]}: what it writes isn't kept apart from what was there")
+    layers = [Descriptor(os.open(layer_path(diff_id), OPEN_DIR))
+              for diff_id in dict.fromkeys(reversed(record["layers"]))]
+    with Descriptor(os.open(path + "/upper", OPEN_DIR)) as upper:
+        for kind, name in differences(upper, layers, ()):
+            show(f"{kind} /{printable('/'.join(name))}")
+    for layer in layers:
+        os.close(layer)
+
+def differences(fd, layers, above):
+    """Yield what a directory of a container's layer changes: (A, C or D, the names that lead
+    there).  LAYERS: those below, the top one first."""
+    hides = is_opaque(fd)
+    for name in sorted({*os.listdir(fd), *(names_below(layers, above) if hides else ())}):
+        place = (*above, name)
+        info = entry_at(fd, (name,))
+        if info is None or is_whiteout(info):
+            if is_below(layers, place):
+                yield "D", place
+            continue
+        yield "C" if is_below(layers, place) else "A", place
+        if stat.S_ISDIR(info.st_mode):
+            with Descriptor(os.open(name, OPEN_CHILD, dir_fd=fd)) as inner:
+                yield from differences(inner, layers, place)
+
+def is_opaque(fd):
+    """True if a directory of a layer hides what the layers below have there."""
+    mark = overlay_mark("opaque")
+    return mark in os.listxattr(fd) and os.getxattr(fd, mark) == b"y"
+
+def is_whiteout(info):
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
+
+def entry_at(fd, names):
+    """What is at a place below a directory, no link followed; None if nothing."""
+    with tolerate(errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        with Descriptor(open_in_root(fd, "/" + "/".join(names), os.O_PATH | os.O_NOFOLLOW,
+                                     RESOLVE_NO_SYMLINKS)) as place:
+            return os.fstat(place)
+    return None
+
+def is_below(layers, names):
+    """True if the layers have something at that place; the first that says anything counts."""
+    for layer in layers:
+        for end in range(1, len(names) + 1):
+            info = entry_at(layer, names[:end])
+            if info is None:
+                break
+            if is_whiteout(info) or end < len(names) and not stat.S_ISDIR(info.st_mode):
+                return False
+            if end == len(names):
+                return True
+            with Descriptor(open_in_root(layer, "/" + "/".join(names[:end]), OPEN_DIR)) as inside:
+                if is_opaque(inside) and entry_at(layer, names) is None:
+                    return False
+    return False
+
+def names_below(layers, names):
+    """What the layers have in that directory."""
+    found = set()
+    for layer in layers:
+        with tolerate(errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            with Descriptor(open_in_root(layer, "/" + "/".join(names), OPEN_DIR,
+                                         RESOLVE_NO_SYMLINKS)) as inside:
+                found.update(os.listdir(inside))
+    return found
 
 # ── 25. Speaking to registries ───────────────────────────────────────────────
 # OCI distribution-spec 1.1; Docker's registry documentation, "Token Authentication".
@@ -6741,7 +8284,7 @@ def bypasses_proxy(request):
     for entry in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(","):
         entry = entry.strip().lower()
         name, colon, number = entry.rpartition(":")
-        if colon and number.isdigit() and ("]" in name or ":" not in name):
+        if colon and to_number(number) is not None and ("]" in name or ":" not in name):
             if number != str(port):
                 continue
             entry = name
@@ -6924,7 +8467,8 @@ def ask_login(options):
     if options["password-stdin"]:
         if not user:
             raise Failure("--password-stdin: it needs --username")
-        return user, sys.stdin.read(SMALL_FILE).rstrip("\r\n")
+        with open(0, encoding="utf-8", errors="surrogateescape", closefd=False) as file:
+            return user, file.read(SMALL_FILE).rstrip("\r\n")
     if not (user and password is not None or os.isatty(0)):
         raise Failure("login: standard input is no terminal to ask on",
                       hint="--username USER --password-stdin")
@@ -7137,6 +8681,8 @@ def find_or_pull(text, options):
     except NotFound:
         if when == "never":
             raise
+    import gc
+    gc.enable()  # see QUICK
     pull(text, options)
     return find_image(text)
 
@@ -7165,7 +8711,7 @@ def pull(text, options, quiet=False):
     return top["digest"]
 
 @command("[OPTIONS] NAME[:TAG|@DIGEST]", "fetch an image from a registry", *PULL_OPTIONS,
-         ("--platform", "OS/ARCH[/VARIANT]", "of this platform, not the box's own"),
+         ("--platform", "OS/ARCH[/VARIANT]", "of this platform, not the host's own"),
          ("-q --quiet", "", "print the digest only"), takes=ONE)
 def cmd_pull(options, words):
     show(pull(words[0], options, options["quiet"]))
@@ -9597,8 +11143,8 @@ def networks():
 
 def network_path(name, suffix=""):
     if not is_name(name) or "." in name or len(name) > 15 or name in (
-            "all", "default", "none", "host", "container"):  # the kernel's words, and --network's
-        raise Failure(f"network, on {name or chr(39) * 2}: its name, a link's too, has at most 15 "
+            "all", "default", "none", "host", "container", "pasta"):  # the kernel's, and --network's
+        raise Failure(f"network, on {as_typed(name)}: its name, a link's too, has at most 15 "
                       "letters, digits, _ and -")
     return state_path("networks", name + suffix)
 
@@ -9634,9 +11180,9 @@ def choose_subnet(wanted, gateway, link):
 def parse_subnet(text, gateway):
     """A subnet and the gateway in it, by default its first address, as ipaddress has them."""
     import ipaddress
-    wrong = Failure(f"--subnet, on {text or chr(39) * 2}: not a subnet, such as 10.9.1.0/24")
+    wrong = Failure(f"--subnet, on {as_typed(text)}: not a subnet, such as 10.9.1.0/24")
     address, _, bits = text.partition("/")
-    if not bits.isdigit() or not bits.isascii() or not 8 <= int(bits) <= 30:
+    if not 8 <= (to_number(bits) or 0) <= 30:
         wrong.message += ", with 8 to 30 bits"
         raise wrong
     check_address(address, "--subnet", _socket.AF_INET)
@@ -9798,7 +11344,7 @@ NETWORK_OPTIONS = (  # of run
                                    "ip=IP,alias=NAME (default: bridge, on the host's own root "
                                    "none)"),
     ("-p --publish", "[[IP:]HOST:]PORT[/udp]...", "lead a port of the host's, or more, to it"),
-    ("-P --publish-all", "", "so for all ports that the image names"),
+    ("-P --publish-all", "", "lead free ports to all that the image names"),
     ("--ip", "IP", "its address in the first network"), ("--mac-address", "MAC", "its eth0's"),
     ("--network-alias", "NAME...", "one more name for its neighbours in the first network"),
     ("--add-host", "NAME:IP...", "a line in its /etc/hosts"),
@@ -9818,7 +11364,8 @@ def network_wanted(options, plan):
     kind, _, other = first["network"].partition(":")
     if kind == "container":
         return "container:" + find_container(other)["id"], {**wants, "endpoints": []}
-    if kind in ("none", "host"):
+    check_guest(kind)
+    if kind in ("none", "host", "pasta"):
         return kind, {**wants, "endpoints": []}
     return kind, wants
 
@@ -9826,7 +11373,7 @@ def parse_networks(options, plan):
     """What the options say of networks, in the record's form, as far as it can be read."""
     default = "none"
     if plan["reference"]:
-        default = os.environ.get("MYDOCKER_NETWORK", "bridge")
+        default = os.environ.get("MYDOCKER_NETWORK") or usual_network()
     endpoints = [parse_network(text) for text in options["network"] or [default]]
     for number, endpoint in enumerate(endpoints):
         endpoint["device"] = f"eth{number}"
@@ -9858,14 +11405,14 @@ def parse_network(text):
         elif key in keys:
             endpoint[keys[key]] = value
         else:
-            raise Failure(f"--network, on {text}: unknown key {key or chr(39) * 2}, it is "
+            raise Failure(f"--network, on {text}: unknown key {as_typed(key)}, it is "
                           "name=NETWORK[,ip=IP][,alias=NAME]...[,mac-address=MAC]")
     return endpoint
 
 def check_networks(options, wants):
     """Refuse what can't be, or can't go together, before anything is made."""
     kinds = [endpoint["network"].partition(":")[0] for endpoint in wants["endpoints"]]
-    alone = [kind for kind in kinds if kind in ("none", "host", "container")]
+    alone = [kind for kind in kinds if kind in ("none", "host", "pasta", "container")]
     if alone and len(kinds) > 1:
         raise Failure(f"--network, on {alone[0]}: it can't go with other networks")
     sysctls = [text for text in options["sysctl"] if text.startswith("net.")]
@@ -9874,7 +11421,7 @@ def check_networks(options, wants):
         for option, asked, possible in (
                 ("--ip", endpoint["wanted_ip"], not alone),
                 ("--mac-address", endpoint["wanted_mac"], not alone),
-                ("--publish", wants["ports"], not alone),
+                ("--publish", wants["ports"], not alone or kind == "pasta"),
                 ("--network-alias", endpoint["aliases"], named),
                 ("--sysctl", sysctls, kind not in ("host", "container"))):  # not another's
             if asked and not possible:
@@ -9888,7 +11435,7 @@ def check_networks(options, wants):
         check_address(address, "--dns", _socket.AF_INET, _socket.AF_INET6)
     for domain in wants["search"]:
         if not domain or not domain.isprintable() or " " in domain:
-            raise Failure(f"--dns-search, on {domain or chr(39) * 2}: not a domain, such as "
+            raise Failure(f"--dns-search, on {as_typed(domain)}: not a domain, such as "
                           "example.org")
 
 def check_endpoint(endpoint, ip_option, alias_option):
@@ -9912,14 +11459,14 @@ def check_address(text, option, *families):
     example = "10.9.1.2"
     if _socket.AF_INET6 in families:
         example += " or fd00::2"
-    raise Failure(f"{option}, on {text or chr(39) * 2}: not an IP address, such as {example}")
+    raise Failure(f"{option}, on {as_typed(text)}: not an IP address, such as {example}")
 
 def parse_host(text):
     """An --add-host argument, NAME:IP or NAME=IP, as NAME:IP; IP may be host-gateway."""
     at = min([index for index in map(text.find, ":=") if index >= 0], default=-1)
     name, address = text[:max(at, 0)], text[at + 1:].strip("[]")
     if at < 0 or not name.replace("-", "a").replace(".", "a").replace("_", "a").isalnum():
-        raise Failure(f"--add-host, on {text or chr(39) * 2}: it is NAME:IP")
+        raise Failure(f"--add-host, on {as_typed(text)}: it is NAME:IP")
     if address != "host-gateway":
         check_address(address, "--add-host", _socket.AF_INET, _socket.AF_INET6)
     return f"{name}:{address}"
@@ -9943,7 +11490,7 @@ def parse_publish(text):
     except Failure:
         right = False
     if not right or (first != last and low and high - low != last - first):
-        raise Failure(f"--publish, on {text or chr(39) * 2}: it is "
+        raise Failure(f"--publish, on {as_typed(text)}: it is "
                       "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
     rows = []
     for port in range(first, last + 1):
@@ -10010,6 +11557,8 @@ def connect_container(state, pid, channel):
     message = receive(channel)[0]
     if message != "apart":  # sync 0
         raise Failure(*message or ("run: it was killed before the command started", 137))
+    if record["network"] == "pasta":
+        return connect_by_pasta(state, pid, guest_ports(state))
     taken = None
     if record["wants"]["ports"] and not state.get("ports"):
         taken = hold_ports(state)
@@ -10018,6 +11567,14 @@ def connect_container(state, pid, channel):
     except Full:
         sweep_containers()  # the dead give back theirs
         wire(record, pid, taken)
+
+def guest_ports(state):
+    """The ports on the host of a container that has no cable; they are free for its helper."""
+    with changed_wiring(state["record"]) as wiring:
+        if state["record"]["wants"]["ports"] and not wiring["ports"]:
+            wiring["ports"] = hold_ports(state)
+            close_ports(state)
+        return wiring["ports"]
 
 def wire(record, pid, taken):
     """Connect a container whose PID 1 is that to all of its networks; TAKEN: its new ports."""
@@ -10114,8 +11671,9 @@ def disconnect_container(record):
     if not os.path.isdir(container_path(record)):
         return
     with changed_wiring(record) as wiring:
-        remove_elements(own_table(), leading_ports(wiring, NFT_MSG_DELSETELEM))
-        forget_flows(wiring["ports"])
+        if record.get("network") != "pasta":
+            remove_elements(own_table(), leading_ports(wiring, NFT_MSG_DELSETELEM))
+            forget_flows(wiring["ports"])
         for endpoint in wiring["endpoints"]:
             leave_network(record, endpoint)
         if not record.get("network"):  # it was killed before it was on record
@@ -10133,7 +11691,7 @@ def leave_network(record, endpoint):
 
 def connect_later(record, endpoint):
     """Put a container that was made long ago into one more network: now, if it runs."""
-    if record["network"] in ("none", "host") or ":" in record["network"]:
+    if record["network"] in ("none", "host", "pasta") or ":" in record["network"]:
         raise Failure(f"network connect, on {record['name']}: it was started with --network "
                       f"{record['network'][:22]}")
     network = find_network(endpoint["network"])
@@ -10277,7 +11835,9 @@ def published(wiring):
 
 @command("CONTAINER [PORT[/PROTOCOL]]", "show a container's ports on the host", takes=(1, 2))
 def cmd_port(_, words):
-    wanted = words[1] + "/tcp" * ("/" not in words[1]) if words[1:] else ""
+    wanted = words[1] if words[1:] else ""
+    if wanted and "/" not in wanted:
+        wanted += "/tcp"
     rows = [(port, host) for port, host in published(read_wiring(find_container(words[0])))
             if port == (wanted or port)]
     if wanted and not rows:
@@ -10287,7 +11847,7 @@ def cmd_port(_, words):
 
 def network_names(record, wiring):
     """What `ps` calls a container's networks."""
-    if record["network"] in ("none", "host") or ":" in record["network"]:
+    if record["network"] in ("none", "host", "pasta") or ":" in record["network"]:
         return record["network"]
     return ",".join(endpoint["network"] for endpoint in wiring["endpoints"])
 
@@ -10457,15 +12017,99 @@ def host_resolver(record, kind):
         lines = [(row[0], " ".join(row)) for row in rows if len(row) > 1]
         search = search or [text for word, text in lines if word in ("search", "domain")][-1:]
         options = options or [text for word, text in lines if word in ("options", "sortlist")]
+    if kind == "pasta" and not servers:
+        servers = [PASTA_DNS]
     return servers or ["8.8.8.8", "8.8.4.4"], search, options
+
+# ── 32b. A process's traits ──────────────────────────────────────────────────
+# What only an engine's config.json asks of a process: when it may run, what its reads and writes
+# give way to, which kernel it takes this for, and where its memory comes from.  A new trait is a
+# row in OCI_FIELDS, a check here, and a kernel call.
+
+IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}  # ioprio.h
+IOPRIO_WHO_PROCESS = 1
+SCHEDULERS = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4,
+              "SCHED_IDLE": 5, "SCHED_DEADLINE": 6}  # linux/sched.h
+SCHEDULER_FLAGS = {f"SCHED_FLAG_{name}": 1 << bit for bit, name in enumerate((
+    "RESET_ON_FORK", "RECLAIM", "DL_OVERRUN", "KEEP_POLICY", "KEEP_PARAMS", "UTIL_CLAMP_MIN",
+    "UTIL_CLAMP_MAX"))}
+PERSONALITIES = {"LINUX": 0, "LINUX32": 8}  # linux/personality.h
+MEMORY_POLICIES = {f"MPOL_{name}": number for number, name in enumerate((
+    "DEFAULT", "PREFERRED", "BIND", "INTERLEAVE", "LOCAL", "PREFERRED_MANY",
+    "WEIGHTED_INTERLEAVE"))}  # linux/mempolicy.h
+MEMORY_FLAGS = {"MPOL_F_NUMA_BALANCING": 1 << 13, "MPOL_F_RELATIVE_NODES": 1 << 14,
+                "MPOL_F_STATIC_NODES": 1 << 15}
+
+def numbered(name, x86_64, i686, arm, others, *kinds):
+    """Bind a system call that has another number on each architecture."""
+    numbers = {"x86_64": x86_64, "i686": i686, "armv7l": arm}
+    return kernel(name, *kinds, number=numbers.get(os.uname().machine, others))
+
+def check_traits(process, what):
+    """Refuse by name a word that the kernel's headers don't have."""
+    scheduler, memory = process.get("scheduler", {}), process.get("memoryPolicy", {})
+    for field, words, known in (
+            ("process.ioPriority.class", [process.get("ioPriority", {}).get("class")], IO_CLASSES),
+            ("process.scheduler.policy", [scheduler.get("policy")], SCHEDULERS),
+            ("process.scheduler.flags", scheduler.get("flags", []), SCHEDULER_FLAGS),
+            ("linux.personality.domain", [process.get("personality", {}).get("domain")],
+             PERSONALITIES),
+            ("linux.personality.flags", process.get("personality", {}).get("flags", []), {}),
+            ("linux.memoryPolicy.mode", [memory.get("mode")], MEMORY_POLICIES),
+            ("linux.memoryPolicy.flags", memory.get("flags", []), MEMORY_FLAGS)):
+        top = field.split(".")[1]
+        for word in words:
+            if word not in known and (word is not None or top in process):
+                raise Failure(f"{what}: {field}: {word}: unknown")
+    lists = [memory.get("nodes"), *process.get("execCPUAffinity", {}).values()]
+    for text in filter(None, lists):
+        if not all(is_id(end) for part in text.split(",") for end in part.split("-", 1)):
+            raise Failure(f"{what}: {text}: not a list, such as 0-2,5")
+
+def schedule(process, pid):
+    """Say when a process may run, and what its reads and writes give way to: sched(7),
+    ioprio_set(2)."""
+    row = process.get("ioPriority")
+    if row:
+        ioprio_set = numbered("ioprio_set", 251, 289, 314, 30, INT, INT, INT)
+        value = IO_CLASSES[row["class"]] << 13 | row.get("priority", 0)
+        with blame(f"process.ioPriority, on {row['class']}"):
+            ioprio_set(IOPRIO_WHO_PROCESS, pid, value)  # before or after others' reads and writes
+    row = process.get("scheduler")
+    if row:
+        sched_setattr = numbered("sched_setattr", 314, 351, 380, 274, INT, BYTES, INT)
+        flags = sum({SCHEDULER_FLAGS[word] for word in row.get("flags", ())})
+        times = [row.get(key, 0) for key in ("runtime", "deadline", "period")]
+        attributes = struct.pack("IIQiIQQQ", 48, SCHEDULERS[row["policy"]], flags,
+                                 row.get("nice", 0), row.get("priority", 0), *times)
+        with blame(f"process.scheduler, on {row['policy']}"):
+            sched_setattr(pid, attributes, 0)  # when it may run
+
+def set_personality(process):
+    """Say which kernel this process takes this one for, and where its memory comes from."""
+    row = process.get("memoryPolicy")
+    if row:
+        set_mempolicy = numbered("set_mempolicy", 238, 276, 321, 237, INT, BYTES, LONG)
+        bits = 0
+        for part in filter(None, row.get("nodes", "").split(",")):
+            first, _, last = part.partition("-")
+            for number in range(int(first), min(int(last or first), 1023) + 1):
+                bits |= 1 << number
+        mode = MEMORY_POLICIES[row["mode"]]
+        for word in row.get("flags", ()):
+            mode |= MEMORY_FLAGS[word]
+        nodes = bits.to_bytes(128, "little") if bits else None
+        with blame(f"linux.memoryPolicy, on {row['mode']}"):
+            set_mempolicy(mode, nodes, 1024 if bits else 0)  # which nodes its memory is of
+    row = process.get("personality")
+    if row:  # last: uname(2) says something else from here on
+        personality = kernel("personality", LONG)
+        personality(PERSONALITIES[row["domain"]])  # personality(2)
 
 # ── 33. The OCI's config.json ────────────────────────────────────────────────
 # What an engine wants is a document, config.md of the OCI's runtime-spec.  One table says for each of
 # its fields what shape and bounds it has; what isn't carried out is refused by name.
 
-UNSUPPORTED = ("process.scheduler process.ioPriority process.execCPUAffinity linux.intelRdt vm "
-               "linux.personality linux.timeOffsets linux.netDevices linux.memoryPolicy windows "
-               "linux.mountLabel linux.seccomp.listenerPath solaris zos freebsd").split()
 USUAL_RULES = [  # what runc and crun add to an engine's: tun, but not the host's console
     rule for rule in device_rules([{"type": "c", "major": 10, "minor": 200, "access": "rwm"}])[1:]
     if (rule["major"], rule["minor"]) != (5, 1)]
@@ -10474,48 +12118,143 @@ AMOUNT = range(-1, 1 << 63)  # -1: no limit
 HOST_ID = range((1 << 32) - 1)
 MAJOR, MINOR = range(1 << 12), range(1 << 20)  # linux/kdev_t.h, new_decode_dev
 SECONDS = range((1 << 31) // 1000)  # poll(2) counts milliseconds in an int
-OCI_MOUNT = {"destination": str, "type": str, "source": str, "options": [str]}
-OCI_HOOK = {"path": str, "args": [str], "env": [str], "timeout": (SECONDS,)}
-OCI_PROCESS = {
-    "terminal": bool, "args": [str], "env": [str], "cwd": str, "user": {
-        "uid": (ID,), "gid": (ID,), "additionalGids": [ID], "umask": (range(0o10000),)},
-    "capabilities": {
-        kind: [str] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
-    "rlimits": [{"type": str, "soft": U64, "hard": U64}], "noNewPrivileges": bool,
-    "consoleSize": {"height": (U16,), "width": (U16,)}, "oomScoreAdj": (range(-1000, 1001),),
-    "apparmorProfile": str, "selinuxLabel": str}
-OCI_DEVICE_RULE = {"type": str, "major": (range(-1, MAJOR.stop),),
-                   "minor": (range(-1, MINOR.stop),), "access": str, "allow": bool}
-OCI_RATE = {"major": MAJOR, "minor": MINOR, "rate": U64}
-OCI_WEIGHT = {"major": MAJOR, "minor": MINOR, "weight": (U16,), "leafWeight": (U16,)}
-OCI_RESOURCES = {
-    "devices": [OCI_DEVICE_RULE], "memory": {
-        "limit": (AMOUNT,), "reservation": (AMOUNT,), "swap": (AMOUNT,), "kernel": (AMOUNT,),
-        "kernelTCP": (AMOUNT,), "swappiness": (range(201),), "disableOOMKiller": bool,
-        "useHierarchy": bool, "checkBeforeUpdate": bool},
-    "cpu": {"shares": (U63,), "quota": (AMOUNT,), "burst": (U63,), "period": (U63,),
-            "realtimeRuntime": (AMOUNT,), "realtimePeriod": (U63,), "cpus": str, "mems": str,
-            "idle": (range(2),)},
-    "pids": {"limit": (AMOUNT,)}, "hugepageLimits": [{"pageSize": str, "limit": U64}],
-    "blockIO": {
-        "weight": (U16,), "leafWeight": (U16,), "weightDevice": [OCI_WEIGHT],
-        "throttleReadBpsDevice": [OCI_RATE], "throttleWriteBpsDevice": [OCI_RATE],
-        "throttleReadIOPSDevice": [OCI_RATE], "throttleWriteIOPSDevice": [OCI_RATE]},
-    "network": {"classID": (U32,), "priorities": [{"name": str, "priority": U32}]},
-    "rdma": {str: {"hcaHandles": (U32,), "hcaObjects": (U32,)}}, "unified": {str: str}}
-OCI_MAPPING = {"containerID": HOST_ID, "hostID": HOST_ID, "size": range(1, 1 << 32)}
-OCI_SPEC = {
-    "ociVersion": str, "root": {"path": str, "readonly": bool}, "mounts": [OCI_MOUNT],
-    "process": OCI_PROCESS, "hostname": str, "domainname": str, "annotations": {str: str},
-    "hooks": {moment: [OCI_HOOK] for moment in (
-        "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")},
-    "linux": {"namespaces": [{"type": str, "path": str}], "cgroupsPath": str,
-              "resources": OCI_RESOURCES, "uidMappings": [OCI_MAPPING],
-              "gidMappings": [OCI_MAPPING], "devices": [{
-                  "path": str, "type": str, "major": (MAJOR,), "minor": (MINOR,),
-                  "fileMode": (U16,), "uid": (ID,), "gid": (ID,)}],
-              "rootfsPropagation": str, "sysctl": {str: str},
-              "maskedPaths": [str], "readonlyPaths": [str], "seccomp": OCI_SECCOMP}}
+REFUSED = ""
+MOMENTS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart",
+           "poststop")
+CAPABILITY_SETS = "bounding", "effective", "permitted", "inheritable", "ambient"
+NUMBERS = (("major", MAJOR), ("minor", MINOR))
+MAPPING = (("containerID", HOST_ID), ("hostID", HOST_ID), ("size", range(1, 1 << 32)))
+THROTTLES_OF = [f"throttle{way}Device" for way in ("ReadBps", "WriteBps", "ReadIOPS", "WriteIOPS")]
+OCI_FIELDS = {  # {field: (its shape, who carries it out)}: [] for each of a list, {} of an object
+    "ociVersion": (str, "load_bundle"),
+    "root.path": (str, "build_root"),
+    "root.readonly": (bool, "enter_root"),
+    "hostname": (str, "name_host"),
+    "domainname": (str, "name_host"),
+    "annotations{}": (str, "oci_state"),
+    "mounts[].destination": (str, "mount_point"),
+    "mounts[].type": (str, "mounter_of"),
+    "mounts[].source": (str, "mount_one"),
+    "mounts[].options[]": (str, "parse_mount_options"),
+    **{f"mounts[].{kind}Mappings[].{key}": (shape, "map_tree")
+       for kind in ("uid", "gid") for key, shape in MAPPING},
+    **{f"hooks.{moment}[].{key}": (shape, "run_hooks") for moment in MOMENTS for key, shape in (
+        ("path", str), ("args[]", str), ("env[]", str), ("timeout", (SECONDS,)))},
+    "process.terminal": (bool, "hand_out_terminal"),
+    "process.consoleSize.height": ((U16,), "hand_out_terminal"),
+    "process.consoleSize.width": ((U16,), "hand_out_terminal"),
+    "process.args[]": (str, "execute"),
+    "process.env[]": (str, "become_command"),
+    "process.cwd": (str, "enter_workdir"),
+    "process.user.uid": ((ID,), "find_user"),
+    "process.user.gid": ((ID,), "find_user"),
+    "process.user.additionalGids[]": (ID, "find_user"),
+    "process.user.umask": ((range(0o10000),), "confine"),
+    **{f"process.capabilities.{kind}[]": (str, "confine") for kind in CAPABILITY_SETS},
+    "process.noNewPrivileges": (bool, "confine"),
+    "process.rlimits[].type": (str, "limit_process"),
+    "process.rlimits[].soft": (U64, "limit_process"),
+    "process.rlimits[].hard": (U64, "limit_process"),
+    "process.oomScoreAdj": ((range(-1000, 1001),), "limit_process"),
+    "process.apparmorProfile": (str, "set_label"),
+    "process.selinuxLabel": (str, "set_label"),
+    "process.ioPriority.class": (str, "schedule"),
+    "process.ioPriority.priority": ((range(8),), "schedule"),
+    "process.scheduler.policy": (str, "schedule"),
+    "process.scheduler.nice": ((range(-20, 20),), "schedule"),
+    "process.scheduler.priority": ((range(100),), "schedule"),
+    "process.scheduler.flags[]": (str, "schedule"),
+    "process.scheduler.runtime": ((U63,), "schedule"),
+    "process.scheduler.deadline": ((U63,), "schedule"),
+    "process.scheduler.period": ((U63,), "schedule"),
+    "process.execCPUAffinity.initial": (str, "pin"),
+    "process.execCPUAffinity.final": (str, "pin"),
+    "linux.namespaces[].type": (str, "new_namespaces"),
+    "linux.namespaces[].path": (str, "joined_namespaces"),
+    **{f"linux.{kind}Mappings[].{key}": (shape, "map_ids")
+       for kind in ("uid", "gid") for key, shape in MAPPING},
+    **{f"linux.timeOffsets.{clock}.{key}": (shape, "time_offsets")
+       for clock in ("monotonic", "boottime")
+       for key, shape in (("secs", (range(-1 << 33, 1 << 33),)), ("nanosecs", (range(10**9),)))},
+    "linux.devices[].path": (str, "make_devices"),
+    "linux.devices[].type": (str, "make_device"),
+    "linux.devices[].major": ((MAJOR,), "make_device"),
+    "linux.devices[].minor": ((MINOR,), "make_device"),
+    "linux.devices[].fileMode": ((U16,), "make_device"),
+    "linux.devices[].uid": ((ID,), "make_device"),
+    "linux.devices[].gid": ((ID,), "make_device"),
+    "linux.rootfsPropagation": (str, "enter_root"),
+    "linux.sysctl{}": (str, "set_sysctls"),
+    "linux.maskedPaths[]": (str, "hide_paths"),
+    "linux.readonlyPaths[]": (str, "hide_paths"),
+    "linux.mountLabel": (str, "refuse_unsupported"),  # where SELinux is off it means nothing
+    "linux.personality.domain": (str, "set_personality"),
+    "linux.personality.flags[]": (str, "set_personality"),
+    "linux.memoryPolicy.mode": (str, "set_personality"),
+    "linux.memoryPolicy.nodes": (str, "set_personality"),
+    "linux.memoryPolicy.flags[]": (str, "set_personality"),
+    "linux.seccomp": (OCI_SECCOMP, "assemble_filter"),
+    "linux.cgroupsPath": (str, "cgroup_dirs"),
+    "linux.resources.devices[].type": (str, "limit_devices"),
+    "linux.resources.devices[].major": ((range(-1, MAJOR.stop),), "limit_devices"),
+    "linux.resources.devices[].minor": ((range(-1, MINOR.stop),), "limit_devices"),
+    "linux.resources.devices[].access": (str, "limit_devices"),
+    "linux.resources.devices[].allow": (bool, "limit_devices"),
+    **{f"linux.resources.memory.{key}": ((AMOUNT,), "limit_cgroups")
+       for key in ("limit", "reservation", "swap", "kernel", "kernelTCP")},
+    "linux.resources.memory.swappiness": ((range(201),), "limit_cgroups"),
+    **{f"linux.resources.memory.{key}": (bool, "limit_cgroups")
+       for key in ("disableOOMKiller", "useHierarchy", "checkBeforeUpdate")},
+    **{f"linux.resources.cpu.{key}": ((U63,), "limit_cgroups")
+       for key in ("shares", "burst", "period", "realtimePeriod")},
+    "linux.resources.cpu.quota": ((AMOUNT,), "limit_cgroups"),
+    "linux.resources.cpu.realtimeRuntime": ((AMOUNT,), "limit_cgroups"),
+    "linux.resources.cpu.cpus": (str, "limit_cgroups"),
+    "linux.resources.cpu.mems": (str, "limit_cgroups"),
+    "linux.resources.cpu.idle": ((range(2),), "limit_cgroups"),
+    "linux.resources.pids.limit": ((AMOUNT,), "limit_cgroups"),
+    "linux.resources.hugepageLimits[].pageSize": (str, "limit_cgroups"),
+    "linux.resources.hugepageLimits[].limit": (U64, "limit_cgroups"),
+    "linux.resources.blockIO.weight": ((U16,), "limit_cgroups"),
+    "linux.resources.blockIO.leafWeight": ((U16,), "limit_cgroups"),
+    **{f"linux.resources.blockIO.weightDevice[].{key}": (shape, "limit_cgroups")
+       for key, shape in (*NUMBERS, ("weight", (U16,)), ("leafWeight", (U16,)))},
+    **{f"linux.resources.blockIO.{kind}[].{key}": (shape, "limit_cgroups")
+       for kind in THROTTLES_OF for key, shape in (*NUMBERS, ("rate", U64))},
+    "linux.resources.network.classID": ((U32,), "limit_cgroups"),
+    "linux.resources.network.priorities[].name": (str, "limit_cgroups"),
+    "linux.resources.network.priorities[].priority": (U32, "limit_cgroups"),
+    "linux.resources.rdma{}.hcaHandles": ((U32,), "limit_cgroups"),
+    "linux.resources.rdma{}.hcaObjects": ((U32,), "limit_cgroups"),
+    "linux.resources.unified{}": (str, "limit_cgroups"),
+    **{name: (dict, REFUSED) for name in ("linux.intelRdt", "linux.netDevices", "vm", "windows",
+                                          "solaris", "zos", "freebsd")},
+}
+
+def nested(fields):
+    """A table of fields as the shape that check() wants."""
+    top = {}
+    for path, (shape, who) in fields.items():
+        *above, last = path.split(".") if who else [""]
+        place = top
+        for word in above:
+            key = word[:-2] if word[-1] in "]}" else word
+            if word.endswith("[]"):
+                place = place.setdefault(key, [{}])[0]
+            elif word.endswith("{}"):
+                place = place.setdefault(key, {str: {}})[str]
+            else:
+                place = place.setdefault(key, {})
+        if last.endswith("[]"):
+            place[last[:-2]] = [shape]
+        elif last.endswith("{}"):
+            place[last[:-2]] = {str: shape}
+        elif last:
+            place[last] = shape
+    return top
+
+OCI_SPEC = nested(OCI_FIELDS)
+OCI_PROCESS, OCI_RESOURCES = OCI_SPEC["process"], OCI_SPEC["linux"]["resources"]
 
 def load_bundle(bundle, container_id):
     """The spec in a bundle's config.json, with what it leaves out; it is what init gets."""
@@ -10523,11 +12262,17 @@ def load_bundle(bundle, container_id):
     spec = {"root": {"path": "rootfs"}, "mounts": [], "hostname": "", "linux": {}, "process": {},
             "annotations": {}, **read_shaped(what, OCI_SPEC)}
     linux = spec["linux"] = {"namespaces": [], "resources": {}, "devices": [], "sysctl": {},
-                             "cgroupsPath": f"mydocker/{container_id}", **spec["linux"]}
+                             "cgroupsPath": f"{cgroup_folder()}/{container_id}", **spec["linux"]}
     refuse_malformed(spec, what)
     refuse_unsupported(spec, what)
+    refuse_foreign_sysctls(linux, what)
+    spec = known_fields(spec, OCI_SPEC)
+    linux = spec["linux"]
     spec["root"]["path"] = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
     spec["process"] = full_process(spec["process"], {}, what)
+    for key in {"personality", "memoryPolicy"} & {*linux}:
+        spec["process"][key] = linux[key]  # in one place for init
+    check_traits(spec["process"], what)
     for row in spec["mounts"]:
         row.setdefault("options", [])
         row.setdefault("type", "bind" if {"bind", "rbind"} & set(row["options"]) else "none")
@@ -10560,6 +12305,17 @@ def read_shaped(path, shape):
     except (ValueError, RecursionError) as why:
         raise Failure(f"{path}: bad JSON: {why}") from None
 
+def known_fields(value, shape):
+    """VALUE without the keys that its SHAPE doesn't name: among them could be our own, by which
+    chapters tell init things."""
+    if isinstance(shape, dict) and str not in shape:
+        return {key: known_fields(value[key], shape[key]) for key in shape if key in value}
+    if isinstance(shape, dict):
+        return {key: known_fields(each, shape[str]) for key, each in value.items()}
+    if isinstance(shape, list):
+        return [known_fields(each, shape[0]) for each in value]
+    return value
+
 def without_nulls(value):
     """A JSON value without what is null, as if it weren't there."""
     if isinstance(value, dict):
@@ -10568,7 +12324,7 @@ def without_nulls(value):
 
 def refuse_unsupported(spec, what):
     """Refuse by name what the spec asks for and we can't do, or what makes no sense."""
-    for path in UNSUPPORTED:
+    for path in (path for path, (_, who) in OCI_FIELDS.items() if who == REFUSED):
         value = spec
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
@@ -10582,8 +12338,37 @@ def refuse_unsupported(spec, what):
     if (spec["hostname"] or spec.get("domainname")) and "uts" not in kinds:
         raise Failure(f"{what}: hostname: it needs a uts namespace")
     for row in spec["mounts"]:
-        if row.get("uidMappings") or {"idmap", "ridmap"} & set(row.get("options") or ()):
-            raise Failure(f"{what}: mounts: idmap: not supported")
+        words = {*(row.get("options") or ())}
+        if row.get("uidMappings") or row.get("gidMappings") or {"idmap", "ridmap"} & words:
+            maps = row if row.get("uidMappings") else spec["linux"]
+            if not words & {"bind", "rbind"} or not all(
+                    maps.get(f"{kind}Mappings") for kind in ("uid", "gid")):
+                raise Failure(f"{what}: mounts: idmap: it needs a bind mount, uidMappings and "
+                              "gidMappings")
+        if row.get("type") in OWN_MOUNTS:  # with options that mean something to us alone
+            raise Failure(f"{what}: mounts: type: {row['type']}: unknown")
+    if spec["linux"].get("mountLabel") and os.path.exists("/sys/fs/selinux/enforce"):
+        raise Failure(f"{what}: linux.mountLabel: not supported")
+    if spec["linux"].get("timeOffsets") and ("user" in kinds or not has_namespace(spec, "time")):
+        raise Failure(f"{what}: linux.timeOffsets: it needs a time namespace of its own, and no "
+                      "user namespace")
+
+def refuse_foreign_sysctls(linux, what):
+    """Refuse a setting of a namespace that isn't the container's own, or another container's: it
+    would be the host's.  As runc does; engines make some namespaces, and give their path."""
+    paths = {row["type"]: row.get("path") for row in linux["namespaces"]}
+    for name in linux["sysctl"]:
+        kind = next((kind for start, kind in SYSCTLS if name.startswith(start)), None)
+        if kind is None:
+            continue  # set_sysctls() refuses it
+        own = kind in paths
+        if own and paths[kind]:
+            with blame(f"namespace, on {paths[kind]}"):
+                own = not os.path.samestat(os.stat(paths[kind]),
+                                           os.stat(f"/proc/self/ns/{NAMESPACES[kind][1]}"))
+        if not own:
+            raise Failure(f"{what}: linux.sysctl: {name}: it would be the host's: the container "
+                          f"has no {kind} namespace of its own")
 
 def refuse_malformed(spec, what):
     """Refuse by name what the specification wants and isn't there, or isn't what it knows."""
@@ -10613,7 +12398,7 @@ def refuse_malformed(spec, what):
 
 def full_process(process, default, what):
     """A process as confine() wants it: what isn't said is as in DEFAULT, or nothing; a capability
-    that the box itself lacks is left out, as config.md asks for."""
+    that the host itself lacks is left out, as config.md asks for."""
     process = {"terminal": False, "env": [], "cwd": "/", "user": {}, "capabilities": {},
                "apparmorProfile": "unconfined", "selinuxLabel": "", "noNewPrivileges": False,
                **{key: default[key] for key in default if key != "terminal"}, **process}
@@ -10635,7 +12420,7 @@ def full_process(process, default, what):
     wanted["ambient"] = [name for name in wanted["ambient"]  # buildah asks for what can't be
                          if name in wanted["inheritable"] and name in wanted["permitted"]]
     if lacking:
-        warn(f"capabilities, on {', '.join(sorted(lacking))}: this box doesn't have them itself, "
+        warn(f"capabilities, on {', '.join(sorted(lacking))}: this host doesn't have them itself, "
              "ignoring")
     process["apparmorProfile"] = process["apparmorProfile"] or "unconfined"
     if process.get("consoleSize"):
@@ -10643,22 +12428,64 @@ def full_process(process, default, what):
         process["consoleSize"] = [size.get(key, 0) for key in ("height", "width")]
     return process
 
-def read_process(path, old):
-    """The process in an engine's file."""
-    kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
-    return full_process(read_shaped(path, OCI_PROCESS), {
+def typed_process(options, args, old):
+    """The process of `exec` as an engine's options say, and otherwise as OLD."""
+    process = exec_process(dict(options, user=None), args, old)
+    process["terminal"], user = options["tty"], process["user"]
+    if options["user"] is not None:
+        uid, _, gid = options["user"].partition(":")
+        user.update(uid=parse_id(uid, "user"), gid=parse_id(gid or "0", "group"))
+    more = [parse_id(text, "group") for text in options["additional-gids"]]
+    user["additionalGids"] = (user.get("additionalGids") or []) + more
+    if options["cwd"] is not None:
+        process["cwd"] = options["cwd"]
+    added = {"CAP_" + text.upper().replace("CAP_", "", 1) for text in options["cap"]}
+    if added - {*CAPABILITIES}:
+        raise Failure(f"--cap, on {' '.join(options['cap'])}: there is no such capability")
+    sets = process["capabilities"]
+    process["capabilities"] = {kind: [*sets[kind], *(added - {*sets[kind]})] if kind in (
+        "bounding", "effective", "permitted") else sets[kind] for kind in sets}
+    process.update(noNewPrivileges=process["noNewPrivileges"] or options["no-new-privs"],
+                   apparmorProfile=options["apparmor"] or process["apparmorProfile"],
+                   selinuxLabel=options["process-label"] or process["selinuxLabel"])
+    return full_process(process, {}, "exec")
+
+def one_more_process(options, args, old):
+    """The process of `exec`: an engine's file has it, or it is OLD but for what the options say."""
+    path = options["process"]
+    if not path:
+        if not args:
+            raise Failure("exec: it takes ID COMMAND, or --process FILE")
+        return typed_process(options, args, old)
+    kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj", "personality",
+            "execCPUAffinity", "callersKeyring")
+    process = full_process(known_fields(read_shaped(path, OCI_PROCESS), OCI_PROCESS), {
         key: old[key] for key in kept if key in old}, path)
+    check_traits(process, path)
+    return process
 
 @command("", "show what of the OCI's runtime-spec is carried out, as JSON")
 def cmd_features(*_):
+    """features.md of the runtime-spec, made from the tables that carry it out."""
+    filters = sorted(SECCOMP_ACTIONS)
+    refused = [name for name, (_, who) in OCI_FIELDS.items() if who == REFUSED]
     show(to_json({
         "ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0", "hooks": [*OCI_SPEC["hooks"]],
-        "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup"]),
+        "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup", "idmap",
+                                "ridmap"]),
         "linux": {"namespaces": sorted(NAMESPACES), "capabilities": CAPABILITIES,
-                  "cgroup": {"v1": True, "v2": True, "systemd": False},
-                  "seccomp": {"enabled": True, "actions": [
-                      f"SCMP_ACT_{word}" for word in sorted(SECCOMP_ACTIONS)]},
-                  "apparmor": {"enabled": True}, "selinux": {"enabled": True}}}))
+                  "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False,
+                             "rdma": True},
+                  "seccomp": {"enabled": True,
+                              "actions": [f"SCMP_ACT_{word}" for word in filters],
+                              "operators": [f"SCMP_CMP_{word}" for word in (
+                                  "NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")],
+                              "archs": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]},
+                  "apparmor": {"enabled": True}, "selinux": {"enabled": True},
+                  "intelRdt": {"enabled": False}, "netDevices": {"enabled": False},
+                  "memoryPolicy": {"modes": [*MEMORY_POLICIES], "flags": [*MEMORY_FLAGS]},
+                  "mountExtensions": {"idmap": {"enabled": True}}},
+        "annotations": {"mydocker.version": VERSION, "mydocker.refused": " ".join(refused)}}))
 
 @command("[OPTIONS]", "write an example of a config.json",
          ("-b --bundle", "DIR", "where to (default: here)"))
@@ -10686,37 +12513,48 @@ ENGINE_OPTIONS = (  # of the commands by which engines start processes
     ("--pid-file", "FILE", "write the process's pid to a file"),
     ("--console-socket", "SOCKET", "send the terminal's master end there"),
     ("--preserve-fds", "N", "leave N descriptors from 3 on open"))
-offer("run", *ENGINE_OPTIONS,
-      ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"))
-offer("exec", *ENGINE_OPTIONS, ("--process", "FILE", "the process in the OCI's form"))
+CREATE_OPTIONS = (
+    *ENGINE_OPTIONS,
+    ("--no-pivot", "", "where the root can't be pivoted, on a ramdisk: move it, and chroot"),
+    ("--no-new-keyring", "", "keep the caller's session keyring"))
+
+ENGINE_LIMITS = (  # of `update`: the last is the OCI's name
+    ("--cpu-share", "N", "the same as --cpu-shares", "cpu.shares"),
+    ("--cpu-burst", "USEC", "what a period may save up for later ones", "cpu.burst"),
+    ("--cpu-idle", "0|1", "only when nobody else wants to run", "cpu.idle"),
+    ("--cpu-rt-period", "USEC", "what --cpu-rt-runtime is a part of", "cpu.realtimePeriod"),
+    ("--cpu-rt-runtime", "USEC", "real time a period", "cpu.realtimeRuntime"),
+    ("--blkio-weight", "N", "weight of reads and writes: 10 to 1000", "blockIO.weight"))
 
 # Their containers
+
+def cgroup_folder():
+    """Where the cgroups go of engines that don't say it: two state roots may have the same id."""
+    if state_path() == STATE_ROOT:
+        return "mydocker"
+    from binascii import crc32
+    return f"mydocker/{crc32(encode(state_path())):08x}"
 
 def find_oci(name):
     """The record of the container that an engine calls NAME, or None."""
     path = state_path("oci", name)
-    if "/" in name or name in ("", ".", "..") or not os.path.exists(record_file(path)):
+    if not is_name(name.replace("+", "-")) or not os.path.exists(record_file(path)):
         return None
     record = read_json(record_file(path))
-    return dict(record, running=is_alive(record))
-
-def find_either(name):
-    """The record of an engine's container of that id, or else of one of ours."""
-    return find_oci(name) or find_container(name)
+    return {**record, "engine": True, "running": is_alive(record)}
 
 def known_oci(name):
     record = find_oci(name)
     if not record:
-        raise Failure(f"container, on {name or chr(39) * 2}: container does not exist")
+        raise Failure(f"container, on {as_typed(name)}: container does not exist")
     return record
 
 def oci_status(record):
+    """The OCI's word for what a container does: two of them aren't Docker's."""
     if not record["pid"]:
         return "creating"
-    if not is_alive(record):
-        return "stopped"
-    waits = os.path.exists(container_path(record, "exec.fifo"))
-    return "paused" if is_paused(record["cgroups"]) else "created" if waits else "running"
+    word = container_state(dict(record, running=is_alive(record), started=record["created"]))
+    return "stopped" if word == "exited" else word
 
 def oci_state(record, status=None):
     """What `state` shows, and hooks get: runtime.md, "State"."""
@@ -10730,18 +12568,22 @@ def create_container(container_id, bundle, options, birth):
     """Make a container up to its last step; returns its record and its terminal's master end, if it
     has one and no --console-socket took it.  After a failure nothing of it is left."""
     if not is_name(container_id.replace("+", "-")):
-        raise Failure(f"create, on {container_id or chr(39) * 2}: not a container's id")
+        raise Failure(f"create, on {as_typed(container_id)}: not a container's id")
     preserved = preserved_fds(options)
     spec = load_bundle(bundle, container_id)
+    spec["root"]["moved"] = options["no-pivot"]
+    spec["process"]["callersKeyring"] = options["no-new-keyring"]
     listening = listening_fds()
     if listening:
         spec["process"]["env"] += [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
     path = state_path("oci", container_id)
     theirs, spec["annotations"] = spec["annotations"], {}  # ours mean something to init
-    record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
+    record = {"id": container_id, "name": container_id, "engine": True, "bundle": bundle, "pid": 0,
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
               "annotations": theirs, "cgroups": []}
-    cgroups = cgroup_dirs(spec["linux"]["cgroupsPath"])
+    cgroups_path = spec["linux"]["cgroupsPath"]
+    asks = ":" in cgroups_path and asks_systemd(cgroups_path)
+    cgroups = cgroup_dirs(cgroups_path, asks)
     make_dirs(os.path.dirname(path))
     with blame(f"create, on {container_id}: container with given ID already exists"):
         os.mkdir(path, 0o700)
@@ -10752,9 +12594,13 @@ def create_container(container_id, bundle, options, birth):
         os.mkfifo(path + "/exec.fifo", 0o600)
         with start_init(spec, birth, outlive=True) as birth:
             birth.tell_place(0, spec, preserved + listening)
+            if asks:
+                start_scope(spec, record, birth.pid)
             master = bring_to_gate(spec, record, birth, options["console-socket"])
     except Exception as error:
         remove_cgroups(record)
+        if "scope" in record:
+            stop_scope(record)
         remove_tree(path)
         if isinstance(error, (Failure, OSError)):
             raise
@@ -10788,7 +12634,7 @@ def bring_to_gate(spec, record, birth, console):
 
 def wait_at_gate(channel, gate, process):
     """Tell `create` that all is ready, or that the command can't be, and wait for `start`."""
-    path = dict(item.partition("=")[::2] for item in process["env"]).get("PATH", DEFAULT_PATH)
+    path = pairs_of(process["env"]).get("PATH", DEFAULT_PATH)
     program = find_program(process["args"][0], path)
     try:
         os.stat(program)
@@ -10800,7 +12646,6 @@ def wait_at_gate(channel, gate, process):
     send(channel, "ready")
     channel.close()
     os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this
-    os.close(gate)
 
 def run_hooks(spec, state, *moments, environment=None, directory=None):
     """Run the hooks of these moments, STATE (JSON) is their input: config.md, "POSIX-platform
@@ -10841,7 +12686,15 @@ def start_created(record):
     with blame(f"start, on {record['id']}: container not running"), Descriptor(
             os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as gate:
         os.write(gate, b"0")
-    unlink_if_there(path)
+        unlink_if_there(path)
+        closed = select.poll()
+        closed.register(gate, 0)
+        closed.poll()  # POLLERR: nobody reads it, as init has executed the command, or is gone
+        with tolerate(errno.EAGAIN), Descriptor(os.open(
+                f"/proc/self/fd/{gate}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as said:
+            os.read(said, 1)  # what it says then, or hasn't taken; else there is nothing to read
+            raise Failure(f"start, on {record['id']}: the command could not be executed",
+                          hint="the container's standard error says why")
     run_late_hooks(record, "running", "poststart")
 
 def delete_container(record, force):
@@ -10854,24 +12707,15 @@ def delete_container(record, force):
         raise Failure(f"delete, on {record['id']}: cannot delete container that is not stopped: "
                       f"{status}")
     thaw(record["cgroups"])
-    send_signal(record["pid"], record["pid_start"], _signal.SIGKILL) if record["pid"] else None
+    if record["pid"]:
+        send_signal(record["pid"], record["pid_start"], _signal.SIGKILL)
     remove_cgroups(record)
-    wait_process(record["pid"], record["pid_start"], GRACE) if record["pid"] else None
+    if record["pid"]:
+        wait_process(record["pid"], record["pid_start"], GRACE)
     run_late_hooks(record, "stopped", "poststop")
+    if "scope" in record:
+        stop_scope(record)
     remove_tree(container_path(record))
-
-def signal_oci(record, number, everyone):
-    """Send a signal to a container's first process, or to EVERYONE in it."""
-    if not is_alive(record) and not everyone:
-        raise Failure(f"kill, on {record['id']}: container not running")
-    if everyone:
-        for pid in cgroup_pids(own_cgroups(record)):
-            with tolerate(errno.ESRCH):
-                os.kill(pid, number)
-    if not everyone or record.get("found_cgroups"):
-        send_signal(record["pid"], record["pid_start"], number)
-    if number == _signal.SIGKILL:
-        thaw(record["cgroups"])
 
 def send_descriptor(path, fd):
     """Hand a descriptor to whoever listens on a socket, an engine's console socket; it's closed."""
@@ -10907,7 +12751,7 @@ def hand_over(options, pid, master):
 # The commands
 
 @command("[OPTIONS] ID", "make a container from an OCI bundle, up to its last step",
-         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *ENGINE_OPTIONS,
+         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *CREATE_OPTIONS,
          takes=ONE)
 def cmd_create(options, words):
     birth = start_early("init", outlive=True)
@@ -10918,10 +12762,16 @@ def cmd_create(options, words):
         raise Failure("create, on process.terminal: there is no --console-socket to send it to")
     hand_over(options, record["pid"], None)
 
-def run_bundle(options, words):
+@for_engines("run", *CREATE_OPTIONS, ("--keep", "", "don't delete it when it has ended"),
+             ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"),
+             only=("bundle",), typed="names_bundle")
+def oci_run(options, words):
     """What create, start, waiting and delete do together; returns the exit status."""
+    apply_log_options(options)
     birth = start_early("init", outlive=True)
-    bundle = os.path.abspath(options["bundle"])
+    if options["bundle"] is None:
+        narrate(f"run: {words[0]} is no image, and here is a bundle: running that")
+    bundle = os.path.abspath(given(options, "bundle", "."))
     record, master = create_container("".join(words[:1]), bundle, options, birth)
     try:
         hand_over(options, record["pid"], None)
@@ -10931,8 +12781,107 @@ def run_bundle(options, words):
         return attend({"record": record, "pid": record["pid"], "master": master, "outputs": [],
                        "attached": True, "interactive": True, "logged": False, "typed": b""}, True)
     finally:
-        if not options["detach"]:
+        if not (options["detach"] or options["keep"]):
             delete_container(record, True)
+
+@for_engines("start")
+def oci_start(_, words):
+    start_created(known_oci(words[0]))
+
+@for_engines("exec", *ENGINE_OPTIONS,
+             ("-p --process", "FILE", "the process in the OCI's form"),
+             ("--cwd", "DIR", "start in this directory"),
+             ("-g --additional-gids", "GID...", "a group more"),
+             ("-c --cap", "CAP...", "a capability more"),
+             ("--no-new-privs", "", "without a way to more privileges"),
+             ("--apparmor", "PROFILE", "under this AppArmor profile"),
+             ("--process-label", "LABEL", "with this SELinux label"),
+             ("--cgroup", "PATH", "in this cgroup below the container's"),
+             ("--ignore-paused", "", "also if it is paused: it starts when that ends"),
+             only=("process", "console-socket"))
+def oci_exec(options, words):
+    """The process is as the file says, or as the container's own but for what the options say."""
+    detach = options["detach"]
+    birth = start_early("join", outlive=detach)
+    record = known_oci(words[0])
+    if not is_alive(record):
+        raise Failure(f"exec, on {words[0]}: container not running")
+    if is_paused(record["cgroups"]) and not options["ignore-paused"]:
+        raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker resume {words[0]}")
+    record["cgroups"] = cgroups_below(record["cgroups"], options["cgroup"])
+    spec = read_json(container_path(record, "config.json"))
+    process = one_more_process(options, words[1:], spec["process"])
+    state = {"record": record, "linux": spec["linux"], "attached": True, "interactive": True,
+             "logged": False, "outputs": [], "typed": b"", "stdin": 0}
+    start_process(state, birth, process, detach, (), preserved_fds(options))
+    hand_over(options, state["pid"], state["master"])
+    return None if detach else attend(state, True)
+
+def cgroups_below(dirs, path):
+    """The cgroup PATH below a container's, where it is there."""
+    if not path:
+        return dirs
+    if ".." in path.split("/"):
+        raise Failure(f"--cgroup, on {path}: it must lie below the container's")
+    found = [f"{top}/{path.strip('/')}" for top in dirs]
+    if not any(map(os.path.isdir, found)):
+        raise Failure(f"--cgroup, on {path}: no such cgroup")
+    return [below if os.path.isdir(below) else top for top, below in zip(dirs, found)]
+
+@for_engines("kill", ("-a --all", "", "of an engine's container: all processes"),
+             only=("all",), typed="names_signal")
+def oci_kill(options, words):
+    """Send a signal to a container's first process, or to all in it; 0 sends none: kill(2)."""
+    record, name = known_oci(words[0]), given(options, "signal", (words + ["TERM"])[1])
+    number = 0 if name == "0" else parse_signal(name, "--signal")
+    if not options["all"] and not is_alive(record):
+        raise Failure(f"kill, on {words[0]}: container not running")
+    if options["all"]:
+        for pid in cgroup_pids(own_cgroups(record)):
+            with tolerate(errno.ESRCH):
+                os.kill(pid, number)
+    if not options["all"] or record.get("found_cgroups"):
+        send_signal(record["pid"], record["pid_start"], number)
+    if number == _signal.SIGKILL:
+        thaw(record["cgroups"])
+
+@for_engines("pause")
+def oci_pause(_, words):
+    pause_container(known_oci(words[0]), True)
+
+@for_engines("unpause")
+def oci_unpause(_, words):
+    pause_container(known_oci(words[0]), False)
+
+@command("ID", "the same as unpause, for engines", takes=ONE)
+def cmd_resume(_, words):
+    pause_container(known_oci(words[0]), False)
+
+@for_engines("update", *[row[:3] for row in ENGINE_LIMITS])
+def oci_update(options, words):
+    record, file = known_oci(words[0]), options["resources"]
+    if not record["running"]:
+        raise Failure(f"update, on {words[0]}: container not running")
+    wanted = read_resources(file) if file else resources_of(options)
+    for row in ENGINE_LIMITS:
+        text = options[long_name(row)]
+        if text is not None:
+            group, key = row[3].split(".")
+            wanted.setdefault(group, {})[key] = parse_number(text, row[0], -1)
+    with hold(container_path(record)):
+        change_limits(record, wanted)
+
+@for_engines("ps", typed="names_any")
+def oci_ps(options, words):
+    """What `ps` options ask for is not known here: there is one table."""
+    pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
+    if "json" in (options["format"], *options["filter"]):
+        return show(to_json(pids))
+    rows = []
+    for pid in map(str, pids):
+        with tolerate(errno.ENOENT, errno.ESRCH):  # it has ended
+            rows.append(process_row(pid, os.readlink(f"/proc/{pid}/ns/pid")))
+    show("\n".join(columns([("UID", "PID", "PPID", "TIME", "CMD"), *filter(None, rows)])))
 
 @command("[OPTIONS] ID", "remove an engine's container, and all that it left",
          ("-f --force", "", "also if it runs, or isn't there"), takes=ONE)
@@ -10957,24 +12906,41 @@ def cmd_list(options, _):
               "{{.id}}" if options["quiet"] else options["format"])
 
 @command("[OPTIONS] ID", "show what an engine's container uses, as JSON",
-         ("--stats", "", "once, and leave"), takes=ONE)
+         ("--stats", "", "once, and leave"),
+         ("--interval", "SECONDS", "how long to wait between two (default: 5s)"), takes=ONE)
 def cmd_events(options, words):
+    """A line each time, until it ends; 5s is as good as 5."""
+    text = given(options, "interval", "5s")
+    pause = parse_number(text[:-1] if text.endswith("s") else text, "--interval", 1)
+    first = True
     while True:
-        dirs = known_oci(words[0])["cgroups"]
-        cpu = count(dirs, "", "cpuacct.usage") or 1000 * count(dirs, "usage_usec", "cpu.stat")
-        limit = count(dirs, "", "memory.limit_in_bytes", "memory.max")
-        show(to_json({"type": "stats", "id": words[0], "data": {
-            "cpu": {"usage": {"total": cpu}}, "pids": {
-                "current": len(cgroup_pids(dirs[:1])), "limit": count(dirs, "", "pids.max")},
-            "memory": {"usage": {"limit": limit, "usage": count(
-                dirs, "", "memory.usage_in_bytes", "memory.current")}}}}))
+        record = known_oci(words[0])
+        if not record["running"] and first:
+            raise Failure(f"events, on {words[0]}: container not running")
+        if not record["running"]:
+            return
+        show(to_json({"type": "stats", "id": words[0], "data": engine_stats(record["cgroups"])}))
+        first = False
         if options["stats"]:
             return
-        time.sleep(5)
+        wait_process(record["pid"], record["pid_start"], pause)
 
-@command("ID", "the same as unpause, for engines", takes=ONE)
-def cmd_resume(_, words):
-    cmd_pause(_, words[0], False)
+def engine_stats(dirs):
+    """What cgroups count, by runc's names."""
+    usage, cpu, memory = (
+        usage_of(dirs), read_sums(dirs, "cpu.stat"), read_sums(dirs, "memory.stat"))
+    throttled = cpu.get("throttled_time") or 1000 * cpu.get("throttled_usec", 0)
+    return {
+        "cpu": {"usage": {"total": usage["cpu_ns"], "user": 1000 * cpu.get("user_usec", 0),
+                          "kernel": 1000 * cpu.get("system_usec", 0)},
+                "throttling": {"periods": cpu.get("nr_periods", 0),
+                               "throttledPeriods": cpu.get("nr_throttled", 0),
+                               "throttledTime": throttled}},
+        "pids": {"current": usage["pids"], "limit": usage["pids_limit"]},
+        "memory": {"cache": memory.get("cache") or memory.get("file", 0), "raw": memory, "usage": {
+            "usage": usage["memory"], "limit": usage["memory_limit"],
+            "max": read_number(dirs, "memory.max_usage_in_bytes", "memory.peak"),
+            "failcnt": read_number(dirs, "memory.failcnt")}}}
 
 # ── 35. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.
@@ -11002,13 +12968,23 @@ def try_overlay():
         os.mkdir(name)
     mount("overlay", "merged", "overlay", 0, "lowerdir=lower,upperdir=upper,workdir=work")
 
+def try_rootless():
+    """Make a user namespace as somebody without any power."""
+    if has_power():
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+    make_user_namespace()
+    os.unshare(CLONE_NEWNS)
+
 def try_nf_tables():
     """Make our rules, in a network namespace of this process's own."""
     os.unshare(CLONE_NEWNET)
     nft("mydocker", table_messages("a probe"))
 
 PROBES = (  # (name, try it, what it is needed for, where to look if it is missing)
-    ("root", lambda: os.setuid(0), "all of it", "sudo"),
+    ("root", has_power, "all of it, without a user namespace", "sudo; capability CAP_SYS_ADMIN"),
+    ("rootless", try_rootless, "containers of who isn't root", why_refused),
     *((name, lambda flag=flag: os.unshare(flag), use, f"sysctl user.max_{which}_namespaces")
       for name, flag, which, use in (
           ("mntns", CLONE_NEWNS, "mnt", "its mounts"), ("pidns", CLONE_NEWPID, "pid", "its pids"),
@@ -11016,14 +12992,14 @@ PROBES = (  # (name, try it, what it is needed for, where to look if it is missi
           ("ipcns", CLONE_NEWIPC, "ipc", "System V IPC"),
           ("netns", CLONE_NEWNET, "net", "a network"),
           ("cgroupns", CLONE_NEWCGROUP, "cgroup", "/proc/self/cgroup that shows /"),
-          ("userns", CLONE_NEWUSER, "user", "nothing yet (rootless containers, later)"))),
+          ("userns", CLONE_NEWUSER, "user", "containers without root, and --userns"))),
     *((name, lambda kind=kind: any(row[1] == kind for row in mounts_here()),
        "limits (one is enough)", f"mount -t {kind}")
       for name, kind in (("cgroup-v1", "cgroup"), ("cgroup-v2", "cgroup2"))),
     ("overlay", try_overlay, "--ephemeral, images", "module overlay"),
     ("seccomp", lambda: (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), load_filter(verdict(
         "SCMP_ACT_ALLOW", 0))), "the system call filter", "kernel option CONFIG_SECCOMP_FILTER"),
-    *((name, call, use, f"{since}; the seccomp filter around this box")
+    *((name, call, use, f"{since}; the seccomp filter around this host")
       for name, call, use, since in (
           ("openat2", lambda: openat2(AT_FDCWD, "/", bytes(24), 24),
            "safe paths (without: slower, just as safe)", "Linux 5.6"),
@@ -11031,12 +13007,12 @@ PROBES = (  # (name, try it, what it is needed for, where to look if it is missi
            "Linux 5.3"),
           ("mount_setattr", lambda: mount_setattr(AT_FDCWD, "/proc", 0, bytes(32), 32),
            "read-only trees in one step", "Linux 5.12"))),
-    ("nf_tables", try_nf_tables, "-p, and what leaves this box", "modules nf_tables nft_chain_nat"),
+    ("nf_tables", try_nf_tables, "-p, what leaves this host", "modules nf_tables nft_chain_nat"),
 )
 
-def about_box():
+def about_host():
     """What the probes don't say: versions, cgroup controllers, room at the state root."""
-    box, path = os.uname(), os.path.abspath(state_path())
+    host, path = os.uname(), os.path.abspath(state_path())
     points = {kind: sorted({row[0] for row in mounts_here() if row[1] == kind})
               for kind in ("cgroup", "cgroup2")}
     v1 = " ".join(map(os.path.basename, points["cgroup"]))
@@ -11047,56 +13023,70 @@ def about_box():
     while not os.path.isdir(path):  # the nearest directory above it that is there
         path = os.path.dirname(path)
     room = os.statvfs(path)
-    return (f"mydocker {VERSION}, Python {sys.version.split()[0]}, {box.sysname} {box.release} "
-            f"{box.machine}\ncgroups {layout}: v1 {v1 or '-'}; v2 {v2 or '-'}\n"
+    return (f"mydocker {VERSION}, Python {sys.version.split()[0]}, {host.sysname} {host.release} "
+            f"{host.machine}\ncgroups {layout}: v1 {v1 or '-'}; v2 {v2 or '-'}\n"
             f"{state_path()}: {room.f_bavail * room.f_frsize >> 20} MiB free\n")
 
-@command("[NAME...]", "show what this box can do, and what each is needed for; with names: "
+@command("[NAME...]", "show what this host can do, and what each is needed for; with names: "
                       "just those, and status 1 if one is missing", takes=ANY)
 def cmd_info(_, words):
     unknown = set(words) - {row[0] for row in PROBES}
     if unknown:
         raise Failure(f"info, on {' '.join(sorted(unknown))}: no such probe")
     if not words:
-        show(about_box())
+        show(about_host())
     found = {row: attempt(row[1]) for row in PROBES if not words or row[0] in words}
-    show("\n".join(columns([(name, "yes", use) if has else (name, "no", f"{use}; look at: {where}")
-                            for (name, _, use, where), has in found.items()])))
+    lines = []
+    for (name, _, use, where), has in found.items():
+        if not has:
+            use += f"; look at: {where() if callable(where) else where}"
+        lines.append((name, "yes" if has else "no", use))
+    show("\n".join(columns(lines)))
     return int(bool(words) and not all(found.values()))
 
 # Installing
 
-LAUNCHER = """#!{python} -IS
+LAUNCHER = """#!{python} -ISXutf8
 import marshal, posix, sys
 from _frozen_importlib_external import MAGIC_NUMBER
-source, BOOK = {source!r}, b""
+source, front = {source!r}, b""
 info = posix.stat(source)
 head = MAGIC_NUMBER + b"".join((number & 0xffffffff).to_bytes(4, "little")
                                for number in (0, int(info.st_mtime), info.st_size))
 try:
-    with open(source + "c", "rb") as file:
-        BOOK = file.read()
+    BOOK = posix.open(source + "c", posix.O_RDONLY | posix.O_CLOEXEC)
+    low = []
+    while BOOK < 3:  # a closed standard one must not be taken
+        low.append(BOOK)
+        BOOK = posix.dup(BOOK)
+    for fd in low:
+        posix.close(fd)
+    front = posix.pread(BOOK, 1 << 14, 0)
 except OSError:
     pass
-if not BOOK.startswith(head):  # the file or the Python has changed
-    posix.execv(sys.executable, [sys.executable, "-IS", source, "renew", *sys.argv[1:]])
-exec(marshal.loads(memoryview(BOOK)[16:]))
+if not front.startswith(head):  # the file or the Python has changed
+    words = [sys.executable, "-IS", "-Xno_debug_ranges", source, "renew", "--"]
+    posix.execv(sys.executable, [*words, *sys.argv[1:]])
+exec(marshal.loads(memoryview(front)[16:]))
 """
 
 def open_book(book, scope):
-    """Give SCOPE all chapters of BOOK, a compile_book(): those that are needed, and doors."""
-    import marshal, posix, sys
-    loud, start = posix.environ.get(b"MYDOCKER_LOG") == b"debug", int.from_bytes(book[-8:], "little")
-    chapters, functions, known = marshal.loads(memoryview(book)[start:])
+    """Give SCOPE all chapters of BOOK, a descriptor of a compile_book(): those that are needed at
+    once, and doors to the others."""
+    import gc, marshal, posix, sys
+    gc.disable()  # run_command knows who needs it: others are done before there is much to collect
+    loud, end = posix.environ.get(b"MYDOCKER_LOG") == b"debug", posix.fstat(book).st_size
+    start = int.from_bytes(posix.pread(book, 8, end - 8), "little")
+    chapters, functions, known = marshal.loads(posix.pread(book, end - start, start))
 
     def load(title):
-        code, needs = chapters.pop(title, (0, ()))
+        at, size, needs = chapters.pop(title, (0, 0, ()))
         for other in needs:
             load(other)
-        if code:
+        if size:
             if loud:
                 print("mydocker: reads", title, file=sys.stderr)
-            exec(marshal.loads(memoryview(book)[code:]), scope)
+            exec(marshal.loads(posix.pread(book, size, at)), scope)
 
     def door(name, title):
         def enter(*args, **named):
@@ -11105,7 +13095,8 @@ def open_book(book, scope):
         return enter
 
     scope.update({name: door(name, title) for name, title in functions.items()})
-    scope.update(BOOK=book, KNOWN_COMMANDS=known)
+    scope.update(BOOK=book, KNOWN_COMMANDS=known,
+                 read_book=lambda: [load(title) for title in [*chapters]])
     load(next(reversed(functions.values())))
 
 def compile_book(text, path):
@@ -11127,8 +13118,9 @@ def compile_book(text, path):
     for title, nodes in chapters.items():
         used = [node.id for top in nodes for node in ast.walk(top) if isinstance(node, ast.Name)]
         needs = {homes[name] for name in used if name in homes} - {title}
-        index[title] = len(front) + len(data), sorted(needs, key=[*chapters].index)
-        data += compiled(nodes, path)
+        code = compiled(nodes, path)
+        index[title] = len(front) + len(data), len(code), sorted(needs, key=[*chapters].index)
+        data += code
     appendix = marshal.dumps((index, functions, (COMMANDS, OPTIONS)))
     return front + data + appendix + (len(front) + len(data)).to_bytes(8, "little")
 
@@ -11142,16 +13134,16 @@ def names_made(node):
     import ast
     if isinstance(node, ast.ClassDef):
         return [node.name]
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
+    imports = [inner for inner in ast.walk(node) if isinstance(inner, ast.Import)]
+    if imports:  # perhaps in a try
+        return [alias.name for inner in imports for alias in inner.names]
     targets = [inner for target in getattr(node, "targets", ()) for inner in ast.walk(target)]
     return [inner.id for inner in targets if isinstance(inner, ast.Name)]
 
 OPEN_BOOK = """
-import sys
+import posix, sys
 if "BOOK" not in globals():  # it was started from a memfd
-    with open(sys.argv[0], "rb") as file:
-        BOOK = file.read()
+    BOOK = posix.open(sys.argv[0], posix.O_RDONLY | posix.O_CLOEXEC)
 open_book(BOOK, globals())
 """
 
@@ -11177,22 +13169,18 @@ def cmd_install(_, words):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         write_file(path, data)
         os.chmod(path, mode)
-    write_book(text, source)
+    unlink_if_there(source + "c")  # the launcher makes it anew
     if os.spawnv(os.P_WAIT, launcher, [launcher, "--version"]):
         raise Failure(f"install, on {launcher}: it doesn't start")
-
-def write_book(text, source):
-    """Put the bytecode of the program TEXT beside it, as SOURCEc."""
-    write_file(source + "c", compile_book(text, source))
-    os.chmod(source + "c", 0o644)
 
 @command("COMMAND...", HIDDEN, takes=SOME, mixed=False)
 def cmd_renew(_, words):
     """Compile what is installed once more, as Python or the file has changed, and go on."""
     source = sys._getframe().f_code.co_filename
     with tolerate():  # a read-only file system: it is slower, and no worse
-        write_book(read_all(source), source)
-    del sys.argv[1]
+        write_file(source + "c", compile_book(read_all(source), source))
+        os.chmod(source + "c", 0o644)
+    sys.argv[1:] = words
     return dispatch(words)
 
 @command("[PREFIX]", "take away what install put in place; images and containers stay",
@@ -11204,17 +13192,907 @@ def cmd_uninstall(_, words):
     with tolerate(errno.ENOENT, errno.ENOTEMPTY):
         os.rmdir(os.path.dirname(source))
 
+# ── 35b. The narrator ────────────────────────────────────────────────────────
+# --explain tells what is done as it is done: a heading for each stage, under it the kernel calls,
+# and behind each what it is for, which is the comment behind the line of this file that makes it.
+# Nothing else of the program knows of it: it puts a printing shell around the functions that
+# kernel() has bound, around those of `os` in OS_CALLS and those of ours in OWN_CALLS, and finds
+# the stage by the function that is being carried out: STAGES.  It is read only when it is wanted.
+#
+# Two processes tell at once, the outside (run) and the inside (init, join).  So that the story has
+# one order, each time the same, the outside waits twice: until the child has executed this file
+# again, and until that one waits for the spec.
+
+# What is shown of the os module: the kinds of arguments where they are flags, and the functions
+# that it is shown in, if not in all.
+OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
+                         "setresgid setresuid fchown".split(), ((), ()))
+OS_CALLS.update(unshare=(("CLONE_",), ()), setns=((None, "CLONE_"), ()),
+                mkdir=((), ("make_cgroup",)), rmdir=((), ("remove_cgroups",)))
+OWN_CALLS = {"write_value": "write", "netlink": "netlink", "name_blob": "rename",
+             "name_layer": "rename"}  # by the names to show
+FILLING = "make_link make_node mark_whiteout hide_lower place fill dress finish".split()  # layers
+DETAILS = set("openat2 statfs signalfd fchdir fchown pidfd_open".split())  # for --explain=all
+REPEATED = set("prctl mknod symlink mkdir rmdir write dup2".split())  # many alike become one line
+FILE_REASONS = {  # what writing to a file of the kernel's does: by its name
+    "cgroup.procs": "in it goes, with all the children that it will have",
+    "cgroup.subtree_control": "what is in it may limit these, too",
+    "cgroup.freeze": "1: all stand still, 0: they go on",
+    "freezer.state": "all stand still, or go on",
+    "cpuset.cpus": "version 1 starts without processors", "cpuset.mems": "and without memory",
+    "devices.deny": "which devices it must not use", "devices.allow": "which devices it may use",
+    "uid_map": "user ids: inside, outside, how many",
+    "gid_map": "group ids: inside, outside, how many",
+    "oom_score_adj": "who is killed first when memory is short"}
+STAGES = {  # the function that is carried out: (what is made, what that means)
+    "fork": ("a process tree of its own",
+        "The next child is PID 1 of a new PID namespace, and sees no process but its own."),
+    "fork join": ("one more process",
+        "It starts outside, with a mount table of its own until it enters the container."),
+    "become_mapped": ("ids of its own",
+        "Who is root in a user namespace has no power outside of it."),
+    "map_ids": ("ids of its own",
+        "From outside it is written once what the ids inside mean."),
+    "reexec_inside": ("mounts of its own, and this file once more",
+        "What is mounted from here on only it can see; then it executes this program again, "
+        "as init."),
+    "reexec_inside join": ("this file once more",
+        "What is mounted from here on only it can see; then it executes this program again, "
+        "as join."),
+    "take_place join": ("apart from the caller",
+        "It leaves what it has from the caller."),
+    "make_container_dir": ("its name",
+        "A name is a link to the container's id: taken in one step."),
+    "take_place": ("apart from the host",
+        "It leaves what it has from the caller, and gets a host name, System V IPC and a "
+        "network of its own: an empty one."),
+    "make_cgroups": ("its limits",
+        "A cgroup is a directory: a limit is a file in it, and a pid written to cgroup.procs "
+        "puts a process in."),
+    "connect_container": ("its network",
+        "A cable: one end in the host's bridge, one inside. It gets an address, a route, and "
+        "rules for what leaves the host."),
+    "build_root": ("its root",
+        "A file system is a list of mounts; none of them is ever seen on the host, and all go "
+        "with the last process."),
+    "enter_root": ("the door closes",
+        "The new root becomes /, and the host's is detached: no path leads back."),
+    "hide_paths": ("what it must not see",
+        "Files of the kernel's that tell of the host, or change it, are made read-only or "
+        "covered."),
+    "name_host": ("its host name",
+        "The UTS namespace has a name of its own."),
+    "hand_out_terminal": ("its terminal",
+        "It is made in the container's own /dev/pts; the other end goes to the outside."),
+    "confine": ("what it may do",
+        "Its user, its capabilities, and a filter of system calls: from here on there is no "
+        "way back."),
+    "join_namespaces": ("into the container",
+        "Nothing is made: it enters the namespaces that are there, all of them or none."),
+    "take_session": ("the command",
+        "Away from the caller's session, and the command takes the place of this program."),
+    "end_container": ("the end",
+        "The kernel has removed what was inside; what was outside is swept."),
+    "create_network": ("a network",
+        "A bridge with an address, and rules in one table for all."),
+    "pull": ("an image from a registry",
+        "First a list of what it is made of, then each part by its digest, which is checked."),
+    "add_layer": ("one more layer",
+        "A tar, unpacked once: on disk before it has its name, which is its digest."),
+    "load": ("an image from a file",
+        "Each part is unpacked once: on disk before it has its name, which is its digest."),
+}
+HTTP_REASONS = (("/manifests/", "what it is made of"), ("/blobs/", "a part, by its digest"),
+                ("", "may we, and how"))  # what is in an address, and what that means
+
+class Narrator:
+    """What one process tells, where to, and what it told last."""
+    def __init__(self, everything, step, turn=None):
+        self.out = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
+        self.terminal, self.step, self.told = None, step, set()
+        if step:
+            with tolerate(errno.ENXIO, errno.ENOENT):
+                self.terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+        self.everything, self.reasons, self.held = everything, source_comments(), []
+        self.who = sys.argv[1] if sys.argv[1:2] in (["init"], ["join"]) else "run"
+        self.turn, self.received = turn, 0  # a pipe's end that the other one waits for, or its own
+        self.fork, self.leave, self.receive, self.tell = os.fork, os._exit, receive, tell
+        import re  # soon it would be the container's: see chapter 1
+
+    def say(self, call, args, kinds, frame):
+        """Tell of a call that is about to be made in that frame."""
+        detail = call in DETAILS or args[:1] == ("/proc/self/fd",) or (
+            frame.f_code.co_name in ("back_to_own_pids", *FILLING) and call != "http")
+        if self.out is None or detail and not self.everything:
+            return
+        args, kinds = named_arguments(call, args, kinds, frame)
+        if args is None and not self.everything:
+            return  # it only asks
+        self.enter_stage(frame)
+        why = self.reason_of(frame)
+        if call == "http":
+            why = next(why for part, why in HTTP_REASONS if part in args[1])
+        elif call == "write" and not why:
+            why = FILE_REASONS.get(os.path.basename(args[0])) or limit_reason(args[0])
+        words = [c_value(arg, kind) for arg, kind in zip(
+            args or (), (*kinds, *[None] * len(args or ())))]
+        if not self.everything:
+            words = [*map(shorter, words)]
+        if self.held and self.held[0][::2] != (call, why):
+            self.flush()
+        self.held.append((call, words, why))
+        if call not in REPEATED or self.everything:
+            self.flush()
+
+    def reason_of(self, frame):
+        """The comment behind the line that makes a call, or the line that called its function."""
+        for _ in range(3):
+            why = self.reasons.get(frame.f_lineno)
+            if why or frame.f_back is None:
+                return why
+            frame = frame.f_back
+        return ""
+
+    def enter_stage(self, frame):
+        """Print the heading of the stage that a frame belongs to, once."""
+        while frame is not None:
+            name = frame.f_code.co_name
+            role = getattr(frame.f_locals.get("self"), "role", self.who)
+            if f"{name} {role}" in STAGES:
+                name = f"{name} {role}"
+            if name in STAGES:
+                break
+            frame = frame.f_back
+        title, meaning = STAGES[name] if frame is not None else ("", "")
+        if not title or title in self.told:
+            return
+        self.flush()
+        self.told.add(title)
+        bold, plain = ("\033[1m", "\033[0m") if os.isatty(self.out) else ("", "")
+        with tolerate():
+            os.write(self.out, encode(f"{bold}── {title}{plain}\n   {meaning}\n"))
+        if self.terminal is not None:
+            self.wait_for_reader()
+
+    def flush(self):
+        """Print what is held back: one call, or many that are alike as one line."""
+        if not self.held or self.out is None:
+            return
+        call, words, why = self.held[0]
+        if len(self.held) > 1:
+            words, each_one = folded([row[1] for row in self.held])
+            why = ", ".join([f"{len(self.held)} times", *each_one]) + (why and f": {why}")
+        line = f"{self.who:4}  {call}({', '.join(words)})"
+        print_line(f"{line:66}  {why}".rstrip(), self.out)
+        self.held = []
+
+    def wait_for_reader(self):
+        """Stop before a stage: Enter goes on, s is a shell where this process is now."""
+        while True:
+            os.write(self.terminal, b"   [Enter: go on, s: a shell here] ")
+            if os.read(self.terminal, 256).strip() != b"s":
+                return
+            child = self.fork()
+            if not child:
+                self.become_shell()
+            os.waitpid(child, 0)
+
+    def become_shell(self):
+        """In a child: a shell on the terminal, in the namespaces as they are so far."""
+        try:
+            for fd in (0, 1, 2):
+                os.dup2(self.terminal, fd)
+            forget_signals()
+            os.execv("/bin/sh", ["sh", "+m", "-i"])  # +m: these groups have no number outside
+        except OSError as error:
+            print_line(f"mydocker: --step, on /bin/sh: {reason(error)}", self.terminal)
+        finally:
+            self.leave(127)
+
+    def fork_in_turn(self, frame):
+        """fork(), but outside wait until the child has executed this file again."""
+        birth = frame.f_locals.get("self")
+        if frame.f_code.co_name != "fork" or birth.mapped:  # that one has to wait for us
+            return self.fork()
+        executed, rest = os.pipe(), os.pipe()
+        pid = self.fork()
+        if pid:
+            os.close(executed[1])
+            os.close(rest[1])
+            os.read(executed[0], 1)
+            os.close(executed[0])
+            self.turn = rest[0]
+            return pid
+        os.set_inheritable(rest[1], True)
+        self.who = birth.role
+        os.environ["MYDOCKER_EXPLAIN"] = " ".join(map(str, map(int, (
+            self.everything, self.terminal is not None, rest[1]))))
+        return pid
+
+    def tell_in_turn(self, channel, message, fds=()):
+        """tell(); then wait until the inside has come to rest, or be silent for good: the caller of
+        `run -d` is about to leave."""
+        self.flush()
+        if message == "ready" and self.out is not None:
+            os.close(self.out)
+            self.out = None
+        self.tell(channel, message, fds)
+        if self.turn is not None and self.who == "run":
+            os.read(self.turn, 1)
+            os.close(self.turn)
+            self.turn = None
+
+    def receive_in_turn(self, channel):
+        """receive(); the second time the inside comes to rest: it waits for the spec."""
+        self.flush()
+        self.received += 1
+        if self.turn is not None and self.who != "run" and self.received == 2:
+            os.close(self.turn)
+            self.turn = None
+        return self.receive(channel)
+
+def explain_calls(everything=False, step=False):
+    """From here on tell on stderr of each kernel call before it is made, and what it is for."""
+    globals().get("read_book", list)()  # a chapter that is read later would bring its own functions
+    scope, words = globals(), os.environ.get("MYDOCKER_EXPLAIN", "").split()
+    narrator = Narrator(everything, step)
+    if len(words) == 3:  # init, or join
+        narrator = Narrator(words[0] == "1", words[1] == "1", int(words[2]))
+        os.set_inheritable(narrator.turn, False)
+
+    def explained(call, name, kinds, places=()):
+        def shell(*args, **more):
+            frame = sys._getframe(1)
+            if not places or frame.f_code.co_name in places:
+                narrator.say(name, args, kinds, frame)
+            if name == "fork":
+                return narrator.fork_in_turn(frame)
+            if name.startswith("exec"):
+                narrator.flush()
+            return call(*args, **more)
+        return shell
+
+    def leave(status):
+        narrator.flush()
+        narrator.leave(status)
+
+    for name, value in list(scope.items()):
+        if hasattr(value, "kinds") and name not in OWN_CALLS:
+            scope[name] = explained(value, value.__name__, value.kinds)
+    for name, (kinds, places) in OS_CALLS.items():
+        setattr(os, name, explained(getattr(os, name), name, kinds, places))
+    for name, shown in OWN_CALLS.items():
+        scope[name] = explained(scope[name], shown, ())
+    ask = Site.send
+
+    def send(site, method, url, *more):
+        narrator.say("http", (method, url), (), sys._getframe(1))
+        return ask(site, method, url, *more)
+
+    Site.send = send
+    os._exit, scope["tell"], scope["receive"] = (
+        leave, narrator.tell_in_turn, narrator.receive_in_turn)
+
+def source_comments():
+    """What stands behind the lines of this file: {line number: comment}; {} without the source."""
+    try:
+        lines = read_all(sys._getframe().f_code.co_filename).split("\n")
+    except OSError:
+        return {}
+    lines = enumerate((line.partition("  # ") for line in lines), 1)
+    return {number: why for number, (code, _, why) in lines if why and code.strip()}
+
+# Arguments
+
+class Word(int):
+    """A number that is shown by its name."""
+    def __new__(cls, value, name):
+        word = int.__new__(cls, value if isinstance(value, int) else 0)
+        word.name = name
+        return word
+    def __str__(self):
+        return self.name
+
+def named_arguments(call, args, kinds, frame):
+    """A call's arguments as they are shown, with names for numbers: (args, kinds); (None, ()) for
+    one that only asks."""
+    args = list(args)
+    if call == "prctl" and args[0] == PR_SET_SECCOMP:
+        words = filter_words(frame.f_locals.get("steps") or b"")
+        args[1:] = [Word(args[1], "SECCOMP_MODE_FILTER"), Word(0, words)]
+    elif call == "prlimit":
+        args[1:3] = (Word(0, "RLIMIT_" + ULIMITS[args[1]].upper()),
+                     Word(0, "{{{}, {}}}".format(*struct.unpack("QQ", args[2]))))
+        kinds = ()
+    elif call == "prctl" and args[0] in (PR_CAPBSET_DROP, PR_CAP_AMBIENT):
+        at = 1 if args[0] == PR_CAPBSET_DROP else 2
+        number = args[at]
+        args[at] = Word(number, CAPABILITIES[number] if number < len(CAPABILITIES) else str(number))
+        if at == 2:
+            args[1] = Word(args[1], "PR_CAP_AMBIENT_RAISE")
+    elif call == "prctl" and args[0] == PR_SET_PDEATHSIG:
+        args[1] = Word(args[1], signal_name(args[1]))
+    elif call == "capset":
+        args = [Word(0, "{_LINUX_CAPABILITY_VERSION_3}"), Word(0, capability_sets(args[1]))]
+        kinds = ()
+    elif call == "mount_setattr":
+        args[3] = Word(0, attribute_words(args[3]))
+        kinds = (*kinds[:3], None)
+    elif call == "mknod":
+        args[1] = Word(0, f"{'S_IFBLK' if stat.S_ISBLK(args[1]) else 'S_IFCHR'}"
+                          f"|0{stat.S_IMODE(args[1]):o}") if args[1] & (
+                              stat.S_IFCHR | stat.S_IFBLK) else args[1]
+        args[2:] = [Word(0, f"makedev({os.major(args[2])}, {os.minor(args[2])})")]
+    elif call == "netlink":
+        words = netlink_words(args[0], args[2])
+        protocol = "NETLINK_NETFILTER" if args[0] == NETLINK_NETFILTER else "NETLINK_ROUTE"
+        return ([Word(0, protocol), args[1], Word(0, "{" + words + "}")] if words else None), ()
+    args = [Word(arg, "AT_FDCWD") if arg is not None and arg == AT_FDCWD and kind is INT else arg
+            for arg, kind in zip(args, (*kinds, *[None] * len(args)))]
+    return args, kinds
+
+def signal_name(number):
+    names = [name for name in dir(_signal) if name.startswith("SIG") and name[3] != "_"
+             and getattr(_signal, name) == number]
+    return names[0] if names else str(number)
+
+def capability_sets(data):
+    """What capset(2) gives: the effective set by names, or that there is none."""
+    halves = struct.unpack("6I", data)
+    bits = halves[0] | halves[3] << 32
+    names = [name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1]
+    return "{" + ("|".join(names) or "0") + "}"
+
+def filter_words(code):
+    """What a filter of system calls comes to: how long it is, and the answers that it has."""
+    steps = [struct.unpack_from("HBBI", code, at) for at in range(0, len(code), 8)]
+    answers = {value for kind, _, _, value in steps if kind == 0x06}  # BPF_RET
+    names = {0x7FFF0000: "ALLOW", 0x7FFC0000: "LOG", 0x00030000: "TRAP", 0x7FF00000: "TRACE",
+             0x00050000: "ERRNO", 0x80000000: "KILL_PROCESS", 0: "KILL_THREAD"}
+    words = [names.get(value & 0xFFFF0000, hex(value)) + (
+        f"({errno.errorcode.get(value & 0xFFFF, value & 0xFFFF)})" if value >> 16 == 5 else "")
+             for value in sorted(answers, reverse=True)]
+    return f"{{{len(steps)} steps: {', '.join(words)}}}"
+
+def attribute_words(data):
+    """A struct mount_attr, by what it sets."""
+    bits, clear, propagation, _ = struct.unpack("QQQQ", data)
+    known = "RDONLY", "NOSUID", "NODEV", "NOEXEC"
+    names = ["MOUNT_ATTR_" + name for bit, name in enumerate(known) if bits >> bit & 1]
+    parts = [f".attr_set={'|'.join(names) or hex(bits)}"] if bits else []
+    parts += [f".attr_clr={clear:#x}"] if clear else []
+    parts += [f".propagation={c_flags(propagation, 'MS_')}"] if propagation else []
+    return "{" + ", ".join(parts) + "}"
+
+def netlink_words(protocol, messages):
+    """What netlink messages ask for, by their names and what matters in them; "" if they only
+    ask."""
+    prefix, words = ("NFT_MSG_", []) if protocol == NETLINK_NETFILTER else ("RTM_", [])
+    known = {value: name for name, value in globals().items() if name.startswith(prefix)}
+    for kind, flags, body in messages:
+        name = known.get(kind & 0xFF if prefix == "NFT_MSG_" else kind, "")
+        if not name or flags & NLM_F_DUMP == NLM_F_DUMP and "NEW" not in name or "_GET" in name:
+            continue
+        words.append(name if prefix == "NFT_MSG_" else name + route_words(kind, body))
+    counts = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    return ", ".join(f"{count} x {word}" if count > 1 else word for word, count in counts.items())
+
+def route_words(kind, body):
+    """What matters in a message of rtnetlink(7)."""
+    if kind in (RTM_NEWADDR, RTM_DELADDR):
+        address = parse_attributes(body[8:]).get(IFA_LOCAL, b"")
+        return f" {'.'.join(map(str, address))}/{body[1]}"
+    if kind == RTM_NEWROUTE:
+        gateway = parse_attributes(body[12:]).get(RTA_GATEWAY, b"")
+        return " default via " + ".".join(map(str, gateway))
+    found = parse_attributes(body[16:])
+    kind = parse_attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND, b"")
+    words = [kind, found.get(IFLA_IFNAME, b""), b"up" if body[8] & IFF_UP else b""]
+    return "".join(" " + os.fsdecode(word.rstrip(b"\0")) for word in words if word)
+
+def limit_reason(path):
+    """Which limit a file of a cgroup is: by the option for it."""
+    name = os.path.basename(path)
+    return next((f"{row[1].split()[-2] if len(row[1].split()) > 1 else row[1]}: {row[3]}"
+                 for row in LIMITS if name in row[4:]), "")
+
+def shorter(text):
+    """A word of a call without what is the same in each path of a container, or by chance."""
+    import re
+    text = re.sub(r"/[^ \"=:]*/containers/[0-9a-f]{64}/", "…/", text).replace("/./", "/")
+    return re.sub(r"[0-9a-f]{64}", "ID", re.sub(r"tmp\.[0-9]+\.[0-9a-f]+", "tmp", text))
+
+def folded(rows):
+    """Calls that differ in some words, as one: (its words, what differs in each)."""
+    places = [at for at in range(len(rows[0])) if len({row[at] for row in rows}) > 1]
+    words = [word if at not in places else "..." for at, word in enumerate(rows[0])]
+    if not places:
+        return words, []
+    values = [row[places[0]] for row in rows]
+    start = len(os.path.commonprefix(values))
+    end = len(os.path.commonprefix([value[start:][::-1] for value in values]))
+    paths = "/" in values[0][:start]
+    if paths:  # whole names only
+        start = values[0].rfind("/", 0, start) + 1
+        end = max(0, len(values[0]) - values[0].find("/", len(values[0]) - end)) if (
+            "/" in values[0][len(values[0]) - end:]) else 1
+    words[places[0]] = values[0][:start] + "..." + values[0][len(values[0]) - end:]
+    each_one = [value[start:len(value) - end] for value in values]
+    return words, [*each_one[:4], "..."] if paths and len(each_one) > 4 else each_one
+
+for told in [*"run exec start commit pull build load import".split(), "network create"]:
+    offer(told, ("--explain", "[=all]", "tell each kernel call and why; all: the small ones, too"),
+          ("--step", "", "tell, and stop before each stage; s is a shell there"))
+
+# ── 35c. Told from outside ───────────────────────────────────────────────────
+# `explain` tells of any process what of a container it has, whoever made it: Docker, podman,
+# Kubernetes, we, or nobody.  All of it stands in /proc/PID, in its cgroups and in its mount table;
+# what is its own is what differs from the host's first process.
+
+CAPABILITY_MEANS = dict(zip(CAPABILITIES, (
+    "give files to others", "pass file permissions", "read any file by its handle",
+    "act as any file's owner", "keep set-id bits", "signal anybody", "be any group", "be any user",
+    "hand capabilities on", "change immutable files", "bind ports below 1024", "broadcast",
+    "change links, routes, rules", "send raw packets", "lock memory", "pass IPC permissions",
+    "LOAD KERNEL MODULES", "REACH HARDWARE", "chroot", "LOOK INTO OTHER PROCESSES", "accounting",
+    "MOUNT AND NEARLY ALL ELSE", "REBOOT", "raise priorities", "pass resource limits",
+    "SET THE CLOCK", "configure terminals", "make devices", "lease files", "write to the audit log",
+    "control auditing", "give files capabilities", "PASS MAC RULES", "CHANGE MAC RULES",
+    "read the kernel's log", "wake the host", "keep the host awake", "read the audit log",
+    "observe all performance", "LOAD BPF PROGRAMS", "checkpoint processes")))
+KERNEL_KINDS = "sysfs cgroup cgroup2 mqueue devpts securityfs debugfs bpf pstore tracefs".split()
+ENGINES = (  # what stands in a cgroup's path, and whose it is
+    ("/mydocker/", "mydocker"), ("libpod", "podman"), ("cri-containerd", "Kubernetes, containerd"),
+    ("crio-", "Kubernetes, CRI-O"), ("kubepods", "Kubernetes"), ("docker", "Docker"),
+    ("lxc", "LXC"), ("nspawn", "systemd-nspawn"))
+ENGINE_FILES = "hostname", "hosts", "resolv.conf", "termination-log"  # in /etc, each engine's own
+
+@command("CONTAINER|PID", "tell what of a container a process has, of any engine or none: its "
+         "namespaces, root, rights, limits, and what is unusual", takes=ONE)
+def cmd_explain(_, words):
+    pid = find_process(words[0])
+    start = process_start(pid)
+    try:
+        told = told_process(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        told = []
+    if start is None or process_start(pid) != start:
+        raise Failure(f"explain, on {words[0]}: it has ended")
+    import textwrap
+    for title, text in told:
+        lines = textwrap.wrap(printable(text), 86, break_on_hyphens=False) or ["-"]
+        for line in lines:
+            show(f"{title:12} {line}")
+            title = ""
+
+def find_process(text):
+    """The pid that a number, a container of ours, or the id of anybody's container means."""
+    if to_number(text) is not None and os.path.exists(f"/proc/{int(text)}/ns"):
+        return int(text)
+    with_id = []
+    try:
+        return live_pid(find_container(text))
+    except Failure as failure:
+        for pid in all_pids() if text else ():
+            with tolerate():
+                path = read_all(f"/proc/{pid}/cgroup")
+                names = path.replace("-", "/").replace(":", "/").split("/")
+                if len(text) > 5 and any(name.startswith(text) for name in names):
+                    with_id.append(pid)
+        if not with_id:
+            raise failure
+    return min(with_id)  # the first that was started
+
+def all_pids():
+    return sorted(map(int, filter(str.isdigit, os.listdir("/proc"))))
+
+def told_process(pid):
+    """All that is told of a process: [(title, text)]."""
+    rows = read_all(f"/proc/{pid}/status").split("\n")
+    status = dict(row.partition(":\t")[::2] for row in rows)
+    spaces, mounts = namespaces_of(pid), mount_table(pid)
+    dirs = cgroups_of(pid)
+    host_root = "mnt" not in spaces or is_from_host(mounts["/"], host_places()) == "/"
+    shared = [] if host_root else host_mounts(mounts)
+    return [
+        ("process", who_is(pid, status)),
+        ("own", " ".join(sorted(spaces)) or "no namespace: it is no container"),
+        *[("shared", text) for text in shared_namespaces(pid, spaces)],
+        ("root", "the host's own" if host_root else root_words(mounts["/"])),
+        *[("from host", text) for text in mount_lines(shared)],
+        ("user", user_words(pid, status)),
+        ("may", capability_words(status)),
+        ("held back", held_back(pid, status)),
+        ("limits", limit_words(dirs)),
+        ("network", network_words(pid) if "net" in spaces else "the host's"),
+        *[("unusual", text) for text in
+          unusual(pid, status, spaces, host_root, mounts, shared, dirs) or ["nothing"]]]
+
+def who_is(pid, status):
+    """What a process is, and whose container it is the first of, by its cgroup."""
+    import re
+    args = read_all(f"/proc/{pid}/cmdline").replace("\0", " ").strip() or f"[{status['Name']}]"
+    path = read_all(f"/proc/{pid}/cgroup")
+    found = re.search(r"[0-9a-f]{64}", path)
+    engine = next((name for word, name in ENGINES if word in path), "")
+    text = f"{pid}, {args[:60]}"
+    inside = status.get("NSpid", "").split()[1:]
+    if inside:
+        text += f"; inside it is {inside[-1]}"
+    if engine:
+        text += f"; of {engine}" + (f", container {found[0][:12]}" if found else "")
+    return text
+
+# Namespaces
+
+def host_pid():
+    """The process that stands for the host: the first, or we where nobody may look into that."""
+    try:
+        os.readlink("/proc/1/ns/mnt")
+        return 1
+    except OSError:
+        return os.getpid()
+
+def namespaces_of(pid):
+    """The namespaces in which a process differs from the host's: {name: its number}."""
+    found, host = {}, host_pid()
+    for _, name in NAMESPACES.values():
+        own, first = (link_target(AT_FDCWD, f"/proc/{each}/ns/{name}") for each in (pid, host))
+        if own and own != first:
+            found[name] = own
+    return found
+
+def shared_namespaces(pid, spaces):
+    """With whom a process shares its namespaces: lines."""
+    host = [name for _, name in NAMESPACES.values() if name not in spaces]
+    lines, groups = [f"with the host: {' '.join(sorted(host))}"] if host else [], {}
+    cgroup, others = read_all(f"/proc/{pid}/cgroup"), {}
+    for other in all_pids():
+        with tolerate():
+            if other != pid and read_all(f"/proc/{other}/cgroup") != cgroup:
+                for name in spaces:
+                    if link_target(AT_FDCWD, f"/proc/{other}/ns/{name}") == spaces[name]:
+                        others.setdefault(name, other)
+    for name, other in others.items():
+        groups.setdefault(other, []).append(name)
+    for other, names in groups.items():
+        with tolerate():
+            comm = read_all(f"/proc/{other}/comm").strip()
+            lines.append(f"with process {other}, {comm}: {' '.join(sorted(names))}")
+    return lines
+
+# Mounts
+
+def mount_table(pid):
+    """A process's mounts: {place: (device, what of it, type, options, the type's own)}."""
+    rows = {}
+    for line in read_all(f"/proc/{pid}/mountinfo").split("\n")[:-1]:
+        before, _, after = line.partition(" - ")
+        fields, (kind, _, more) = before.split(" "), after.split(" ", 2)
+        place = fields[4].replace("\\040", " ")
+        rows[place] = fields[2], fields[3].replace("\\040", " "), kind, fields[5].split(","), more
+    return rows
+
+def host_places():
+    """Where each file system is mounted on the host: {device: [(what of it, place)]}, the shortest
+    first."""
+    places = {}
+    for place, (device, top, *_) in mount_table(host_pid()).items():
+        places.setdefault(device, []).append((top, place))
+    return {device: sorted(rows, key=lambda row: len(row[1])) for device, rows in places.items()}
+
+def is_from_host(row, places):
+    """The path on the host of what a mount shows; None if it isn't there."""
+    device, top, *_ = row
+    for above, place in places.get(device, ()):
+        below = os.path.relpath(top, above)
+        if not below.startswith(".."):
+            return "/" + os.path.normpath(f"{place}/{below}").lstrip("/")
+    return None
+
+def host_mounts(mounts):
+    """What a container has of the host's files: [(path there, place, writable)]."""
+    places, found = host_places(), []
+    for place, row in mounts.items():
+        path = is_from_host(row, places)
+        if path and place != "/" and row[2] not in KERNEL_KINDS:
+            found.append((path, place, "ro" not in row[3]))
+    return found
+
+def mount_lines(shared):
+    """What comes from the host, in lines; an engine's files in /etc are one."""
+    files = [place for _, place, _ in shared if os.path.basename(place) in ENGINE_FILES]
+    lines = [f"{path} at {place}{', writable' if writable else ', read-only'}"
+             for path, place, writable in shared if place not in files]
+    if len(lines) > 8:
+        lines[8:] = [f"and {len(lines) - 8} more"]
+    return lines + ([f"the engine's own {' '.join(sorted(files))}"] if files else [])
+
+def root_words(row):
+    """What a container's root is."""
+    _, top, kind, options, more = row
+    way = "read-only" if "ro" in options else "writable"
+    if kind != "overlay":
+        return f"{kind}, {top} of it, {way}"
+    lower = [word.partition("=")[2] for word in more.split(" ")[-1].split(",")
+             if word.startswith("lowerdir")]
+    count = sum(len([part for part in text.split(":") if part]) for text in lower)
+    return f"overlay of {count} layer{'s' if count != 1 else ''}, {way}"
+
+# Rights and limits
+
+def user_words(pid, status):
+    """Who a process is, inside and outside."""
+    uid, gid = status["Uid"].split()[1], status["Gid"].split()[1]
+    rows = [line.split() for line in read_all(f"/proc/{pid}/uid_map").split("\n") if line]
+    text = f"{uid}:{gid} on the host, groups {status['Groups'].strip() or 'none'}"
+    if rows and rows != [["0", "0", "4294967295"]]:
+        return text + "; user ids inside are the host's: " + ", ".join(
+            f"{first}-{int(first) + int(size) - 1} are {outside}-{int(outside) + int(size) - 1}"
+            for first, outside, size in rows)
+    return text + "; the ids inside are the host's"
+
+def capability_names(status):
+    bits = int(status["CapEff"], 16)
+    return [name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1]
+
+def has_all(status):
+    """True if a process has all capabilities that the host has itself."""
+    rows = read_all(f"/proc/{host_pid()}/status").partition("CapBnd:")[2].split()
+    return int(status["CapEff"], 16) == int(rows[0], 16) > 0
+
+def capability_words(status):
+    names, bounds = capability_names(status), int(status["CapBnd"], 16)
+    words = [f"{name[4:]} ({CAPABILITY_MEANS[name]})" for name in names]
+    if has_all(status):
+        return f"everything that the host can give: all of its {len(names)} capabilities"
+    if not names:
+        return "nothing: no capability" + ("" if bounds else ", and it can get none")
+    return ", ".join(words)
+
+def held_back(pid, status):
+    """What holds a process back besides capabilities."""
+    label = ""
+    with tolerate():
+        label = read_all(f"/proc/{pid}/attr/current").strip("\0\n")
+    modes = {"0": "no filter of system calls", "1": "strict seccomp: read and write only",
+             "2": "a filter of system calls"}
+    return ", ".join([modes.get(status.get("Seccomp"), "seccomp not known"),
+                      f"no_new_privs {'on' if status.get('NoNewPrivs') == '1' else 'off'}",
+                      f"AppArmor or SELinux: {label or 'none'}"])
+
+def cgroups_of(pid):
+    """The directories of a process's cgroups, as far as they can be seen here."""
+    points = {name: point for name, (point, _) in hierarchies().items()}
+    dirs = []
+    for line in read_all(f"/proc/{pid}/cgroup").split("\n")[:-1]:
+        _, name, path = line.split(":", 2)
+        place = os.path.normpath(points.get(name, "/nowhere") + path)
+        if os.path.isdir(place):
+            dirs.append(place)
+    return dirs
+
+def limits_of(dirs):
+    """A cgroup's limits: (memory, pids, processors), each 0 if there is none."""
+    usage, quota = usage_of(dirs), 0
+    path = cgroup_file(dirs, "cpu.max")
+    period = read_number(dirs, "cpu.cfs_period_us") or 100000
+    if path:
+        words = read_all(path).split()
+        quota = int(words[0]) / int(words[1]) if words[0] != "max" else 0
+    else:
+        quota = read_number(dirs, "cpu.cfs_quota_us") / period
+    memory = usage["memory_limit"] if usage["memory_limit"] < 1 << 60 else 0
+    return memory, usage["pids_limit"], quota
+
+def limit_words(dirs):
+    usage, (memory, pids, processors) = usage_of(dirs), limits_of(dirs)
+    return ", ".join((
+        f"memory {humane_size(usage['memory'])} of {humane_size(memory) if memory else 'any'}",
+        f"processes {usage['pids']} of {pids or 'any'}",
+        f"processors {f'{processors:.3g}' if processors else 'any'}"))
+
+# Network
+
+def network_words(pid):
+    """A network's links, addresses and the ports that are listened at."""
+    links = [line.partition(":")[0].strip()
+             for line in read_all(f"/proc/{pid}/net/dev").split("\n")[2:-1]]
+    addresses, last = [], ""
+    for line in read_all(f"/proc/{pid}/net/fib_trie").split("\n"):
+        words = line.split()
+        if words[:1] in (["|--"], ["+--"]):
+            last = words[1]
+        elif words[:3] == ["/32", "host", "LOCAL"] and last not in addresses:
+            addresses.append(last)
+    ports = set()
+    for name in ("tcp", "tcp6", "udp", "udp6"):
+        with tolerate(errno.ENOENT):
+            for line in read_all(f"/proc/{pid}/net/{name}").split("\n")[1:-1]:
+                words = line.split()
+                if words[3] == ("0A" if name[:3] == "tcp" else "07"):
+                    ports.add((int(words[1].rpartition(":")[2], 16), name[:3]))
+    heard = ", ".join(f"{port}/{name}" for port, name in sorted(ports)[:12]) or "no port"
+    return f"{' '.join(links)}: {' '.join(addresses) or 'no address'}; listens at {heard}"
+
+# What is unusual
+
+SOCKETS = "docker.sock containerd.sock crio.sock podman.sock buildkitd.sock".split()
+MIGHTY = "SYS_ADMIN SYS_MODULE SYS_RAWIO SYS_PTRACE SYS_BOOT SYS_TIME BPF MAC_ADMIN MAC_OVERRIDE " \
+         "DAC_READ_SEARCH NET_ADMIN".split()
+
+def unusual(pid, status, spaces, host_root, mounts, shared, dirs):
+    """What a container seldom has, or lacks, and should be known of: phrases."""
+    names = [name[4:] for name in capability_names(status)]
+    mighty = [name for name in MIGHTY if name in names]
+    found = []
+    if has_all(status) and "user" not in spaces:
+        found.append("all capabilities: privileged")
+    elif mighty and "user" not in spaces:
+        found.append(f"it has {' '.join(mighty)}")
+    if status.get("Seccomp") == "0":
+        found.append("unconfined: no filter of system calls")
+    found += [f"it shares the host's {use}" for name, use in (
+        ("mnt", "mounts"), ("pid", "processes"), ("net", "network"), ("ipc", "System V IPC"))
+        if name not in spaces]
+    if host_root:
+        found.append("its root is the host's own")
+    found += unusual_mounts(mounts, shared) if not host_root else []
+    disks = [] if host_root else block_devices(pid)
+    if disks:
+        found.append(f"block devices in its /dev: {' '.join(disks[:6])}")
+    memory, pids, _ = limits_of(dirs)
+    missing = [what for what, limit in (("memory", memory), ("processes", pids)) if not limit]
+    if missing:
+        found.append(f"no limit of {' and '.join(missing)}")
+    return found
+
+def unusual_mounts(mounts, shared):
+    """What of the host's files a container should not have."""
+    found = [f"{os.path.basename(path)} of the host: who speaks to it is root there"
+             for path, _, _ in shared if os.path.basename(path) in SOCKETS]
+    found += [f"the host's {path} is at {place}, {'writable' if writable else 'read-only'}"
+              for path, place, writable in shared
+              if path in ("/", "/etc", "/proc", "/dev", "/root", "/var", "/run", "/usr", "/boot",
+                          "/home", "/var/run", "/var/lib")]
+    kernel = mounts.get("/proc/sys") or mounts.get("/proc")
+    if kernel and kernel[2] == "proc" and "ro" not in kernel[3]:
+        found.append("/proc/sys is writable")
+    sysfs = mounts.get("/sys")
+    if sysfs and sysfs[2] == "sysfs" and "ro" not in sysfs[3]:
+        found.append("/sys is writable")
+    return found
+
+def block_devices(pid):
+    """The block devices in a process's /dev."""
+    with tolerate(), Descriptor(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)) as root:
+        with Descriptor(open_in_root(root, "/dev", OPEN_DIR)) as fd:
+            return [name for name in sorted(os.listdir(fd))
+                    if stat.S_ISBLK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
+    return []
+
+# ── 35d. Docker's words ──────────────────────────────────────────────────────
+# What a docker user types without thinking and what is no command of ours by that name: groups of
+# commands, near misses, and what stays out, which answers with what to use instead.
+
+GROUPS = {  # group: {word: command}; "" is the group alone
+    "container": {"ls": "ps", "list": "ps", "ps": "ps", "prune": "prune", "": "ps", **{
+        name: name for name in "attach commit cp create diff exec export inspect kill logs pause "
+        "port rename restart rm run start stats stop top unpause update wait".split()}},
+    "image": {"": "images", "ls": "images", "list": "images", "rm": "rmi", "remove": "rmi",
+              "inspect": "inspect", **{name: name for name in
+                                       "build history import load pull push save tag".split()}},
+    "network": {"": "network list"}, "system": {"info": "info", "events": "events"},
+    "volume": {"": "volume ls", "list": "volume ls", "remove": "volume rm"},
+    "builder": {"build": "build"}}
+ELSEWHERE = {  # what isn't here: what to use instead
+    "compose": "a shell script of `mydocker run --network ...` lines",
+    "swarm": "one host is all it knows: Kubernetes, with mydocker as its runtime",
+    "service": "systemd units that start `mydocker run`", "stack": "systemd units",
+    "node": "Kubernetes, with mydocker as its runtime",
+    "secret": "a file, mounted by `run -v FILE:PLACE:ro`",
+    "config": "a file, mounted by `run -v FILE:PLACE:ro`",
+    "plugin": "nothing is loaded from outside", "buildx": "`mydocker build`, or buildah",
+    "bake": "`mydocker build`, or buildah", "scout": "a scanner of what `save` writes, as trivy",
+    "trust": "a digest in the name, NAME@sha256:...", "context": "ssh HOST mydocker ...",
+    "manifest": "skopeo, or buildah", "checkpoint": "criu", "search": "the registry's web page",
+    "debug": "mydocker explain CONTAINER, or run --step", "model": "an image that has one"}
+
+def docker_word(words):
+    """What docker's words mean here that are no command of ours: (command, the words after it)."""
+    group = GROUPS.get(words[0], {})
+    after = [word for word in words[1:2] if not word.startswith("-")]
+    name = group.get(after[0] if after else "", "")
+    if name in COMMANDS:
+        return name, words[1 + len(after):]
+    if words[0] in ELSEWHERE:
+        raise Failure(f"mydocker, on {words[0]}: mydocker doesn't have that",
+                      hint=f"instead: {ELSEWHERE[words[0]]}")
+    if not group:
+        near = near_miss(words[0], [*COMMANDS, *GROUPS])
+        raise Failure(f"mydocker, on {words[0]}: no such command", hint=near or "mydocker --help")
+    known = {word for word, name in group.items() if word and name in COMMANDS}
+    known.update(name.partition(" ")[2] for name in COMMANDS if name.startswith(words[0] + " "))
+    raise Failure(f"mydocker, on {' '.join(words[:2])}: no such command",
+                  hint=f"{words[0]} {', '.join(sorted(known))}")
+
+def near_miss(word, known):
+    """A hint with what was probably meant by WORD, or ""."""
+    import difflib
+    found = difflib.get_close_matches(word, [name for name in known if len(name) > 1], 1, 0.6)
+    return f"did you mean {found[0]}?" if found else ""
+
+def help_about(words):
+    """What `help` says, of everything or of one command."""
+    if not words:
+        return overview()
+    name = " ".join(words[:2])
+    return help_text(name if name in COMMANDS else docker_word(words)[0]
+                     if words[0] not in COMMANDS else words[0])
+
+@command("[OPTIONS]", "show the version of this program and of what it runs on",
+         ("-f --format", "FORMAT", "json or a template, such as '{{.Version}}'"))
+def cmd_version(options, _):
+    host = os.uname()
+    row = {"Version": VERSION, "OCI": "1.2.0", "Python": sys.version.split()[0],
+           "Os": host.sysname.lower(), "Arch": host.machine, "KernelVersion": host.release}
+    if options["format"] is not None:
+        return show_rows([row], {}, options["format"])
+    show("\n".join(columns([(f"{key}:", value) for key, value in row.items()])))
+
+@command("[OPTIONS]", "show what images, containers and volumes take on the disk",
+         ("--format", "FORMAT", "table, json or a template"))
+def cmd_system_df(options, _):
+    records, images = container_records(), [*stored_images()]
+    running = [record for record in records if record["running"]]
+    used = {record["image"] for record in records}
+    volumes = listing(state_path("volumes"))
+    mounted = {name for record in records for name in record["volumes"]}
+    sizes = {record["id"]: tree_size(container_path(record)) for record in records}
+    idle = sum(size for each_id, size in sizes.items()
+               if each_id not in [record["id"] for record in running])
+    whole = tree_size(state_path("images")) + tree_size(state_path("layers"))
+    unused = sum(layer["size"] for image in images if image["digest"] not in used
+                 for layer in image["layers"])
+    rows = [("Images", len(images), len([1 for image in images if image["digest"] in used]), whole,
+             min(unused, whole)),
+            ("Containers", len(records), len(running), sum(sizes.values()), idle),
+            ("Local Volumes", len(volumes), len(mounted & {*volumes}),
+             tree_size(state_path("volumes")),
+             sum(tree_size(state_path("volumes", name)) for name in {*volumes} - mounted))]
+    names = {"Type": "TYPE", "TotalCount": "TOTAL", "Active": "ACTIVE", "Size": "SIZE",
+             "Reclaimable": "RECLAIMABLE"}
+    show_rows([dict(zip(names, (kind, str(total), str(active), humane_size(size),
+                                humane_size(free)))) for kind, total, active, size, free in rows],
+              names, options["format"])
+
+@command("[OPTIONS]", "remove containers that don't run, networks and images that nobody uses",
+         ("-a --all", "", "also images with a name"), ("--volumes", "", "also volumes"),
+         ("-f --force", "", "without asking, as always"))
+def cmd_system_prune(options, _):
+    cmd_network_prune()
+    cmd_prune()
+    if options["volumes"]:
+        cmd_volume_prune({"all": False, "force": True}, [])
+    cmd_image_prune(options, [])
+
 # ── 36. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.
 
 GLOBAL_OPTIONS = (
-    ("--root", "DIR", f"where the state is kept (default: {STATE_ROOT}, or MYDOCKER_ROOT)"),
+    ("--root", "DIR", f"where the state is kept (default: MYDOCKER_ROOT, or {STATE_ROOT}; without "
+                      "root: ~/.local/share/mydocker)"),
     ("-h --help", "", "show this help"),
     ("-v --version", "", "show the version"),
     ("--log", "FILE", "write errors there, too, as JSON, for engines"),
     ("--log-format", "FORMAT", "json or text; it is json"), ("--debug", "", "accepted"),
-    ("--systemd-cgroup", "", "accepted: cgroups go where systemd would have them"),
+    ("--systemd-cgroup", "", "accepted: a cgroupsPath says whether systemd is asked"),
 )
+
+# Commands that need no power over anything: no user namespace is made for them.
+POWERLESS = "version info install uninstall renew login logout spec features".split()
 
 def overview():
     return "\n".join(
@@ -11224,24 +14102,35 @@ def overview():
          "", "Options:", *option_lines(GLOBAL_OPTIONS),
          "", "mydocker COMMAND --help shows a command's own options."])
 
+def usual_root():
+    """Where the state is kept if nothing else is said: a user has his own."""
+    if os.geteuid() == 0 and (not in_user_namespace()
+                              or os.access(os.path.dirname(STATE_ROOT), os.W_OK)):
+        return STATE_ROOT
+    own = "~/.local/share"
+    if os.geteuid() == 0:
+        own = home_outside() + "/.local/share"
+    elif os.environ.get("XDG_DATA_HOME"):
+        own = os.environ["XDG_DATA_HOME"]
+    return os.path.join(os.path.expanduser(own), "mydocker")
+
 def dispatch(words):
     """Carry out one command line; returns the exit status."""
     options, words = parse_options(GLOBAL_OPTIONS, words, "mydocker")
-    root = options["root"] or os.environ.get("MYDOCKER_ROOT") or STATE_ROOT
+    root = options["root"] or os.environ.get("MYDOCKER_ROOT") or usual_root()
     os.environ["MYDOCKER_ROOT"] = os.path.abspath(root)  # a monitor changes its directory
     if options["log"]:
         os.environ["MYDOCKER_ERRORS"] = options["log"]
     if options["version"]:
         return show(f"mydocker {VERSION}") or 0
-    if options["help"] or words[:1] == ["help"]:
-        return show(overview()) or 0
-    if not words:
-        raise Failure("mydocker: no command given", hint="mydocker --help")
+    if options["help"] or words[:1] in ([], ["help"]):
+        return show(help_about(words[1:])) or 0
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
-    if name not in COMMANDS:
-        raise Failure(f"mydocker, on {' '.join(words[:2])}: no such command",
-                      hint="mydocker --help")
-    row, words = COMMANDS[name], words[len(name.split()):]
+    if name in COMMANDS:
+        words = words[len(name.split()):]
+    else:
+        name, words = docker_word(words)
+    row = COMMANDS[name]
     rows = (*OPTIONS[name].values(), GLOBAL_OPTIONS[1])
     options, words = parse_options(rows, words, name, row["mixed"])
     if options["help"]:
@@ -11249,30 +14138,36 @@ def dispatch(words):
     least, most = row["takes"]
     if not least <= len(words) <= most:
         raise Failure(f"{name}: it takes {row['usage']}", hint=f"mydocker {name} --help")
-    if os.geteuid() and name != "info":
-        raise Failure(f"{name}, as user {os.geteuid()}: only root can make containers",
-                      hint=f"sudo python3 {sys.argv[0]} {name} ...")
+    if name not in POWERLESS and not has_power():
+        enter_own_user_namespace()
     return run_command(name, options, words)
+
+def fill_descriptors():
+    """Make closed standard descriptors /dev/null, for us and for the command: the next file that is
+    opened would get the number of one."""
+    with blame(f"start, on {os.devnull}"):
+        while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+            os.set_inheritable(fd, True)
+    os.close(fd)
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # it was closed when Python started
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))
 
 def main():
     """Run the program and exit; the status is Docker's: 125 if the trouble is mydocker's own."""
     os.umask(0o022)  # at every start: with a caller's 077 no user inside would find a thing
-    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:  # a closed standard one must not be taken
-        pass
-    os.close(fd)
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # it was closed when Python started; it's /dev/null now
-            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))
     if sys.getfilesystemencoding() != "utf-8":  # such as GBK: bytes must come and go unchanged
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.argv])
     try:
+        fill_descriptors()
         status = dispatch(sys.argv[1:])
     except KeyboardInterrupt:
         status = 128 + _signal.SIGINT
     except Exception as error:
         message, status, hint = describe(error, "mydocker")
-        print_line(f"mydocker: {message}")
-        log_for_engine("error", message)
+        if message:  # else see Unread
+            print_line(f"mydocker: {message}")
+            log_for_engine("error", message)
         if hint:
             print_line(f"hint: {hint}")
     os._exit(status)  # at once: nothing is left to tidy up, and the interpreter's own takes 2 ms
