@@ -8850,7 +8850,7 @@ FLAGS = {  # what may stand before an instruction's words, as --FLAG=VALUE
 SWITCHES = ("link",)  # those that need no value
 
 class StepFailure(Failure):
-    """An instruction can't be carried out; the message says which one it is."""
+    """An instruction can't be carried out, and the message says which one; or no more of them is."""
 
 class Instruction:
     """One instruction of a Dockerfile: its NAME, its flags as [(name, value)], what stands behind
@@ -9981,7 +9981,7 @@ def cmd_build(options, words):
     show(image_id)
 
 def stop_build(number, _):
-    raise Interrupted("build: interrupted", 128 + number)
+    raise StepFailure("build: interrupted", 128 + number)
 
 class Build:
     """One `build`: its context and instructions, its stages, and what is to go at its end."""
@@ -10053,6 +10053,8 @@ class Build:
             wanted, text = self.read_dockerfile(wanted, place, inside)
         steps, self.escape = parse_dockerfile(text, wanted)
         self.ignored = Ignored(self.read_ignore(wanted, inside))
+        own = os.path.relpath(os.path.realpath(state_path()), os.path.realpath(folder))
+        self.ignored.rules.insert(0, (lambda path: path == own, True))  # it grows while we copy
         self.split_stages(steps)
 
     def unpack_context(self, place, folder):
@@ -10419,8 +10421,7 @@ class BuildProgress:
                 print_line(line)
         else:
             self.say(f"#{self.number} ERROR")
-        if isinstance(error, (Failure, OSError)) and not isinstance(error, (StepFailure,
-                                                                            Interrupted)):
+        if isinstance(error, (Failure, OSError)) and not isinstance(error, StepFailure):
             message, status, hint = describe(error, self.owner.name)
             raise self.owner.no(message, status, hint) from None
 
