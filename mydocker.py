@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# -*- coding: utf-8 -*-
 # SPDX-License-Identifier: MIT
 """mydocker: a container engine in one file, for Linux, in nothing but Python.
 
@@ -29,10 +30,11 @@ each costs every container milliseconds, so the others are imported where they a
 # ── 1. Imports and settings ──────────────────────────────────────────────────
 # _ctypes, _signal and _socket are the C halves of ctypes, signal and socket.  The Python halves add
 # enums and data types that nothing here needs, for 10 ms at the two starts that each container
-# takes (README, "Where the time goes").  Whatever init needs must be imported before it changes its
+# takes (README, "Numbers").  Whatever init needs must be imported before it changes its
 # root: afterwards an `import` would find the container's files, and run them.
 
 import sys
+assert (LEAST := (3, 8)) <= sys.version_info  # mydocker needs Python 3.8 or later: see python3 -V
 
 def standard_paths():
     """What of sys.path is the standard library's: its zip, its directory, that of its C parts."""
@@ -54,12 +56,19 @@ import select
 import stat
 import struct
 import time
-import _ctypes
-import _signal
-import _socket
+try:
+    import _ctypes
+    import _signal
+    import _socket
+except ImportError as missing:
+    sys.stderr.write(f"mydocker: python, on {missing.name}: it was built without that\n")
+    sys.exit(125)
+
 VERSION = "0.1.0"
 STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
+LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 LEVELS = ("debug", "info", "warning", "error")
 SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and may be hostile
 SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itself: musl's are three
@@ -73,9 +82,9 @@ SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itsel
 # OSError, and the error carries the call as C would write it.  A new call is one line below.
 # An argument is TEXT, INT, LONG, BYTES or, for flags, the prefix of their names ("MS_").
 #
-# --explain hangs here: it puts a printing shell around these functions and around those of `os`
-# in OS_CALLS.  What the call is for is the comment behind the line that makes it, so a reader of
-# the file and a reader of the output are told the same.
+# --explain hangs here: the narrator's chapter puts a printing shell around these functions.  What a
+# call is for is the comment behind the line that makes it, so a reader of the file and a reader of
+# the output are told the same.
 
 # linux/sched.h
 
@@ -197,6 +206,34 @@ if not hasattr(os, "listxattr"):  # many a Python with musl: CPython asked for g
     os.setxattr = lambda target, name, value: set_xattr(
         place_of(target), name, value, len(value), 0)
 
+# What power we have
+
+FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode: linux/proc_ns.h, PROC_USER_INIT_INO
+NS_GET_USERNS = 0xB701  # linux/nsfs.h
+
+def has_power(capability=CAP_SYS_ADMIN):
+    """True with this capability: making namespaces and mounts takes CAP_SYS_ADMIN."""
+    sets = (INT * 6)()
+    capget(struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0), sets)
+    return bool(sets[0] >> capability & 1)
+
+def in_user_namespace():
+    """True where our root is not the kernel's: some of its power ends at the namespace."""
+    return os.stat("/proc/self/ns/user").st_ino != FIRST_USER_NAMESPACE
+
+def is_guest(kind):
+    """True if the namespace of that kind around us isn't our user namespace's, but one's above."""
+    if not in_user_namespace():
+        return False
+    fd = os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.close(fcntl.ioctl(fd, NS_GET_USERNS))
+        return False
+    except PermissionError:  # we aren't told who is above us: ioctl_nsfs(2)
+        return True
+    finally:
+        os.close(fd)
+
 # --explain
 
 def c_call(name, args, kinds=()):
@@ -224,42 +261,13 @@ def c_value(value, kind=None):
 
 def c_flags(value, prefix):
     """The names of the bits of VALUE, from the constants that start with PREFIX."""
+    if not value:
+        return "0"
     known = {name: bits for name, bits in globals().items() if name.startswith(prefix)}
-    exact = [name for name, bits in known.items() if bits == value]
-    names = exact or [n for n, bits in known.items() if bits & value == bits]
-    return "|".join(names) if value and names else hex(value) if value else "0"
-
-# What --explain shows of the os module, with the kinds of arguments where they are flags.
-OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
-                         "setresgid setresuid fchown".split(), ())
-OS_CALLS.update(unshare=("CLONE_",), setns=(None, "CLONE_"))
-
-def explain_calls():
-    """From here on print each kernel call before it is made, and what it is for, on stderr."""
-    reasons, stderr = source_comments(), fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
-
-    def explained(call, name, kinds):
-        def shell(*args, **more):
-            why = reasons.get(sys._getframe(1).f_lineno) or reasons.get(sys._getframe(2).f_lineno)
-            who = "init" if os.getpid() == 1 or sys.argv[1] == "join" else "run"
-            print_line(f"{who:4}  {c_call(name, args, kinds):60}  {why or ''}".rstrip(), stderr)
-            return call(*args, **more)
-        return shell
-
-    for name, kinds in OS_CALLS.items():
-        setattr(os, name, explained(getattr(os, name), name, kinds))
-    for name, value in list(globals().items()):
-        if hasattr(value, "kinds"):
-            globals()[name] = explained(value, value.__name__, value.kinds)
-
-def source_comments():
-    """What stands behind the lines of this file: {line number: comment}; {} without the source."""
-    try:
-        lines = read_all(sys._getframe().f_code.co_filename).split("\n")
-    except OSError:
-        return {}
-    lines = enumerate((line.partition("  # ") for line in lines), 1)
-    return {number: why for number, (code, _, why) in lines if why and code.strip()}
+    names = [name for name, bits in known.items() if bits == value]
+    if not names:
+        names = [name for name, bits in known.items() if bits & value == bits]
+    return "|".join(names) or hex(value)
 
 # ── 3. Failing ───────────────────────────────────────────────────────────────
 # Two kinds of error and no third: Failure says that what was asked for can't be done; OSError,
@@ -282,6 +290,10 @@ class Interrupted(Failure):
         super().__init__(message, status, hint)
         self.http_status = http_status
 
+def as_typed(text):
+    """What somebody typed, as a message shows it: also when it is nothing."""
+    return text or "''"
+
 def reason(error):
     """The kernel's word for an errno, as a clause: "no such file or directory"."""
     text = error.strerror or str(error)
@@ -303,7 +315,7 @@ class blame:
     def __enter__(self):
         return self
     def __exit__(self, _, error, __):
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise Failure(f"{self.what}: {reason(error)}") from None
 
 NOT_TO_BE_HAD = errno.ENOSYS, errno.EPERM  # an old kernel; a seccomp filter around us
@@ -313,6 +325,8 @@ def describe(error, what):
     error of the kernel's, which doesn't say: a command, an option, a step, in the user's words."""
     if isinstance(error, Failure):
         return error.message, error.status, error.hint
+    if isinstance(error, ImportError):  # such as _ssl, zlib: parts that a build may leave out
+        return f"python, on {error.name}: it was built without that", 125, "another one may have it"
     if not isinstance(error, OSError):
         where = error.__traceback__
         while where.tb_next:
@@ -348,10 +362,21 @@ class call_named:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = self.call
 
+class Unread(Failure):
+    """Nobody reads the answer any more: a quiet end, as of a program that SIGPIPE ends."""
+    def __init__(self):
+        super().__init__("", 128 + _signal.SIGPIPE)
+
 def show(text):
-    """Print a command's answer; an output that is full or closed is a Failure."""
-    with blame("write, on standard output"):
-        print(text, flush=True)
+    """Print a command's answer, on a terminal with nothing in it that would steer that; in UTF-8
+    whatever PYTHONIOENCODING says of print(). An output that is full is a Failure, too."""
+    if os.isatty(1):
+        text = "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+    try:
+        with blame("write, on standard output"):
+            write_all(1, encode(text + "\n"))
+    except BrokenPipeError:
+        raise Unread() from None
 
 def print_line(text, fd=2):
     """Write one line on stderr in a single write, so that two processes' lines don't mix."""
@@ -443,8 +468,8 @@ def walk_in_root(root, path, flags, resolve):
     try:
         while todo:
             name = todo.pop()
-            if name == "..":
-                os.close(trail.pop()) if len(trail) > 1 else None
+            if name == ".." and len(trail) > 1:
+                os.close(trail.pop())
             if name in ("", ".", ".."):
                 continue
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trail[-1])
@@ -539,8 +564,8 @@ def unlink_if_there(path):
         os.unlink(path)
 
 def touch_if_there(path):
-    """Make an empty file in a directory that may go any moment."""
-    with tolerate(errno.ENOENT):
+    """Make an empty file in a directory that may go any moment; on a full disk it does without."""
+    with tolerate(errno.ENOENT, errno.ENOSPC, errno.EDQUOT):
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 def tree_size(path):
@@ -707,7 +732,7 @@ def check_environment(items, what):
     """Refuse a variable without a name: execve(2) would take it, nobody could read or unset it."""
     for item in items or ():
         if item[:1] in ("", "="):
-            raise Failure(f"{what}, on {item or chr(39) * 2}: a variable must have a name")
+            raise Failure(f"{what}, on {as_typed(item)}: a variable must have a name")
 
 # The state root, locks
 
@@ -737,8 +762,8 @@ def hold(path, mode=fcntl.LOCK_EX):
     return fd
 
 def mounts_here():
-    """This process's mounts: [(place, type, options, the type's own, what of it is mounted there)].
-    See proc_pid_mountinfo(5)."""
+    """This process's mounts: [(place, type, options, the type's own, what of it is mounted there,
+    id)].  See proc_pid_mountinfo(5)."""
     rows = []
     for line in read_all("/proc/self/mountinfo").split("\n")[:-1]:
         before, _, after = line.partition(" - ")
@@ -746,8 +771,18 @@ def mounts_here():
         for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
             fields[4] = fields[4].replace(code, character)
         kind, *_, more = after.split(" ")
-        rows.append((fields[4], kind, fields[5].split(","), more.split(","), fields[3]))
+        rows.append((fields[4], kind, fields[5].split(","), more.split(","), fields[3], fields[0]))
     return rows
+
+def mount_id(fd):
+    """The number of the mount that a descriptor is on: proc_pid_fdinfo(5)."""
+    return read_all(f"/proc/self/fdinfo/{fd}").partition("mnt_id:")[2].split()[0]
+
+def mount_id_at(path):
+    """The number of the mount that PATH leads to, the last of those there; None if to none."""
+    with tolerate(), Descriptor(os.open(path, os.O_PATH | os.O_CLOEXEC)) as fd:
+        return mount_id(fd)
+    return None
 
 def is_name(text):
     plain = text.replace("_", "a").replace(".", "a").replace("-", "a")
@@ -755,7 +790,7 @@ def is_name(text):
 
 def check_new_name(name, what):
     if not is_name(name):
-        raise Failure(f"{what}, on {name or chr(39) * 2}: a name has letters, digits and _ . -, "
+        raise Failure(f"{what}, on {as_typed(name)}: a name has letters, digits and _ . -, "
                       "and starts with one of the first two")
     return name
 
@@ -770,8 +805,17 @@ def process_state(pid):
     that names it for good.  (None, None) if it is gone."""
     with tolerate(errno.ENOENT, errno.ESRCH):
         fields = read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        return fields[0], int(fields[19])
+        return fields[0], int(fields[19]) - clock_shift()
     return None, None
+
+def clock_shift():
+    """How many clock ticks since boot are not the host's but of our time namespace: what is kept on
+    disk of a process must be the same for all who ask.  See time_namespaces(7)."""
+    with tolerate(errno.ENOENT):  # before Linux 5.6
+        if os.readlink("/proc/self/ns/time") == os.readlink("/proc/self/ns/time_for_children"):
+            seconds, rest = map(int, read_all("/proc/self/timens_offsets").split()[-2:])
+            return (seconds * 10**9 + rest) * os.sysconf("SC_CLK_TCK") // 10**9
+    return 0  # else these are the next child's, which is somebody else's
 
 def process_start(pid):
     return process_state(pid)[1]
@@ -800,11 +844,12 @@ def send_signal(pid, start, number):
     return False
 
 def wait_process(pid, start, seconds):
-    """Wait for that process to end, at most so long."""
+    """Wait for that process to end, at most so long; False if it has not."""
     fd = process_fd(pid, start)
-    if fd is not None:
-        with fd:
-            readable_fds([fd], seconds)
+    if fd is None:
+        return True
+    with fd:
+        return bool(readable_fds([fd], seconds))
 
 def readable_fds(fds, seconds=None):
     """Wait until one of the descriptors can be read, or for that time; returns those that can."""
@@ -824,33 +869,15 @@ def poll_until(poll, deadline):
         if ready or left is not None and time.monotonic() >= deadline:
             return ready
 
-FIRST_USER_NAMESPACE = 0xEFFFFFFD  # linux/proc_ns.h, PROC_USER_INIT_INO: its inode number
-NS_GET_USERNS = 0xB701  # linux/nsfs.h
-
-def in_user_namespace():
-    """True where our root is not the kernel's: some of its power ends at the namespace."""
-    return os.stat("/proc/self/ns/user").st_ino != FIRST_USER_NAMESPACE
-
-def is_guest(kind):
-    """True if the namespace of that kind around us isn't our user namespace's, but one's above."""
-    try:
-        with Descriptor(os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)) as own:
-            os.close(fcntl.ioctl(own, NS_GET_USERNS))
-    except PermissionError:  # it isn't told who is above us: ioctl_nsfs(2)
-        return True
-    return False
-
-def has_power(capability=CAP_SYS_ADMIN):
-    """True with this capability: making namespaces and mounts takes CAP_SYS_ADMIN."""
-    sets = (INT * 6)()
-    capget(struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0), sets)
-    return bool(sets[0] >> capability & 1)
-
 def kill_child(pid):
     """Kill a container's PID 1, and with it all of its processes, and wait for it."""
     with tolerate(errno.ESRCH, errno.ECHILD):  # it has been waited for already
         os.kill(pid, _signal.SIGKILL)
         os.waitpid(pid, 0)
+
+def pairs_of(texts):
+    """NAME=VALUE texts as {name: value}."""
+    return dict(text.partition("=")[::2] for text in texts)
 
 def exit_status(wait_status):
     signal = os.WTERMSIG(wait_status)
@@ -887,13 +914,15 @@ def tell(channel, message, fds=()):
 # ── 5. The command line ──────────────────────────────────────────────────────
 # One function for each command, below its row: usage, summary, options.  The parser and the help
 # are both driven by the row, so they can't drift apart.  An option is (names, argument, help): no
-# argument makes it a switch, "..." at the end of the argument lets it be repeated.
+# argument makes it a switch, "..." at the end of the argument lets it be repeated, and "[=X|Y]" is
+# one of these words, or none.
 # Docker's conventions: options end at the first positional or at `--`; -it is -i -t; --name=x is
 # --name x.  The tutorial's: every long option may have one dash only.
 
 # {name: its row, see `command`}, {name of a command: {the names of an option: its row}}; an installed
 # copy knows all of them from the start, and the chapters that it loads say the same once more.
 COMMANDS, OPTIONS = globals().get("KNOWN_COMMANDS") or ({}, {})
+QUICK = set("run exec create start state kill delete init join".split())  # no garbage in so short
 HIDDEN = "not for typing"  # the summary of what the program starts as by itself
 NONE, ONE, SOME, ANY = (0, 0), (1, 1), (1, 1 << 30), (0, 1 << 30)  # how many words there may be
 
@@ -904,11 +933,54 @@ def command(usage, summary, *rows, takes=NONE, many=False, mixed=True):
     def register(function):
         name = function.__name__[4:].replace("_", " ")
         offer(name, *rows)
-        COMMANDS[name] = {"usage": usage, "summary": summary, "takes": SOME if many else takes,
-                          "many": many, "mixed": mixed, "function": function.__name__}
+        COMMANDS.setdefault(name, {}).update(
+            usage=usage, summary=summary, takes=SOME if many else takes, many=many, mixed=mixed,
+            function=function.__name__)
         return function
 
     return register
+
+def for_engines(name, *rows, only=(), typed=None):
+    """Make a function carry out the command NAME where it is about an engine's container, and add
+    options to it.  ONLY: those that only engines give, so that one of them tells.  TYPED: the name
+    of a function that tells it from the words."""
+    def register(function):
+        offer(name, *rows)
+        COMMANDS.setdefault(name, {}).update(engine=function.__name__, only=only, typed=typed)
+        return function
+
+    return register
+
+def is_for_engine(row, options, words):
+    """True if a command is about an engine's container: by its id, an option, or how it's typed."""
+    if "engine" not in row:
+        return False
+    name = words[0] if words else ""
+    return (any(options[key] for key in row["only"]) or (
+        is_name(name.replace("+", "-")) and os.path.exists(state_path("oci", name))) or (
+        row["typed"] is not None and globals()[row["typed"]](words)))
+
+def names_signal(words):
+    """True for `kill ID SIGNAL` as engines have it: Docker's has an option for that."""
+    if len(words) != 2 or os.path.lexists(state_path("names", words[1])):
+        return False
+    try:
+        return words[1] == "0" or parse_signal(words[1], "kill") > 0
+    except Failure:
+        return False
+
+def names_any(words):
+    """True for `ps ID`: there is only one of engines."""
+    return bool(words)
+
+def names_bundle(words):
+    """True for `run ID` as engines have it, with the bundle in the current directory."""
+    if len(words) != 1 or not is_name(words[0]) or not os.path.isfile("config.json"):
+        return False
+    try:
+        return not find_image(words[0])
+    except Failure:
+        return True  # no image of that name is meant
 
 def offer(name, *rows):
     """Add options to the command of that name: each chapter has those that it carries out."""
@@ -921,17 +993,25 @@ def also_called(alias, name):
 def run_command(name, options, words):
     """Carry out a command that was typed; returns the exit status."""
     row = COMMANDS[name]
-    function = globals()[row["function"]]
+    engine = is_for_engine(row, options, words)
+    function = globals()[row["engine" if engine else "function"]]
+    if name not in QUICK:
+        import gc
+        gc.enable()
+    if options.get("explain") or options.get("step"):
+        explain_calls(options["explain"] == "all", options["step"])
 
     def call(word):
         said = function(options, word)
         return word if said is None else said
 
-    if row["many"]:
+    if row["many"] and not engine:
         each(name, words, call)
         return 0
     try:
         return function(options, words) or 0
+    except BrokenPipeError:
+        raise Unread() from None
     except OSError as error:  # the kernel's errors don't say what was being done
         raise Failure(*describe(error, name)) from None
 
@@ -939,8 +1019,7 @@ def parse_options(rows, words, where, anywhere=False):
     """Split WORDS by an option table: ({name: value}, the positional words). ANYWHERE: options may
     follow positional words, too, as docker has it where no command follows."""
     by_name = {name.lstrip("-"): row for row in rows for name in row[0].split()}
-    options = {long_name(row): [] if row[1].endswith("...") else None if row[1] else False
-               for row in rows}
+    options = {long_name(row): default_of(row) for row in rows}
     words, rest = list(words), []
     while words and (anywhere or not rest):
         word = words.pop(0)
@@ -951,6 +1030,11 @@ def parse_options(rows, words, where, anywhere=False):
             continue
         for row, value in split_option(by_name, word, where):
             name = long_name(row)
+            if row[1].startswith("[="):
+                if value not in (None, "true", "false", *row[1][2:-1].split("|")):
+                    raise Failure(f"{where}, on --{name}={value}: not {row[1][2:-1]}")
+                options[name] = None if value == "false" else value or "true"
+                continue
             if not row[1] and value not in (None, "true", "false"):
                 raise Failure(f"{where}, on --{name}={value}: it takes no value")
             if row[1] and value is None and not words:
@@ -961,6 +1045,12 @@ def parse_options(rows, words, where, anywhere=False):
             else:
                 options[name] = value != "false"
     return options, rest + words
+
+def default_of(row):
+    """What an option is when it isn't typed: a list, a value or a switch."""
+    if row[1].endswith("..."):
+        return []
+    return None if row[1] else False
 
 def split_option(by_name, word, where):
     """The options in one word as [(row, value)]; the value is None where it isn't in the word.
@@ -1007,7 +1097,7 @@ def each(name, words, action):
             if answer:
                 show(answer)
         except (Failure, OSError) as error:
-            if failed:
+            if failed and failed.message:
                 print_line(f"mydocker: {failed.message}")
             failed = Failure(*describe(error, f"{name}, on {word}"))
     if failed:
@@ -1027,7 +1117,7 @@ def parse_size(text, option):
     power = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}.get(unit[:1] if unit in (
         "", "b", *(letter + end for letter in "kmgt" for end in ("", "b", "ib"))) else "?")
     if power is None or not number.isascii() or not number.replace(".", "", 1).isdigit():
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a size, such as 64m or 1g")
+        raise Failure(f"{option}, on {as_typed(text)}: not a size, such as 64m or 1g")
     size = float(number) * 1024 ** power
     if size >= 1 << 63:
         raise Failure(f"{option}, on {text}: more than the kernel can count")
@@ -1037,7 +1127,7 @@ def parse_signal(text, option):
     """A signal's number, from that or its name with or without SIG."""
     number = to_number(text) or signal_named(text.upper())
     if not 0 < number < 65:
-        raise Failure(f"{option}, on {text or chr(39) * 2}: there is no such signal")
+        raise Failure(f"{option}, on {as_typed(text)}: there is no such signal")
     return int(number)
 
 def signal_named(name):
@@ -1056,7 +1146,7 @@ def parse_number(text, option, least=0):
     number = to_number(text[1:] if text[:1] == "-" else text)
     number = -number if number and text[:1] == "-" else number
     if number is None or number < least:
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a number from {least} up")
+        raise Failure(f"{option}, on {as_typed(text)}: not a number from {least} up")
     return number
 
 def parse_moment(text, option):
@@ -1070,28 +1160,25 @@ def parse_moment(text, option):
             return log_time(int((time.time() - ago) * 10**9))
         head, part, zone = re.fullmatch(r"(.+?)(?:\.(\d*))?(Z|z|[+-]\d\d:\d\d)?", text,
                                          re.ASCII).groups()
-        moment = int(head) if to_number(head) is not None and not zone else datetime.datetime.fromisoformat(
-            head + (zone or "").upper().replace("Z", "+00:00")).timestamp()
+        moment = to_number(head)
+        if moment is None or zone:
+            zone = (zone or "").upper().replace("Z", "+00:00")
+            moment = datetime.datetime.fromisoformat(head + zone).timestamp()
         return log_time(int(moment) * 10**9 + int((part or "")[:9].ljust(9, "0")))
     except (AttributeError, ValueError, OverflowError, OSError):
         raise Failure(f"{option}, on {text}: not a time, such as 2026-01-08T09:32:52Z, 1767835972 "
                       "or 10m") from None
 
 def apply_log_options(options):
-    """Let --log-level and --explain travel to init: in the environment."""
+    """Let --log-level travel to init: in the environment."""
     level = options["log-level"] or os.environ.get("MYDOCKER_LOG") or (
         "info" if options["tty"] and options["interactive"] and not options["detach"]
         else "warning")
     if level not in LEVELS:
         raise Failure(f"--log-level, on {level}: not one of {', '.join(LEVELS)}")
     os.environ["MYDOCKER_LOG"] = level
-    if options["explain"]:
-        os.environ["MYDOCKER_EXPLAIN"] = "1"
-        explain_calls()
 
-offer("run",
-      ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"),
-      ("--explain", "", "print each kernel call that makes the container, and why"))
+offer("run", ("--log-level", "LEVEL", "debug, info, warning or error (default: info with -it)"))
 
 # What is shown
 
@@ -1122,6 +1209,8 @@ def age_of(moment):
     return f"{seconds} seconds"
 
 def columns(rows):
+    """The lines of a table; what steers a terminal is shown as escapes, wherever it goes."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["   ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
 
@@ -1174,9 +1263,10 @@ def show_json(words, look_up, template=None):
 # bytes until the child is gone.  From the child's first moment it holds that PR_SET_PDEATHSIG kills
 # it when this process dies: no container outlives its monitor.
 #
-# `run` itself is the monitor.  With -d it forks first, and a child in a session of its own is; the
-# parent leaves when it hears that the command runs.  What a monitor needs is one dict, so that it
-# can execute itself again, smaller, and hand that on.
+# `run` itself is the monitor, and passes signals on.  With -d it forks first, and a child in a
+# session of its own is; the parent leaves when it hears that the command runs.  TERM and HUP tell
+# that one to stop its container: a host that goes down says so.  What a monitor needs is one dict,
+# so that it can execute itself again, smaller, and hand that on.
 
 MFD_NOEXEC_SEAL = 8  # linux/memfd.h
 NAMESPACES = {  # the OCI's names, in the order to enter them: (flag, name in /proc/PID/ns)
@@ -1188,8 +1278,6 @@ FOR_CHILDREN = CLONE_NEWPID | CLONE_NEWTIME  # a process makes these for its nex
 FORWARDED = SIGNALS - {getattr(_signal, "SIG" + name) for name in (
     "CHLD PIPE URG TSTP TTIN TTOU CONT KILL STOP SYS SEGV BUS ILL FPE TRAP ABRT").split()}
 DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
-GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
-LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 
 # Namespaces
 
@@ -1225,8 +1313,8 @@ def back_to_own_pids():
 INIT_NAME = "mydocker:init"  # until it becomes the command: proc_pid_comm(5)
 
 class Birth:
-    """A process on its way inside: init, or join for `exec`.  Its interpreter boots while we find out
-    what it is to be; before that only its PID and mount namespaces are made.  A user or time
+    """A process on its way inside: init, or join for `exec`.  Its interpreter boots while we find
+    out what it is to be; before that only its PID and mount namespaces are made.  A user or time
     namespace, or another's PID namespace, must be known first: then SPEC is given.
     OUTLIVE: it may live longer than we.  `with` kills it if something fails."""
     def __init__(self, role, outlive=False, program=None, spec=None):
@@ -1281,8 +1369,8 @@ class Birth:
 
     def tell_place(self, stdin, spec=None, preserved=0, report=False):
         """Tell it what it starts with: its fd 0, the namespaces that are left to make or to join,
-        mounts to be shared with the host, and how many descriptors from 3 on are the command's.  It is
-        to REPORT when there is a network namespace."""
+        mounts to be shared with the host, and how many descriptors from 3 on are the command's.
+        It is to REPORT when there is a network namespace."""
         flags, joins, trees = 0, [], []
         if spec:
             flags = new_namespaces(spec) & ~(FOR_CHILDREN | CLONE_NEWUSER | CLONE_NEWNS)
@@ -1295,6 +1383,13 @@ class Birth:
         tell(self.channel, message, [stdin, *(fd for fd, _ in joins), *trees])  # sync 0
         for fd in [*trees, *(fd for fd, _ in self.joins or joins)]:
             os.close(fd)
+
+    def take_terminal(self):
+        """The master end of the terminal that comes next: sync 2."""
+        message, fds = receive(self.channel)
+        if not fds:
+            raise Failure(*message or (f"{self.role}: it was killed before the command started", 137))
+        return fds[0]
 
     def await_command(self):
         """Wait until the command runs; returns its terminal's master end, or None.  Raises what
@@ -1362,12 +1457,20 @@ def own_bytecode():
         fd = os.memfd_create("mydocker", flags | MFD_NOEXEC_SEAL)
     except OSError:  # before Linux 6.3
         fd = os.memfd_create("mydocker", flags)
-    data = memoryview(globals().get("BOOK") or whole_bytecode())
-    while data:
-        data = data[os.write(fd, data):]
+    book = globals().get("BOOK")  # the installed bytecode's descriptor
+    if book is None:
+        write_all(fd, memoryview(whole_bytecode()))
+    else:
+        copy_file(book, fd)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK
                 | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
     return fd
+
+def copy_file(source, target):
+    """Copy what is in a file to another one, in the kernel: sendfile(2)."""
+    at, size = 0, os.fstat(source).st_size
+    while at < size:
+        at += os.sendfile(target, source, at, size - at)
 
 def whole_bytecode():
     """This program as a .pyc, where it was compiled at its start."""
@@ -1446,29 +1549,6 @@ def take_signals(signals):
         data = os.read(signals, 128 * 64)
     return [struct.unpack_from("I", data, start)[0] for start in range(0, len(data), 128)]
 
-def output_pipes(process, attached):
-    """The pipes by which a command's output comes to us, [(read end, write end)] for 1 and 2.
-    In the foreground it has the caller's own 1 and 2, but another user than root couldn't open the
-    caller's file or terminal by /dev/stdout; and a pipe can be given away."""
-    if process["terminal"]:
-        return []
-    name = process["user"].get("username", "0").partition(":")[0]
-    is_root = name.strip("0") in ("", "root")
-    if attached and (is_root or not (needs_pipe(1) or needs_pipe(2))):
-        return []
-    pipe, (one, two) = os.pipe(), map(os.fstat, (1, 2))
-    if attached and os.path.samestat(one, two):
-        return [pipe, pipe]  # in one, what is said keeps its order
-    return [pipe, os.pipe()]
-
-def needs_pipe(fd):
-    """True for files, sockets, fifos with a name and terminals: neither a pipe nor /dev/null."""
-    info = os.fstat(fd)
-    return info.st_dev != pipe_device() and (os.isatty(fd) or not stat.S_ISCHR(info.st_mode))
-
-def read_ends(pipes):
-    return sorted({end for end, _ in pipes}, key=[end for end, _ in pipes].index)
-
 def start_container(monitor, birth=None):
     """Start the container of MONITOR, and add to that what is needed to watch it."""
     spec, record = monitor["spec"], monitor["record"]
@@ -1502,9 +1582,9 @@ def start_container(monitor, birth=None):
     monitor.update(pid=birth.pid, master=master, outputs=read_ends(pipes), typed=b"",
                    logged=record["keep"] or not monitor["attached"])
 
-def in_background(work):
+def in_background(work, what):
     """Call work(report) in a child in a session of its own; returns when it calls report(). Raises
-    what it raises before that."""
+    what it raises before that; WHAT is the command's name."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     child = os.fork()  # the monitor
     if child:
@@ -1530,7 +1610,7 @@ def in_background(work):
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         work(leave_caller)
     except Exception as error:
-        send(theirs, describe(error, "run"))
+        send(theirs, describe(error, what))
     finally:
         os._exit(0)
 
@@ -1613,16 +1693,31 @@ class Watch:
             gone, wait_status = os.waitpid(self.pid, os.WNOHANG)
             if gone:
                 self.status = exit_status(wait_status)
+                give_back(self.monitor, sum(len(keys.waiting) for keys in self.inputs))
         elif number == _signal.SIGWINCH and self.terminal is not None and self.monitor["attached"]:
             resize(self.terminal)
+        elif number in (_signal.SIGTERM, _signal.SIGHUP) and not self.monitor["attached"]:
+            self.stop()
         else:
             os.kill(self.pid, number)
+    def stop(self):
+        """End the container for good, in the time that it has for that: somebody ends us, as a
+        host does that goes down."""
+        record = self.monitor["record"]
+        touch_if_there(container_path(record, "stop"))
+        thaw(record["cgroups"])  # nothing frozen takes a signal
+        os.kill(self.pid, record["stop_signal"])
+        if self.kill_at is None and record["stop_timeout"] >= 0:
+            self.kill_at = time.monotonic() + record["stop_timeout"]
+        self.make_room_at = None  # a second monitor wouldn't know
     def act_in_time(self):
         """Do what was to be done at a certain time."""
         now = time.monotonic()
         if self.status is not None:
             return
         if self.kill_at and now > self.kill_at:
+            self.kill_at = None
+            thaw(self.monitor["record"]["cgroups"])
             os.kill(self.pid, _signal.SIGKILL)
         if self.make_room_at is not None and now > self.make_room_at and self.is_idle():
             self.make_room_at = None
@@ -1632,7 +1727,7 @@ class Watch:
     def streams(self):
         return self.outputs if self.status is not None else self.outputs + self.inputs
     def is_idle(self):  # no byte is on its way
-        return not any(stream.waiting for stream in self.outputs + self.inputs)
+        return not any(stream.waiting for stream in self.streams())
     def next_deadline(self):
         """When to look again without any event, or None."""
         if self.status is None:
@@ -1652,6 +1747,11 @@ def moved(stream):
     try:
         stream.move()
     except OSError as error:
+        if error.errno == errno.EPIPE:
+            if os.isatty(stream.source):
+                raise Unread() from None
+            stream.stop()
+            return True
         if error.errno != errno.EIO:
             raise Failure(f"write, on standard output: {reason(error)}") from None
         stream.waiting, stream.sink = b"", None
@@ -1701,7 +1801,7 @@ def make_room(monitor):
     process stays the same: its child, its blocked signals and its locks come along."""
     carried = os.memfd_create("monitor", 0)
     os.write(carried, marshal.dumps(monitor))
-    for fd in map(monitor.get, ("lock", "program", "master", "stdin", "typist")):
+    for fd in map(monitor.get, ("lock", "program", "master", "stdin", "typist", "feed")):
         if fd is not None:
             os.set_inheritable(fd, True)
     for fd in monitor["outputs"] + monitor.get("ports", []):
@@ -1773,6 +1873,7 @@ def take_place(channel):
     flags, joins, preserved, report = message
     stdin, *others = fds
     os.dup2(stdin, 0)  # the caller's with -i, else /dev/null
+    os.close(stdin)
     for fd in open_fds():
         if fd > 2 + preserved and os.get_inheritable(fd):  # ours close on exec
             os.close(fd)
@@ -1806,7 +1907,7 @@ def container_main(channel, trees, places):
         bring_up_loopback()
     if has_namespace(spec, "cgroup"):
         os.unshare(CLONE_NEWCGROUP)  # after run chose our cgroup: it becomes the namespace's "/"
-    build_root(spec)
+    dev = build_root(spec)
     if spec.get("hooks"):
         import subprocess  # for all of them: soon it would be the container's, CVE-2019-14271
         send(channel, "hooks")  # the outside runs its own now
@@ -1823,10 +1924,12 @@ def container_main(channel, trees, places):
         if row.get("chown"):
             chown_tree(os.open("/", os.O_PATH | os.O_CLOEXEC), row["destination"][1:], *user[:2])
     slave = hand_out_terminal(channel, process, user[0])
-    if slave is not None and own_root and dev_row(spec):  # /dev is still as we made it
+    fresh = dev is not None and os.path.samestat(dev, os.stat("/dev"))  # as we made it
+    if slave is not None and own_root and fresh:
         os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         mount(f"/proc/self/fd/{slave}", "/dev/console", None, MS_BIND, None)  # for boot messages
-    close_dev(spec)
+    if fresh:
+        close_dev(spec)
     enter_workdir(process["cwd"])
     pipes = pipe_device()
     limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
@@ -1836,7 +1939,8 @@ def container_main(channel, trees, places):
     confine(process, user, spec["filter"])
     if gate is None:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
-    if spec["annotations"].get("mydocker.init"):
+    if spec["annotations"].get("mydocker.init") or (
+            gate is None and loses_death_signal(process, user[0])):
         become_reaper(channel, slave, outputs)  # returns in the child; PID 1 stays behind
     take_session(slave, outputs)
     if gate is not None:
@@ -1866,11 +1970,12 @@ def joined_main(channel, *_):
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, engine)
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
+    slave = hand_out_terminal(channel, process, user[0])  # sync 2: there may be no descriptor later
     fork_inside(channel)  # the outside limits what comes of it
     if not outlive:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # `exec` takes it along when it dies
-    slave = hand_out_terminal(channel, process, user[0])
     take_session(slave, outputs)
+    limit_process(dict(process, oomScoreAdj=None))  # where the outside may not; that it always may
     become_command(channel, process, user[3])
 
 def fork_inside(channel):
@@ -1894,7 +1999,8 @@ def join_namespaces(fds, flags):
 
 def enter_workdir(path):
     """Change to the command's working directory."""
-    os.chdir(path)  # where the command starts
+    with blame(f"--workdir, on {path}"):
+        os.chdir(path)  # where the command starts
     if not os.getcwd().startswith("/"):  # CVE-2024-21626: "(unreachable)" is outside
         raise Failure(f"--workdir, on {path}: it lies outside of the container")
 
@@ -1930,6 +2036,20 @@ def give_streams(fds, uid, pipes, engine):
             with tolerate(errno.EPERM, errno.EINVAL, errno.EROFS):  # a user namespace; runc does so
                 os.fchown(fd, uid, -1)  # its user's, who may open /dev/stdout
 
+def loses_death_signal(process, uid):
+    """True if the command's program changes ids or gains capabilities: with its exec the kernel
+    would forget what takes it along when `run` dies, so that it can't be PID 1.  See prctl(2),
+    PR_SET_PDEATHSIG.  Of a later exec nobody hears: there the next command sweeps."""
+    if not uid or process["noNewPrivileges"]:
+        return False
+    path = read_environment(process["env"]).get("PATH", DEFAULT_PATH)
+    with tolerate():  # whatever is wrong with it, the exec will say
+        program = find_program(process["args"][0], path)
+        if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID):
+            return True
+        return bool(os.getxattr(program, "security.capability"))
+    return False
+
 def become_reaper(channel, slave, outputs):
     """Fork; the child goes on to be the command, PID 1 passes signals to it and buries the dead."""
     prctl_text(PR_SET_NAME, "mydocker-reaper")  # it is past what INIT_NAME stands for
@@ -1938,6 +2058,8 @@ def become_reaper(channel, slave, outputs):
         return
     channel.close()  # its end of file must mean that the child has executed
     take_descriptors(slave, outputs)  # nor does PID 1 keep the caller's
+    for fd in open_fds():
+        os.close(fd)
     _signal.pthread_sigmask(_signal.SIG_BLOCK, SIGNALS)
     while True:
         number = _signal.sigwait(SIGNALS)
@@ -1961,7 +2083,7 @@ def become_command(channel, process, home):
 
 def read_environment(rows):
     """An environment in the specification's form, ["NAME=value"], as a dict."""
-    return dict(item.partition("=")[::2] for item in rows)
+    return pairs_of(rows)
 
 def forget_signals():
     """Give the command the signals of a fresh process: Python ignores two, `run` blocks most."""
@@ -2047,6 +2169,7 @@ DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("u
            ("tty", 5, 0))
 DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
              ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"))
+OWN_MOUNTS = "layers", "copy"  # types that only our own specs have
 offer("run",
       ("--rootfs", "DIR", "use this directory as the root, as it is"),
       ("--read-only", "", "let nothing be written to the root file system"),
@@ -2087,43 +2210,65 @@ def image_row(layers, path):  # an image's layers, or else a copy of them, under
 
 def ephemeral_mounts(scratch):
     """The rows that put a throw-away layer, in SCRATCH, over the host's root and each file system
-    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead."""
+    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead.  /proc,
+    /sys and /dev, whatever they are, are covered by rows of their own."""
     points = {"/"} | {
         point for point, kind, *_ in mounts_here() if kind not in NOT_FILES
-        and not point.startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
+        and not f"{point}/".startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
     rows = []
     for number, point in enumerate(sorted(points)):
-        as_it_is = mount_row(point, "bind", "rbind", "rro", source=point)
-        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), fallback=as_it_is)
+        as_it_is = dict(mount_row(point, "bind", "rbind", "rro", source=point), seen=point)
+        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), seen=point,
+                       fallback=as_it_is)
         rows.append(layered if os.path.isdir(point) else as_it_is)
     return rows
+
+def device_rules(devices):
+    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
+    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
+    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
+    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
+    return [{"allow": False, "access": "rwm"}] + [
+        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
 
 # Inside: the mounts
 
 def build_root(spec):
-    """Make the container's root file system, with the host's still there."""
+    """Make the container's root file system, with the host's still there; returns what the /dev is
+    that was made, os.stat's, or None."""
     path, own = spec["root"]["path"], spec["root"]["path"] != "/"
     scratch = spec["annotations"].get("mydocker.scratch")
     if scratch:
         mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")  # takes what is written
     if own:
         mount(path, path, None, MS_BIND | MS_REC, None)  # pivot_root(2) wants a mount as new root
-    elif spec["root"].get("readonly"):
+    if (scratch or spec["root"].get("readonly")) and not spec["linux"].get("rootfsPropagation"):
+        keep_peers(spec["mounts"])
+        mount(None, path, None, MS_REC | MS_PRIVATE, None)  # what comes later would be writable
+    if not own and spec["root"].get("readonly"):
         set_mount_flags("/", MS_RDONLY)
-    dev = dev_row(spec)
+    for row in spec["mounts"]:
+        if row["type"] == "cgroup":
+            row["trees"] = hierarchies()  # on the host's own root they are soon covered by /sys
+    dev, fresh = dev_row(spec), None
     for row in spec["mounts"]:
         fill = row is dev
         if fill:  # first: see close_dev
             row = dict(row, options=[word for word in row["options"] if word != "ro"])
         with Descriptor(os.open(path, OPEN_DIR)) as root:  # what lies on top by now
-            try:
-                mount_one(root, row)
-            except OSError:  # the kernel can't
-                if "fallback" not in row:
-                    raise
-                mount_one(root, row["fallback"])
+            mount_if_there(root, row)
             if fill:
-                make_devices(root, spec)
+                fresh = make_devices(root, spec)
+    return fresh
+
+def keep_peers(rows):
+    """Copy what is to get the host's later mounts, while its place still gets them."""
+    for row in rows:
+        flags, propagation, _ = parse_mount_options(row["options"])
+        if flags & MS_BIND and MS_SLAVE in {kind & ~MS_REC for kind in propagation}:
+            with tolerate(*NOT_TO_BE_HAD, errno.ENOENT):  # mount_bind() will say it
+                row["tree"] = open_tree(AT_FDCWD, row["source"],  # a copy of the mount
+                                        OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)
 
 def enter_root(spec):
     """Make what was built the root; no directory in it is needed for the old one: pivot_root(2)."""
@@ -2139,6 +2284,20 @@ def enter_root(spec):
         mount(None, "/", None, PROPAGATION[word], None)  # who sees mounts made in it
         for row in spec["mounts"]:
             keep_propagation(row)
+
+def mount_if_there(root, row):
+    """Make one row's mount, or what it falls back on.  A place that was SEEN on the host, whose mounts
+    come and go, may not be there any more: what could be protected has gone, too."""
+    try:
+        try:
+            mount_one(root, row)
+        except OSError:  # the kernel can't
+            if "fallback" not in row:
+                raise
+            mount_one(root, row["fallback"])
+    except (OSError, Failure):
+        if "seen" not in row or os.path.exists(row["seen"]):
+            raise
 
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
@@ -2282,8 +2441,11 @@ def mounter_of(row):
     """The function that makes a row's mount; most kinds are the kernel's."""
     if parse_mount_options(row["options"])[0] & MS_BIND:
         return mount_bind
-    own = {"layers": mount_layers, "cgroup": mount_cgroups, "copy": mount_copy,
-           "devpts": mount_terminals}
+    if row["type"] == "cgroup":
+        return mount_cgroups
+    if row["type"] == "devpts":
+        return mount_terminals
+    own = dict(zip(OWN_MOUNTS, (mount_layers, mount_copy)))
     return own.get(row["type"], mount_new)
 
 def keep_propagation(row):
@@ -2320,36 +2482,66 @@ def set_mount_flags(path, flags, clear=0, whole=AT_RECURSIVE):
             mount(None, point, None, kept | flags & sum(MOUNT_ATTRS), None)  # now with this, too
 
 def dev_row(spec):
-    """The row that makes /dev, if it is ours to be filled: not one that is bound from the host."""
-    rows = [row for row in spec["mounts"] if os.path.normpath(row["destination"]) == "/dev"]
-    return next((row for row in rows if not {"bind", "rbind"} & set(row["options"])), None)
+    """The row that makes /dev, if it is ours to be filled: empty, and nobody else's."""
+    rows = [row for row in spec["mounts"]
+            if os.path.normpath(row["destination"]).strip("/") == "dev"]
+    if rows and rows[-1]["type"] == "tmpfs" and not {"bind", "rbind"} & set(rows[-1]["options"]):
+        return rows[-1]
+    return None
 
 def make_devices(root, spec):
-    """Fill the fresh /dev: what any program expects, and what --device added."""
-    rows = [{"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor}
-            for name, major, minor in DEVICES]
+    """Fill the fresh /dev: what any program expects, and what --device added; returns what it is,
+    os.stat's.  A device may be elsewhere in the root, but nothing makes room for it there."""
+    rows = {f"/dev/{name}": {"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor}
+            for name, major, minor in DEVICES}
+    rows.update((row["path"], row) for row in spec["linux"].get("devices") or [])
     umask = os.umask(0)
-    for row in rows + (spec["linux"].get("devices") or []):
-        with Descriptor(make_in_root(root, os.path.dirname(row["path"]) or "/")) as above:
-            make_device(row, above, os.path.basename(row["path"]))
-    os.umask(umask)
     with Descriptor(open_in_root(root, "/dev", OPEN_DIR | os.O_NOFOLLOW)) as dev:
+        for path, row in rows.items():
+            if path.startswith("/dev/") and path[5:] in dict(DEV_LINKS):
+                continue  # the host's ptmx may be among the devices
+            with Descriptor(make_device_folder(root, path, dev)) as above:
+                if mount_id(above) == mount_id(dev):
+                    remove_tree(os.path.basename(path), above)  # what tmpcopyup put there
+                make_device(row, above, os.path.basename(path))
         for name, target in DEV_LINKS:
-            remove_tree(name, dev)  # the host's ptmx may be among the devices
+            remove_tree(name, dev)
             os.symlink(target, name, dir_fd=dev)  # as every program expects them
+        os.umask(umask)
+        return os.fstat(dev)
+
+def make_device_folder(root, path, dev):
+    """Open, or make, the directory of a device: in DEV, or in what is the root itself, but not in
+    anything else that is mounted there: it could be the host's."""
+    there = folder = os.path.dirname(path)
+    with blame(f"device, on {path}"):
+        while True:
+            try:
+                place = Descriptor(open_in_root(root, there, resolve=RESOLVE_NO_SYMLINKS))
+                break
+            except FileNotFoundError:
+                there = os.path.dirname(there)
+        with place:
+            if mount_id(place) not in (mount_id(dev), mount_id(root)):
+                raise Failure(f"device, on {path}: {there} is on another mount")
+        return make_in_root(root, folder, True, RESOLVE_NO_SYMLINKS)
 
 def make_device(row, above, name):
     """Make a device's node, or where none can be made, in a user namespace, show the host's."""
     kind = {"b": stat.S_IFBLK, "p": stat.S_IFIFO}.get(row["type"], stat.S_IFCHR)
-    number = os.makedev(row.get("major", 0), row.get("minor", 0))
-    remove_tree(name, above)  # one of the six may be asked for, too
-    try:
-        mode = 0o666
-        if row.get("fileMode") is not None:
-            mode = stat.S_IMODE(row["fileMode"])  # docker's holds the kind, too
-        os.mknod(name, kind | mode, number, dir_fd=above)  # a device
-        os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
-    except PermissionError:
+    number = os.makedev(row.get("major") or 0, row.get("minor") or 0)
+    mode = 0o666
+    if row.get("fileMode") is not None:
+        mode = stat.S_IMODE(row["fileMode"])  # docker's holds the kind, too
+    with blame(f"device, on {row['path']}"):
+        try:
+            os.mknod(name, kind | mode, number, dir_fd=above)  # a device
+            os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
+            return
+        except PermissionError:
+            info = os.stat(row["path"])
+        if stat.S_IFMT(info.st_mode) != kind or info.st_rdev != number:
+            raise Failure(f"device, on {row['path']}: it is another one on the host")
         os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=above))
         mount(row["path"], f"/proc/self/fd/{above}/{name}", None, MS_BIND, None)  # the host's own
 
@@ -2367,6 +2559,9 @@ PROCESS_OPTIONS = (  # of run and exec
     ("-w --workdir", "DIR", "start in this directory"),
 )
 
+NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-host dns "
+                 "dns-search").split()  # without any of them the host's own root has none
+
 @command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  run [OPTIONS] /PROGRAM [ARG...]",
          "run a command in a new container, from an image or on the host's own root",
          *PROCESS_OPTIONS,
@@ -2377,18 +2572,29 @@ PROCESS_OPTIONS = (  # of run and exec
          takes=ANY, mixed=False)
 def cmd_run(options, words):
     apply_log_options(options)
-    if options["bundle"] is not None:
-        return run_bundle(options, words)
     birth = None if options["detach"] else start_early("init")
     plan, words = plan_root(options, words)
-    plan["network"], plan["wants"] = network_wanted(options, plan)
+    plan["network"], plan["wants"] = plan_network(options, plan)
     spec = make_spec(options, words, plan)
     state = {"spec": spec, "record": make_record(options, plan, spec),
              "attached": not options["detach"], "interactive": options["interactive"]}
     if not options["detach"]:
         return launch(state, plan["guard"], options["cidfile"], birth)
-    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready))
-    show(plan["id"])
+    in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready),
+                  "run")
+    try:
+        show(plan["id"])
+    except Failure:  # nobody knows its id: what fails leaves nothing
+        cmd_rm({"force": True, "volumes": True}, plan["id"])
+        if options["cidfile"]:
+            unlink_if_there(options["cidfile"])
+        raise
+
+def plan_network(options, plan):
+    """The name of a container's first network, and what is wanted of them."""
+    if plan["reference"] or any(options[word] for word in NETWORK_WORDS):
+        return network_wanted(options, plan)
+    return "none", {"endpoints": [], "ports": [], "dns": [], "hosts": [], "search": []}
 
 def plan_root(options, words):
     """What the container's root is, by the options and the first word: (plan, the other words)."""
@@ -2447,7 +2653,7 @@ def make_spec(options, words, plan):
         "linux": {"namespaces": [{"type": kind} for kind in OWN_NAMESPACES
                                  if (kind, plan["network"]) != ("network", "host")],
                   "devices": devices, "cgroupsPath": cgroups_path,
-                  "sysctl": dict(text.partition("=")[::2] for text in options["sysctl"]),
+                  "sysctl": pairs_of(options["sysctl"]),
                   "resources": {**resources_of(options),
                                 "devices": [] if options["privileged"] else device_rules(devices)}},
     }
@@ -2479,11 +2685,11 @@ def make_spec(options, words, plan):
 def environment_of(options, start):
     """A command's environment, [K=V]: clean but for START and what the options say."""
     values = {"TERM": "xterm"} if options["tty"] else {}
-    values.update(item.partition("=")[::2] for item in start)
+    values.update(pairs_of(start))
     for item in [*sum(map(env_file_items, options["env-file"]), []), *options["env"]]:
         key, equals, value = item.partition("=")
         if not key or "\0" in item:
-            raise Failure(f"--env, on {item or chr(39) * 2}: a variable must have a name")
+            raise Failure(f"--env, on {as_typed(item)}: a variable must have a name")
         if equals:
             values[key] = value
         elif key in os.environ:
@@ -2493,7 +2699,10 @@ def environment_of(options, start):
 def env_file_items(path):
     """The lines of an --env-file, each K=V or K; empty ones and # comments are skipped."""
     with blame(f"--env-file, on {path}"):
-        lines = [line.lstrip() for line in read_all(path).split("\n")]
+        text = read_all(path)
+    if text.startswith("\ufeff"):  # the byte order mark of Windows' editors
+        text = text[1:]
+    lines = [line.lstrip() for line in text.split("\n")]
     for number, line in enumerate(lines, 1):
         if " " in line.split("=")[0].strip() and not line.startswith("#"):
             raise Failure(f"--env-file, on {path} line {number}: white space in a variable's name")
@@ -2511,10 +2720,13 @@ def command_of(options, words, image):
     return args
 
 def working_directory(typed, image, own_root):
-    if own_root or typed.startswith("/"):
-        return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
-    with blame("run, on the current directory"):
-        return os.path.normpath(os.path.join(os.getcwd(), typed))
+    """Where the command starts; what was typed may be relative to here on the host's own root."""
+    if not own_root:
+        with blame("run, on the current directory"):
+            return os.path.normpath(os.path.join(os.getcwd(), typed))
+    if typed and not typed.startswith("/"):
+        raise Failure(f"--workdir, on {typed}: it needs to be an absolute path")
+    return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
 
 # From the spec to a running container
 
@@ -2546,7 +2758,8 @@ def launch(state, guard, cidfile, birth=None, ready=lambda: None):
 def choose_stdin(state):
     """What the command reads: the caller's input with -i; in the background nothing ever comes."""
     if state["attached"] and state["interactive"]:
-        return 0
+        end = None if state["spec"]["process"]["terminal"] else input_pipe(state)
+        return 0 if end is None else end
     if not state["interactive"]:
         return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     stdin, state["typist"] = os.pipe()
@@ -2566,6 +2779,8 @@ def prepare_container(spec, record):
     for row in spec["mounts"]:
         if row["type"] == "copy" and not os.path.isdir(row["source"]):
             copy_layers(row, mapped=id_functions(spec["linux"]))
+    if not any(row["source"] == f"{path}/hosts" for row in spec["mounts"]):
+        return  # on the host's own root its own files are as good
     write_hosts(spec, record)
     for name, text in (("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf(record))):
         write_file(f"{path}/{name}", text)
@@ -2632,12 +2847,32 @@ def security_options(words):
     found = {}
     for word in words:
         text = word if "=" in word else word.replace(":", "=", 1)
-        text += "=true" * (text == "no-new-privileges")
+        if text == "no-new-privileges":
+            text += "=true"
         name = max(name for name in ("", *SECURITY_OPTIONS) if text.startswith(name))
         if not name or name[-1] not in "=:" and text != name:
             raise Failure(f"--security-opt, on {word}: no such option or value")
         found[name] = text[len(name):]
     return found
+
+def own_capabilities():
+    """The capabilities that this process could give away: permitted, and in the bounding set."""
+    rows = read_all("/proc/self/status").split("\n")
+    sets = [int(row.split()[1], 16) for row in rows if row.startswith(("CapPrm", "CapBnd"))]
+    return names_of_bits(sets[0] & sets[1])
+
+def names_of_bits(bits):
+    return {name for number, name in enumerate(CAPABILITIES) if bits >> number & 1}
+
+def wanted_capabilities(added, dropped, free):
+    every = {*CAPABILITIES}
+    if free:
+        return every
+    if "CAP_ALL" in added:
+        return every - dropped
+    if "CAP_ALL" in dropped:
+        return added
+    return names_of_bits(DEFAULT_CAPABILITIES) - dropped | added
 
 def plan_capabilities(add=(), drop=(), free=False):
     """The spec's process.capabilities, and which of them are added: what is asked for (FREE: all),
@@ -2646,27 +2881,24 @@ def plan_capabilities(add=(), drop=(), free=False):
                       for words in (add, drop))
     for name in (added | dropped) - {*CAPABILITIES, "CAP_ALL"}:
         raise Failure(f"--cap-add or --cap-drop, on {name}: there is no such capability")
-    rows = read_all("/proc/self/status").split("\n")
-    own = [int(row.split()[1], 16) for row in rows if row.startswith(("CapPrm", "CapBnd"))]
-    every, host, default = ({name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1}
-                           for bits in (-1, own[0] & own[1], DEFAULT_CAPABILITIES))
-    wanted = (every if free else every - dropped if "CAP_ALL" in added
-              else added if "CAP_ALL" in dropped else default - dropped | added)
-    for name in sorted(added & every - host):
+    own, wanted = own_capabilities(), wanted_capabilities(added, dropped, free)
+    for name in sorted(added & {*CAPABILITIES} - own):
         warn(f"--cap-add, on {name}: this host doesn't have it itself, ignoring")
-    held = [name for name in CAPABILITIES if name in wanted & host]
-    return ({**dict.fromkeys(("bounding", "effective", "permitted"), held), "inheritable": [],
-             "ambient": []}, [name for name in held if {name, "CAP_ALL"} & added])
+    held = [name for name in CAPABILITIES if name in wanted & own]
+    sets = {**dict.fromkeys(("bounding", "effective", "permitted"), held), "inheritable": [],
+            "ambient": []}
+    return sets, [name for name in held if {name, "CAP_ALL"} & added]
 
 # Who: users and groups
 
 def account_lines(path):
-    """The rows of /etc/passwd or /etc/group: none where it is missing, or masked, thus no file."""
+    """The rows of /etc/passwd or /etc/group: none where it is missing, masked, or else no file."""
     if not os.path.isfile(path):
         return []
-    with tolerate(errno.ENOENT, errno.ENOTDIR):
+    try:
         return [line.split(":") for line in read_text(path).split("\n") if line.count(":") >= 3]
-    return []
+    except (Failure, FileNotFoundError):  # it was one, a moment ago
+        return []
 
 def is_id(text):
     return to_number(text, ID.stop) is not None
@@ -2674,7 +2906,7 @@ def is_id(text):
 def parse_id(text, what):
     """A user or group id, or an error, never 0.  See CVE-2024-40635, CVE-2026-30892."""
     if not is_id(text):
-        raise Failure(f"--user, on {text or chr(39) * 2}: there is no such {what} in the container")
+        raise Failure(f"--user, on {as_typed(text)}: there is no such {what} in the container")
     return int(text)
 
 def find_user(user):
@@ -2927,7 +3159,8 @@ def default_seccomp(held):
 def read_seccomp(path, held):
     """A profile in Docker's form as the spec's: the rules whose conditions hold on this host."""
     try:
-        profile = check(read_json(path), OCI_SECCOMP, f"--security-opt, on {path}")
+        profile = check(read_json(path), OCI_SECCOMP,
+                        f"--security-opt, on {path}: not a seccomp profile")
         profile["syscalls"] = [dict(row, names=row.get("names") or [row["name"]])
                                for row in profile["syscalls"]
                                if all(conditions(row.get("includes") or {}, held))
@@ -3027,28 +3260,39 @@ def load_filter(steps):
 
 V2_CONTROLLERS = {"cpu", "cpuset", "io", "memory", "pids"}
 ASIDE = "/mydocker.aside"  # where processes go that are in the way of a v2 cgroup's children
+INNER = "/container"  # below a scope that systemd doesn't know: see "systemd"
 NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not change, in a container
 LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
 
-def cgroup_dirs(path):
+def cgroup_dirs(path, asks=False):
     """The cgroups that a container is to have, by its spec's cgroupsPath: /PATH in every tree, PATH
     below our own cgroups, but where systemd manages those and gave them to nobody at the top, or
-    SLICE:PREFIX:NAME where systemd would have it.  What may be ours begins behind the "/./"."""
-    dirs, systemd, parts = [], os.path.isdir("/run/systemd/system"), path.split(":")
+    SLICE:PREFIX:NAME where systemd has it, if one ASKS it for that.  What may be ours begins behind
+    the "/./"."""
+    dirs, systemd, trees = [], os.path.isdir("/run/systemd/system"), hierarchies()
     if ".." in path.split("/"):
         raise Failure(f"--cgroup-parent or cgroupsPath, on {path}: it must not contain ..")
     if not {*path.split("/")} - {"", "."}:  # the root of the trees, with all that runs here
-        raise Failure(f"cgroupsPath, on {path or chr(39) * 2}: it names no cgroup of its own")
-    if len(parts) == 3:  # a-b.slice lies in a.slice: systemd.slice(5)
-        words = (parts[0] or "system.slice")[:-len(".slice")].split("-")
-        slices = ["-".join(words[:end]) + ".slice" for end in range(1, len(words) + 1)]
-        path = "/".join(["", *slices, f"{parts[1]}-{parts[2]}.scope"])
-    for point, own in hierarchies().values():
+        raise Failure(f"cgroupsPath, on {as_typed(path)}: it names no cgroup of its own")
+    if path.count(":") == 2 and "/" not in path:
+        path = scope_path(path)
+        if systemd and list(trees) == [""] and not asks:
+            path += INNER
+    for point, own in trees.values():
         own = own[:-len(ASIDE)] if own.endswith(ASIDE) else own
         if path[0] == "/" or systemd and not is_delegated(own):
             own = point
         dirs.append(f"{own}/./{os.path.normpath(path).strip('/')}")
     return dirs
+
+def scope_path(path):
+    """Where systemd would have the scope SLICE:PREFIX:NAME; a-b.slice lies in a.slice."""
+    slice_name, prefix, name = path.split(":")
+    words = (slice_name or "system.slice")[:-len(".slice")].split("-")
+    slices = ["-".join(words[:end]) + ".slice" for end in range(1, len(words) + 1)]
+    if slice_name == "-.slice":  # the root of all: systemd.slice(5)
+        slices = []
+    return "/".join(["", *slices, f"{prefix}-{name}.scope"])
 
 def is_delegated(path):
     """True if systemd leaves what is below this cgroup to others: systemd's CGROUP_DELEGATION.md.
@@ -3059,19 +3303,25 @@ def hierarchies():
     """The cgroup trees mounted here by their controllers, "" for v2: {controllers: (mount point,
     directory of this process's own cgroup)}.  See cgroups(7)."""
     rows = [line.split(":", 2)[1:] for line in read_all("/proc/self/cgroup").split("\n") if line]
-    found = {}
-    for point, kind, _, words, root in mounts_here():
+    found, ranks = {}, {}
+    for point, kind, _, words, root, number in mounts_here():
+        if kind not in ("cgroup", "cgroup2") or mount_id_at(point) != number:
+            continue  # it is covered by a later mount: what is there is no file of this tree
         for name, own in rows:
             mine = kind == "cgroup" and name and set(name.split(",")) <= set(words)
-            if mine or kind == "cgroup2" and not name:
-                below = os.path.relpath(own, root)  # inside a container the root isn't "/"
-                below = "." if below.startswith("..") else below
-                found.setdefault(name, (point, os.path.normpath(f"{point}/{below}")))
+            if not mine and (kind == "cgroup" or name):
+                continue
+            below = os.path.relpath(own, root)  # inside a container the root isn't "/"
+            apart = below.startswith("..")  # it shows another's part: perhaps of a container
+            rank = apart, len(root)  # the whole tree before a part of it
+            if name not in ranks or rank < ranks[name]:
+                place = os.path.normpath(f"{point}/{'.' if apart else below}")
+                found[name], ranks[name] = (point, place), rank
     return found
 
-def mount_cgroups(target, _, flags, __):
+def mount_cgroups(target, row, flags, _):
     """Show the container its own cgroup, in the form that the host has: v2, or v1's directories."""
-    kinds, guest = hierarchies(), is_guest("cgroup")  # then only what is mounted can be shown
+    kinds, guest = row["trees"], is_guest("cgroup")  # then only what is mounted can be shown
     if list(kinds) == [""] and guest:
         os.close(int(os.path.basename(mount_bind(target, {"source": kinds[""][1]},
                                                  flags | MS_BIND, None))))
@@ -3104,8 +3354,13 @@ def make_cgroups(dirs, resources, pid):
                 made += [path] if make_cgroup(path) else []
                 break
     limit_cgroups(made, resources)
-    with tolerate(errno.EPERM):  # in a user namespace, where nobody can make a device either
+    try:
         limit_devices(made, resources.get("devices") or ())
+    except PermissionError:
+        if not in_user_namespace():
+            raise Failure("device rules: the kernel takes none from us, but devices could be made",
+                          hint="a filter around us forbids bpf(2)? --privileged has no rules"
+                          ) from None  # in another user namespace nobody can make one
     enter_cgroups(made, pid)
     return made
 
@@ -3132,8 +3387,10 @@ def hand_down(path):
         return
     more = V2_CONTROLLERS & set(read_all(path + "/cgroup.controllers").split())
     more -= set(read_all(path + "/cgroup.subtree_control").split())
+    if not more:
+        return
     try:
-        write_value(path + "/cgroup.subtree_control", "+" + " +".join(more)) if more else None
+        write_value(path + "/cgroup.subtree_control", "+" + " +".join(more))
     except OSError as error:
         pids = read_all(path + "/cgroup.procs").split()
         if error.errno != errno.EBUSY or not pids:
@@ -3156,12 +3413,35 @@ def cgroup_file(dirs, *names):
     """The first of these files that is in one of the cgroups, or None: v1 and v2 differ in them."""
     return next(filter(os.path.exists, (f"{path}/{name}" for name in names for path in dirs)), None)
 
-def count(dirs, keys, *names):
-    """The sum of the numbers after KEYS in the first of these files; without keys its only one."""
-    path = cgroup_file(dirs, *names)
-    words = read_all(path).replace("=", " ").split() if path else []
-    return sum(int(value) for key, value in zip(["", *words], words)
-               if key in (keys.split() or [""]) and value != "max")
+def read_number(dirs, *names):
+    """The number in the first of these files; 0 where there is none, or it says "max"."""
+    path, text = cgroup_file(dirs, *names), ""
+    with tolerate(*LEAVING):
+        text = read_all(path).strip() if path else ""
+    return int(text) if text.isdigit() else 0
+
+def read_sums(dirs, *names):
+    """The sums of the numbers that stand after each word in the first of these files."""
+    path, words, sums = cgroup_file(dirs, *names), [], {}
+    with tolerate(*LEAVING):
+        words = read_all(path).replace("=", " ").split() if path else []
+    for word, number in zip(words, words[1:]):
+        if number.isdigit():
+            sums[word] = sums.get(word, 0) + int(number)
+    return sums
+
+def usage_of(dirs):
+    """What the processes in cgroups use, or have used, and their limits; 0: not known, or none."""
+    cpu, memory = read_sums(dirs, "cpu.stat"), read_sums(dirs, "memory.stat")
+    disk = read_sums(dirs, "blkio.throttle.io_service_bytes", "io.stat")
+    return {
+        "cpu_ns": read_number(dirs, "cpuacct.usage") or 1000 * cpu.get("usage_usec", 0),
+        "memory": read_number(dirs, "memory.usage_in_bytes", "memory.current"),
+        "memory_limit": read_number(dirs, "memory.limit_in_bytes", "memory.max"),
+        "cache": memory.get("total_inactive_file") or memory.get("inactive_file", 0),
+        "read": disk.get("Read", 0) + disk.get("rbytes", 0),
+        "written": disk.get("Write", 0) + disk.get("wbytes", 0),
+        "pids": len(cgroup_pids(dirs[:1])), "pids_limit": read_number(dirs, "pids.max")}
 
 def enter_cgroups(dirs, pid):
     for path in dirs:
@@ -3179,7 +3459,8 @@ def cgroup_pids(dirs):
 def found_cgroups(dirs):
     """Those of DIRS that are there already: they are used as they are, but never killed or removed.
     One in use is a Failure: what runs there would get the container's limits, and its end."""
-    found = [path for path in dirs if os.path.isdir(path)]
+    outer = [os.path.dirname(path) for path in dirs if path.endswith(".scope" + INNER)]
+    found = [path for path in dirs + outer if os.path.isdir(path)]
     for path in found:
         what = f"cgroupsPath, on {path}: it is there already, and"
         for place, _, _ in os.walk(path):
@@ -3197,20 +3478,26 @@ def own_cgroups(record):
 
 # Standing still, and the end
 
+class Freezer:
+    """What stops all processes in cgroups: a file, the words for it by whether it is to stop them,
+    and where it says that it has, in which lines."""
+    def __init__(self, path):
+        self.path, self.shown_in = path, path
+        self.words = self.states = "THAWED", "FROZEN"
+        if path.endswith("/cgroup.freeze"):  # v2's, since 5.2
+            self.shown_in = os.path.dirname(path) + "/cgroup.events"
+            self.words, self.states = ("0", "1"), ("frozen 0", "frozen 1")
+
 def freezer_of(dirs):
-    """What freezes cgroups: (file, what to write to it, file, what that says then); each what is
-    for running on, and for standing still.  None where there is nothing."""
     path = cgroup_file(dirs, "cgroup.freeze", "freezer.state")
-    if path and path.endswith("/cgroup.freeze"):  # v2's, since 5.2
-        return path, "01", path[:-len("freeze")] + "events", ("frozen 0", "frozen 1")
-    return path and (path, ("THAWED", "FROZEN")) * 2
+    return Freezer(path) if path else None
 
 def is_paused(dirs):
     """True if the processes in cgroups are frozen, or about to be."""
     freezer = freezer_of(dirs)
     if freezer:
         with tolerate(*LEAVING):
-            return read_all(freezer[0]).strip() != freezer[1][0]
+            return read_all(freezer.path).strip() != freezer.words[False]
     return False
 
 def freeze(dirs, frozen):
@@ -3219,18 +3506,21 @@ def freeze(dirs, frozen):
     if not freezer:
         raise Failure("pause: the container has no cgroup with a freezer",
                       hint=why_no_cgroup() or "mydocker info")
-    path, values, shown_in, states = freezer
-    write_value(path, values[frozen])
-    while states[frozen] not in read_all(shown_in).split("\n"):
+    write_value(freezer.path, freezer.words[frozen])
+    while freezer.states[frozen] not in read_all(freezer.shown_in).split("\n"):
         if time.monotonic() > end:
-            raise Failure(f"pause, on {path}: a process can't be stopped")
+            raise Failure(f"pause, on {freezer.path}: a process can't be stopped")
         time.sleep(0.001)
-        write_value(path, values[frozen])  # v1: for what was forked in between
+        write_value(freezer.path, freezer.words[frozen])  # v1: for what was forked in between
 
 def thaw(dirs):
-    """Let go on what may be frozen: nothing frozen takes a signal."""
-    with tolerate(*LEAVING):
-        freeze(dirs, False) if is_paused(dirs) else None
+    """Let go on what may be frozen, in cgroups below, too, which a container in this one may have
+    paused, by v1's freezer or by v2's where there are both: nothing frozen takes a signal."""
+    for top in dirs:
+        for path, _, _ in os.walk(top if freezer_of([top]) else ""):
+            with tolerate(*LEAVING):
+                if is_paused([path]):
+                    freeze([path], False)
 
 def kill_cgroups(dirs):
     """Kill all in cgroups, even if it forks faster than it can be counted."""
@@ -3239,19 +3529,24 @@ def kill_cgroups(dirs):
         write_value(killer, 1)
         return
     try:
-        freeze(dirs, True) if freezer else None
+        if freezer:
+            freeze(dirs, True)
         for pid in cgroup_pids(dirs):
             with tolerate(errno.ESRCH):
                 os.kill(pid, _signal.SIGKILL)
     finally:
-        freeze(dirs, False) if freezer else None  # what v1 has frozen doesn't even die
+        thaw(dirs)  # what v1 has frozen doesn't even die
+
+def was_out_of_memory(record):
+    """True if the kernel has killed something in a container because of its memory limit."""
+    sums = read_sums(record.get("cgroups", []), "memory.events", "memory.oom_control")
+    return sums.get("oom_kill", 0) > 0
 
 def remove_cgroups(record):
     """Kill what is left in a container's cgroups, and remove them with those that it made in them;
     returns whether the kernel killed something because of their memory limit."""
     dirs, end = own_cgroups(record), time.monotonic() + GRACE
-    out_of_memory = count(record.get("cgroups", []), "oom_kill",
-                          "memory.events", "memory.oom_control") > 0
+    killed = was_out_of_memory(record)
     for path in dirs:
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
@@ -3263,9 +3558,13 @@ def remove_cgroups(record):
             time.sleep(0.001)  # the dead leave a little later
         above = os.path.dirname(path)
         with tolerate(errno.EBUSY, errno.ENOTEMPTY, *NOT_OURS, *LEAVING):  # others' are left
-            if os.path.basename(above) == "mydocker":
+            made = path.endswith(".scope" + INNER) and above not in record.get("found_cgroups", [])
+            if made:
                 os.rmdir(above)
-    return out_of_memory
+            while "mydocker" in above.split("/")[-2:]:  # mydocker/ itself, or a state root's in it
+                os.rmdir(above)
+                above = os.path.dirname(above)
+    return killed
 
 # Devices.  Rules as in the OCI's linux.resources.devices: of those that fit, the last one counts.
 # In v2 they are compiled: see bpf.h, bpf_cgroup_dev_ctx, and bpf/standardization/ of the kernel.
@@ -3294,14 +3593,6 @@ def host_devices():
              if top != "/dev/pts" and name not in ("console", "ptmx")]
     return [path for path in paths if stat.filemode(os.lstat(path).st_mode)[0] in "bc"]
 
-def device_rules(devices):
-    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
-    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
-    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
-    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
-    return [{"allow": False, "access": "rwm"}] + [
-        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
-
 def limit_devices(dirs, rules):
     """Let a container use what RULES allow: by v1's controller, or by a BPF program in v2."""
     path, group = cgroup_file(dirs, "devices.allow"), cgroup_file(dirs, "cgroup.events")
@@ -3310,7 +3601,7 @@ def limit_devices(dirs, rules):
         file = "/devices.allow" if rule["allow"] else "/devices.deny"
         write_value(os.path.dirname(path) + file,
                     f"{rule.get('type', 'a')} {pair} {rule['access']}")
-    if path or not group or not rules:
+    if path or not group or allows_all(rules):
         return
     code = device_program(rules)
     place, words = [(INT * (len(data) // 4)).from_buffer_copy(data) for data in (code, b"MIT\0")]
@@ -3320,6 +3611,16 @@ def limit_devices(dirs, rules):
     with Descriptor(program), Descriptor(os.open(os.path.dirname(group), OPEN_DIR)) as target:
         attach = struct.pack("=IIII", target, program, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
         bpf(BPF_PROG_ATTACH, attach, len(attach))  # the program lives as long as the cgroup
+
+def allows_all(rules):
+    """True if these device rules, of which the last that fits counts, forbid nothing."""
+    for rule in reversed(rules):
+        if not rule["allow"]:
+            return False
+        anything = rule.get("type") in (None, "a") and rule["access"] == "rwm"
+        if anything and {rule.get("major", -1), rule.get("minor", -1)} == {-1}:
+            return True
+    return not rules
 
 def device_program(rules):
     """The BPF program for the rules: r1 → access << 16 | type, major, minor; r0 says yes or no."""
@@ -3345,6 +3646,258 @@ def device_program(rules):
         if not tests:  # the kernel takes no program with a part that is never reached
             return program
 
+# ── 12b. systemd ─────────────────────────────────────────────────────────────
+# On a host with v2 alone systemd looks after the one tree of cgroups.  What lies in a slice of its
+# own that it doesn't know, it leaves alone, but when a unit comes or goes there it may switch the
+# slice's controllers off, and limits vanish with them.  So an engine that names a SLICE:PREFIX:NAME
+# gets what it means: systemd is asked, over D-Bus, for a scope, a unit of processes that it hasn't
+# started, with PID 1 in it and the limits as its properties; and Delegate=yes says that what is
+# below is ours.  Where nobody can be asked, the container's cgroup is one below that of the scope:
+# no controller can be switched off that a cgroup further down has handed on.
+#
+# Our own containers lie in mydocker/ at the top of the tree, or in our unit if that is delegated:
+# for the same reason nothing can be taken from them there, it works without a bus, and whoever
+# stops the unit that a monitor runs in means the container, too (see Watch.stop).
+#
+# D-Bus (dbus.freedesktop.org/doc/dbus-specification.html; systemd's side is
+# org.freedesktop.systemd1(5)): a message is a header and values, each of a type that one letter or
+# a few stand for.  A new property is a row in scope_limits.
+
+BUS_SOCKET = "/run/systemd/private"  # root's alone; on it are no others, and no names
+BUS_ALIGN = {"b": 4, "u": 4, "s": 4, "o": 4, "a": 4, "t": 8, "(": 8}  # bytes; the others' is 1
+BUS_NUMBERS = {"y": "=B", "b": "=I", "u": "=I", "t": "=Q", "g": "=B"}  # of strings the length
+BUS_CALL, BUS_ERROR, BUS_SIGNAL = 1, 3, 4
+BUS_FIELDS = {3: "member", 4: "error", 5: "answer_to", 8: "signature"}  # those that we ask for
+BUS_PATIENCE = 30  # seconds for an answer
+UNLIMITED = (1 << 64) - 1
+SYSTEMD = "org.freedesktop.systemd1"
+
+# Messages
+
+def put_value(out, kind, value):
+    """Append a value of this type to the bytearray OUT; a variant is (type, value)."""
+    out += bytes(-len(out) % BUS_ALIGN.get(kind[0], 1))
+    if kind in ("s", "o", "g"):
+        data = encode(value)
+        out += struct.pack(BUS_NUMBERS.get(kind, "=I"), len(data)) + data + b"\0"
+    elif kind in BUS_NUMBERS:
+        out += struct.pack(BUS_NUMBERS[kind], value)
+    elif kind == "v":
+        put_value(out, "g", value[0])
+        put_value(out, *value)
+    elif kind[0] == "(":
+        for letter, each in zip(kind[1:-1], value):
+            put_value(out, letter, each)
+    else:
+        place = len(out)
+        out += bytes(4)  # its length, when that is known
+        out += bytes(-len(out) % BUS_ALIGN.get(kind[1], 1))
+        start = len(out)
+        for each in value:
+            put_value(out, kind[1:], each)
+        struct.pack_into("=I", out, place, len(out) - start)
+
+def take_values(data, kinds, at=0):
+    """Values of simple types from the bytes of a message, and where they end."""
+    values = []
+    for kind in kinds:
+        at += -at % BUS_ALIGN.get(kind, 1)
+        form = BUS_NUMBERS.get(kind, "=I")
+        value, at = struct.unpack_from(form, data, at)[0], at + struct.calcsize(form)
+        if kind in "sog":
+            value, at = data[at:at + value].decode("utf-8", "replace"), at + value + 1
+        values.append(value)
+    return values, at
+
+def take_fields(data, size):
+    """What stands in a message's header, SIZE bytes of numbers with variants: {field: value}."""
+    found, at = {}, 16
+    while at < 16 + size:
+        (code, kind), at = take_values(data, "yg", at + -at % 8)
+        (found[BUS_FIELDS.get(code)],), at = take_values(data, kind, at)
+    return found
+
+class BusError(Failure):
+    """systemd says no; NAME is the D-Bus name of its why."""
+    def __init__(self, name, message):
+        super().__init__(message)
+        self.name = name
+
+class Bus:
+    """A connection to systemd; `with` closes it."""
+    def __init__(self):
+        self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        self.serial, self.unread = 0, []
+        try:
+            self.socket.settimeout(BUS_PATIENCE)
+            self.socket.connect(BUS_SOCKET)
+            self.log_in()
+        except (Failure, OSError):
+            self.socket.close()
+            raise
+
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def log_in(self):
+        """Say who we are; the kernel vouches for it.  All in one piece, as systemd's own clients do
+        it: a message that comes together with BEGIN isn't seen before the next one."""
+        peer = self.socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        if struct.unpack("=iII", peer)[:2] < (1, 0):  # its pids aren't ours: it is another host's
+            raise OSError(errno.EACCES, "it doesn't see our processes", "systemd")
+        user = str(os.geteuid()).encode().hex()
+        self.socket.sendall(b"\0AUTH EXTERNAL %s\r\nBEGIN\r\n" % user.encode())
+        answer = b""
+        while not answer.endswith(b"\r\n"):
+            answer += self.bytes(1)
+        if not answer.startswith(b"OK "):
+            raise OSError(errno.EACCES, "it doesn't let us in", "systemd")
+
+    def bytes(self, size):
+        data = b""
+        while len(data) < size:
+            more = self.socket.recv(size - len(data))
+            if not more:
+                raise Failure("systemd: it has hung up")
+            data += more
+        return data
+
+    def call(self, member, kinds, *values):
+        """Call a method of systemd's manager; returns its answer's values, or raises BusError."""
+        body, self.serial = bytearray(), self.serial + 1
+        for kind, value in zip(kinds, values):
+            put_value(body, kind, value)
+        fields = [(1, ("o", "/org/freedesktop/systemd1")), (2, ("s", SYSTEMD + ".Manager")),
+                  (3, ("s", member)), (8, ("g", "".join(kinds)))]
+        order = ord("l" if sys.byteorder == "little" else "B")
+        head = bytearray(struct.pack("=BBBBII", order, BUS_CALL, 0, 1, len(body), self.serial))
+        put_value(head, "a(yv)", fields)
+        self.socket.sendall(head + bytes(-len(head) % 8) + body)
+        while True:
+            kind, fields, answer = self.message()
+            if kind == BUS_SIGNAL:
+                self.unread.append((fields, answer))
+            elif fields.get("answer_to") == self.serial:
+                if kind == BUS_ERROR:
+                    raise BusError(fields["error"], f"systemd, on {member}: {answer[0]}")
+                return answer
+
+    def message(self):
+        """Wait for the next message: its type, its header's fields, and its values if simple."""
+        start = self.bytes(16)
+        size, _, fields_size = struct.unpack_from("=III", start, 4)
+        fields = take_fields(start + self.bytes(fields_size + -fields_size % 8), fields_size)
+        body, kinds = self.bytes(size), fields.get("signature", "")
+        return start[1], fields, take_values(body, kinds)[0] if set(kinds) <= set("ybutso") else []
+
+    def finish(self, unit, member, kinds, *values):
+        """Call a method that begins a job, and wait until that is done."""
+        job = self.call(member, kinds, *values)[0]
+        while True:
+            fields, answer = self.unread.pop(0) if self.unread else self.message()[1:]
+            if fields.get("member") == "JobRemoved" and answer[1] == job:
+                if answer[3] != "done":
+                    raise Failure(f"systemd, on {unit}: its job is {answer[3]}")
+                return
+
+# Scopes
+
+def open_bus(unit=None):
+    """A Bus; None on a host without one: no systemd, or v1, where it takes nothing away.  Where it
+    was there a moment ago, for this UNIT, that is a Failure."""
+    if os.path.isdir("/run/systemd/system") and list(hierarchies()) == [""]:
+        with tolerate(errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
+            return Bus()
+    if unit:
+        raise Failure(f"systemd, on {unit}: it can't be asked any more")
+    return None
+
+def scope_name(path):
+    """The scope and its slice in a cgroupsPath, SLICE:PREFIX:NAME; None if it is another."""
+    parts = path.split(":")
+    if len(parts) != 3 or "/" in path:
+        return None
+    return f"{parts[1]}-{parts[2]}.scope", parts[0] or "system.slice"
+
+def asks_systemd(path):
+    """True if a cgroupsPath names a scope, and there is somebody to be asked for it."""
+    bus = open_bus() if scope_name(path) else None
+    if bus:
+        bus.socket.close()
+    return bus is not None
+
+def start_scope(spec, record, pid):
+    """Have a scope made with this process in it; where it lies is put on record."""
+    unit, slice_name = scope_name(spec["linux"]["cgroupsPath"])
+    rows = [("Description", ("s", f"mydocker container {record['id']}")),
+            ("Slice", ("s", slice_name)), ("PIDs", ("au", [pid])), ("Delegate", ("b", True)),
+            ("DefaultDependencies", ("b", False)), ("CollectMode", ("s", "inactive-or-failed"))]
+    rows += [(f"{name}Accounting", ("b", True)) for name in ("CPU", "Memory", "IO", "Tasks")]
+    rows += scope_limits(spec["linux"]["resources"])
+    with open_bus(unit) as bus:
+        kinds = "s", "s", "a(sv)", "a(sa(sv))"
+        bus.finish(unit, "StartTransientUnit", kinds, unit, "replace", rows, [])
+    point, own = hierarchies()[""]
+    place = read_all(f"/proc/{pid}/cgroup").partition("0::")[2].split("\n")[0]
+    mine = read_all("/proc/self/cgroup").partition("0::")[2].split("\n")[0]
+    place = os.path.normpath(f"{own}/{os.path.relpath(place, mine)}")
+    record.update(scope=unit, cgroups=[f"{point}/./{os.path.relpath(place, point)}"])
+
+def scope_limits(resources):
+    """The OCI's resources as properties of a unit: systemd.resource-control(5)."""
+    memory, cpu, pids = (resources.get(group) or {} for group in ("memory", "cpu", "pids"))
+    numbers = {"MemoryMax": memory.get("limit"), "MemoryLow": memory.get("reservation"),
+               "TasksMax": pids.get("limit") or -1}  # its own default is a few thousand
+    if memory.get("swap"):
+        numbers["MemorySwapMax"] = limit_text("memory.swap.max", memory["swap"], cpu, memory)
+    if cpu.get("shares"):
+        numbers["CPUWeight"] = limit_text("cpu.weight", cpu["shares"], cpu, memory)
+    if cpu.get("quota"):
+        period = cpu.get("period") or 100000
+        a_second = -(-cpu["quota"] * 100 // period) * 10000  # it knows whole percents
+        numbers["CPUQuotaPerSecUSec"] = a_second if cpu["quota"] > 0 else -1
+        numbers["CPUQuotaPeriodUSec"] = period
+    rows = []
+    for name, value in numbers.items():
+        if value == "max" or value and not 0 <= value < UNLIMITED:
+            value = UNLIMITED
+        if value or name == "MemorySwapMax" and value == 0:
+            rows.append((name, ("t", value)))
+    for name, key in (("AllowedCPUs", "cpus"), ("AllowedMemoryNodes", "mems")):
+        if cpu.get(key):
+            rows.append((name, ("ay", bits_of(cpu[key]))))
+    return rows
+
+def bits_of(text):
+    """A list such as 0-2,5 as a mask in bytes, the lowest first."""
+    mask = 0
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        first, last = to_number(first, 1 << 16), to_number(last or first, 1 << 16)
+        if first is None or last is None:
+            raise Failure(f"cpus or mems, on {text}: not a list, such as 0-2,5")
+        mask |= (1 << last + 1) - (1 << first) if first <= last else 0
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+
+def limit_scope(record, resources):
+    """Tell systemd of other limits: it would write the old ones again."""
+    with open_bus(record["scope"]) as bus:
+        rows = scope_limits(resources)
+        bus.call("SetUnitProperties", ("s", "b", "a(sv)"), record["scope"], True, rows)
+
+def stop_scope(record):
+    """Have systemd forget a container's scope; it may have, as nothing is in it."""
+    unit = record["scope"]
+    with open_bus(unit) as bus:
+        try:
+            bus.finish(unit, "StopUnit", "ss", unit, "replace")
+            bus.call("ResetFailedUnit", "s", unit)
+        except BusError as error:
+            if error.name != SYSTEMD + ".NoSuchUnit":
+                raise
+
 # ── 13. Limits ───────────────────────────────────────────────────────────────
 # What a container may use is written into the files of its cgroups, what each process of it may use
 # is the process's own (getrlimit(2)).  A new limit is a row in LIMITS.
@@ -3358,8 +3911,8 @@ LIMITS = (
     ("cpu.period", "--cpu-period", "USEC", "what --cpu-quota is a part of (default: 100000)",
      "cpu.cfs_period_us", "cpu.max"),
     ("cpu.quota", "--cpu-quota", "USEC", "processor time a period", "cpu.cfs_quota_us", "cpu.max"),
-    ("cpu.quota", "--cpus", "NUMBER", "it in processors: 0.5, 2", "cpu.cfs_quota_us", "cpu.max"),
-    ("cpu.quota", "--cpu", "PERCENT", "it in percent of one", "cpu.cfs_quota_us", "cpu.max"),
+    ("cpu.quota", "--cpus", "NUMBER", "the same in processors: 0.5", "cpu.cfs_quota_us", "cpu.max"),
+    ("cpu.quota", "--cpu", "PERCENT", "the same in percent of one", "cpu.cfs_quota_us", "cpu.max"),
     ("cpu.shares", "-c --cpu-shares", "N", "weight (default: 1024)", "cpu.shares", "cpu.weight"),
     ("cpu.cpus", "--cpuset-cpus --cpuset", "LIST", "processors: 0-2,5", "cpuset.cpus", ""),
     ("cpu.mems", "--cpuset-mems", "LIST", "memory nodes: 0,1", "cpuset.mems", ""),
@@ -3388,13 +3941,15 @@ NO_LIMIT = {  # for a device that has none; 0 in other files
     "rdma.max": "hca_handle=max hca_object=max"}
 RDMA = {"hcaHandles": "hca_handle", "hcaObjects": "hca_object"}  # the OCI's: rdma.max's
 PROCESS_LIMITS = (
-    ("--oom-score-adj", "N", "whom to kill first when memory is short: -1000 to 1000, the first"),
+    ("--oom-score-adj", "N", "-1000 to 1000: the higher, the sooner killed when memory is short"),
     ("--ulimit", "NAME=SOFT[:HARD]...", "a limit of each process: nofile=1024"),
     ("--sysctl", "NAME=VALUE...", "a setting of the container's own network or IPC"),
     ("--cgroup-parent", "PATH", "where in the cgroup trees the container's cgroups go"))
 ULIMITS = ("cpu fsize data stack core rss nproc nofile memlock as locks sigpending msgqueue nice "
            "rtprio rttime").split()  # by resource.h's numbers
-SYSCTLS = ("net.", "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm")  # those of a namespace
+SYSCTLS = (  # those of a namespace: (how they start, its kind)
+    ("net.", "network"), ("fs.mqueue.", "ipc"), ("kernel.msg", "ipc"), ("kernel.sem", "ipc"),
+    ("kernel.shm", "ipc"), ("kernel.domainname", "uts"))
 offer("run", *LIMIT_OPTIONS, *PROCESS_LIMITS,
       ("--device", "HOST[:PLACE][:rwm]...", "add a device of the host's"))
 
@@ -3404,7 +3959,7 @@ def limit_value(text, unit, option):
     """An option's value as the OCI has it: a list as it is, or a number, -1 for no limit."""
     if unit == "LIST":
         if not text or set(text) - set("0123456789-,"):
-            raise Failure(f"{option}, on {text or chr(39) * 2}: not a list, such as 0-2,5")
+            raise Failure(f"{option}, on {as_typed(text)}: not a list, such as 0-2,5")
         return text
     if unit in OF_PERIOD:
         return quota_of(text, OF_PERIOD[unit], option)
@@ -3416,7 +3971,7 @@ def limit_value(text, unit, option):
 def quota_of(text, microseconds, option):
     """So many times MICROSECONDS of processor time."""
     if to_number(text.replace(".", "", 1)) is None:
-        raise Failure(f"{option}, on {text or chr(39) * 2}: not a number, such as 1.5")
+        raise Failure(f"{option}, on {as_typed(text)}: not a number, such as 1.5")
     quota, there = int(float(text) * microseconds), os.cpu_count() or 1
     if quota > there * OF_PERIOD["NUMBER"]:
         raise Failure(f"{option}, on {text}: more than this host's processors, {there}")
@@ -3468,8 +4023,8 @@ class Limit:
                       hint=why_no_cgroup())
 
 def limit_cgroups(dirs, resources, undo=None):
-    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO, a
-    list, gets what put_back needs."""
+    """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO,
+    a list, gets what put_back needs."""
     usual = [*usual_limits(dirs, resources)]
     others = [limit.place(dirs) for limit in other_limits(resources)]
     for path, text, _ in usual:
@@ -3573,19 +4128,16 @@ def limits_there(dirs):
          ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
          many=True)
 def cmd_update(options, name):
-    record, policy, file = find_either(name), options["restart"], options["resources"]
-    ours = "folder" not in record
+    record, policy, file = find_container(name), options["restart"], options["resources"]
     if policy is not None:
         check_restart(policy)
-        if not ours or not record["keep"]:
-            raise Failure(f"update, on --restart: {name} is removed when it has ended, or is an "
-                          "engine's")
+        if not record["keep"]:
+            raise Failure(f"update, on --restart: {name} is removed when it has ended")
     wanted = read_resources(file) if file else resources_of(options)
     with hold(container_path(record)):
         change_limits(record, wanted)
     if policy is not None:
         change_record(record, restart=policy)
-    return None if ours else ""  # engines want to hear nothing
 
 def change_limits(record, wanted):
     """Change what a container may use, on disk and in the kernel, or neither: WANTED is the OCI's
@@ -3603,9 +4155,13 @@ def change_limits(record, wanted):
         dirs = record["cgroups"]
         if record["running"] and (not dirs or any(map(os.path.isdir, dirs))):  # not between starts
             limit_cgroups(dirs, resources, undo)
+            if "scope" in record:
+                limit_scope(record, resources)
         write_json(path, spec)
     except (Failure, OSError):
         put_back(undo)
+        if "scope" in record:
+            limit_scope(record, read_json(path)["linux"]["resources"])
         raise
 
 # Limits of a process, settings of a namespace
@@ -3621,22 +4177,25 @@ def ulimit(text):
             "hard": int(hard or soft) % (1 << 64)}
 
 def limit_process(process, pid=0):
-    """Give this process, or another, its limits: getrlimit(2), proc_pid_oom_score_adj(5)."""
+    """Give this process, or another, its limits: getrlimit(2), proc_pid_oom_score_adj(5).  Another
+    user's can be refused: it is to take them itself, too."""
     for row in process.get("rlimits") or ():
         name, soft, hard = row["type"][7:].lower(), row["soft"], row["hard"]
         limits = struct.pack("QQ", soft, hard)
-        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, pid, ULIMITS.index(name), limits, None)
+        grant(f"--ulimit, on {name}={soft}:{hard}", prlimit, pid, ULIMITS.index(name), limits, None,
+              quiet=pid != 0)
     score = process.get("oomScoreAdj")
     if score is not None:
         path = f"/proc/{pid or 'self'}/oom_score_adj"
         grant(f"--oom-score-adj, on {score}", write_value, path, score)
 
-def grant(what, call, *args):
+def grant(what, call, *args, quiet=False):
     """Make a call that may take CAP_SYS_RESOURCE; root in a container may not have that."""
     try:
         call(*args)  # a limit of this process, and of what it becomes
     except PermissionError:
-        warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
+        if not quiet:
+            warn(f"{what}: CAP_SYS_RESOURCE is missing, ignoring")
     except OSError as error:
         raise Failure(f"{what}: {reason(error)}") from None
 
@@ -3644,8 +4203,9 @@ def set_sysctls(sysctls):
     """Set {name: value} in this process's namespaces, and nothing else, by no name or link."""
     for name, value in sysctls.items():
         what, path = f"--sysctl, on {name}={value}", "/proc/sys/" + name.replace(".", "/")
-        if not name.startswith(SYSCTLS) or "/" in name or not all(name.split(".")):
-            raise Failure(f"{what}: only the container's own can be set: {'* '.join(SYSCTLS)}*")
+        starts = tuple(start for start, _ in SYSCTLS)
+        if not name.startswith(starts) or "/" in name or not all(name.split(".")):
+            raise Failure(f"{what}: only the container's own can be set: {'* '.join(starts)}*")
         with blame(what), Descriptor(os.open("/", OPEN_DIR)) as root, Descriptor(
                 open_in_root(root, path, os.O_WRONLY, RESOLVE_NO_SYMLINKS)) as fd:
             if not is_proc(fd):  # CVE-2025-52881
@@ -3658,8 +4218,10 @@ def set_sysctls(sysctls):
 # is in raw mode meanwhile: every key, Ctrl-C too, is for the terminal inside to interpret.  The
 # caller's terminal itself never enters, so nothing can be typed into it (TIOCSTI, CVE-2017-5226).
 #
-# Without -t nothing is copied: the command has the caller's own descriptors.  In the background,
-# and where bytes are copied anyway, what a container says is kept in its log.
+# Without -t the command has the caller's own descriptors where those are pipes, or /dev/null, and
+# nothing is copied.  A file or a terminal of the caller's stays outside, as by /dev/stdout and the
+# like it could be opened anew, and emptied, written or read: there `run` copies, by pipes.  In the
+# background, and where bytes are copied anyway, what a container says is kept in its log.
 #
 # The log has the form of Kubernetes' CRI, a line of it for each line that was said:
 #
@@ -3673,6 +4235,7 @@ def set_sysctls(sysctls):
 # asm-generic/ioctls.h
 TIOCGWINSZ, TIOCSWINSZ = 0x5413, 0x5414
 TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
+FIONREAD = 0x541B
 
 def caller_size():
     for fd in (0, 1, 2):
@@ -3722,6 +4285,51 @@ def hand_out_terminal(channel, process, uid):
         send(channel, "terminal", [master])
     return slave
 
+def output_pipes(process, attached):
+    """The pipes by which a command's output comes to us, [(read end, write end)] for 1 and 2.
+    In the foreground it has the caller's own 1 and 2 if both are pipes, or /dev/null.  A file could
+    be emptied by /dev/stdout, a terminal read, and another user than root couldn't open either; and
+    a pipe can be given away."""
+    if process["terminal"] or attached and not (needs_pipe(1) or needs_pipe(2)):
+        return []
+    pipe, (one, two) = os.pipe(), map(os.fstat, (1, 2))
+    if attached and os.path.samestat(one, two):
+        return [pipe, pipe]  # in one, what is said keeps its order
+    return [pipe, os.pipe()]
+
+def needs_pipe(fd):
+    """True for files, sockets, fifos with a name and terminals: neither a pipe nor /dev/null."""
+    info = os.fstat(fd)
+    return info.st_dev != pipe_device() and (os.isatty(fd) or not stat.S_ISCHR(info.st_mode))
+
+def input_pipe(monitor):
+    """The read end of a pipe by which the caller's input goes to a command, or None if it gets the
+    caller's 0 itself.  A file could be written by /dev/stdin; and from a terminal we read
+    ourselves, so that job control can stop it."""
+    mode = os.fstat(0).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode) or os.isatty(0)):
+        return None
+    if stat.S_ISREG(mode):
+        monitor["begin"] = os.lseek(0, 0, os.SEEK_CUR)
+    end, monitor["feed"] = os.pipe()
+    return end
+
+def read_ends(pipes):
+    return sorted({end for end, _ in pipes}, key=[end for end, _ in pipes].index)
+
+def give_back(monitor, left):
+    """What a command hasn't read of a file is the next one's, which may have the same 0: what is in
+    its pipe, where it may write itself, and LEFT bytes that aren't yet."""
+    if "begin" not in monitor:
+        return
+    unread = struct.unpack("i", fcntl.ioctl(monitor["stdin"], FIONREAD, b"\0" * 4))[0]
+    if unread:
+        left += len(os.read(monitor["stdin"], unread))
+    os.lseek(0, max(monitor["begin"], os.lseek(0, 0, os.SEEK_CUR) - left), os.SEEK_SET)
+
+def is_file(fd):
+    return stat.S_ISREG(os.fstat(fd).st_mode)
+
 def log_relays(monitor, write):
     """The streams for what comes by pipes, to the log and, in the foreground, to the caller."""
     streams = []
@@ -3729,15 +4337,16 @@ def log_relays(monitor, write):
         log = None
         if monitor["logged"]:
             log = lambda data, name=name: write(name, data)
-        streams.append(Relay(fd, sink if monitor["attached"] else None, log=log))
+        streams.append(Relay(fd, sink if monitor["attached"] else None, log=log,
+                             at_once=1 << 16 if is_file(sink) else 4096))
     return streams
 
 def relays(monitor):
     """The streams that a container's monitor has to carry: (outputs, inputs)."""
     terminal, attached, record = monitor["master"], monitor["attached"], monitor["record"]
-    write = open_log(container_path(record, "container.log"), *record.get("log", (0, 1)))
+    write = Log(container_path(record, "container.log"), *record.get("log", (0, 1))).write
     if terminal is None:
-        return log_relays(monitor, write), []
+        return log_relays(monitor, write), feeds(monitor)
     os.set_blocking(terminal, False)
     shown, log = None, None
     if attached:
@@ -3752,26 +4361,54 @@ def relays(monitor):
     keys.last, keys.open = monitor["typed"] or b"", monitor["typed"] is not None
     return outputs, [keys]
 
+def feeds(monitor):
+    """The stream for what comes from the caller's file or terminal, if it goes by a pipe: [it]."""
+    feed = monitor.get("feed")
+    if feed is None:
+        return []
+    source = 0
+    if os.isatty(0):  # in the background a read stops us, and it may have nothing left to read then
+        with tolerate():
+            source = os.open("/proc/self/fd/0", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+                             | os.O_CLOEXEC)
+    os.set_blocking(feed, False)
+
+    def end(_):
+        os.close(feed)
+        monitor["feed"] = None
+        return b""
+
+    return [Relay(source, feed, end, at_once=1 << 16)]
+
 class Relay:
     """Bytes on their way from SOURCE to SINK, if any, and to log(bytes); neither blocks us."""
-    def __init__(self, source, sink, at_end=lambda last: b"", log=None):
+    def __init__(self, source, sink, at_end=lambda last: b"", log=None, at_once=4096):
         self.source, self.sink, self.at_end, self.log = source, sink, at_end, log
+        self.at_once = at_once  # a pipe that is ready takes 4096 bytes without blocking: pipe(7)
         self.waiting, self.last, self.open = b"", b"", True
     def wants(self):  # (descriptor, events) for poll; room is made before more is taken
         return (self.sink, select.POLLOUT) if self.waiting else (self.source, select.POLLIN)
     def move(self):
         """Read or write once, after poll said that the descriptor is ready."""
-        if self.waiting:  # a pipe that is ready takes 4096 bytes without blocking: pipe(7)
-            self.waiting = self.waiting[os.write(self.sink, self.waiting[:4096]):]
+        if self.waiting:
+            self.waiting = self.waiting[os.write(self.sink, self.waiting[:self.at_once]):]
             return
         data = b""
         with tolerate(errno.EIO):  # the last process let go of the terminal
-            data = os.read(self.source, 1 << 16)
+            try:
+                data = os.read(self.source, 1 << 16)
+            except BlockingIOError:  # somebody else has read it
+                return
         self.last, self.open = data or self.last, bool(data)
         if self.log and data:
             self.log(data)
         if self.sink is not None:
             self.waiting = data or self.at_end(self.last)
+    def stop(self):
+        """Nobody will read it: nor do we, so that whoever writes here is told by SIGPIPE."""
+        with Descriptor(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)) as nothing:
+            os.dup2(nothing, self.source)
+        self.waiting, self.sink, self.log = b"", None, None
     def busy(self):  # until everything up to the source's end has been delivered
         return bool(self.open or self.waiting)
 
@@ -3782,7 +4419,7 @@ offer("run", (
 
 def parse_log_options(texts):
     """--log-opt's values as [bytes of a file, number of files]."""
-    found = dict(pair.partition("=")[::2] for text in texts for pair in text.split(","))
+    found = pairs_of(pair for text in texts for pair in text.split(","))
     size, count = found.pop("max-size", "10m"), found.pop("max-file", "3")
     if found:
         raise Failure(f"--log-opt, on {min(found)}: not max-size or max-file")
@@ -3791,50 +4428,58 @@ def parse_log_options(texts):
 def log_names(path, max_file):
     return [path] + [f"{path}.{number}" for number in range(1, max_file)]  # the newest first
 
-def open_log(path, max_size, max_file):
-    """Return write(stream, data), which adds to a log of MAX_FILE files of MAX_SIZE bytes."""
-    fd, size, lost = None, 0, 0
-
-    def put(entry):  # whole lines, into as many files as they need
-        nonlocal fd, size
-        while entry:
-            if fd is None:
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                size = os.fstat(fd).st_size
-            end = entry.rfind(b"\n", 0, max(max_size - size, 0)) + 1  # what still fits
-            if not end and size:
-                os.close(fd)
-                fd, names = None, log_names(path, max_file)
-                for older, newer in zip(names[:0:-1], names[-2::-1]):
-                    os.rename(newer, older) if os.path.exists(newer) else None
-                unlink_if_there(path)
-                continue
-            end = end or entry.index(b"\n") + 1
-            if os.write(fd, entry[:end]) < end:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-            size, entry = size + end, entry[end:]
-
-    def write(stream, data):
-        nonlocal lost
+class Log:
+    """A container's log: MAX_FILE files of MAX_SIZE bytes."""
+    def __init__(self, path, max_size, max_file):
+        self.path, self.max_size, self.max_file = path, max_size, max_file
+        self.fd, self.size, self.lost = None, 0, 0
+    def write(self, stream, data):
+        """Add what came on a stream, a line for each line of it and for what is left over."""
         start = f"{log_time(time.time_ns())} {stream} ".encode()
         lines, newline, rest = data.rpartition(b"\n")
-        entry = start + b"F " + lines.replace(b"\n", b"\n" + start + b"F ") if newline else b""
-        entry += newline + (start + b"P " + rest + b"\n" if rest else b"")
+        entry = b""
+        if newline:
+            entry += start + b"F " + lines.replace(b"\n", b"\n" + start + b"F ") + b"\n"
+        if rest:
+            entry += start + b"P " + rest + b"\n"
+        if self.lost:
+            note = f" stderr F mydocker: {self.lost} bytes of output could not be logged\n"
+            entry = start.partition(b" ")[0] + note.encode() + entry
         try:
-            if lost:
-                note = f" stderr F mydocker: {lost} bytes of output could not be logged\n"
-                entry = start.partition(b" ")[0] + note.encode() + entry
-            put(entry)
-            lost = 0
+            self.put(entry)
+            self.lost = 0
         except OSError:  # a full disk: half a line is taken back
-            lost += len(data)
-            os.ftruncate(fd, size) if fd is not None else None
-
-    return write
+            self.lost += len(data)
+            if self.fd is not None:
+                os.ftruncate(self.fd, self.size)
+    def put(self, entry):
+        """Write whole lines, into as many files as they need."""
+        while entry:
+            if self.fd is None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self.fd = os.open(self.path, flags, 0o600)
+                self.size = os.fstat(self.fd).st_size
+            end = entry.rfind(b"\n", 0, max(self.max_size - self.size, 0)) + 1  # what still fits
+            if not end and self.size:
+                self.turn_over()
+                continue
+            end = end or entry.index(b"\n") + 1
+            if os.write(self.fd, entry[:end]) < end:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            self.size += end
+            entry = entry[end:]
+    def turn_over(self):
+        """Let the next file begin; the oldest one goes."""
+        os.close(self.fd)
+        self.fd, names = None, log_names(self.path, self.max_file)
+        for older, newer in zip(names[:0:-1], names[-2::-1]):
+            if os.path.exists(newer):
+                os.rename(newer, older)
+        unlink_if_there(self.path)
 
 def read_log(path, max_file, more):
     """Yield a log's lines, the oldest first, and a None at each end; it goes on while more()."""
-    file, rest = None, b""
+    file, rest, told = None, b"", False
     while True:
         expected, there = more(), []  # asked first: what was written until then is read
         for name in log_names(path, max_file):
@@ -3853,8 +4498,9 @@ def read_log(path, max_file, more):
                 return
             time.sleep(0.05)
             continue
-        if file and ours is None:
+        if file and ours is None and not told:
             warn("logs: lines were turned over before they could be read")
+            told = True
         with tolerate(errno.ENOENT):  # on with the next one, or the oldest if ours is gone
             number, name = there[ours - 1 if ours else -1]
             following = open(name, "rb")
@@ -4217,7 +4863,8 @@ def map_ids(pid, channel, linux):
         for kind in ("uid", "gid"):
             rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
                     for row in linux.get(f"{kind}Mappings") or ()]
-            write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows)) if rows else None
+            if rows:
+                write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows))
         send(channel, "mapped")
         child = inherit(pid, channel)
         tell(channel, "go")  # see fork_inside
@@ -4257,7 +4904,7 @@ offer("run",
       ("--stop-timeout", "SECONDS", "how long `stop` waits before it kills (default: 10)"))
 
 def container_path(record, *names):
-    return state_path(record.get("folder", "containers"), record["id"], *names)
+    return state_path("oci" if record.get("engine") else "containers", record["id"], *names)
 
 def make_record(options, plan, spec):
     """The record of a new container."""
@@ -4269,8 +4916,9 @@ def make_record(options, plan, spec):
     if options["name"] is not None:
         check_new_name(options["name"], "--name")
     signal = given(options, "stop-signal", image.get("StopSignal") or "TERM")
-    labels = dict(text.partition("=")[::2] for text in options["label"])
-    return {"id": plan["id"], "name": options["name"], "reference": plan["reference"],
+    labels = pairs_of(options["label"])
+    return {"id": plan["id"], "engine": False, "name": options["name"],
+            "reference": plan["reference"],
             "image": plan["digest"], "layers": plan["diff_ids"], "created": time.time(),
             "keep": plan["keep"], "args": spec["process"]["args"], "cgroups": cgroups,
             "network": plan["network"], "wants": plan["wants"],
@@ -4333,12 +4981,20 @@ def take_name(wanted, container_id):
                   hint=f"mydocker rm {wanted}")
 
 def end_container(record, status=None):
-    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all."""
+    """Tidy up after a container: keep what is to be kept, with its exit status, else remove all.
+    Where nothing can be written, on a full disk, each later command tries again."""
     out_of_memory = remove_cgroups(record)
-    disconnect_container(record)
-    if record["keep"] and "started" in record:
-        change_record(record, pid=0, status=status, finished=time.time(), oom=out_of_memory)
-    else:
+    kept = record["keep"] and "started" in record
+    try:
+        if not record.get("network") or has_cable(record):
+            disconnect_container(record)
+        if kept:
+            change_record(record, pid=0, status=status, finished=time.time(), oom=out_of_memory)
+    except OSError as error:
+        warn(describe(error, f"container {record.get('name')}: its end can't be written")[0])
+        if kept:
+            return
+    if not kept:
         remove_container_dir(record)
         for name in record.get("own_volumes", []):
             remove_tree(state_path("volumes", name))
@@ -4413,6 +5069,15 @@ def lock_container(path):
         os.close(lock)
     return None
 
+def wake_monitor(record):
+    """Let a monitor go on that was stopped (SIGSTOP, a debugger) while its container ended: it is to
+    tidy up, or to start it again, which is awaited for a moment.  False if there is none such."""
+    if is_alive(record) or process_state(record["monitor"])[0] != "T":
+        return False
+    send_signal(record["monitor"], record["monitor_start"], _signal.SIGCONT)
+    wait_process(record["monitor"], record["monitor_start"], LINGER)
+    return True
+
 def is_running(path):
     """True while the monitor of the container at PATH lives: its lock can't even be shared."""
     try:
@@ -4430,7 +5095,13 @@ def read_record(path):
         except ValueError:  # the host lost its power: what the container wrote may be well
             return warn(f"container, on {path}: its record is damaged, ignoring")
         marked = os.path.exists(state_path("running", record["id"]))
-        return {"cgroups": [], **record, "running": marked and is_running(path)}
+        running = marked and is_running(path)
+        if running and wake_monitor(record):
+            record, running = read_json(record_file(path)), is_running(path)
+        if record.get("pid") and not running:  # see end_container
+            with Descriptor(os.open(path + "/lock", os.O_RDONLY | os.O_CLOEXEC)) as lock:
+                record.update(pid=0, status=read_status(lock), finished=os.fstat(lock).st_mtime)
+        return {"cgroups": [], "engine": False, **record, "running": running}
     return None
 
 def container_records():
@@ -4440,16 +5111,24 @@ def container_records():
 
 def find_container(text):
     """The record of the container that a name, an id or the unique beginning of one means."""
-    top, ids = state_path("containers"), []
-    if is_name(text):
-        named = link_target(AT_FDCWD, state_path("names", text))
-        ids = [text] if os.path.isdir(f"{top}/{text}") else [named] if named else [
-            name for name in listing(top) if name.startswith(text)]
-    found = [*filter(None, map(read_record, [f"{top}/{name}" for name in ids]))]
-    if len(found) != 1:
-        why = "more than one container's id begins so" if found else "no such container"
-        raise Failure(f"container, on {text or chr(39) * 2}: {why}")
+    found = [*filter(None, map(read_record, found_paths(text)))]
+    if not found:
+        raise NotFound(f"container, on {as_typed(text)}: no such container")
+    if len(found) > 1:
+        raise Failure(f"container, on {text}: more than one container's id begins so")
     return found[0]
+
+def found_paths(text):
+    """The directories of the containers that a text may mean."""
+    top = state_path("containers")
+    if not is_name(text):
+        return []
+    if os.path.isdir(f"{top}/{text}"):
+        return [f"{top}/{text}"]
+    named = link_target(AT_FDCWD, state_path("names", text))
+    if named:
+        return [f"{top}/{named}"]
+    return [f"{top}/{name}" for name in listing(top) if name.startswith(text)]
 
 def has_cable(record):
     """True if a container has a network of its own that leads somewhere."""
@@ -4457,21 +5136,25 @@ def has_cable(record):
 
 def is_alive(record):
     """True if a container's first process is there, and no zombie: that can stay for seconds."""
-    state, start = process_state(record["pid"])
+    state, start = process_state(record.get("pid"))
     return start is not None and start == record["pid_start"] and state not in "ZX"
 
 def live_pid(record):
     """The pid of a running container's PID 1, made sure of by its start time."""
-    if not record.get("pid") or not is_alive(record):  # no pid while it starts
+    if not is_alive(record):
         raise Failure(f"container, on {record['name']}: it is not running")
     return record["pid"]
 
 def container_state(record):
-    """Docker's word for what a container does, asked of the kernel."""
+    """Docker's word for what a container does, asked of the kernel, also for an engine's."""
     if not record["running"]:
         return "exited" if "started" in record else "created"
-    if not record.get("pid") or process_start(record["pid"]) != record["pid_start"]:
-        return "restarting" if record["restarts"] else "created"
+    if not is_alive(record):
+        if record.get("restarts"):
+            return "restarting"
+        return "running" if record.get("pid") else "created"  # it is just tidied up, or not there yet
+    if os.path.exists(container_path(record, "exec.fifo")):
+        return "created"  # init waits at its gate
     return "paused" if is_paused(record["cgroups"]) else "running"
 
 # ── 17. Living with containers ───────────────────────────────────────────────
@@ -4490,9 +5173,6 @@ STOP_OPTIONS = (
          ("-a --attach", "", "stay with it"), ("-i --interactive", "", "with -a: pass input on"),
         takes=SOME)
 def cmd_start(options, words):
-    oci = find_oci(words[0])
-    if oci:
-        return start_created(oci)
     sweep_containers()
     if options["attach"] and len(words) == 1:
         return relaunch(find_container(words[0]), options)
@@ -4500,7 +5180,7 @@ def cmd_start(options, words):
 
 def start_again(record):
     if not record["running"]:
-        in_background(lambda ready: relaunch(record, None, ready))
+        in_background(lambda ready: relaunch(record, None, ready), "start")
 
 def relaunch(record, options, ready=lambda: None):
     """Start an ended container and stay with it; OPTIONS: attached, with input or without."""
@@ -4549,62 +5229,93 @@ def stop_container(record, number, seconds):
     Between two starts, or before the first, it is the monitor that is told."""
     path, end = container_path(record), time.monotonic() + (seconds if seconds >= 0 else 1 << 63)
     while is_running(path):
-        record = read_record(path) or record
         touch_if_there(path + "/stop")
+        record = read_record(path) or record
         left = end - time.monotonic()
         thaw(record["cgroups"])
-        if send_signal(record.get("pid"), record.get("pid_start"),
-                       number if left > 0 else _signal.SIGKILL):
-            wait_process(record["pid"], record["pid_start"], left if left > 0 else GRACE)
-        else:
-            send_signal(record["monitor"], record["monitor_start"],
-                        _signal.SIGTERM if left > -GRACE else _signal.SIGKILL)
-            wait_process(record["monitor"], record["monitor_start"], 0.1)
+        pid, start = record.get("pid"), record.get("pid_start")
+        if send_signal(pid, start, number if left > 0 else _signal.SIGKILL) and not (
+                wait_process(pid, start, left if left > 0 else GRACE)):
+            continue
+        tell_monitor(record, _signal.SIGTERM if left > -GRACE else _signal.SIGKILL)
+        if left < -3 * GRACE:
+            raise Failure(f"container, on {record['name']}: its monitor, process "
+                          f"{record['monitor']}, can't be killed")
+
+def tell_monitor(record, number):
+    """Send a container's monitor a signal, and wait a moment for its end."""
+    send_signal(record["monitor"], record["monitor_start"], number)
+    wait_process(record["monitor"], record["monitor_start"], 0.1)
 
 @command("[OPTIONS] CONTAINER...  or  kill [--all] ID [SIGNAL]",
          "send containers' first process a signal",
          ("-s --signal", "SIGNAL", "by name or number (default: KILL; of an engine's: TERM)"),
-         ("-a --all", "", "of an engine's container: all processes"), takes=ANY)
+         takes=SOME)
 def cmd_kill(options, words):
-    if not words:
-        raise Failure("kill: it takes CONTAINER...", hint="mydocker kill --help")
-    oci = find_oci(words[0])
-    if oci or options["all"]:
-        number = parse_signal(given(options, "signal", (words + ["TERM"])[1]), "--signal")
-        return signal_oci(oci or known_oci(words[0]), number, options["all"])
     number = parse_signal(given(options, "signal", "KILL"), "--signal")
     each("kill", words, lambda name: kill_container(find_container(name), number) or name)
 
 def kill_container(record, number):
-    pid = live_pid(record)
-    if number in (_signal.SIGKILL, record["stop_signal"]):
-        touch_if_there(container_path(record, "stop"))
+    """Send a container's PID 1 a signal.  If that is to end it, its restart policy is over with it;
+    between two starts it is the monitor that is told."""
+    path, ending = container_path(record), number in (_signal.SIGKILL, record["stop_signal"])
+    if not (ending and record["running"]):
+        live_pid(record)
+    if ending:
+        touch_if_there(path + "/stop")
     if number == _signal.SIGKILL:
         thaw(record["cgroups"])
-    send_signal(pid, record["pid_start"], number)
+    while not send_signal(record.get("pid"), record.get("pid_start"), number):
+        if not (ending and is_running(path)):
+            return
+        tell_monitor(record, _signal.SIGTERM)
+        record = read_record(path) or record
 
 @command("CONTAINER...", "freeze all processes of containers", many=True)
-def cmd_pause(_, name, frozen=True):
-    record = find_either(name)
-    live_pid(record)
-    if is_paused(record["cgroups"]) == frozen:
-        raise Failure(f"container, on {name}: it is {'already' if frozen else 'not'} paused")
-    freeze(record["cgroups"], frozen)
-    return "" if "folder" in record else None  # engines want to hear nothing
+def cmd_pause(_, name):
+    pause_container(find_container(name), True)
 
 @command("CONTAINER...", "let the processes of paused containers go on", many=True)
 def cmd_unpause(_, name):
-    return cmd_pause(_, name, False)
+    pause_container(find_container(name), False)
+
+def pause_container(record, frozen):
+    live_pid(record)
+    if is_paused(record["cgroups"]) == frozen:
+        raise Failure(f"container, on {record['name']}: it is {'already' if frozen else 'not'} "
+                      "paused")
+    freeze(record["cgroups"], frozen)
 
 @command("CONTAINER...", "wait for containers to end, and print their exit statuses", many=True)
 def cmd_wait(_, name):
     record = find_container(name)
+    path, first = container_path(record), record["monitor_start"]
     try:
-        with Descriptor(os.open(container_path(record, "lock"), os.O_RDWR | os.O_CLOEXEC)) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            return str(read_status(lock))
+        with Descriptor(os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)) as lock:
+            while record["monitor_start"] == first:
+                with tolerate(errno.EAGAIN):
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    return str(read_status(lock))
+                await_end(record)
+                record = read_record(path) or record
+            return str(record["status"])  # of the run before: it was started again at once
     except FileNotFoundError:  # it is gone since
         return "0"
+
+def await_end(record):
+    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't there
+    yet.  A lock would be waited for for ever if somebody stopped the monitor."""
+    monitor, first = process_fd(record["monitor"], record["monitor_start"]), None
+    if monitor is None:
+        return
+    with monitor:
+        if is_alive(record):
+            first = process_fd(record["pid"], record["pid_start"])
+        if first is None:
+            readable_fds([monitor], 0.1)
+            return
+        with first:
+            readable_fds([monitor, first])
 
 @command("[OPTIONS] CONTAINER...", "remove containers, with what they wrote",
          ("-f --force", "", "also if it runs: it's killed first"),
@@ -4617,7 +5328,8 @@ def cmd_rm(options, name):
     stop_container(record, _signal.SIGKILL, 0)
     lock = lock_container(container_path(record))
     if lock is not None:
-        mark_running(record)  # if we are killed now, it is swept up
+        with tolerate(errno.ENOSPC, errno.EDQUOT):  # on a full disk it's not, but goes
+            mark_running(record)  # if we are killed now, it is swept up
         volumes = record["own_volumes"] if options["volumes"] else []
         end_container(dict(record, keep=False, own_volumes=volumes))
         os.close(lock)
@@ -4639,28 +5351,26 @@ def cmd_prune(*_):
 @command("[OPTIONS] CONTAINER COMMAND [ARG...]  or  exec --process FILE ID",
          "run one more command in a running container", *PROCESS_OPTIONS,
          ("--privileged", "", "with all capabilities that the host can give, and no filter"),
-         takes=ANY, mixed=False)
+         takes=SOME, mixed=False)
 def cmd_exec(options, words):
-    """The process is as the container's own, but for what the options or the file say."""
-    if not words or not (words[1:] or options["process"]):
+    """The process is as the container's own, but for what the options say."""
+    if not words[1:]:
         raise Failure("exec: it takes CONTAINER COMMAND", hint="mydocker exec --help")
-    birth = Birth("join", options["detach"])
-    record = find_either(words[0])
-    oci = "folder" in record
+    birth, detach = Birth("join", options["detach"]), options["detach"]
+    record = find_container(words[0])
     live_pid(record)
     if is_paused(record["cgroups"]):
         raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker unpause {words[0]}")
-    spec, detach = read_json(container_path(record, "config.json")), options["detach"]
-    process = (read_process(options["process"], spec["process"]) if options["process"] else
-               exec_process(options, words[1:], spec["process"]))
+    spec = read_json(container_path(record, "config.json"))
+    process = exec_process(options, words[1:], spec["process"])
     state = {"record": record, "linux": {} if options["privileged"] else spec["linux"],
-             "attached": True, "interactive": options["interactive"] or oci,
+             "attached": True, "interactive": options["interactive"],
              "logged": False, "outputs": [], "typed": b"", "stdin": 0}
-    if not oci and (detach or not options["interactive"]):
+    if detach or not options["interactive"]:
         state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    start_process(state, birth, process, detach, (0, 0) if detach and not oci else (),
-                  preserved_fds(options))
-    hand_over(options, state["pid"], state["master"])
+    elif not process["terminal"]:
+        state["stdin"] = input_pipe(state) or 0
+    start_process(state, birth, process, detach, (0, 0) if detach else ())
     return None if detach else attend(state, True)
 
 def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0):
@@ -4675,7 +5385,7 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
         fds.insert(0, pidfd_open(first, 0))
     live_pid(record)  # the pid wasn't used again before all were open
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child of `join` becomes ours
-    engine, pipes = "folder" in record, []
+    engine, pipes = record["engine"], []
     if not outputs and not engine:
         pipes = output_pipes(process, True)
     with birth:
@@ -4683,20 +5393,21 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
         tell(birth.channel, (process, detach, assemble_filter(monitor["linux"]),
                              "piped" if pipes else outputs, [flag for flag, _ in joined], engine),
              fds + [end for _, end in pipes])  # sync 1
+        monitor["master"] = birth.take_terminal() if process["terminal"] else None
         birth.pid = inherit(birth.pid, birth.channel)
         enter_cgroups(record["cgroups"], birth.pid)
         limit_process(process, birth.pid)  # not before: the last process slot is the command's
         tell(birth.channel, "go")  # sync 1, once more
-        monitor.update(pid=birth.pid, master=birth.await_command(), outputs=read_ends(pipes))
+        birth.await_command()
+        monitor.update(pid=birth.pid, outputs=read_ends(pipes))
     for fd in {*fds, *[end for _, end in pipes]}:
         os.close(fd)
 
 def exec_process(options, args, old):
     """One more process as the options say, and otherwise as OLD."""
     named = {} if options["user"] is None else {"username": options["user"]}
-    user, ours = {**old["user"], **named}, "username" in old["user"]  # else it is an engine's
-    process = dict(old, args=args, consoleSize=caller_size(), user=user,
-                   terminal=options["tty"] and not (ours and options["detach"]),
+    process = dict(old, args=args, consoleSize=caller_size(), user={**old["user"], **named},
+                   terminal=options["tty"] and not options["detach"],
                    cwd=os.path.join(old["cwd"], given(options, "workdir", "")),
                    env=environment_of(options, old["env"]))
     if options["privileged"]:
@@ -4728,12 +5439,9 @@ PS_FILTERS = {  # what `ps --filter KEY=VALUE` keeps
          ("--no-trunc", "", "ids and commands in full"),
          ("-f --filter", "K=V...", f"only some, by {', '.join(PS_FILTERS)}"),
          ("--format", "FORMAT", "table, json or a template, such as '{{.ID}} {{.PID}}'"),
-        takes=(0, 1))
-def cmd_ps(options, words):
+        takes=ANY, mixed=False)
+def cmd_ps(options, _):
     """What runs is asked of the kernel, not read."""
-    if words:
-        pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
-        return show(to_json(pids) if options["format"] == "json" else "\n".join(map(str, pids)))
     sweep_containers()
     records = container_records()
     for key, _, value in (text.partition("=") for text in options["filter"]):
@@ -4780,6 +5488,16 @@ def cmd_inspect(options, words):
     sweep_containers()
     show_json(words, inspected, options["format"])
 
+def limits_shown(resources):
+    """A spec's limits by docker's names for them, such as "PidsLimit"."""
+    shown = {}
+    for row in LIMITS:
+        group, key = row[0].split(".")
+        name = "".join(map(str.capitalize, long_name(row[1:]).split("-")))
+        if resources[group].get(key) is not None:
+            shown[name] = resources[group][key]
+    return shown
+
 def inspected(name):
     """A container or an image, in docker's words; "Record" and "Spec" are our own."""
     try:
@@ -4793,7 +5511,8 @@ def inspected(name):
         "Path": record["args"][0], "Args": record["args"][1:], "Image": record["image"],
         "State": {"Status": state, "Running": state in ("running", "paused"),
                   "Paused": state == "paused", "Restarting": state == "restarting",
-                  "OOMKilled": record.get("oom", False), "Pid": record.get("pid") or 0,
+                  "OOMKilled": record.get("oom", False) or was_out_of_memory(record),
+                  "Pid": record.get("pid") or 0,
                   "ExitCode": record.get("status") or 0, "Error": record.get("error", ""),
                   "StartedAt": log_time_of(record.get("started")),
                   "FinishedAt": log_time_of(record.get("finished"))},
@@ -4804,10 +5523,7 @@ def inspected(name):
                    "Labels": record["labels"], "StopSignal": str(record["stop_signal"])},
         "HostConfig": {"AutoRemove": not record["keep"], "RestartPolicy": {
             "Name": record["restart"].partition(":")[0]},
-            "ReadonlyRootfs": spec["root"]["readonly"], **{
-                "".join(map(str.capitalize, long_name(row[1:]).split("-"))): value
-                for row in LIMITS for group, key in [row[0].split(".")]
-                for value in [linux["resources"][group].get(key)] if value is not None}},
+            "ReadonlyRootfs": spec["root"]["readonly"], **limits_shown(linux["resources"])},
         "Limits": limits_there(record["cgroups"]) if record["running"] else {},
         "Mounts": [{"Type": "volume" if "volume" in row else row["type"], "Source": row["source"],
                     "Destination": row["destination"], "RW": not {"ro", "rro"} & {*row["options"]}}
@@ -4828,7 +5544,8 @@ def cmd_stats(options, words):
         records = map(find_container, words) if words else container_records()
         first, rows = not before, [*filter(None, (stats_row(each, before) for each in records))]
         if not first or not rows:
-            show("\033[H\033[J") if clear else None
+            if clear:
+                os.write(1, b"\033[H\033[J")  # from the top again
             show_rows(rows, STATS, options["format"])
             if options["no-stream"]:
                 return
@@ -4844,22 +5561,18 @@ def stats_row(record, before):
         return None
     for name, _, counts in (line.partition(":") for line in lines[2:-1]):
         network = [a + int(b) * (name.strip() != "lo") for a, b in zip(network, counts.split())]
-    now = time.monotonic(), (count(dirs, "", "cpuacct.usage") / 1e9
-                             or count(dirs, "usage_usec", "cpu.stat") / 1e6)
+    usage = usage_of(dirs)
+    now = time.monotonic(), usage["cpu_ns"] / 1e9
     last, before[record["id"]] = before.get(record["id"], (0, now[1])), now
-    cache = (count(dirs, "total_inactive_file", "memory.stat")  # what could go at once
-             or count(dirs, "inactive_file", "memory.stat"))
-    memory = max(0, count(dirs, "", "memory.usage_in_bytes", "memory.current") - cache)
-    limit = min(count(dirs, "", "memory.limit_in_bytes", "memory.max") or 1 << 63,
-                int(read_all("/proc/meminfo").split()[1]) << 10)
-    disk = [count(dirs, words, "blkio.throttle.io_service_bytes", "io.stat")
-            for words in ("Read rbytes", "Write wbytes")]
+    memory = max(0, usage["memory"] - usage["cache"])  # the cache could go at once
+    limit = min(usage["memory_limit"] or 1 << 63, int(read_all("/proc/meminfo").split()[1]) << 10)
+    disk = usage["read"], usage["written"]
     sizes = [" / ".join(map(humane_size, pair))
              for pair in ((memory, limit), (network[0], network[8]), disk)]
     busy = (now[1] - last[1]) / (now[0] - last[0])
     return dict(zip(STATS, [record["id"][:12], record["name"], f"{100 * busy:.2f}%", sizes[0],
                             f"{100 * memory / limit:.2f}%", *sizes[1:],
-                            str(len(cgroup_pids(dirs[:1])))]))
+                            str(usage["pids"])]))
 
 @command("CONTAINER", "show the processes of a container", takes=ONE)
 def cmd_top(_, words):
@@ -4937,7 +5650,7 @@ def parse_volume(text):
     """A -v argument, [HOST:|NAME:]PLACE[:OPTIONS], as a mount row."""
     parts = text.split(":")
     if len(parts) > 3 or not all(parts):
-        raise Failure(f"--volume, on {text or chr(39) * 2}: it is [HOST-DIR:|NAME:]PLACE[:OPTIONS]")
+        raise Failure(f"--volume, on {as_typed(text)}: it is [HOST-DIR:|NAME:]PLACE[:OPTIONS]")
     if len(parts) == 1 or len(parts) == 2 and not parts[1].startswith("/"):
         parts.insert(0, "")
     source, place, *rest = parts
@@ -5724,7 +6437,7 @@ class CopyEnd:
         self.word = word
         self.container, path = (None, word) if local else word.split(":", 1)
         if not word or "\0" in path:
-            raise Failure(f"cp, on {word or chr(39) * 2}: not a path")
+            raise Failure(f"cp, on {as_typed(word)}: not a path")
         start = os.getcwd() if local and not path.startswith("/") else "/"
         path = os.path.join(start, path)
         self.path = without_dots(path)  # how it ends says what must be there, and what is meant
@@ -6360,9 +7073,12 @@ def opener_of(kind):
     except ImportError:
         if kind == "compression.zstd" and Zstd.find_library():
             return Zstd
+    hint = "another one may, or: skopeo copy --dest-compress-format gzip"
+    if kind == "compression.zstd":
+        hint = ("zstd needs Python 3.14 or the host's libzstd.so.1, or: skopeo copy "
+                "--dest-compress-format gzip")
     raise Failure(f"layer, on its {kind} data: a compression that this Python can't read",
-                  hint="zstd needs Python 3.14 or the host's libzstd.so.1, or: skopeo copy "
-                       "--dest-compress-format gzip")
+                  hint=hint)
 
 class Zstd:
     """What compression.zstd.open gives from Python 3.14 on, by the host's own libzstd: zstd.h,
@@ -6516,7 +7232,7 @@ def sync_data(*paths):
     disks = {os.stat(path).st_dev: path for path in paths}
     for path in disks.values():
         with Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-            syncfs(fd)
+            syncfs(fd)  # to disk, before it has a name
 
 def ref_name(entry):
     """The full name in an index entry; "" if it has none, or only a tag."""
@@ -6600,7 +7316,7 @@ def store_blob(data):
             pass
         with Descriptor(os.open(blob, os.O_RDONLY | os.O_CLOEXEC)) as fd:
             os.fsync(fd)  # a name in the store is trusted: the data comes first
-        name_blob(blob, found["digest"])
+        name_blob(blob, found["digest"])  # it is whole, and on disk
     finally:
         unlink_if_there(blob)
     return found["digest"]
@@ -6626,8 +7342,8 @@ def store_layer(chunks, diff_id="", descriptor=None, part="", **how):
         if diff_id not in ("", plain["digest"]):
             raise Failure(f"layer, on {diff_id}: damaged or forged: the data is {plain['digest']}")
         sync_data(blob, layer)  # before the names: they are trusted, also after a power loss
-        name_blob(blob, packed["digest"])
-        name_layer(layer, plain["digest"])
+        name_blob(blob, packed["digest"])  # it is whole, and on disk
+        name_layer(layer, plain["digest"])  # and what it is unpacked
     finally:
         if not part:
             unlink_if_there(blob)
@@ -6665,15 +7381,19 @@ def store_layers(image, source, show_note=lambda *_: None):
 
 def store_manifest(config, layers, names):
     """Store an image's config (bytes) and manifest, and give it names; return its id."""
+    image_id, descriptor = store_documents(config, layers)
+    for name in names or [""]:
+        name_image(name, descriptor)
+    return image_id
+
+def store_documents(config, layers):
+    """Store an image's config (bytes) and manifest; return its id, and what the index calls it."""
     image_id = store_blob(config)
     data = to_json({
         "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "layers": layers,
         "config": {"mediaType": OCI_TYPE + "config.v1+json", "digest": image_id,
                    "size": len(config)}}).encode()
-    for name in names or [""]:
-        name_image(name, {"mediaType": MANIFEST_TYPE, "digest": store_blob(data),
-                          "size": len(data)})
-    return image_id
+    return image_id, {"mediaType": MANIFEST_TYPE, "digest": store_blob(data), "size": len(data)}
 
 # ── 24. In and out ───────────────────────────────────────────────────────────
 # What becomes an image, and what an image becomes: archives of docker's and the OCI's, a root file
@@ -6754,9 +7474,6 @@ def change_words(rest, text):
 def changed_pairs(words, rest):
     """{name: value} of NAME=VALUE... or, as old Dockerfiles have it, NAME VALUE."""
     return pairs_of(words if "=" in words[0] else [rest.replace(" ", "=", 1)])
-
-def pairs_of(texts):
-    return dict(text.partition("=")[::2] for text in texts)
 
 def load(source):
     """Store the images of a docker-archive, OCI archive or OCI layout; return [(name, id)]."""
@@ -7445,7 +8162,8 @@ def ask_login(options):
     if options["password-stdin"]:
         if not user:
             raise Failure("--password-stdin: it needs --username")
-        return user, sys.stdin.read(SMALL_FILE).rstrip("\r\n")
+        with open(0, encoding="utf-8", errors="surrogateescape", closefd=False) as file:
+            return user, file.read(SMALL_FILE).rstrip("\r\n")
     if not (user and password is not None or os.isatty(0)):
         raise Failure("login: standard input is no terminal to ask on",
                       hint="--username USER --password-stdin")
@@ -7658,6 +8376,8 @@ def find_or_pull(text, options):
     except NotFound:
         if when == "never":
             raise
+    import gc
+    gc.enable()  # see QUICK
     pull(text, options)
     return find_image(text)
 
@@ -7809,6 +8529,1591 @@ def upload_place(response, digest=""):
     if digest:
         place += ("&" if "?" in place else "?") + "digest=" + digest
     return place
+
+# ── 27. Build: the file ──────────────────────────────────────────────────────
+# A Dockerfile is read line by line: an instruction is a line with those that it goes on in, and the
+# here-documents that it names stand behind it.  Nothing in this chapter acts: it makes instructions
+# of the text, words of those, and answers what a pattern means.  Docker's "Dockerfile reference".
+#
+# A new instruction is a function in STEPS, in the next chapter; if it has flags, a row here.
+
+FLAGS = {  # what may stand before an instruction's words, as --FLAG=VALUE
+    "FROM": ("platform",), "RUN": ("mount", "network", "security"),
+    "COPY": ("from", "chown", "chmod", "link"),
+    "ADD": ("chown", "chmod", "link", "checksum"),
+    "HEALTHCHECK": ("interval", "timeout", "start-period", "start-interval", "retries")}
+SWITCHES = ("link",)  # those that need no value
+
+class StepFailure(Failure):
+    """An instruction can't be carried out; the message says which one it is."""
+
+class Instruction:
+    """One instruction of a Dockerfile: its NAME, its flags as [(name, value)], what stands behind
+    those, and its here-documents as [(name, is it expanded?, text)]."""
+    def __init__(self, file, line, text):
+        import re
+        self.file, self.line, self.documents, self.flags = file, line, [], []
+        self.name, self.rest = re.fullmatch(r"(\S+)\s*(.*)", text.strip(), re.S).groups()
+        self.name = self.name.upper()
+        self.text = f"{self.name} {' '.join(self.rest.split())}"
+        for flag, value, end in iter(self.next_flag, None):
+            if flag not in FLAGS[self.name]:
+                raise self.no(f"unknown flag --{flag}")
+            if value is None and flag not in SWITCHES and flag != "mount":
+                raise self.no(f"--{flag} needs a value")
+            self.flags.append((flag, value or ""))
+            self.rest = self.rest[end:]
+    def next_flag(self):
+        """The next flag as (name, value, where it ends); None if there is none."""
+        import re
+        found = None
+        if self.name in FLAGS:
+            found = re.match(r"""--([a-z][a-z-]*)(?:=((?:"[^"]*"|'[^']*'|[^\s"'])*))?(?:\s+|$)""",
+                             self.rest)
+        return found and (found[1], found[2], found.end())
+    def flag(self, name, default=None):
+        return next((value for flag, value in self.flags if flag == name), default)
+    def no(self, why, status=125, hint=""):
+        return StepFailure(f"build, on {self.file} line {self.line}, {self.name}: {why}", status,
+                           hint)
+    def list(self):
+        """The words of an instruction in its exec form, a list in JSON, or None."""
+        if self.rest.startswith("["):
+            try:
+                return check(plain_texts(from_json(self.rest)), [str], self.name)
+            except (ValueError, RecursionError, Failure):
+                pass  # docker takes it for a command then
+        return None
+
+def parse_dockerfile(text, path):
+    """The instructions of a Dockerfile, and the character that escapes in it."""
+    lines, at = text.lstrip("\ufeff").replace("\r\n", "\n").split("\n"), 0
+    escape, found = read_directives(lines, path), []
+    while at < len(lines):
+        if not lines[at].strip() or lines[at].lstrip().startswith("#"):
+            at += 1
+            continue
+        first = at + 1
+        line, at = join_lines(lines, at, escape)
+        step = Instruction(path, first, line)
+        for name, tabs, expanded in heredocs_of(step):
+            body, at = read_heredoc(lines, at, name, tabs)
+            if body is None:
+                raise step.no(f"the here-document <<{name} has no end")
+            step.documents.append((name, expanded, body))
+        found.append(step)
+    if not found:
+        raise Failure(f"build, on {path}: there is no instruction in it")
+    return found, escape
+
+def read_directives(lines, path):
+    """The escape character, from the comments at the very top: # escape=`"""
+    import re
+    escape = "\\"
+    for number, line in enumerate(lines, 1):
+        found = re.fullmatch(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.+?)\s*", line)
+        if not found:
+            break
+        if found[1].lower() == "escape":
+            escape = found[2]
+            if escape not in ("\\", "`"):
+                raise Failure(f"build, on {path} line {number}: escape is \\ or `")
+    return escape
+
+def join_lines(lines, at, escape):
+    """The line AT with those that it goes on in: (text, where the next one is).  Comments and empty
+    lines in between don't count."""
+    text = lines[at].lstrip()
+    at += 1
+    while text.rstrip(" \t").endswith(escape):
+        text = text.rstrip(" \t")[:-1]
+        while at < len(lines) and (not lines[at].strip() or lines[at].lstrip().startswith("#")):
+            at += 1
+        if at == len(lines):
+            break
+        text += lines[at]
+        at += 1
+    return text, at
+
+def heredocs_of(step):
+    """The here-documents that an instruction names: [(name, strip tabs?, expand?)]."""
+    import re
+    rest = step.rest
+    if step.name == "ONBUILD":
+        name, _, rest = rest.partition(" ")
+        if name.upper() not in ("RUN", "COPY", "ADD"):
+            return []
+    elif step.name not in ("RUN", "COPY", "ADD"):
+        return []
+    found = re.finditer(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.|(?:^|(?<=\s))\d*<<(-?)(["']?)"""
+                        r"""([^\s<>|;&()"'-][^\s<>|;&()"']*)\2""", rest, re.S)
+    return [(match[3], match[1] == "-", not match[2]) for match in found if match[3]]
+
+def read_heredoc(lines, at, name, tabs):
+    """A here-document's text, or None if it has no end, and where the next line is."""
+    body = []
+    while at < len(lines):
+        line = lines[at].lstrip("\t") if tabs else lines[at]
+        at += 1
+        if line == name:
+            return "".join(text + "\n" for text in body), at
+        body.append(line)
+    return None, at
+
+# Words
+
+class Expansion:
+    """A text with its variables, ${NAME:-WORD} and the like, filled in as a shell would do it; with
+    QUOTES, those go.  Raises ValueError."""
+    def __init__(self, text, values, escape, quotes=True):
+        self.text, self.values, self.escape, self.quotes, self.at = text, values, escape, quotes, 0
+    def word(self, end=""):
+        out = []
+        while self.at < len(self.text) and self.text[self.at] not in end:
+            letter = self.text[self.at]
+            self.at += 1
+            if letter == "$":
+                out.append(self.variable())
+            elif letter == "'" and self.quotes:
+                out.append(self.until("'"))
+            elif letter == '"' and self.quotes:
+                out.append(self.quoted())
+            elif letter == self.escape and self.at < len(self.text):
+                kept = "" if self.quotes or self.text[self.at] == "$" else letter
+                out.append(kept + self.text[self.at])
+                self.at += 1
+            else:
+                out.append(letter)
+        return "".join(out)
+    def until(self, end):
+        close = self.text.find(end, self.at)
+        if close < 0:
+            raise ValueError(f"a {end} has no second one")
+        piece, self.at = self.text[self.at:close], close + 1
+        return piece
+    def quoted(self):
+        out = []
+        while self.at < len(self.text):
+            letter = self.text[self.at]
+            self.at += 1
+            if letter == '"':
+                return "".join(out)
+            if letter == "$":
+                letter = self.variable()
+            elif letter == self.escape and self.text[self.at:self.at + 1] in ('"', "$", letter):
+                letter = self.text[self.at]
+                self.at += 1
+            out.append(letter)
+        raise ValueError('a " has no second one')
+    def variable(self):
+        """What stands behind a $."""
+        import re
+        found = re.compile(r"(\{?)(\w+|[@*#?$!-])").match(self.text, self.at)
+        if not found or not found[1] and found[2] in "@*#?$!-":
+            if self.text[self.at:self.at + 1] == "{":
+                raise ValueError("bad substitution: ${ without a name")
+            return "$"
+        self.at = found.end()
+        name, value = found[2], self.values.get(found[2])
+        if not found[1]:
+            if name[0].isdigit():
+                self.at = found.start() + 1
+            return value or ""
+        how = re.compile(r"\}|:?[-+?]|##?|%%?|//?").match(self.text, self.at)
+        if not how:
+            raise ValueError(f"bad substitution of {name}")
+        self.at = how.end()
+        if how[0] == "}":
+            return value or ""
+        word = self.word("/}" if "/" in how[0] else "}")
+        other = ""
+        if "/" in how[0] and self.text[self.at:self.at + 1] == "/":
+            self.at += 1
+            other = self.word("}")
+        if self.text[self.at:self.at + 1] != "}":
+            raise ValueError(f"${{{name} has no end")
+        self.at += 1
+        return changed_value(name, value, how[0], word, other)
+
+def changed_value(name, value, how, word, other):
+    """${NAME HOW WORD}, of a VALUE that is None if it isn't set; OTHER: what replaces."""
+    if how[-1] in "-+?":
+        there = value if how[0] == ":" else value is not None
+        if how[-1] == "+":
+            return word if there else ""
+        if not there and how[-1] == "?":
+            raise ValueError(f"{name}: {word or 'it is not set'}")
+        return value if there else word
+    value = value or ""
+    if how[0] == "/":
+        import re
+        most = 1 if how == "/" else 0  # 0: all
+        return re.sub(path_pattern(word, ".*"), lambda _: other, value, count=most)
+    from fnmatch import fnmatchcase
+    ends = range(len(value) + 1)
+    if how in ("##", "%"):
+        ends = reversed(ends)  # the longest front; the shortest end
+    for end in ends:
+        front, back = value[:end], value[end:]
+        if how[0] == "#" and fnmatchcase(front, word):
+            return back
+        if how[0] == "%" and fnmatchcase(back, word):
+            return front
+    return value
+
+def split_words(text, escape):
+    """The words of a text, each with its quotes and escapes."""
+    import re
+    e = re.escape(escape)
+    return re.findall(rf"""(?:'[^']*'|"(?:{e}.|[^"{e}])*"|{e}.|[^\s'"{e}]|['"{e}])+""", text, re.S)
+
+def split_pairs(step, escape):
+    """The NAME=VALUE... of ENV and LABEL, or their old form NAME VALUE, as pairs."""
+    words = split_words(step.rest, escape)
+    if not words:
+        raise step.no("a name and a value are missing")
+    if "=" not in words[0]:
+        name, _, value = step.rest.replace("\t", " ").partition(" ")
+        if not value.strip():
+            raise step.no(f"{name} has no value")
+        return [(name, value.strip())]
+    for word in words:
+        if "=" not in word or word.startswith("="):
+            raise step.no(f"{word} is not NAME=VALUE")
+    return [word.partition("=")[::2] for word in words]
+
+def parse_duration(text, step, flag):
+    """A duration of Go's, 1m30s, in nanoseconds."""
+    import re
+    units = {"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|us|ns|h|m|s)", text)
+    if text != "0" and (not parts or "".join(map("".join, parts)) != text):
+        raise step.no(f"--{flag}={text} is no duration, such as 30s")
+    return sum(int(float(number) * units[unit]) for number, unit in parts)
+
+# Patterns
+
+def path_pattern(text, star="[^/]*"):
+    """A regular expression for a pattern of Go's filepath.Match, and ** for any directories."""
+    import re
+    out, at = "", 0
+    while at < len(text):
+        letter = text[at]
+        at += 1
+        if letter == "*" and text[at:at + 1] == "*":
+            at += 1
+            out += ".*"
+            if text[at:at + 1] == "/":
+                out, at = out[:-2] + "(?:.*/)?", at + 1
+        elif letter == "*":
+            out += star
+        elif letter == "?":
+            out += "[^/]"
+        elif letter == "[" and "]" in text[at + 1:]:
+            end = text.index("]", at + 1)
+            inner = text[at:end].replace("\\", "\\\\").replace("[", "\\[")
+            out, at = f"{out}[{'^' if inner[0] in '!^' else ''}{inner.lstrip('!^')}]", end + 1
+        elif letter == "\\" and at < len(text):
+            out, at = out + re.escape(text[at]), at + 1
+        else:
+            out += re.escape(letter)
+    return out
+
+class Ignored:
+    """What a .dockerignore hides: call it with a path.  The last line that fits a path, or what it
+    is in, counts; ! takes it back."""
+    def __init__(self, text=""):
+        import re
+        self.rules = []
+        for line in text.lstrip("\ufeff").split("\n"):
+            line = line.strip()
+            hides = not line.startswith("!")
+            if line.startswith("#") or not line.lstrip("!"):
+                continue
+            line = os.path.normpath(line.lstrip("!").strip()).lstrip("/")
+            if line != ".":
+                rule = re.compile(rf"{path_pattern(line)}(?:/.*)?", re.S)
+                self.rules.insert(0, (rule.fullmatch, hides))
+        self.has_exceptions = not all(hides for _, hides in self.rules)
+    def __call__(self, path):
+        return next((hides for fits, hides in self.rules if fits(path)), False)
+
+def find_paths(root, pattern, ignored):
+    """The paths below the directory ROOT that a pattern of COPY's means; there may be none."""
+    import re
+    found = [""]
+    for part in os.path.normpath("/" + pattern).split("/")[1:]:
+        if not part:
+            continue
+        if not set(part) & set("*?[\\"):
+            found = [os.path.join(folder, part) for folder in found]
+            continue
+        fits, folders, found = re.compile(path_pattern(part), re.S).fullmatch, found, []
+        for folder in folders:
+            with tolerate(errno.ENOENT, errno.ENOTDIR), Descriptor(
+                    open_in_root(root, folder or ".", OPEN_DIR)) as fd:
+                found += [os.path.join(folder, name) for name in sorted(os.listdir(fd))
+                          if fits(name)]
+    there = []
+    for path in found:
+        hidden = ignored(path) and not ignored.has_exceptions
+        with tolerate(errno.ENOENT, errno.ENOTDIR), Descriptor(open_in_root(root, path or ".")):
+            if not hidden:
+                there.append(path)
+    return there
+
+def walk(fd, top, ignored):
+    """Yield (directory's descriptor, name, path, lstat) of all that is in a directory, in the order
+    of names, without what is IGNORED; a directory that is, only if something in it is not."""
+    for name in sorted(os.listdir(fd)):
+        path = f"{top}/{name}" if top else name
+        info, hidden = os.stat(name, dir_fd=fd, follow_symlinks=False), ignored(path)
+        if not hidden:
+            yield fd, name, path, info
+        if not stat.S_ISDIR(info.st_mode) or hidden and not ignored.has_exceptions:
+            continue
+        with Descriptor(os.open(name, OPEN_CHILD, dir_fd=fd)) as inner:
+            for row in walk(inner, path, ignored):
+                if hidden:
+                    yield fd, name, path, info
+                    hidden = False
+                yield row
+
+# ── 27b. Build: config and files ─────────────────────────────────────────────
+# These instructions change the config of a stage, or put a layer on it that is made of files, as the
+# tar that they are going to be.  Where a path leads in the image is asked of the image, by descriptors
+# that no link leads out of; so is where it leads in the context.
+
+DEFAULT_SHELL = "/bin/sh", "-c"
+
+# The config
+
+def step_env(stage, step):
+    values, old = stage.values(), pairs_of(stage.run.get("Env") or ())
+    for name, value in split_pairs(step, stage.build.escape):
+        old[stage.build.expand(step, name, values)] = stage.build.expand(step, value, values)
+    rows = [f"{name}={value}" for name, value in old.items()]
+    check_environment(rows, step.name)
+    stage.change(step, Env=rows)
+
+def step_label(stage, step):
+    labels = dict(stage.run.get("Labels") or {})
+    for name, value in split_pairs(step, stage.build.escape):
+        labels[stage.expand(step, name)] = stage.expand(step, value)
+    stage.change(step, Labels=labels)
+
+def step_arg(stage, step):
+    build = stage.build
+    for name, value in build.read_arguments(step, stage.values(), build.globals):
+        if value is not None:
+            stage.arguments[name] = value
+    stage.change(step)
+
+def step_expose(stage, step):
+    ports = dict(stage.run.get("ExposedPorts") or {})
+    for word in stage.expand(step, step.rest).split():
+        span, _, kind = word.partition("/")
+        first, _, last = span.partition("-")
+        first, last = to_number(first, 1 << 16), to_number(last or first, 1 << 16)
+        if first is None or last is None or kind.lower() not in ("", "tcp", "udp", "sctp"):
+            raise step.no(f"{word} is no port, such as 80 or 53/udp")
+        ports.update({f"{port}/{kind.lower() or 'tcp'}": {} for port in range(first, last + 1)})
+    stage.change(step, ExposedPorts=ports)
+
+def step_volume(stage, step):
+    words = step.list()
+    if words is None:
+        words = split_words(step.rest, stage.build.escape)
+    places = {stage.expand(step, word): {} for word in words}
+    if not places or "" in places:
+        raise step.no("a place is missing")
+    stage.change(step, Volumes={**(stage.run.get("Volumes") or {}), **places})
+
+def step_text(key):
+    """The function of an instruction whose whole text becomes the config's KEY."""
+    def step_it(stage, step):
+        value = stage.expand(step, step.rest)
+        if not value:
+            raise step.no("a value is missing")
+        if key == "StopSignal":
+            parse_signal(value, step.name)
+        stage.change(step, **{key: value})
+    return step_it
+
+def step_maintainer(stage, step):
+    stage.top["author"] = step.rest
+    stage.change(step)
+
+def command_words(stage, step):
+    """The command of CMD and the like: a list as it is, a line for the shell."""
+    words = step.list()
+    if words is None and step.rest:
+        words = [*(stage.run.get("Shell") or DEFAULT_SHELL), step.rest]
+    return words or []
+
+def step_cmd(stage, step):
+    stage.has_command = True
+    stage.change(step, Cmd=command_words(stage, step))
+
+def step_entrypoint(stage, step):
+    changes = {"Entrypoint": command_words(stage, step)}
+    if not stage.has_command:
+        changes["Cmd"] = None  # it was meant for the base's entrypoint
+    stage.change(step, **changes)
+
+def step_shell(stage, step):
+    words = step.list()
+    if not words:
+        raise step.no('it is a list, ["/bin/bash", "-c"]')
+    stage.change(step, Shell=words)
+
+def step_healthcheck(stage, step):
+    kind, _, rest = step.rest.partition(" ")
+    check_row, step.rest = {}, rest.strip()
+    if kind.upper() == "NONE":
+        check_row["Test"] = ["NONE"]
+    elif kind.upper() == "CMD" and step.rest:
+        words = step.list()
+        check_row["Test"] = ["CMD", *words] if words else ["CMD-SHELL", step.rest]
+    else:
+        raise step.no("it is NONE, or CMD and a command")
+    for flag, value in step.flags:
+        key = "".join(word.capitalize() for word in flag.split("-"))
+        if flag == "retries":
+            check_row[key] = parse_number(value, "--retries")
+        else:
+            check_row[key] = parse_duration(value, step, flag)
+    stage.change(step, Healthcheck=check_row)
+
+def step_onbuild(stage, step):
+    word = step.rest.partition(" ")[0].upper()
+    if not stage.build.knows(word) or word in ("ONBUILD", "FROM", "MAINTAINER"):
+        raise step.no(f"{word or 'nothing'} can't be put off")
+    text = step.rest + "".join(f"\n{body}{name}" for name, _, body in step.documents)
+    stage.change(step, OnBuild=[*(stage.run.get("OnBuild") or []), text])
+
+def step_workdir(stage, step):
+    """Change the directory; one that isn't there is a layer, and the user's."""
+    word = stage.expand(step, step.rest)
+    if not word:
+        raise step.no("a directory is missing")
+    path = os.path.normpath(os.path.join("/", stage.run.get("WorkingDir") or "", word))
+    path = "/" + path.lstrip("/")
+    user = stage.run.get("User") or ""
+    stage.run["WorkingDir"] = path
+    key = stage.key = key_of(stage.key, "WORKDIR", path, user)
+    if stage.build.take_cached(stage, key):
+        stage.build.progress.cached()
+        return
+    root = stage.open_root()
+    place, info = place_in(root, path)
+    if info and not stat.S_ISDIR(info.st_mode):
+        raise step.no(f"{path} is not a directory")
+    if info:
+        stage.note(step, True)
+        return
+    owner = owner_in(root, user, step) if user else None
+    copy = Copying(stage.build, root, owner)
+    stage.add_layer(step, key, lambda: as_tar(copy.directories(place)))
+
+# Files
+
+class FileInfo:
+    """What a tar's header says of a file, as lstat(2) has it."""
+    def __init__(self, info, owner=None, mode=None, moment=None):
+        self.st_uid, self.st_gid = owner or (info.st_uid, info.st_gid)
+        self.st_mode, self.st_rdev = info.st_mode, info.st_rdev
+        self.st_mtime_ns = info.st_mtime_ns if moment is None else moment
+        if mode is not None and not stat.S_ISLNK(info.st_mode):
+            self.st_mode = stat.S_IFMT(info.st_mode) | mode
+
+class Piece:
+    """Something that is copied: a path below a directory (a descriptor), what is IGNORED there, and
+    whose it becomes, or None for whose it is."""
+    def __init__(self, root, path, ignored=None, owner=(0, 0)):
+        self.root, self.ignored, self.owner = root, ignored or Ignored(), owner
+        self.path, self.info = place_in(root, path)  # the link's, if it is one, as docker has it
+        self.path = self.path.lstrip("/")
+        self.is_directory = stat.S_ISDIR(self.info.st_mode)
+        self.name = os.path.basename(path.rstrip("/"))
+    def rows(self):
+        """Yield all of it as `walk` does, a directory itself first; paths are below it."""
+        if self.is_directory:
+            with Descriptor(open_in_root(self.root, self.path or ".", OPEN_DIR)) as fd:
+                yield fd, ".", "", self.info
+                skip = len(self.path) + 1 if self.path else 0
+                for above, name, path, info in walk(fd, self.path, self.ignored):
+                    yield above, name, path[skip:], info
+            return
+        folder, name = os.path.split(self.path)
+        with Descriptor(open_in_root(self.root, folder or ".", OPEN_DIR)) as fd:
+            yield fd, name, "", self.info
+
+def digest_of(pieces):
+    """A digest of all that counts in what is copied: names, kinds, owners, modes, content."""
+    import hashlib
+    sha256 = hashlib.sha256()
+    for piece in pieces:
+        sha256.update(b"%d" % piece.is_directory + encode(piece.name))
+        for above, name, path, info in piece.rows():
+            uid, gid = piece.owner or (info.st_uid, info.st_gid)
+            data = b"%b\0%o %d:%d " % (encode(path), info.st_mode, uid, gid)
+            if stat.S_ISREG(info.st_mode):
+                with Descriptor(os.open(name, OPEN_ENTRY, dir_fd=above)) as fd:
+                    data += b"%d " % info.st_size + repr(pack_xattrs(fd)).encode()
+                    sha256.update(data)
+                    while data := os.read(fd, CHUNK):
+                        sha256.update(data)
+            elif stat.S_ISLNK(info.st_mode):
+                data += encode(os.readlink(name, dir_fd=above))
+            elif not stat.S_ISDIR(info.st_mode):
+                data += b"%d" % info.st_rdev
+            sha256.update(data + b"\0")
+    return sha256.hexdigest()
+
+def place_in(root, path, links=0):
+    """Where a path below ROOT leads: (the path without links, what stat(2) says of it or None)."""
+    path = os.path.normpath("/" + path.lstrip("/"))
+    try:
+        with Descriptor(open_in_root(root, path)) as fd:
+            top, here = os.readlink(f"/proc/self/fd/{root}"), os.readlink(f"/proc/self/fd/{fd}")
+            return here[len(top):] or "/", os.fstat(fd)
+    except FileNotFoundError:
+        above, name = os.path.split(path)
+    above, info = place_in(root, above, links)
+    if info:
+        with Descriptor(open_in_root(root, above)) as fd:
+            aim = link_target(fd, name)
+        if aim:  # a link that leads to nothing yet
+            if links > 40:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            return place_in(root, os.path.join(above, aim), links + 1)
+    return os.path.join(above, name), None
+
+def as_tar(pieces):
+    """Pieces of a tar as larger ones, each hand-over costs, and its end."""
+    from itertools import islice
+    pieces = iter(pieces)
+    while chunk := b"".join(islice(pieces, 32)):
+        yield chunk
+    yield bytes(1024)
+
+class Copying:
+    """What COPY puts into a stage, as a tar.  A directory that the image has keeps its links: what
+    is copied into it goes where they lead."""
+    def __init__(self, build, root, owner=None, mode=None):
+        self.root, self.owner, self.mode = root, owner, mode
+        self.moment, self.new = build.moment, build.created_ns
+        self.made, self.links = set(), {}
+    def directories(self, path):
+        """Yield headers of a directory and of all above: as they are, or new ones."""
+        parts = path.strip("/").split("/") if path != "/" else []
+        for count in range(len(parts) + 1):
+            here = "/".join(parts[:count])
+            if here in self.made:
+                continue
+            self.made.add(here)
+            pax = {}
+            try:
+                with Descriptor(open_in_root(self.root, here or ".", OPEN_DIR)) as fd:
+                    info, pax = FileInfo(os.fstat(fd), moment=self.moment), pack_xattrs(fd)
+            except FileNotFoundError:
+                info = self.new_directory()
+            yield tar_header(encode(here or ".") + b"/", b"5", info, pax=pax)
+    def new_directory(self):
+        return FileInfo(os.fstat(self.root), self.owner or (0, 0), 0o755, self.new)
+    def pack(self, pieces, place, into):
+        """Yield PIECES below PLACE, or as it; INTO: files go into it."""
+        for piece in pieces:
+            target, info = place_in(self.root, place)
+            if not piece.is_directory and (into or info and stat.S_ISDIR(info.st_mode)):
+                target = os.path.join(target, piece.name)
+                info = self.look(target)
+            if info and piece.is_directory != stat.S_ISDIR(info.st_mode):
+                kind = "a directory" if piece.is_directory else "a file"
+                raise Failure(f"copy, on {place}: {kind} can't replace what is there")
+            above = target if piece.is_directory and info else os.path.dirname(target)
+            yield from self.directories(above)
+            yield from self.pack_piece(piece, target, bool(info))
+    def look(self, path):
+        """What lstat(2) says of a path in the image, or None."""
+        with tolerate(errno.ENOENT, errno.ENOTDIR), Descriptor(
+                open_in_root(self.root, os.path.dirname(path))) as fd:
+            return look_at(os.path.basename(path), fd)
+        return None
+    def pack_piece(self, piece, target, there):
+        """Yield one piece; PLACES: where each directory of it goes, and whether that is there."""
+        places = {"": (target, there)}
+        for above, name, path, info in piece.rows():
+            folder, base = os.path.split(path)
+            goal, exists = target, there
+            if path:
+                upper, known = places[folder]
+                goal, exists = os.path.join(upper, base), False
+                if known:
+                    goal, exists = self.merge(goal, info)
+            is_directory = stat.S_ISDIR(info.st_mode)
+            if is_directory:
+                places[path] = goal, exists
+            if is_directory and not path and there:
+                continue  # docker leaves it as it is
+            if base.startswith(".wh."):
+                warn(f"copy, on {printable(path)}: the name would mean a whiteout, ignoring")
+                continue
+            if goal.strip("/") not in self.made or not is_directory:
+                yield from self.pack_entry(above, name, goal.strip("/"), info, piece)
+    def merge(self, goal, info):
+        """Where something goes in a directory that the image has, and whether that is there."""
+        there = self.look(goal)
+        if there and stat.S_ISDIR(info.st_mode):
+            goal, found = place_in(self.root, goal)
+            if found and not stat.S_ISDIR(found.st_mode):
+                raise Failure(f"copy, on {goal}: a directory can't replace a file")
+            return goal, bool(found)
+        if there and stat.S_ISDIR(there.st_mode):
+            raise Failure(f"copy, on {goal}: a file can't replace a directory")
+        return goal, False
+    def pack_entry(self, above, name, goal, info, piece):
+        """Yield one file or directory as a member."""
+        target, owner = encode(goal), self.owner or piece.owner
+        dressed = FileInfo(info, owner, self.mode, self.moment)
+        if stat.S_ISDIR(info.st_mode):
+            self.made.add(goal)
+            with Descriptor(os.open(name, OPEN_CHILD, dir_fd=above)) as fd:
+                yield tar_header(target + b"/", b"5", dressed, pax=pack_xattrs(fd))
+            return
+        kind = next((kind for kind in KINDS if KINDS[kind] == stat.S_IFMT(info.st_mode)), None)
+        if kind is None:
+            return  # a socket
+        if info.st_nlink > 1:
+            first = self.links.setdefault((info.st_dev, info.st_ino), target)
+            if first != target:
+                yield tar_header(target, b"1", dressed, link=first)
+                return
+        if kind == b"0":
+            with Descriptor(os.open(name, OPEN_ENTRY, dir_fd=above)) as fd:
+                size = os.fstat(fd).st_size
+                yield from tar_file(target, size, read_extents(fd, b"", [(0, size)]), dressed,
+                                    pack_xattrs(fd))
+        else:
+            link = encode(os.readlink(name, dir_fd=above)) if kind == b"2" else b""
+            yield tar_header(target, kind, dressed, link=link)
+
+def owner_in(root, text, step):
+    """USER[:GROUP] by the files of an image, as (uid, gid); a number alone is the group's, too."""
+    user, _, group = text.partition(":")
+    rows = {}
+    for path in ("/etc/passwd", "/etc/group"):
+        rows[path] = []
+        with tolerate(errno.ENOENT, errno.ENOTDIR), Descriptor(open_in_root(root, path)) as fd:
+            rows[path] = account_lines(f"/proc/self/fd/{fd}")
+    people = [row for row in rows["/etc/passwd"] if len(row) > 5]
+    account = None if is_id(user) else find_account(people, user)
+    uid, gid = (account[2], account[3]) if account else (user, user)
+    if group:
+        row = None if is_id(group) else find_account(rows["/etc/group"], group)
+        gid = row[2] if row else group
+    for number in (uid, gid):
+        if not is_id(number):
+            raise step.no(f"{text}: there is no {number} in the image")
+    return int(uid), int(gid)
+
+def step_copy(stage, step):
+    words, build = step.list() or step.rest.split(), stage.build
+    words = [stage.expand(step, word) if "<<" not in word else word for word in words]
+    if len(words) < 2:
+        raise step.no("it needs what to copy, and where to")
+    mode = stage.expand(step, step.flag("chmod", ""))
+    if mode and not (mode.isdigit() and not set(mode) & set("89") and int(mode, 8) <= 0o7777):
+        raise step.no(f"--chmod={mode} is no mode, such as 755")
+    pieces = find_pieces(stage, step, words[:-1])
+    place, into = words[-1], words[-1].endswith("/") or words[-1] in (".", "..")
+    into = into or place.endswith(("/.", "/.."))
+    place = os.path.join("/", stage.run.get("WorkingDir") or "", place)
+    flags = [stage.expand(step, value) for _, value in step.flags]
+    key = key_of(stage.key, step.name, words, flags, [name for name, _ in step.flags],
+                 digest_of(pieces))
+    if build.take_cached(stage, key):
+        build.progress.cached()
+        return
+    root = stage.open_root()
+    if len(pieces) > 1 and not into:
+        info = place_in(root, place)[1]
+        if not info or not stat.S_ISDIR(info.st_mode):
+            raise step.no(f"several things are copied, so {words[-1]} must end with /")
+    owner = stage.expand(step, step.flag("chown", "")) or None
+    if owner:
+        owner = owner_in(root, owner, step)
+    copy = Copying(build, root, owner, int(mode, 8) if mode else None)
+    stage.add_layer(step, key, lambda: as_tar(copy.pack(pieces, place, into)))
+
+def find_pieces(stage, step, words):
+    """What COPY or ADD is to copy, as Pieces."""
+    build, pieces, documents = stage.build, [], {}
+    for name, expanded, text in step.documents:
+        documents[name] = text
+        if expanded:
+            documents[name] = build.expand(step, text, stage.values(), quotes=False)
+    root, owner, ignored = build.context, (0, 0), build.ignored
+    if step.flag("from"):
+        root, owner, ignored = stage.find_root(step, step.flag("from")), None, Ignored()
+    for word in words:
+        name = word.partition("<<")[2].lstrip("-").strip("\"'")
+        if "<<" in word and name in documents:
+            folder = build.temporary()
+            write_file(f"{folder}/{name}", documents[name])
+            os.chmod(f"{folder}/{name}", 0o644)
+            pieces.append(Piece(os.open(folder, OPEN_DIR), name))
+        elif step.name == "ADD" and word.startswith(("http://", "https://")):
+            pieces.append(fetch(stage, step, word))
+        elif step.name == "ADD" and (word.startswith("git@") or "://" in word):
+            raise step.no(f"{word}: only http and https are fetched")
+        else:
+            found = find_paths(root, word, ignored)
+            if not found:
+                raise step.no(f"{word}: no such file or directory" + (
+                    "" if step.flag("from") else " in the context"))
+            found = [Piece(root, path, ignored, owner) for path in found]
+            if step.name == "ADD":
+                found = [unpacked(build, piece) for piece in found]
+            pieces += found
+    return pieces
+
+def unpacked(build, piece):
+    """What is in an archive of the context, or the piece as it is if it is none."""
+    if not stat.S_ISREG(piece.info.st_mode):
+        return piece
+    with Descriptor(open_in_root(piece.root, piece.path, os.O_RDONLY)) as fd:
+        kind, chunks = sniff(read_path(os.dup(fd)))
+        try:
+            next(read_tar(Stream(decompress(kind, chunks))))
+        except (Failure, StopIteration, EOFError):
+            return piece
+        os.lseek(fd, 0, os.SEEK_SET)
+        folder = build.temporary("files")
+        with Descriptor(os.open(folder, OPEN_DIR)) as into:
+            os.fchmod(into, 0o755)
+            unpack_layer(decompress(*sniff(read_path(os.dup(fd)))), into, whiteouts="keep")
+    return Piece(os.open(folder, OPEN_DIR), "", owner=None)
+
+def fetch(stage, step, url):
+    """Download a file for ADD, a Piece; --checksum says what it must be."""
+    import hashlib
+    from email.utils import parsedate_to_datetime
+    build, wanted = stage.build, stage.expand(step, step.flag("checksum", ""))
+    name = os.path.basename(url.partition("?")[0].partition("#")[0].partition("://")[2])
+    site = Site(origin(url)[1], "", build.run_options)
+    response = site.persist(url, lambda: site.follow("GET", url))
+    if response.status != 200:
+        raise step.no(f"{url}: the server says {response.status}")
+    folder, sha256 = build.temporary(), hashlib.sha256()
+    path = f"{folder}/{name or 'index'}"
+    with blame(f"fetch, on {url}"), open(path, "xb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        while chunk := response.read(CHUNK):
+            sha256.update(chunk)
+            file.write(chunk)
+    if wanted not in ("", f"sha256:{sha256.hexdigest()}"):
+        raise step.no(f"{url}: its sha256 is {sha256.hexdigest()}, not {wanted}")
+    moment = 0
+    try:
+        moment = parsedate_to_datetime(response.headers["Last-Modified"]).timestamp()
+    except (TypeError, ValueError, OverflowError, IndexError):
+        pass  # it doesn't say
+    os.utime(path, (moment, moment))
+    return Piece(os.open(folder, OPEN_DIR), name or "index")
+
+# ── 27c. Build: RUN ──────────────────────────────────────────────────────────
+# RUN's container is `run`'s own, with the same walls.  It writes into a directory of ours, which
+# becomes the layer.  Its monitor is a process that dies with this one, and the container with it, and
+# all that is left then is swept: there is nothing of it on record.
+
+PROXIES = [name for word in ("HTTP", "HTTPS", "FTP", "NO", "ALL") for name in (
+    f"{word}_PROXY", f"{word.lower()}_proxy")]  # arguments that need no ARG, and no key has
+RUN_MOUNT_KEYS = {  # --mount's words, and what they are called below
+    "type": "type", "target": "target", "dst": "target", "destination": "target",
+    "source": "source", "src": "source", "from": "from", "id": "id", "mode": "mode", "uid": "uid",
+    "gid": "gid", "sharing": "sharing", "size": "size", "required": "required", "env": "env",
+    "readonly": "ro", "ro": "ro", "rw": "rw", "readwrite": "rw"}
+
+def step_run(stage, step):
+    build, arguments = stage.build, dict(stage.arguments)
+    mounts = [parse_run_mount(stage, step, value) for flag, value in step.flags if flag == "mount"]
+    words, script = run_words(stage, step)
+    network = step.flag("network", "default")
+    if network not in ("default", "none", "host"):
+        raise step.no(f"--network={network}: not default, none or host")
+    if step.flag("security", "sandbox") != "sandbox":
+        raise step.no("--security: RUN is confined, always", hint="build --cap-add, --security-opt")
+    pieces = [find_piece(stage, step, row) for row in mounts]
+    told = [digest_of([piece]) for piece in pieces if piece]
+    key = key_of(stage.key, "RUN", words, script, step.flags, sorted(arguments.items()), told)
+    if build.take_cached(stage, key):
+        build.progress.cached()
+        return
+    for name in PROXIES:
+        if name in build.given:
+            arguments.setdefault(name, build.given[name])
+    held = []  # locks
+    try:
+        rows = [mount_for_run(build, step, row, piece, held) for row, piece in zip(mounts, pieces)]
+        for row in mounts:
+            if row["type"] == "secret" and "env" in row and row["id"] in build.secrets:
+                arguments[row["env"]] = os.fsdecode(build.secrets[row["id"]])
+        if script:
+            rows.append(script_row(build, *script))
+        folder = run_container(stage, step, words, arguments, [*filter(None, rows)], network)
+    finally:
+        for lock in held:
+            os.close(lock)
+    with Descriptor(os.open(folder + "/upper", OPEN_DIR)) as upper:
+        if build.moment is not None:
+            set_times(upper, build.moment)
+        stage.add_layer(step, key, lambda: pack_tree(upper, as_layer=True))
+
+def run_words(stage, step):
+    """The command of a RUN; and, where its here-document is a program, that: (name, text)."""
+    words, shell = step.list(), [*(stage.run.get("Shell") or DEFAULT_SHELL)]
+    if not step.rest:
+        raise step.no("a command is missing")
+    if words is not None and not step.documents:
+        return words, None
+    name, _, text = step.documents[0] if step.documents else ("", False, "")
+    if len(step.documents) == 1 and step.rest.replace("-", "").strip("<\"'") == name.replace(
+            "-", "") and len(step.rest.split()) == 1:
+        if text.startswith("#!"):
+            return [f"/dev/pipes/{name}"], (name, text)
+        return [*shell, text], None
+    return [*shell, step.rest + "".join(f"\n{body}{end}" for end, _, body in step.documents)], None
+
+def script_row(build, name, text):
+    path = f"{build.temporary()}/{name}"
+    write_file(path, text)
+    os.chmod(path, 0o755)
+    return mount_row(f"/dev/pipes/{name}", "bind", "rbind", "ro", source=path)
+
+# Mounts
+
+def parse_run_mount(stage, step, text):
+    """A --mount of RUN's as a dict."""
+    row = {"type": "bind"}
+    for field in csv_fields(text):
+        key, equals, value = field.partition("=")
+        if key not in RUN_MOUNT_KEYS:
+            raise step.no(f"--mount={text}: unknown key {key}")
+        row[RUN_MOUNT_KEYS[key]] = stage.expand(step, value) if equals else "true"
+    if row["type"] == "ssh":
+        raise step.no("--mount=type=ssh: no agent is passed on", hint="--secret id=key,src=FILE")
+    if row["type"] not in ("bind", "cache", "tmpfs", "secret"):
+        raise step.no(f"--mount={text}: type is bind, cache, tmpfs or secret")
+    if row["type"] == "secret":
+        row.setdefault("id", os.path.basename(row.get("source") or row.get("target") or ""))
+        if "env" not in row:
+            row.setdefault("target", f"/run/secrets/{row['id']}")
+    if not row.get("target") and "env" not in row:
+        raise step.no(f"--mount={text}: target is missing")
+    if row.get("target"):
+        row["target"] = os.path.join("/", stage.run.get("WorkingDir") or "", row["target"])
+    return row
+
+def find_piece(stage, step, row):
+    """What a mount shows of the context or of another stage, as a Piece, or None."""
+    if row["type"] != "bind" and not (row["type"] == "cache" and row.get("from")):
+        return None
+    build = stage.build
+    root, ignored = build.context, build.ignored
+    if row.get("from"):
+        root, ignored = stage.find_root(step, row["from"]), Ignored()
+    found = find_paths(root, row.get("source") or "/", ignored)
+    if len(found) != 1:
+        raise step.no(f"--mount: {row.get('source')}: no such file or directory")
+    return Piece(root, found[0], ignored, None if row.get("from") else (0, 0))
+
+def mount_for_run(build, step, row, piece, held):
+    """The row of the spec for a mount of RUN's; HELD: what to let go of afterwards."""
+    kind = row["type"]
+    if kind == "tmpfs":
+        more = [f"size={row['size']}"] if row.get("size") else []
+        return mount_row(row["target"], "tmpfs", "nosuid", "nodev", *more)
+    if kind == "secret":
+        return secret_row(build, step, row)
+    if kind == "bind":
+        source = copied(build, piece)
+        return mount_row(row["target"], "bind", "rbind", "rw" if "rw" in row else "ro",
+                         source=source)
+    name = key_of("cache", row.get("id") or row["target"])
+    path = volume_path(name)  # as one without a name: `volume prune` removes it
+    if row.get("sharing") == "private":
+        path = build.temporary("cache")
+    elif not os.path.isdir(path):
+        make_volume(path)
+        os.chmod(path, int(row.get("mode") or "755", 8))
+        os.chown(path, int(row.get("uid") or 0), int(row.get("gid") or 0))
+        if piece:
+            source = copied(build, piece)
+            copy_up(source, path, os.listdir(source))
+    if row.get("sharing") == "locked":
+        held.append(hold(os.path.dirname(path)))
+    return mount_row(row["target"], "bind", "rbind", "ro" if "ro" in row else "rw", source=path)
+
+def copied(build, piece):
+    """A copy of a Piece in a directory that goes with the build; returns its path."""
+    folder = build.temporary("copy")
+    with Descriptor(os.open(folder, OPEN_DIR)) as into:
+        os.fchmod(into, 0o755)
+        copy = Copying(build, into)
+        unpack_layer(as_tar(copy.pack([piece], "/it", False)), into, whiteouts="keep")
+    return folder + "/it"
+
+def parse_secret(text):
+    """A --secret argument, as (id, its bytes)."""
+    row = dict(field.partition("=")[::2] for field in csv_fields(text))
+    name = row.get("id") or os.path.basename(row.get("src") or row.get("source") or "")
+    if not name or "/" in name:
+        raise Failure(f"build, on --secret {text}: it is id=NAME[,src=FILE] or id=NAME,env=VARIABLE")
+    path = row.get("src") or row.get("source")
+    if row.get("env") or not path:
+        variable = row.get("env") or name
+        if variable not in os.environ:
+            raise Failure(f"build, on --secret {text}: there is no variable {variable}")
+        return name, encode(os.environ[variable])
+    with blame(f"build, on --secret {text}"), open(path, "rb") as file:
+        return name, file.read(SMALL_FILE)
+
+def secret_row(build, step, row):
+    """The row that shows a secret, which is nowhere on disk; None if it needn't be there."""
+    data = build.secrets.get(row["id"])
+    if data is None:
+        if row.get("required") in ("true", "1"):
+            raise step.no(f"--mount: there is no secret {row['id']}", hint="build --secret")
+        return None
+    if "target" not in row:
+        return None  # it's a variable
+    folder = build.temporary("secret")
+    mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700")
+    path = folder + "/it"
+    with Descriptor(os.open(path, OPEN_NEW, 0o600)) as fd:
+        write_all(fd, data)
+        os.fchown(fd, int(row.get("uid") or 0), int(row.get("gid") or 0))
+        os.fchmod(fd, int(row.get("mode") or "400", 8))
+    return mount_row(row["target"], "bind", "rbind", "ro", source=path)
+
+# The container
+
+def run_container(stage, step, words, arguments, rows, network):
+    """Run a command in a container on the stage as it is; returns the directory whose "upper" holds
+    what it wrote."""
+    build, root = stage.build, stage.open_root()
+    folder, options = os.path.dirname(build.temporary("upper")), dict(build.run_options)
+    with Descriptor(os.open(folder + "/upper", OPEN_DIR)) as upper:
+        dress(upper, tar_entry_of(root))
+    if network != "default":
+        options["network"] = [network]
+    env = {**arguments, **pairs_of(stage.run.get("Env") or ())}
+    container_id = os.urandom(32).hex()
+    path = state_path("containers", container_id)
+    plan = {"id": container_id, "path": path, "root": path + "/rootfs", "reference": "",
+            "layers": image_layers(stage.image)[::-1] or [build.temporary()], "digest": "",
+            "image": {"Env": [f"{name}={value}" for name, value in env.items()],
+                      "WorkingDir": stage.run.get("WorkingDir"), "User": stage.run.get("User")},
+            "diff_ids": stage.image["diff_ids"], "keep": False, "guard": None}
+    plan["network"], plan["wants"] = network_wanted(options, plan)
+    spec = make_spec(options, words, plan)
+    spec["mounts"][0] = layers_row("/", plan["layers"], folder)  # no copy: what changed is wanted
+    spec["mounts"] += rows
+    stubs = missing_places(root, spec["mounts"][1:])
+    status = watch_container(build, spec, make_record(options, plan, spec))
+    if status:
+        shown_words = words[-1] if len(words) == 3 else " ".join(words)
+        raise step.no(f"{shorten(shown_words, 200)} ended with {status}", status)
+    with Descriptor(os.open(folder + "/upper", OPEN_DIR)) as upper:
+        remove_stubs(root, upper, stubs)
+    return folder
+
+def watch_container(build, spec, record):
+    """Start a container in a process of its own and show what it says; returns its status."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    end, output = os.pipe()
+    monitor = os.fork()
+    if monitor == 0:
+        be_monitor(spec, record, theirs, output)
+    theirs.close()
+    os.close(output)
+    try:
+        with open(end, "rb", buffering=0) as file:
+            rest = b""
+            while chunk := file.read(CHUNK):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    build.progress.line(line.decode(errors="replace"))
+            if rest:
+                build.progress.line(rest.decode(errors="replace"))
+        status = exit_status(os.waitpid(monitor, 0)[1])
+        monitor = None
+    finally:
+        if monitor:  # interrupted
+            os.kill(monitor, _signal.SIGKILL)
+            os.waitpid(monitor, 0)
+            sweep_containers()
+    message = receive(ours)[0]
+    if message:
+        raise Failure(*message)
+    return status
+
+def be_monitor(spec, record, channel, output):
+    """In a process of its own: stay with the container until it ends."""
+    try:
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the build's end is its end
+        for number in (_signal.SIGTERM, _signal.SIGHUP):
+            _signal.signal(number, _signal.SIG_DFL)
+        for fd in (1, 2):
+            os.dup2(output, fd)
+        state = {"spec": spec, "record": record, "attached": True, "interactive": False}
+        os._exit(launch(state, None, None))
+    except Exception as error:
+        send(channel, describe(error, "build"))
+    finally:
+        os._exit(125)
+
+def tar_entry_of(fd):
+    """A directory as the Entry that would make it."""
+    info, entry = os.fstat(fd), Entry()
+    entry.uid, entry.gid, entry.mode = info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)
+    entry.mtime, entry.pax_headers = info.st_mtime_ns, pack_xattrs(fd)
+    return entry
+
+def missing_places(root, rows):
+    """The places that a container's mounts need and an image lacks, the deepest first."""
+    places = set()
+    for row in rows:
+        path = place_in(root, row["destination"])[0]
+        while path != "/" and not place_in(root, path)[1]:
+            places.add(path)
+            path = os.path.dirname(path)
+    return sorted(places, reverse=True)
+
+def remove_stubs(root, upper, places):
+    """Remove what was made for mounts to lie on, and was not used: it is nothing of the image's."""
+    for path in places:
+        folder, name = os.path.split(path)
+        with tolerate(errno.ENOENT, errno.ENOTDIR), Descriptor(
+                open_in_root(upper, folder, OPEN_DIR, RESOLVE_NO_SYMLINKS)) as above:
+            there = look_at(name, above)
+            if there and stat.S_ISDIR(there.st_mode):
+                with tolerate(errno.ENOTEMPTY, errno.EEXIST):
+                    os.rmdir(name, dir_fd=above)
+            elif there and stat.S_ISREG(there.st_mode) and not there.st_size:
+                os.unlink(name, dir_fd=above)
+            info = place_in(root, folder)[1]
+            if info and folder != "/" and not os.listdir(above):  # overlayfs' copy of it alone
+                here = os.fstat(above)
+                if (here.st_mode, here.st_uid, here.st_gid) == (
+                        info.st_mode, info.st_uid, info.st_gid):
+                    remove_tree(folder.lstrip("/"), upper)
+
+def set_times(fd, moment):
+    """Give all in a directory, and itself, one time."""
+    for above, name, _, _ in walk(fd, "", Ignored()):
+        os.utime(name, ns=(moment, moment), dir_fd=above, follow_symlinks=False)
+    os.utime(fd, ns=(moment, moment))
+
+# ── 27d. Build ───────────────────────────────────────────────────────────────
+# A build is stages, a stage an image on its way.  Each image with a new layer is kept without a name,
+# and built/KEY says which it is.  The key is a digest of all that counts: the key of the step before,
+# the instruction, what its variables mean, what is in its files, but not their times.  So a build
+# that breaks off goes on where it was, and `image prune` forgets it all.
+#
+# A stage is read by an overlay in a mount namespace of our own.  An instruction is a row in STEPS.
+
+STEPS = {
+    "FROM": None, "ADD": step_copy, "ARG": step_arg, "CMD": step_cmd, "COPY": step_copy,
+    "ENTRYPOINT": step_entrypoint, "ENV": step_env, "EXPOSE": step_expose,
+    "HEALTHCHECK": step_healthcheck, "LABEL": step_label, "MAINTAINER": step_maintainer,
+    "ONBUILD": step_onbuild, "RUN": step_run, "SHELL": step_shell,
+    "STOPSIGNAL": step_text("StopSignal"), "USER": step_text("User"), "VOLUME": step_volume,
+    "WORKDIR": step_workdir}
+BUILD_RUN = (  # what RUN's containers share with run's
+    *LIMIT_OPTIONS, PROCESS_LIMITS[1], PROCESS_LIMITS[3], *PULL_OPTIONS,
+    ("--add-host", "NAME:IP...", "a line in RUN's /etc/hosts"),
+    ("--shm-size", "SIZE", "size of RUN's /dev/shm (default: 64m)"),
+    ("--cap-add", "CAP...", "give RUN a capability"), ("--cap-drop", "CAP...", "take one away"),
+    ("--security-opt", "OPT...", "for RUN, as run has it"))
+
+@command("[OPTIONS] DIR|TAR|-", "make an image as a Dockerfile says", *BUILD_RUN,
+         ("-t --tag", "NAME[:TAG]...", "what the image is to be called"),
+         ("-f --file", "FILE", "the Dockerfile, - for standard input (default: the context's "
+                               "Containerfile or Dockerfile)"),
+         ("--build-arg", "K=V...", "set an ARG; K alone takes the caller's variable"),
+         ("--target", "STAGE", "build this stage, not the last"),
+         ("--platform", "OS/ARCH[/VARIANT]", "of base images, not the host's own"),
+         ("--pull", "", "fetch base images again"), ("--no-cache", "", "do every step anew"),
+         ("--label", "K=V...", "add a label"),
+         ("--network --net", "NAME", "RUN's network: none, host, bridge or another"),
+         ("--secret", "id=ID[,src=FILE|,env=NAME]...", "what RUN --mount=type=secret shows"),
+         ("--ssh", "ID...", "not to be had"), ("--iidfile", "FILE", "write the image's id there"),
+         ("--progress", "FORM", "auto or plain"), ("-q --quiet", "", "print the id only"),
+         takes=ONE)
+def cmd_build(options, words):
+    if options["ssh"]:
+        raise Failure("build, on --ssh: no agent is passed on", hint="--secret id=key,src=FILE")
+    if options["progress"] not in (None, "auto", "plain"):
+        raise Failure(f"--progress, on {options['progress']}: not auto or plain")
+    names = [full_name(name) for name in options["tag"]]
+    for number in (_signal.SIGTERM, _signal.SIGHUP):
+        _signal.signal(number, stop_build)
+    os.unshare(CLONE_NEWNS)
+    mount(None, "/", None, MS_REC | MS_PRIVATE, None)  # what is mounted here the host won't see
+    with ImageAdder(using_images()):
+        build = Build(options)
+        try:
+            build.open_context(words[0])
+            image_id = build.finish(names)
+        finally:
+            build.tidy_up()
+    if options["iidfile"]:
+        with blame(f"--iidfile, on {options['iidfile']}"):
+            write_file(options["iidfile"], image_id)
+    show(image_id)
+
+def stop_build(number, _):
+    raise Interrupted("build: interrupted", 128 + number)
+
+class Build:
+    """One `build`: its context and instructions, its stages, and what is to go at its end."""
+    def __init__(self, options):
+        self.options, self.folders, self.done, self.bases = options, [], {}, {}
+        self.known = {entry["digest"] for entry in read_index()}
+        self.progress = BuildProgress(options)
+        self.run_options, _ = parse_options(OPTIONS["run"].values(), [], "build")
+        for row in BUILD_RUN:
+            self.run_options[long_name(row)] = options[long_name(row)]
+        self.run_options["network"] = [*filter(None, [options["network"]])]
+        self.run_options.update(pull="always" if options["pull"] else None, hostname="build")
+        self.secrets = dict(map(parse_secret, options["secret"]))
+        self.given = {}  # arguments
+        for text in options["build-arg"]:
+            name, equals, value = text.partition("=")
+            if equals or name in os.environ:
+                self.given[name] = value if equals else os.environ[name]
+        self.moment, epoch = None, os.environ.get("SOURCE_DATE_EPOCH")
+        seconds = int(time.time())
+        if epoch:
+            seconds = parse_number(epoch, "SOURCE_DATE_EPOCH")
+            self.moment = seconds * 10**9  # what all files get
+        self.created_ns = seconds * 10**9
+        self.created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+    def temporary(self, name=""):
+        """A new directory that goes with the build: a sweep would take it, too."""
+        self.folders.append(os.path.realpath(temporary_path("layers")))
+        os.mkdir(self.folders[-1], 0o700)
+        path = os.path.join(self.folders[-1], name).rstrip("/")
+        os.makedirs(path, exist_ok=True)
+        return path
+
+    def tidy_up(self):
+        """Leave nothing but images; what led to one that is gone, goes."""
+        for place, *_ in mounts_here()[::-1]:
+            if any(place.startswith(folder) for folder in self.folders):
+                umount2(place, MNT_DETACH)
+        for folder in self.folders:
+            remove_tree(folder)
+        here = {entry["digest"] for entry in read_index()}
+        for name in listing(state_path("built")):
+            with tolerate(errno.ENOENT):
+                if read_json(state_path("built", name))["digest"] not in here:
+                    unlink_if_there(state_path("built", name))
+
+    # What is to be built
+
+    def open_context(self, place):
+        """Open what COPY copies from, and read what is to be done."""
+        wanted, text = self.options["file"], None
+        if "://" in place or place.startswith("git@"):
+            raise Failure(f"build, on {place}: a context from the network", hint="fetch it first")
+        if wanted == "-":
+            if place == "-":
+                raise Failure("build, on -f -: standard input is the context already")
+            wanted, text = "stdin", sys.stdin.read()
+        inside = not os.path.isdir(place)
+        folder = place
+        if inside:
+            folder = self.temporary()
+            text = text or self.unpack_context(place, folder)
+            if text and not wanted:
+                wanted = "stdin"
+        with blame(f"build, on {place}"):
+            self.context = os.open(folder, OPEN_DIR)
+        if text is None:
+            wanted, text = self.read_dockerfile(wanted, place, inside)
+        steps, self.escape = parse_dockerfile(text, wanted)
+        self.ignored = Ignored(self.read_ignore(wanted, inside))
+        self.split_stages(steps)
+
+    def unpack_context(self, place, folder):
+        """Unpack a context that is a tar; one on stdin that is none is the Dockerfile's text."""
+        from itertools import chain
+        with blame(f"build, on {place}"):
+            kind, chunks = sniff(read_path(0 if place == "-" else place))
+        start = next(chunks, b"")
+        chunks = chain([start], chunks)
+        if kind == "plain" and start[257:262] != b"ustar":
+            if place != "-":
+                raise Failure(f"build, on {place}: neither a directory nor a tar archive")
+            return b"".join(chunks).decode(errors="surrogateescape")
+        with Descriptor(os.open(folder, OPEN_DIR)) as fd:
+            unpack_layer(decompress(kind, chunks), fd, whiteouts="keep",
+                         owned_by=(os.geteuid(), os.getegid()))
+        return None
+
+    def read_dockerfile(self, wanted, place, inside):
+        """The path and the text of the Dockerfile: where -f says, or in the context."""
+        for name in [wanted] if wanted else ["Containerfile", "Dockerfile"]:
+            if wanted and not inside and os.path.isfile(name):
+                return name, read_text(name)
+            with tolerate(errno.ENOENT):
+                return name, self.read_context(name)
+        raise Failure(f"build, on {wanted or place}: no such file" if wanted else
+                      f"build, on {place}: no Containerfile or Dockerfile in it", hint="-f FILE")
+
+    def read_context(self, name):
+        with Descriptor(open_in_root(self.context, name)) as fd:
+            return read_text(f"/proc/self/fd/{fd}")
+
+    def read_ignore(self, path, inside):
+        """The text of what hides files from COPY: the Dockerfile's own, or the context's."""
+        own = path + ".dockerignore"
+        if not inside and os.path.isfile(own):
+            return read_text(own)
+        for name in (own, ".containerignore", ".dockerignore"):
+            with tolerate(errno.ENOENT, errno.ENOTDIR):
+                return self.read_context(name)
+        return ""
+
+    def knows(self, name):
+        return name in STEPS
+
+    def split_stages(self, steps):
+        """Set the values of the ARGs before the first FROM, and the stages, [FROM, step...]."""
+        self.globals, self.stages = platform_arguments(self.options["platform"]), []
+        for step in steps:
+            if step.name not in STEPS:
+                raise step.no("there is no such instruction")
+            if step.name == "FROM":
+                self.stages.append([])
+            if self.stages:
+                self.stages[-1].append(step)
+            elif step.name != "ARG":
+                raise step.no("it can't stand before the first FROM")
+            else:
+                for name, value in self.read_arguments(step, dict(self.globals)):
+                    self.globals[name] = value or ""
+        if not self.stages:
+            raise steps[-1].no("no FROM comes after it")
+
+    def read_arguments(self, step, values, outer=()):
+        """Yield what an ARG declares, (name, value): the given value, its own, the OUTER one, or
+        None."""
+        for word in split_words(step.rest, self.escape):
+            name, equals, value = word.partition("=")
+            default = self.expand(step, value, values) if equals else dict(outer).get(name)
+            yield name, self.given.get(name, default)
+
+    def expand(self, step, text, values, quotes=True):
+        try:
+            return Expansion(text, values, self.escape, quotes).word()
+        except ValueError as why:
+            raise step.no(str(why)) from None
+
+    def find_stage(self, word, before):
+        """The number of the stage, of those BEFORE one, that a name or a number means, or None."""
+        for number in reversed(range(before)):
+            if stage_name(self.stages[number][0]) == word.lower():
+                return number
+        return to_number(word, before)
+
+    # Stages
+
+    def finish(self, names):
+        """Build the wanted stage, name its image and return the id."""
+        target = len(self.stages) - 1
+        if self.options["target"]:
+            target = self.find_stage(self.options["target"], len(self.stages))
+            if target is None:
+                raise Failure(f"build, on --target {self.options['target']}: no such stage")
+        stage = self.build_stage(target)
+        self.progress.begin("exporting to image")
+        for text in self.options["label"]:
+            name, _, value = text.partition("=")
+            stage.run["Labels"] = {**(stage.run.get("Labels") or {}), name: value}
+        if stage.pending or self.options["label"] or not stage.descriptor:
+            key = key_of(stage.key, "image", self.options["label"])
+            if not self.take_cached(stage, key):
+                self.store(stage, key)
+        for name in names:
+            name_image(name, stage.descriptor)
+            self.progress.line(f"naming to {name}")
+        self.progress.end()
+        return stage.image_id
+
+    def build_stage(self, number):
+        """Build a stage, and before it those that it needs, each once."""
+        if number in self.done:
+            return self.done[number]
+        first, *steps = self.stages[number]
+        for word in (word for step in steps for word in sources_of(step)):
+            needed = self.find_stage(word, number)
+            if needed is not None:
+                self.build_stage(needed)
+        words = split_words(first.rest, self.escape)
+        if len(words) not in (1, 3) or len(words) == 3 and words[1].upper() != "AS":
+            raise first.no("it is FROM IMAGE [AS NAME]")
+        base = self.expand(first, words[0], self.globals)
+        platform = self.expand(first, first.flag("platform", ""), self.globals)
+        if not base:
+            raise first.no(f"{words[0]} is nothing: no ARG before it has a value")
+        below = self.find_stage(base, number)
+        if below is not None:
+            below = self.build_stage(below)
+        label = stage_name(first)
+        if not label and len(self.stages) > 1:
+            label = f"stage-{number}"
+        title = f"{label} {{}}/{len(steps) + 1}".strip()
+        with self.progress.step(f"[{title.format(1)}] FROM {base}", first):
+            stage = Stage(self, number, below, base, platform)
+            triggers = [parse_dockerfile(text, f"ONBUILD of {base}")[0][0]
+                        for text in stage.run.pop("OnBuild", None) or ()]
+        for at, step in enumerate([*triggers, *steps], 2 - len(triggers)):
+            with self.progress.step(f"[{title.format(max(at, 1))}] {step.text}", step):
+                if step.name not in STEPS or step.name in ("FROM", "ONBUILD") and at < 2:
+                    raise step.no("there is no such instruction")
+                STEPS[step.name](stage, step)
+        self.done[number] = stage
+        return stage
+
+    def find_base(self, text, platform=""):
+        """The image of that name, of that platform if one is said."""
+        if (text, platform) not in self.bases:
+            wanted = platform or self.options["platform"]
+            options = dict(self.run_options, platform=wanted)
+            image = find_or_pull(text, options)
+            if wanted and not is_of_platform(image, wanted):
+                pull(text, options)
+                image = find_image(text)
+            self.bases[text, platform] = image
+        return self.bases[text, platform]
+
+    # The cache
+
+    def take_cached(self, stage, key):
+        """Let a stage be at the image that KEY stands for, if that is there."""
+        descriptor = None
+        with tolerate(errno.ENOENT):
+            descriptor = read_json(state_path("built", key))
+        if not descriptor or descriptor["digest"] not in self.known or (
+                self.options["no-cache"] and key not in self.known):
+            return False
+        stage.take(read_image(state_path("images"), descriptor), key)
+        return True
+
+    def store(self, stage, key, layer=None):
+        """Store a stage's image as it is now, with one LAYER more, (descriptor, diff id)."""
+        layers, diff_ids = list(stage.image["layers"]), list(stage.image["diff_ids"])
+        if layer:
+            layers.append(layer[0])
+            diff_ids.append(layer[1])
+        config = {**stage.image["config"], **stage.top, "config": stage.run,
+                  "created": self.created, "rootfs": {"type": "layers", "diff_ids": diff_ids},
+                  "history": [*(stage.image["config"].get("history") or ()), *stage.pending]}
+        image_id, descriptor = store_documents(to_json(config).encode(), layers)
+        if descriptor["digest"] not in self.known:
+            name_image("", descriptor)
+        write_json(state_path("built", key), descriptor)
+        self.known |= {descriptor["digest"], key}
+        stage.take({"config": config, "layers": layers, "diff_ids": diff_ids, "id": image_id,
+                    "descriptor": descriptor}, key)
+
+class Stage:
+    """An image on its way: the last one that was stored, the config as it is by now, the history
+    that is pending since, and the key of it all."""
+    def __init__(self, build, number, below, base, platform):
+        self.build, self.number, self.arguments, self.has_command = build, number, {}, False
+        self.root = None  # open_root opens it
+        if below:
+            self.take(below.image, below.key)
+            self.run, self.pending, self.top = dict(below.run), [*below.pending], dict(below.top)
+        elif base == "scratch":
+            words = (platform or build.options["platform"] or platforms()[0]).split("/")
+            words = [word for word in words if word != "linux"]
+            config = {**dict(zip(("architecture", "variant"), words)), "os": "linux"}
+            self.take({"config": config, "layers": [], "diff_ids": [], "id": "",
+                       "descriptor": None}, key_of("scratch", config, build.moment))
+        else:
+            image = build.find_base(base, platform)
+            self.take(image, key_of(image["id"], build.moment))
+        check(self.run, {"OnBuild": [str], "Shell": [str]}, f"image, on {base}")
+
+    def take(self, image, key):
+        """Be at an image."""
+        self.image, self.key, self.pending, self.top = image, key, [], {}
+        self.descriptor, self.image_id = image["descriptor"], image["id"]
+        self.run = dict(image["config"].get("config") or {})
+        if self.root is not None:
+            os.close(self.root)
+        self.root = None
+
+    def values(self):
+        """What variables mean: what ENV says, or else ARG."""
+        return {**self.arguments, **pairs_of(self.run.get("Env") or ())}
+
+    def expand(self, step, text):
+        return self.build.expand(step, text, self.values())
+
+    def change(self, step, **changes):
+        """Take changes of the config, and put them on record."""
+        self.run.update(changes)
+        self.note(step, True)
+        self.key = key_of(self.key, step.name, changes or step.rest)
+
+    def note(self, step, empty=False):
+        entry = {"created": self.build.created, "created_by": step.text, "comment": "mydocker"}
+        if empty:
+            entry["empty_layer"] = True
+        self.pending.append(entry)
+
+    def open_root(self):
+        """A descriptor of the stage's root as it is, to read from."""
+        if self.root is None:
+            self.root = open_layers(self.build, image_layers(self.image)[::-1])
+        return self.root
+
+    def find_root(self, step, word):
+        """A descriptor of the root of another stage, or of an image."""
+        number = self.build.find_stage(self.expand(step, word), self.number)
+        if number is not None:
+            return self.build.build_stage(number).open_root()
+        image = self.build.find_base(self.expand(step, word))
+        return open_layers(self.build, image_layers(image)[::-1])
+
+    def add_layer(self, step, key, make_chunks):
+        """Put what MAKE_CHUNKS packs on top."""
+        layer = store_layer(make_chunks(), strict=True)
+        self.note(step)
+        self.build.store(self, key, layer)
+
+def open_layers(build, layers):
+    """A descriptor of layers, top first, one over the other, read-only."""
+    layers = [*layers, build.temporary("empty")]  # overlayfs wants two
+    if len(layers) == 1:
+        return os.open(layers[0], OPEN_DIR)
+    top = build.temporary("root")
+    row = mount_row("/", "layers", *[f"lowerdir={path}" for path in layers])
+    try:
+        mount_layers(top, row, MS_RDONLY, "")
+    except OSError:  # overlayfs can't stack them here
+        row["source"] = build.temporary() + "/copy"
+        os.close(int(os.path.basename(mount_copy(top, row, 0, ""))))
+    return os.open(top, OPEN_DIR)
+
+def stage_name(step):
+    """The name that a FROM gives its stage, or ""."""
+    words = step.rest.split()
+    return words[2].lower() if len(words) == 3 else ""
+
+def sources_of(step):
+    """The stages or images that an instruction copies from."""
+    found = []
+    for flag, value in step.flags:
+        if flag == "from":
+            found.append(value)
+        elif flag == "mount":
+            found += [field[5:] for field in csv_fields(value) if field.startswith("from=")]
+    return found
+
+def platform_arguments(wanted):
+    """The arguments that say what is built for, and where."""
+    found = {}
+    for prefix, text in (("BUILD", platforms()[0]), ("TARGET", wanted or platforms()[0])):
+        words = [word for word in text.split("/") if word != "linux"] + [""]
+        found.update({f"{prefix}PLATFORM": "/".join(filter(None, ["linux", *words])),
+                      f"{prefix}OS": "linux", f"{prefix}ARCH": words[0],
+                      f"{prefix}VARIANT": words[1]})
+    return found
+
+def is_of_platform(image, wanted):
+    config = image["config"]
+    return platform_name(*wanted.lower().split("/")) == platform_name(
+        "linux", config.get("architecture") or "", config.get("variant") or "")
+
+def key_of(*things):
+    """What a step and all before it are known by."""
+    import hashlib
+    return hashlib.sha256(to_json(things).encode()).hexdigest()
+
+class BuildProgress:
+    """What a build says on stderr: docker's plain form, or a living line a step."""
+    def __init__(self, options):
+        self.quiet, self.number, self.title, self.begun = options["quiet"], 0, "", 0
+        self.live = not self.quiet and options["progress"] != "plain" and sys.stderr.isatty()
+        self.is_cached, self.said, self.owner = False, [], None
+
+    def say(self, text):
+        if not self.quiet:
+            print_line(text)
+
+    def begin(self, title, step=None):
+        self.number, self.title, self.begun = self.number + 1, title, time.monotonic()
+        self.is_cached, self.said, self.owner = False, [], step
+        if self.live:
+            self.redraw()
+        else:
+            self.say(f"#{self.number} {title}")
+        return self
+
+    step = begin
+
+    def line(self, text):
+        self.said = [*self.said[-19:], text]
+        if self.live:
+            self.redraw(text)
+        else:
+            self.say(f"#{self.number} {time.monotonic() - self.begun:.3f} {text}")
+
+    def redraw(self, text=""):
+        width = os.get_terminal_size(2).columns or 80
+        line = f"{self.title} {time.monotonic() - self.begun:.1f}s {text}"
+        draw(printable(line)[:width - 1])
+
+    def cached(self):
+        self.is_cached = True
+
+    def end(self):
+        seconds = f"{time.monotonic() - self.begun:.1f}s"
+        if self.live:
+            draw("")
+            self.say(f"{self.title} {'CACHED' if self.is_cached else seconds}")
+        else:
+            self.say(f"#{self.number} {'CACHED' if self.is_cached else f'DONE {seconds}'}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        """A step is over; what went wrong in it is said with its place in the file."""
+        if kind is None:
+            self.end()
+            return
+        if self.live:
+            draw("")
+        if self.live or self.quiet:
+            for line in self.said:
+                print_line(line)
+        else:
+            self.say(f"#{self.number} ERROR")
+        if isinstance(error, (Failure, OSError)) and not isinstance(error, (StepFailure,
+                                                                            Interrupted)):
+            message, status, hint = describe(error, self.owner.name)
+            raise self.owner.no(message, status, hint) from None
 
 # ── 28. Netlink ──────────────────────────────────────────────────────────────
 # Links, addresses, routes and rules are asked for by netlink(7): a message is a header, a second one
@@ -8529,7 +10834,7 @@ def networks():
 def network_path(name, suffix=""):
     if not is_name(name) or "." in name or len(name) > 15 or name in (
             "all", "default", "none", "host", "container", "pasta"):  # the kernel's, and --network's
-        raise Failure(f"network, on {name or chr(39) * 2}: its name, a link's too, has at most 15 "
+        raise Failure(f"network, on {as_typed(name)}: its name, a link's too, has at most 15 "
                       "letters, digits, _ and -")
     return state_path("networks", name + suffix)
 
@@ -8565,7 +10870,7 @@ def choose_subnet(wanted, gateway, link):
 def parse_subnet(text, gateway):
     """A subnet and the gateway in it, by default its first address, as ipaddress has them."""
     import ipaddress
-    wrong = Failure(f"--subnet, on {text or chr(39) * 2}: not a subnet, such as 10.9.1.0/24")
+    wrong = Failure(f"--subnet, on {as_typed(text)}: not a subnet, such as 10.9.1.0/24")
     address, _, bits = text.partition("/")
     if not 8 <= (to_number(bits) or 0) <= 30:
         wrong.message += ", with 8 to 30 bits"
@@ -8729,7 +11034,7 @@ NETWORK_OPTIONS = (  # of run
                                    "ip=IP,alias=NAME (default: bridge, on the host's own root "
                                    "none)"),
     ("-p --publish", "[[IP:]HOST:]PORT[/udp]...", "lead a port of the host's, or more, to it"),
-    ("-P --publish-all", "", "so for all ports that the image names"),
+    ("-P --publish-all", "", "lead free ports to all that the image names"),
     ("--ip", "IP", "its address in the first network"), ("--mac-address", "MAC", "its eth0's"),
     ("--network-alias", "NAME...", "one more name for its neighbours in the first network"),
     ("--add-host", "NAME:IP...", "a line in its /etc/hosts"),
@@ -8790,7 +11095,7 @@ def parse_network(text):
         elif key in keys:
             endpoint[keys[key]] = value
         else:
-            raise Failure(f"--network, on {text}: unknown key {key or chr(39) * 2}, it is "
+            raise Failure(f"--network, on {text}: unknown key {as_typed(key)}, it is "
                           "name=NETWORK[,ip=IP][,alias=NAME]...[,mac-address=MAC]")
     return endpoint
 
@@ -8820,7 +11125,7 @@ def check_networks(options, wants):
         check_address(address, "--dns", _socket.AF_INET, _socket.AF_INET6)
     for domain in wants["search"]:
         if not domain or not domain.isprintable() or " " in domain:
-            raise Failure(f"--dns-search, on {domain or chr(39) * 2}: not a domain, such as "
+            raise Failure(f"--dns-search, on {as_typed(domain)}: not a domain, such as "
                           "example.org")
 
 def check_endpoint(endpoint, ip_option, alias_option):
@@ -8844,14 +11149,14 @@ def check_address(text, option, *families):
     example = "10.9.1.2"
     if _socket.AF_INET6 in families:
         example += " or fd00::2"
-    raise Failure(f"{option}, on {text or chr(39) * 2}: not an IP address, such as {example}")
+    raise Failure(f"{option}, on {as_typed(text)}: not an IP address, such as {example}")
 
 def parse_host(text):
     """An --add-host argument, NAME:IP or NAME=IP, as NAME:IP; IP may be host-gateway."""
     at = min([index for index in map(text.find, ":=") if index >= 0], default=-1)
     name, address = text[:max(at, 0)], text[at + 1:].strip("[]")
     if at < 0 or not name.replace("-", "a").replace(".", "a").replace("_", "a").isalnum():
-        raise Failure(f"--add-host, on {text or chr(39) * 2}: it is NAME:IP")
+        raise Failure(f"--add-host, on {as_typed(text)}: it is NAME:IP")
     if address != "host-gateway":
         check_address(address, "--add-host", _socket.AF_INET, _socket.AF_INET6)
     return f"{name}:{address}"
@@ -8875,7 +11180,7 @@ def parse_publish(text):
     except Failure:
         right = False
     if not right or (first != last and low and high - low != last - first):
-        raise Failure(f"--publish, on {text or chr(39) * 2}: it is "
+        raise Failure(f"--publish, on {as_typed(text)}: it is "
                       "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
     rows = []
     for port in range(first, last + 1):
@@ -9220,7 +11525,9 @@ def published(wiring):
 
 @command("CONTAINER [PORT[/PROTOCOL]]", "show a container's ports on the host", takes=(1, 2))
 def cmd_port(_, words):
-    wanted = words[1] + "/tcp" * ("/" not in words[1]) if words[1:] else ""
+    wanted = words[1] if words[1:] else ""
+    if wanted and "/" not in wanted:
+        wanted += "/tcp"
     rows = [(port, host) for port, host in published(read_wiring(find_container(words[0])))
             if port == (wanted or port)]
     if wanted and not rows:
@@ -9468,9 +11775,12 @@ def load_bundle(bundle, container_id):
     spec = {"root": {"path": "rootfs"}, "mounts": [], "hostname": "", "linux": {}, "process": {},
             "annotations": {}, **read_shaped(what, OCI_SPEC)}
     linux = spec["linux"] = {"namespaces": [], "resources": {}, "devices": [], "sysctl": {},
-                             "cgroupsPath": f"mydocker/{container_id}", **spec["linux"]}
+                             "cgroupsPath": f"{cgroup_folder()}/{container_id}", **spec["linux"]}
     refuse_malformed(spec, what)
     refuse_unsupported(spec, what)
+    refuse_foreign_sysctls(linux, what)
+    spec = known_fields(spec, OCI_SPEC)
+    linux = spec["linux"]
     spec["root"]["path"] = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
     spec["process"] = full_process(spec["process"], {}, what)
     for row in spec["mounts"]:
@@ -9505,6 +11815,17 @@ def read_shaped(path, shape):
     except (ValueError, RecursionError) as why:
         raise Failure(f"{path}: bad JSON: {why}") from None
 
+def known_fields(value, shape):
+    """VALUE without the keys that its SHAPE doesn't name: among them could be our own, by which
+    chapters tell init things."""
+    if isinstance(shape, dict) and str not in shape:
+        return {key: known_fields(value[key], shape[key]) for key in shape if key in value}
+    if isinstance(shape, dict):
+        return {key: known_fields(each, shape[str]) for key, each in value.items()}
+    if isinstance(shape, list):
+        return [known_fields(each, shape[0]) for each in value]
+    return value
+
 def without_nulls(value):
     """A JSON value without what is null, as if it weren't there."""
     if isinstance(value, dict):
@@ -9529,6 +11850,25 @@ def refuse_unsupported(spec, what):
     for row in spec["mounts"]:
         if row.get("uidMappings") or {"idmap", "ridmap"} & set(row.get("options") or ()):
             raise Failure(f"{what}: mounts: idmap: not supported")
+        if row.get("type") in OWN_MOUNTS:  # with options that mean something to us alone
+            raise Failure(f"{what}: mounts: type: {row['type']}: unknown")
+
+def refuse_foreign_sysctls(linux, what):
+    """Refuse a setting of a namespace that isn't the container's own, or another container's: it
+    would be the host's.  As runc does; engines make some namespaces, and give their path."""
+    paths = {row["type"]: row.get("path") for row in linux["namespaces"]}
+    for name in linux["sysctl"]:
+        kind = next((kind for start, kind in SYSCTLS if name.startswith(start)), None)
+        if kind is None:
+            continue  # set_sysctls() refuses it
+        own = kind in paths
+        if own and paths[kind]:
+            with blame(f"namespace, on {paths[kind]}"):
+                own = not os.path.samestat(os.stat(paths[kind]),
+                                           os.stat(f"/proc/self/ns/{NAMESPACES[kind][1]}"))
+        if not own:
+            raise Failure(f"{what}: linux.sysctl: {name}: it would be the host's: the container "
+                          f"has no {kind} namespace of its own")
 
 def refuse_malformed(spec, what):
     """Refuse by name what the specification wants and isn't there, or isn't what it knows."""
@@ -9588,10 +11928,15 @@ def full_process(process, default, what):
         process["consoleSize"] = [size.get(key, 0) for key in ("height", "width")]
     return process
 
-def read_process(path, old):
-    """The process in an engine's file."""
+def one_more_process(options, args, old):
+    """The process of `exec`: an engine's file has it, or it is OLD but for what the options say."""
+    path = options["process"]
+    if not path:
+        if not args:
+            raise Failure("exec: it takes ID COMMAND, or --process FILE")
+        return exec_process(options, args, old)
     kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
-    return full_process(read_shaped(path, OCI_PROCESS), {
+    return full_process(known_fields(read_shaped(path, OCI_PROCESS), OCI_PROCESS), {
         key: old[key] for key in kept if key in old}, path)
 
 @command("", "show what of the OCI's runtime-spec is carried out, as JSON")
@@ -9600,7 +11945,7 @@ def cmd_features(*_):
         "ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0", "hooks": [*OCI_SPEC["hooks"]],
         "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup"]),
         "linux": {"namespaces": sorted(NAMESPACES), "capabilities": CAPABILITIES,
-                  "cgroup": {"v1": True, "v2": True, "systemd": False},
+                  "cgroup": {"v1": True, "v2": True, "systemd": True},
                   "seccomp": {"enabled": True, "actions": [
                       f"SCMP_ACT_{word}" for word in sorted(SECCOMP_ACTIONS)]},
                   "apparmor": {"enabled": True}, "selinux": {"enabled": True}}}))
@@ -9631,37 +11976,36 @@ ENGINE_OPTIONS = (  # of the commands by which engines start processes
     ("--pid-file", "FILE", "write the process's pid to a file"),
     ("--console-socket", "SOCKET", "send the terminal's master end there"),
     ("--preserve-fds", "N", "leave N descriptors from 3 on open"))
-offer("run", *ENGINE_OPTIONS,
-      ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"))
-offer("exec", *ENGINE_OPTIONS, ("--process", "FILE", "the process in the OCI's form"))
 
 # Their containers
+
+def cgroup_folder():
+    """Where the cgroups go of engines that don't say it: two state roots may have the same id."""
+    if state_path() == STATE_ROOT:
+        return "mydocker"
+    from binascii import crc32
+    return f"mydocker/{crc32(encode(state_path())):08x}"
 
 def find_oci(name):
     """The record of the container that an engine calls NAME, or None."""
     path = state_path("oci", name)
-    if "/" in name or name in ("", ".", "..") or not os.path.exists(record_file(path)):
+    if not is_name(name.replace("+", "-")) or not os.path.exists(record_file(path)):
         return None
     record = read_json(record_file(path))
-    return dict(record, running=is_alive(record))
-
-def find_either(name):
-    """The record of an engine's container of that id, or else of one of ours."""
-    return find_oci(name) or find_container(name)
+    return {**record, "engine": True, "running": is_alive(record)}
 
 def known_oci(name):
     record = find_oci(name)
     if not record:
-        raise Failure(f"container, on {name or chr(39) * 2}: container does not exist")
+        raise Failure(f"container, on {as_typed(name)}: container does not exist")
     return record
 
 def oci_status(record):
+    """The OCI's word for what a container does: two of them aren't Docker's."""
     if not record["pid"]:
         return "creating"
-    if not is_alive(record):
-        return "stopped"
-    waits = os.path.exists(container_path(record, "exec.fifo"))
-    return "paused" if is_paused(record["cgroups"]) else "created" if waits else "running"
+    word = container_state(dict(record, running=is_alive(record), started=record["created"]))
+    return "stopped" if word == "exited" else word
 
 def oci_state(record, status=None):
     """What `state` shows, and hooks get: runtime.md, "State"."""
@@ -9675,7 +12019,7 @@ def create_container(container_id, bundle, options, birth):
     """Make a container up to its last step; returns its record and its terminal's master end, if it
     has one and no --console-socket took it.  After a failure nothing of it is left."""
     if not is_name(container_id.replace("+", "-")):
-        raise Failure(f"create, on {container_id or chr(39) * 2}: not a container's id")
+        raise Failure(f"create, on {as_typed(container_id)}: not a container's id")
     preserved = preserved_fds(options)
     spec = load_bundle(bundle, container_id)
     listening = listening_fds()
@@ -9683,10 +12027,12 @@ def create_container(container_id, bundle, options, birth):
         spec["process"]["env"] += [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
     path = state_path("oci", container_id)
     theirs, spec["annotations"] = spec["annotations"], {}  # ours mean something to init
-    record = {"id": container_id, "name": container_id, "folder": "oci", "bundle": bundle, "pid": 0,
+    record = {"id": container_id, "name": container_id, "engine": True, "bundle": bundle, "pid": 0,
               "pid_start": 0, "created": time.time(), "rootfs": spec["root"]["path"],
               "annotations": theirs, "cgroups": []}
-    cgroups = cgroup_dirs(spec["linux"]["cgroupsPath"])
+    cgroups_path = spec["linux"]["cgroupsPath"]
+    asks = ":" in cgroups_path and asks_systemd(cgroups_path)
+    cgroups = cgroup_dirs(cgroups_path, asks)
     make_dirs(os.path.dirname(path))
     with blame(f"create, on {container_id}: container with given ID already exists"):
         os.mkdir(path, 0o700)
@@ -9697,9 +12043,13 @@ def create_container(container_id, bundle, options, birth):
         os.mkfifo(path + "/exec.fifo", 0o600)
         with start_init(spec, birth, outlive=True) as birth:
             birth.tell_place(0, spec, preserved + listening)
+            if asks:
+                start_scope(spec, record, birth.pid)
             master = bring_to_gate(spec, record, birth, options["console-socket"])
     except Exception as error:
         remove_cgroups(record)
+        if "scope" in record:
+            stop_scope(record)
         remove_tree(path)
         if isinstance(error, (Failure, OSError)):
             raise
@@ -9733,7 +12083,7 @@ def bring_to_gate(spec, record, birth, console):
 
 def wait_at_gate(channel, gate, process):
     """Tell `create` that all is ready, or that the command can't be, and wait for `start`."""
-    path = dict(item.partition("=")[::2] for item in process["env"]).get("PATH", DEFAULT_PATH)
+    path = pairs_of(process["env"]).get("PATH", DEFAULT_PATH)
     program = find_program(process["args"][0], path)
     try:
         os.stat(program)
@@ -9745,7 +12095,6 @@ def wait_at_gate(channel, gate, process):
     send(channel, "ready")
     channel.close()
     os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this
-    os.close(gate)
 
 def run_hooks(spec, state, *moments, environment=None, directory=None):
     """Run the hooks of these moments, STATE (JSON) is their input: config.md, "POSIX-platform
@@ -9786,7 +12135,14 @@ def start_created(record):
     with blame(f"start, on {record['id']}: container not running"), Descriptor(
             os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as gate:
         os.write(gate, b"0")
-    unlink_if_there(path)
+        unlink_if_there(path)
+        closed = select.poll()
+        closed.register(gate, 0)
+        closed.poll()  # POLLERR: nobody reads it, as init has executed the command, or is gone
+    with tolerate(errno.ENOENT, errno.ESRCH):  # it was quick, and is buried
+        if read_all(f"/proc/{record['pid']}/comm") == INIT_NAME + "\n":
+            raise Failure(f"start, on {record['id']}: the command could not be executed",
+                          hint="the container's standard error says why")
     run_late_hooks(record, "running", "poststart")
 
 def delete_container(record, force):
@@ -9799,24 +12155,15 @@ def delete_container(record, force):
         raise Failure(f"delete, on {record['id']}: cannot delete container that is not stopped: "
                       f"{status}")
     thaw(record["cgroups"])
-    send_signal(record["pid"], record["pid_start"], _signal.SIGKILL) if record["pid"] else None
+    if record["pid"]:
+        send_signal(record["pid"], record["pid_start"], _signal.SIGKILL)
     remove_cgroups(record)
-    wait_process(record["pid"], record["pid_start"], GRACE) if record["pid"] else None
+    if record["pid"]:
+        wait_process(record["pid"], record["pid_start"], GRACE)
     run_late_hooks(record, "stopped", "poststop")
+    if "scope" in record:
+        stop_scope(record)
     remove_tree(container_path(record))
-
-def signal_oci(record, number, everyone):
-    """Send a signal to a container's first process, or to EVERYONE in it."""
-    if not is_alive(record) and not everyone:
-        raise Failure(f"kill, on {record['id']}: container not running")
-    if everyone:
-        for pid in cgroup_pids(own_cgroups(record)):
-            with tolerate(errno.ESRCH):
-                os.kill(pid, number)
-    if not everyone or record.get("found_cgroups"):
-        send_signal(record["pid"], record["pid_start"], number)
-    if number == _signal.SIGKILL:
-        thaw(record["cgroups"])
 
 def send_descriptor(path, fd):
     """Hand a descriptor to whoever listens on a socket, an engine's console socket; it's closed."""
@@ -9863,10 +12210,16 @@ def cmd_create(options, words):
         raise Failure("create, on process.terminal: there is no --console-socket to send it to")
     hand_over(options, record["pid"], None)
 
-def run_bundle(options, words):
+@for_engines("run", *ENGINE_OPTIONS,
+             ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"),
+             only=("bundle",), typed="names_bundle")
+def oci_run(options, words):
     """What create, start, waiting and delete do together; returns the exit status."""
+    apply_log_options(options)
     birth = start_early("init", outlive=True)
-    bundle = os.path.abspath(options["bundle"])
+    if options["bundle"] is None:
+        narrate(f"run: {words[0]} is no image, and here is a bundle: running that")
+    bundle = os.path.abspath(given(options, "bundle", "."))
     record, master = create_container("".join(words[:1]), bundle, options, birth)
     try:
         hand_over(options, record["pid"], None)
@@ -9878,6 +12231,72 @@ def run_bundle(options, words):
     finally:
         if not options["detach"]:
             delete_container(record, True)
+
+@for_engines("start")
+def oci_start(_, words):
+    start_created(known_oci(words[0]))
+
+@for_engines("exec", *ENGINE_OPTIONS, ("--process", "FILE", "the process in the OCI's form"),
+             only=("process", "console-socket"))
+def oci_exec(options, words):
+    """The process is as the file says, or as the container's own but for what the options say."""
+    detach = options["detach"]
+    birth = start_early("join", outlive=detach)
+    record = known_oci(words[0])
+    if not is_alive(record):
+        raise Failure(f"exec, on {words[0]}: container not running")
+    if is_paused(record["cgroups"]):
+        raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker resume {words[0]}")
+    spec = read_json(container_path(record, "config.json"))
+    process = one_more_process(options, words[1:], spec["process"])
+    state = {"record": record, "linux": spec["linux"], "attached": True, "interactive": True,
+             "logged": False, "outputs": [], "typed": b"", "stdin": 0}
+    start_process(state, birth, process, detach, (), preserved_fds(options))
+    hand_over(options, state["pid"], state["master"])
+    return None if detach else attend(state, True)
+
+@for_engines("kill", ("-a --all", "", "of an engine's container: all processes"),
+             only=("all",), typed="names_signal")
+def oci_kill(options, words):
+    """Send a signal to a container's first process, or to all in it; 0 sends none: kill(2)."""
+    record, name = known_oci(words[0]), given(options, "signal", (words + ["TERM"])[1])
+    number = 0 if name == "0" else parse_signal(name, "--signal")
+    if not options["all"] and not is_alive(record):
+        raise Failure(f"kill, on {words[0]}: container not running")
+    if options["all"]:
+        for pid in cgroup_pids(own_cgroups(record)):
+            with tolerate(errno.ESRCH):
+                os.kill(pid, number)
+    if not options["all"] or record.get("found_cgroups"):
+        send_signal(record["pid"], record["pid_start"], number)
+    if number == _signal.SIGKILL:
+        thaw(record["cgroups"])
+
+@for_engines("pause")
+def oci_pause(_, words):
+    pause_container(known_oci(words[0]), True)
+
+@for_engines("unpause")
+def oci_unpause(_, words):
+    pause_container(known_oci(words[0]), False)
+
+@command("ID", "the same as unpause, for engines", takes=ONE)
+def cmd_resume(_, words):
+    pause_container(known_oci(words[0]), False)
+
+@for_engines("update")
+def oci_update(options, words):
+    record, file = known_oci(words[0]), options["resources"]
+    if not record["running"]:
+        raise Failure(f"update, on {words[0]}: container not running")
+    wanted = read_resources(file) if file else resources_of(options)
+    with hold(container_path(record)):
+        change_limits(record, wanted)
+
+@for_engines("ps", typed="names_any")
+def oci_ps(options, words):
+    pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
+    show(to_json(pids) if options["format"] == "json" else "\n".join(map(str, pids)))
 
 @command("[OPTIONS] ID", "remove an engine's container, and all that it left",
          ("-f --force", "", "also if it runs, or isn't there"), takes=ONE)
@@ -9905,21 +12324,17 @@ def cmd_list(options, _):
          ("--stats", "", "once, and leave"), takes=ONE)
 def cmd_events(options, words):
     while True:
-        dirs = known_oci(words[0])["cgroups"]
-        cpu = count(dirs, "", "cpuacct.usage") or 1000 * count(dirs, "usage_usec", "cpu.stat")
-        limit = count(dirs, "", "memory.limit_in_bytes", "memory.max")
+        record = known_oci(words[0])
+        if not record["running"]:
+            raise Failure(f"events, on {words[0]}: container not running")
+        usage = usage_of(record["cgroups"])
+        memory = {"limit": usage["memory_limit"], "usage": usage["memory"]}
         show(to_json({"type": "stats", "id": words[0], "data": {
-            "cpu": {"usage": {"total": cpu}}, "pids": {
-                "current": len(cgroup_pids(dirs[:1])), "limit": count(dirs, "", "pids.max")},
-            "memory": {"usage": {"limit": limit, "usage": count(
-                dirs, "", "memory.usage_in_bytes", "memory.current")}}}}))
+            "cpu": {"usage": {"total": usage["cpu_ns"]}}, "memory": {"usage": memory},
+            "pids": {"current": usage["pids"], "limit": usage["pids_limit"]}}}))
         if options["stats"]:
             return
         time.sleep(5)
-
-@command("ID", "the same as unpause, for engines", takes=ONE)
-def cmd_resume(_, words):
-    cmd_pause(_, words[0], False)
 
 # ── 35. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.
@@ -10025,37 +12440,41 @@ def cmd_info(_, words):
 
 # Installing
 
-LAUNCHER = """#!{python} -IS
+LAUNCHER = """#!{python} -ISXutf8
 import marshal, posix, sys
 from _frozen_importlib_external import MAGIC_NUMBER
-source, BOOK = {source!r}, b""
+source, front = {source!r}, b""
 info = posix.stat(source)
 head = MAGIC_NUMBER + b"".join((number & 0xffffffff).to_bytes(4, "little")
                                for number in (0, int(info.st_mtime), info.st_size))
 try:
-    with open(source + "c", "rb") as file:
-        BOOK = file.read()
+    BOOK = posix.open(source + "c", posix.O_RDONLY | posix.O_CLOEXEC)
+    front = posix.pread(BOOK, 1 << 14, 0)
 except OSError:
     pass
-if not BOOK.startswith(head):  # the file or the Python has changed
-    posix.execv(sys.executable, [sys.executable, "-IS", source, "renew", *sys.argv[1:]])
-exec(marshal.loads(memoryview(BOOK)[16:]))
+if not front.startswith(head):  # the file or the Python has changed
+    words = [sys.executable, "-IS", "-Xno_debug_ranges", source, "renew", "--"]
+    posix.execv(sys.executable, [*words, *sys.argv[1:]])
+exec(marshal.loads(memoryview(front)[16:]))
 """
 
 def open_book(book, scope):
-    """Give SCOPE all chapters of BOOK, a compile_book(): those that are needed, and doors."""
-    import marshal, posix, sys
-    loud, start = posix.environ.get(b"MYDOCKER_LOG") == b"debug", int.from_bytes(book[-8:], "little")
-    chapters, functions, known = marshal.loads(memoryview(book)[start:])
+    """Give SCOPE all chapters of BOOK, a descriptor of a compile_book(): those that are needed at
+    once, and doors to the others."""
+    import gc, marshal, posix, sys
+    gc.disable()  # run_command knows who needs it: others are done before there is much to collect
+    loud, end = posix.environ.get(b"MYDOCKER_LOG") == b"debug", posix.fstat(book).st_size
+    start = int.from_bytes(posix.pread(book, 8, end - 8), "little")
+    chapters, functions, known = marshal.loads(posix.pread(book, end - start, start))
 
     def load(title):
-        code, needs = chapters.pop(title, (0, ()))
+        at, size, needs = chapters.pop(title, (0, 0, ()))
         for other in needs:
             load(other)
-        if code:
+        if size:
             if loud:
                 print("mydocker: reads", title, file=sys.stderr)
-            exec(marshal.loads(memoryview(book)[code:]), scope)
+            exec(marshal.loads(posix.pread(book, size, at)), scope)
 
     def door(name, title):
         def enter(*args, **named):
@@ -10064,7 +12483,8 @@ def open_book(book, scope):
         return enter
 
     scope.update({name: door(name, title) for name, title in functions.items()})
-    scope.update(BOOK=book, KNOWN_COMMANDS=known)
+    scope.update(BOOK=book, KNOWN_COMMANDS=known,
+                 read_book=lambda: [load(title) for title in [*chapters]])
     load(next(reversed(functions.values())))
 
 def compile_book(text, path):
@@ -10086,8 +12506,9 @@ def compile_book(text, path):
     for title, nodes in chapters.items():
         used = [node.id for top in nodes for node in ast.walk(top) if isinstance(node, ast.Name)]
         needs = {homes[name] for name in used if name in homes} - {title}
-        index[title] = len(front) + len(data), sorted(needs, key=[*chapters].index)
-        data += compiled(nodes, path)
+        code = compiled(nodes, path)
+        index[title] = len(front) + len(data), len(code), sorted(needs, key=[*chapters].index)
+        data += code
     appendix = marshal.dumps((index, functions, (COMMANDS, OPTIONS)))
     return front + data + appendix + (len(front) + len(data)).to_bytes(8, "little")
 
@@ -10101,16 +12522,16 @@ def names_made(node):
     import ast
     if isinstance(node, ast.ClassDef):
         return [node.name]
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
+    imports = [inner for inner in ast.walk(node) if isinstance(inner, ast.Import)]
+    if imports:  # perhaps in a try
+        return [alias.name for inner in imports for alias in inner.names]
     targets = [inner for target in getattr(node, "targets", ()) for inner in ast.walk(target)]
     return [inner.id for inner in targets if isinstance(inner, ast.Name)]
 
 OPEN_BOOK = """
-import sys
+import posix, sys
 if "BOOK" not in globals():  # it was started from a memfd
-    with open(sys.argv[0], "rb") as file:
-        BOOK = file.read()
+    BOOK = posix.open(sys.argv[0], posix.O_RDONLY | posix.O_CLOEXEC)
 open_book(BOOK, globals())
 """
 
@@ -10136,22 +12557,18 @@ def cmd_install(_, words):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         write_file(path, data)
         os.chmod(path, mode)
-    write_book(text, source)
+    unlink_if_there(source + "c")  # the launcher makes it anew
     if os.spawnv(os.P_WAIT, launcher, [launcher, "--version"]):
         raise Failure(f"install, on {launcher}: it doesn't start")
-
-def write_book(text, source):
-    """Put the bytecode of the program TEXT beside it, as SOURCEc."""
-    write_file(source + "c", compile_book(text, source))
-    os.chmod(source + "c", 0o644)
 
 @command("COMMAND...", HIDDEN, takes=SOME, mixed=False)
 def cmd_renew(_, words):
     """Compile what is installed once more, as Python or the file has changed, and go on."""
     source = sys._getframe().f_code.co_filename
     with tolerate():  # a read-only file system: it is slower, and no worse
-        write_book(read_all(source), source)
-    del sys.argv[1]
+        write_file(source + "c", compile_book(read_all(source), source))
+        os.chmod(source + "c", 0o644)
+    sys.argv[1:] = words
     return dispatch(words)
 
 @command("[PREFIX]", "take away what install put in place; images and containers stay",
@@ -10163,6 +12580,787 @@ def cmd_uninstall(_, words):
     with tolerate(errno.ENOENT, errno.ENOTEMPTY):
         os.rmdir(os.path.dirname(source))
 
+# ── 35b. The narrator ────────────────────────────────────────────────────────
+# --explain tells what is done as it is done: a heading for each stage, under it the kernel calls,
+# and behind each what it is for, which is the comment behind the line of this file that makes it.
+# Nothing else of the program knows of it: it puts a printing shell around the functions that
+# kernel() has bound, around those of `os` in OS_CALLS and those of ours in OWN_CALLS, and finds
+# the stage by the function that is being carried out: STAGES.  It is read only when it is wanted.
+#
+# Two processes tell at once, the outside (run) and the inside (init, join).  So that the story has
+# one order, each time the same, the outside waits twice: until the child has executed this file
+# again, and until that one waits for the spec.
+
+# What is shown of the os module: the kinds of arguments where they are flags, and the functions
+# that it is shown in, if not in all.
+OS_CALLS = dict.fromkeys("fork execvp execve chdir fchdir setsid dup2 mknod symlink setgroups "
+                         "setresgid setresuid fchown".split(), ((), ()))
+OS_CALLS.update(unshare=(("CLONE_",), ()), setns=((None, "CLONE_"), ()),
+                mkdir=((), ("make_cgroup",)), rmdir=((), ("remove_cgroups",)))
+OWN_CALLS = {"write_value": "write", "netlink": "netlink", "name_blob": "rename",
+             "name_layer": "rename"}  # by the names to show
+FILLING = "make_link make_node mark_whiteout hide_lower place fill dress finish".split()  # layers
+DETAILS = set("openat2 statfs signalfd fchdir fchown pidfd_open".split())  # for --explain=all
+REPEATED = set("prctl mknod symlink mkdir rmdir write dup2".split())  # many alike become one line
+FILE_REASONS = {  # what writing to a file of the kernel's does: by its name
+    "cgroup.procs": "in it goes, with all the children that it will have",
+    "cgroup.subtree_control": "what is in it may limit these, too",
+    "cgroup.freeze": "1: all stand still, 0: they go on",
+    "freezer.state": "all stand still, or go on",
+    "cpuset.cpus": "version 1 starts without processors", "cpuset.mems": "and without memory",
+    "devices.deny": "which devices it must not use", "devices.allow": "which devices it may use",
+    "uid_map": "user ids: inside, outside, how many",
+    "gid_map": "group ids: inside, outside, how many",
+    "oom_score_adj": "who is killed first when memory is short"}
+STAGES = {  # the function that is carried out: (what is made, what that means)
+    "fork": ("a process tree of its own",
+        "The next child is PID 1 of a new PID namespace, and sees no process but its own."),
+    "fork join": ("one more process",
+        "It starts outside, with a mount table of its own until it enters the container."),
+    "become_mapped": ("ids of its own",
+        "Who is root in a user namespace has no power outside of it."),
+    "map_ids": ("ids of its own",
+        "From outside it is written once what the ids inside mean."),
+    "reexec_inside": ("mounts of its own, and this file once more",
+        "What is mounted from here on only it can see; then it executes this program again, "
+        "as init."),
+    "reexec_inside join": ("this file once more",
+        "What is mounted from here on only it can see; then it executes this program again, "
+        "as join."),
+    "take_place join": ("apart from the caller",
+        "It leaves what it has from the caller."),
+    "make_container_dir": ("its name",
+        "A name is a link to the container's id: taken in one step."),
+    "take_place": ("apart from the host",
+        "It leaves what it has from the caller, and gets a host name, System V IPC and a "
+        "network of its own: an empty one."),
+    "make_cgroups": ("its limits",
+        "A cgroup is a directory: a limit is a file in it, and a pid written to cgroup.procs "
+        "puts a process in."),
+    "connect_container": ("its network",
+        "A cable: one end in the host's bridge, one inside. It gets an address, a route, and "
+        "rules for what leaves the host."),
+    "build_root": ("its root",
+        "A file system is a list of mounts; none of them is ever seen on the host, and all go "
+        "with the last process."),
+    "enter_root": ("the door closes",
+        "The new root becomes /, and the host's is detached: no path leads back."),
+    "hide_paths": ("what it must not see",
+        "Files of the kernel's that tell of the host, or change it, are made read-only or "
+        "covered."),
+    "name_host": ("its host name",
+        "The UTS namespace has a name of its own."),
+    "hand_out_terminal": ("its terminal",
+        "It is made in the container's own /dev/pts; the other end goes to the outside."),
+    "confine": ("what it may do",
+        "Its user, its capabilities, and a filter of system calls: from here on there is no "
+        "way back."),
+    "join_namespaces": ("into the container",
+        "Nothing is made: it enters the namespaces that are there, all of them or none."),
+    "take_session": ("the command",
+        "Away from the caller's session, and the command takes the place of this program."),
+    "end_container": ("the end",
+        "The kernel has removed what was inside; what was outside is swept."),
+    "create_network": ("a network",
+        "A bridge with an address, and rules in one table for all."),
+    "pull": ("an image from a registry",
+        "First a list of what it is made of, then each part by its digest, which is checked."),
+    "add_layer": ("one more layer",
+        "A tar, unpacked once: on disk before it has its name, which is its digest."),
+    "load": ("an image from a file",
+        "Each part is unpacked once: on disk before it has its name, which is its digest."),
+}
+HTTP_REASONS = (("/manifests/", "what it is made of"), ("/blobs/", "a part, by its digest"),
+                ("", "may we, and how"))  # what is in an address, and what that means
+
+class Narrator:
+    """What one process tells, where to, and what it told last."""
+    def __init__(self, everything, step, turn=None):
+        self.out = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
+        self.terminal, self.step, self.told = None, step, set()
+        if step:
+            with tolerate(errno.ENXIO, errno.ENOENT):
+                self.terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+        self.everything, self.reasons, self.held = everything, source_comments(), []
+        self.who = sys.argv[1] if sys.argv[1:2] in (["init"], ["join"]) else "run"
+        self.turn, self.received = turn, 0  # a pipe's end that the other one waits for, or its own
+        self.fork, self.leave, self.receive, self.tell = os.fork, os._exit, receive, tell
+        import re  # soon it would be the container's: see chapter 1
+
+    def say(self, call, args, kinds, frame):
+        """Tell of a call that is about to be made in that frame."""
+        detail = call in DETAILS or args[:1] == ("/proc/self/fd",) or (
+            frame.f_code.co_name in ("back_to_own_pids", *FILLING) and call != "http")
+        if self.out is None or detail and not self.everything:
+            return
+        args, kinds = named_arguments(call, args, kinds, frame)
+        if args is None and not self.everything:
+            return  # it only asks
+        self.enter_stage(frame)
+        why = self.reason_of(frame)
+        if call == "http":
+            why = next(why for part, why in HTTP_REASONS if part in args[1])
+        elif call == "write" and not why:
+            why = FILE_REASONS.get(os.path.basename(args[0])) or limit_reason(args[0])
+        words = [c_value(arg, kind) for arg, kind in zip(
+            args or (), (*kinds, *[None] * len(args or ())))]
+        if not self.everything:
+            words = [*map(shorter, words)]
+        if self.held and self.held[0][::2] != (call, why):
+            self.flush()
+        self.held.append((call, words, why))
+        if call not in REPEATED or self.everything:
+            self.flush()
+
+    def reason_of(self, frame):
+        """The comment behind the line that makes a call, or the line that called its function."""
+        for _ in range(3):
+            why = self.reasons.get(frame.f_lineno)
+            if why or frame.f_back is None:
+                return why
+            frame = frame.f_back
+        return ""
+
+    def enter_stage(self, frame):
+        """Print the heading of the stage that a frame belongs to, once."""
+        while frame is not None:
+            name = frame.f_code.co_name
+            role = getattr(frame.f_locals.get("self"), "role", self.who)
+            if f"{name} {role}" in STAGES:
+                name = f"{name} {role}"
+            if name in STAGES:
+                break
+            frame = frame.f_back
+        title, meaning = STAGES[name] if frame is not None else ("", "")
+        if not title or title in self.told:
+            return
+        self.flush()
+        self.told.add(title)
+        bold, plain = ("\033[1m", "\033[0m") if os.isatty(self.out) else ("", "")
+        with tolerate():
+            os.write(self.out, encode(f"{bold}── {title}{plain}\n   {meaning}\n"))
+        if self.terminal is not None:
+            self.wait_for_reader()
+
+    def flush(self):
+        """Print what is held back: one call, or many that are alike as one line."""
+        if not self.held or self.out is None:
+            return
+        call, words, why = self.held[0]
+        if len(self.held) > 1:
+            words, each_one = folded([row[1] for row in self.held])
+            why = ", ".join([f"{len(self.held)} times", *each_one]) + (why and f": {why}")
+        line = f"{self.who:4}  {call}({', '.join(words)})"
+        print_line(f"{line:66}  {why}".rstrip(), self.out)
+        self.held = []
+
+    def wait_for_reader(self):
+        """Stop before a stage: Enter goes on, s is a shell where this process is now."""
+        while True:
+            os.write(self.terminal, b"   [Enter: go on, s: a shell here] ")
+            if os.read(self.terminal, 256).strip() != b"s":
+                return
+            child = self.fork()
+            if not child:
+                self.become_shell()
+            os.waitpid(child, 0)
+
+    def become_shell(self):
+        """In a child: a shell on the terminal, in the namespaces as they are so far."""
+        try:
+            for fd in (0, 1, 2):
+                os.dup2(self.terminal, fd)
+            forget_signals()
+            os.execv("/bin/sh", ["sh", "+m", "-i"])  # +m: these groups have no number outside
+        except OSError as error:
+            print_line(f"mydocker: --step, on /bin/sh: {reason(error)}", self.terminal)
+        finally:
+            self.leave(127)
+
+    def fork_in_turn(self, frame):
+        """fork(), but outside wait until the child has executed this file again."""
+        birth = frame.f_locals.get("self")
+        if frame.f_code.co_name != "fork" or birth.mapped:  # that one has to wait for us
+            return self.fork()
+        executed, rest = os.pipe(), os.pipe()
+        pid = self.fork()
+        if pid:
+            os.close(executed[1])
+            os.close(rest[1])
+            os.read(executed[0], 1)
+            os.close(executed[0])
+            self.turn = rest[0]
+            return pid
+        os.set_inheritable(rest[1], True)
+        self.who = birth.role
+        os.environ["MYDOCKER_EXPLAIN"] = " ".join(map(str, map(int, (
+            self.everything, self.terminal is not None, rest[1]))))
+        return pid
+
+    def tell_in_turn(self, channel, message, fds=()):
+        """tell(); then wait until the inside has come to rest, or be silent for good: the caller of
+        `run -d` is about to leave."""
+        self.flush()
+        if message == "ready" and self.out is not None:
+            os.close(self.out)
+            self.out = None
+        self.tell(channel, message, fds)
+        if self.turn is not None and self.who == "run":
+            os.read(self.turn, 1)
+            os.close(self.turn)
+            self.turn = None
+
+    def receive_in_turn(self, channel):
+        """receive(); the second time the inside comes to rest: it waits for the spec."""
+        self.flush()
+        self.received += 1
+        if self.turn is not None and self.who != "run" and self.received == 2:
+            os.close(self.turn)
+            self.turn = None
+        return self.receive(channel)
+
+def explain_calls(everything=False, step=False):
+    """From here on tell on stderr of each kernel call before it is made, and what it is for."""
+    globals().get("read_book", list)()  # a chapter that is read later would bring its own functions
+    scope, words = globals(), os.environ.get("MYDOCKER_EXPLAIN", "").split()
+    narrator = Narrator(everything, step)
+    if len(words) == 3:  # init, or join
+        narrator = Narrator(words[0] == "1", words[1] == "1", int(words[2]))
+        os.set_inheritable(narrator.turn, False)
+
+    def explained(call, name, kinds, places=()):
+        def shell(*args, **more):
+            frame = sys._getframe(1)
+            if not places or frame.f_code.co_name in places:
+                narrator.say(name, args, kinds, frame)
+            if name == "fork":
+                return narrator.fork_in_turn(frame)
+            if name.startswith("exec"):
+                narrator.flush()
+            return call(*args, **more)
+        return shell
+
+    def leave(status):
+        narrator.flush()
+        narrator.leave(status)
+
+    for name, value in list(scope.items()):
+        if hasattr(value, "kinds") and name not in OWN_CALLS:
+            scope[name] = explained(value, value.__name__, value.kinds)
+    for name, (kinds, places) in OS_CALLS.items():
+        setattr(os, name, explained(getattr(os, name), name, kinds, places))
+    for name, shown in OWN_CALLS.items():
+        scope[name] = explained(scope[name], shown, ())
+    ask = Site.send
+
+    def send(site, method, url, *more):
+        narrator.say("http", (method, url), (), sys._getframe(1))
+        return ask(site, method, url, *more)
+
+    Site.send = send
+    os._exit, scope["tell"], scope["receive"] = (
+        leave, narrator.tell_in_turn, narrator.receive_in_turn)
+
+def source_comments():
+    """What stands behind the lines of this file: {line number: comment}; {} without the source."""
+    try:
+        lines = read_all(sys._getframe().f_code.co_filename).split("\n")
+    except OSError:
+        return {}
+    lines = enumerate((line.partition("  # ") for line in lines), 1)
+    return {number: why for number, (code, _, why) in lines if why and code.strip()}
+
+# Arguments
+
+class Word(int):
+    """A number that is shown by its name."""
+    def __new__(cls, value, name):
+        word = int.__new__(cls, value if isinstance(value, int) else 0)
+        word.name = name
+        return word
+    def __str__(self):
+        return self.name
+
+def named_arguments(call, args, kinds, frame):
+    """A call's arguments as they are shown, with names for numbers: (args, kinds); (None, ()) for
+    one that only asks."""
+    args = list(args)
+    if call == "prctl" and args[0] == PR_SET_SECCOMP:
+        words = filter_words(frame.f_locals.get("steps") or b"")
+        args[1:] = [Word(args[1], "SECCOMP_MODE_FILTER"), Word(0, words)]
+    elif call == "prlimit":
+        args[1:3] = (Word(0, "RLIMIT_" + ULIMITS[args[1]].upper()),
+                     Word(0, "{{{}, {}}}".format(*struct.unpack("QQ", args[2]))))
+        kinds = ()
+    elif call == "prctl" and args[0] in (PR_CAPBSET_DROP, PR_CAP_AMBIENT):
+        at = 1 if args[0] == PR_CAPBSET_DROP else 2
+        number = args[at]
+        args[at] = Word(number, CAPABILITIES[number] if number < len(CAPABILITIES) else str(number))
+        if at == 2:
+            args[1] = Word(args[1], "PR_CAP_AMBIENT_RAISE")
+    elif call == "prctl" and args[0] == PR_SET_PDEATHSIG:
+        args[1] = Word(args[1], signal_name(args[1]))
+    elif call == "capset":
+        args = [Word(0, "{_LINUX_CAPABILITY_VERSION_3}"), Word(0, capability_sets(args[1]))]
+        kinds = ()
+    elif call == "mount_setattr":
+        args[3] = Word(0, attribute_words(args[3]))
+        kinds = (*kinds[:3], None)
+    elif call == "mknod":
+        args[1] = Word(0, f"{'S_IFBLK' if stat.S_ISBLK(args[1]) else 'S_IFCHR'}"
+                          f"|0{stat.S_IMODE(args[1]):o}") if args[1] & (
+                              stat.S_IFCHR | stat.S_IFBLK) else args[1]
+        args[2:] = [Word(0, f"makedev({os.major(args[2])}, {os.minor(args[2])})")]
+    elif call == "netlink":
+        words = netlink_words(args[0], args[2])
+        protocol = "NETLINK_NETFILTER" if args[0] == NETLINK_NETFILTER else "NETLINK_ROUTE"
+        return ([Word(0, protocol), args[1], Word(0, "{" + words + "}")] if words else None), ()
+    args = [Word(arg, "AT_FDCWD") if arg is not None and arg == AT_FDCWD and kind is INT else arg
+            for arg, kind in zip(args, (*kinds, *[None] * len(args)))]
+    return args, kinds
+
+def signal_name(number):
+    names = [name for name in dir(_signal) if name.startswith("SIG") and name[3] != "_"
+             and getattr(_signal, name) == number]
+    return names[0] if names else str(number)
+
+def capability_sets(data):
+    """What capset(2) gives: the effective set by names, or that there is none."""
+    halves = struct.unpack("6I", data)
+    bits = halves[0] | halves[3] << 32
+    names = [name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1]
+    return "{" + ("|".join(names) or "0") + "}"
+
+def filter_words(code):
+    """What a filter of system calls comes to: how long it is, and the answers that it has."""
+    steps = [struct.unpack_from("HBBI", code, at) for at in range(0, len(code), 8)]
+    answers = {value for kind, _, _, value in steps if kind == 0x06}  # BPF_RET
+    names = {0x7FFF0000: "ALLOW", 0x7FFC0000: "LOG", 0x00030000: "TRAP", 0x7FF00000: "TRACE",
+             0x00050000: "ERRNO", 0x80000000: "KILL_PROCESS", 0: "KILL_THREAD"}
+    words = [names.get(value & 0xFFFF0000, hex(value)) + (
+        f"({errno.errorcode.get(value & 0xFFFF, value & 0xFFFF)})" if value >> 16 == 5 else "")
+             for value in sorted(answers, reverse=True)]
+    return f"{{{len(steps)} steps: {', '.join(words)}}}"
+
+def attribute_words(data):
+    """A struct mount_attr, by what it sets."""
+    bits, clear, propagation, _ = struct.unpack("QQQQ", data)
+    known = "RDONLY", "NOSUID", "NODEV", "NOEXEC"
+    names = ["MOUNT_ATTR_" + name for bit, name in enumerate(known) if bits >> bit & 1]
+    parts = [f".attr_set={'|'.join(names) or hex(bits)}"] if bits else []
+    parts += [f".attr_clr={clear:#x}"] if clear else []
+    parts += [f".propagation={c_flags(propagation, 'MS_')}"] if propagation else []
+    return "{" + ", ".join(parts) + "}"
+
+def netlink_words(protocol, messages):
+    """What netlink messages ask for, by their names and what matters in them; "" if they only
+    ask."""
+    prefix, words = ("NFT_MSG_", []) if protocol == NETLINK_NETFILTER else ("RTM_", [])
+    known = {value: name for name, value in globals().items() if name.startswith(prefix)}
+    for kind, flags, body in messages:
+        name = known.get(kind & 0xFF if prefix == "NFT_MSG_" else kind, "")
+        if not name or flags & NLM_F_DUMP == NLM_F_DUMP and "NEW" not in name or "_GET" in name:
+            continue
+        words.append(name if prefix == "NFT_MSG_" else name + route_words(kind, body))
+    counts = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    return ", ".join(f"{count} x {word}" if count > 1 else word for word, count in counts.items())
+
+def route_words(kind, body):
+    """What matters in a message of rtnetlink(7)."""
+    if kind in (RTM_NEWADDR, RTM_DELADDR):
+        address = parse_attributes(body[8:]).get(IFA_LOCAL, b"")
+        return f" {'.'.join(map(str, address))}/{body[1]}"
+    if kind == RTM_NEWROUTE:
+        gateway = parse_attributes(body[12:]).get(RTA_GATEWAY, b"")
+        return " default via " + ".".join(map(str, gateway))
+    found = parse_attributes(body[16:])
+    kind = parse_attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND, b"")
+    words = [kind, found.get(IFLA_IFNAME, b""), b"up" if body[8] & IFF_UP else b""]
+    return "".join(" " + os.fsdecode(word.rstrip(b"\0")) for word in words if word)
+
+def limit_reason(path):
+    """Which limit a file of a cgroup is: by the option for it."""
+    name = os.path.basename(path)
+    return next((f"{row[1].split()[-2] if len(row[1].split()) > 1 else row[1]}: {row[3]}"
+                 for row in LIMITS if name in row[4:]), "")
+
+def shorter(text):
+    """A word of a call without what is the same in each path of a container, or by chance."""
+    import re
+    text = re.sub(r"/[^ \"=:]*/containers/[0-9a-f]{64}/", "…/", text).replace("/./", "/")
+    return re.sub(r"[0-9a-f]{64}", "ID", re.sub(r"tmp\.[0-9]+\.[0-9a-f]+", "tmp", text))
+
+def folded(rows):
+    """Calls that differ in some words, as one: (its words, what differs in each)."""
+    places = [at for at in range(len(rows[0])) if len({row[at] for row in rows}) > 1]
+    words = [word if at not in places else "..." for at, word in enumerate(rows[0])]
+    if not places:
+        return words, []
+    values = [row[places[0]] for row in rows]
+    start = len(os.path.commonprefix(values))
+    end = len(os.path.commonprefix([value[start:][::-1] for value in values]))
+    paths = "/" in values[0][:start]
+    if paths:  # whole names only
+        start = values[0].rfind("/", 0, start) + 1
+        end = max(0, len(values[0]) - values[0].find("/", len(values[0]) - end)) if (
+            "/" in values[0][len(values[0]) - end:]) else 1
+    words[places[0]] = values[0][:start] + "..." + values[0][len(values[0]) - end:]
+    each_one = [value[start:len(value) - end] for value in values]
+    return words, [*each_one[:4], "..."] if paths and len(each_one) > 4 else each_one
+
+for told in [*"run exec start commit pull build load import".split(), "network create"]:
+    offer(told, ("--explain", "[=all]", "tell each kernel call and why; all: the small ones, too"),
+          ("--step", "", "tell, and stop before each stage; s is a shell there"))
+
+# ── 35c. Told from outside ───────────────────────────────────────────────────
+# `explain` tells of any process what of a container it has, whoever made it: Docker, podman,
+# Kubernetes, we, or nobody.  All of it stands in /proc/PID, in its cgroups and in its mount table;
+# what is its own is what differs from the host's first process.
+
+CAPABILITY_MEANS = dict(zip(CAPABILITIES, (
+    "give files to others", "pass file permissions", "read any file by its handle",
+    "act as any file's owner", "keep set-id bits", "signal anybody", "be any group", "be any user",
+    "hand capabilities on", "change immutable files", "bind ports below 1024", "broadcast",
+    "change links, routes, rules", "send raw packets", "lock memory", "pass IPC permissions",
+    "LOAD KERNEL MODULES", "REACH HARDWARE", "chroot", "LOOK INTO OTHER PROCESSES", "accounting",
+    "MOUNT AND NEARLY ALL ELSE", "REBOOT", "raise priorities", "pass resource limits",
+    "SET THE CLOCK", "configure terminals", "make devices", "lease files", "write to the audit log",
+    "control auditing", "give files capabilities", "PASS MAC RULES", "CHANGE MAC RULES",
+    "read the kernel's log", "wake the host", "keep the host awake", "read the audit log",
+    "observe all performance", "LOAD BPF PROGRAMS", "checkpoint processes")))
+KERNEL_KINDS = "sysfs cgroup cgroup2 mqueue devpts securityfs debugfs bpf pstore tracefs".split()
+ENGINES = (  # what stands in a cgroup's path, and whose it is
+    ("/mydocker/", "mydocker"), ("libpod", "podman"), ("cri-containerd", "Kubernetes, containerd"),
+    ("crio-", "Kubernetes, CRI-O"), ("kubepods", "Kubernetes"), ("docker", "Docker"),
+    ("lxc", "LXC"), ("nspawn", "systemd-nspawn"))
+ENGINE_FILES = "hostname", "hosts", "resolv.conf", "termination-log"  # in /etc, each engine's own
+
+@command("CONTAINER|PID", "tell what of a container a process has, of any engine or none: its "
+         "namespaces, root, rights, limits, and what is unusual", takes=ONE)
+def cmd_explain(_, words):
+    pid = find_process(words[0])
+    start = process_start(pid)
+    try:
+        told = told_process(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        told = []
+    if start is None or process_start(pid) != start:
+        raise Failure(f"explain, on {words[0]}: it has ended")
+    import textwrap
+    for title, text in told:
+        lines = textwrap.wrap(printable(text), 86, break_on_hyphens=False) or ["-"]
+        for line in lines:
+            show(f"{title:12} {line}")
+            title = ""
+
+def find_process(text):
+    """The pid that a number, a container of ours, or the id of anybody's container means."""
+    if to_number(text) is not None and os.path.exists(f"/proc/{int(text)}/ns"):
+        return int(text)
+    with_id = []
+    try:
+        return live_pid(find_container(text))
+    except Failure as failure:
+        for pid in all_pids() if text else ():
+            with tolerate():
+                path = read_all(f"/proc/{pid}/cgroup")
+                names = path.replace("-", "/").replace(":", "/").split("/")
+                if len(text) > 5 and any(name.startswith(text) for name in names):
+                    with_id.append(pid)
+        if not with_id:
+            raise failure
+    return min(with_id)  # the first that was started
+
+def all_pids():
+    return sorted(map(int, filter(str.isdigit, os.listdir("/proc"))))
+
+def told_process(pid):
+    """All that is told of a process: [(title, text)]."""
+    rows = read_all(f"/proc/{pid}/status").split("\n")
+    status = dict(row.partition(":\t")[::2] for row in rows)
+    spaces, mounts = namespaces_of(pid), mount_table(pid)
+    dirs = cgroups_of(pid)
+    host_root = "mnt" not in spaces or is_from_host(mounts["/"], host_places()) == "/"
+    shared = [] if host_root else host_mounts(mounts)
+    return [
+        ("process", who_is(pid, status)),
+        ("own", " ".join(sorted(spaces)) or "no namespace: it is no container"),
+        *[("shared", text) for text in shared_namespaces(pid, spaces)],
+        ("root", "the host's own" if host_root else root_words(mounts["/"])),
+        *[("from host", text) for text in mount_lines(shared)],
+        ("user", user_words(pid, status)),
+        ("may", capability_words(status)),
+        ("held back", held_back(pid, status)),
+        ("limits", limit_words(dirs)),
+        ("network", network_words(pid) if "net" in spaces else "the host's"),
+        *[("unusual", text) for text in
+          unusual(pid, status, spaces, host_root, mounts, shared, dirs) or ["nothing"]]]
+
+def who_is(pid, status):
+    """What a process is, and whose container it is the first of, by its cgroup."""
+    import re
+    args = read_all(f"/proc/{pid}/cmdline").replace("\0", " ").strip() or f"[{status['Name']}]"
+    path = read_all(f"/proc/{pid}/cgroup")
+    found = re.search(r"[0-9a-f]{64}", path)
+    engine = next((name for word, name in ENGINES if word in path), "")
+    text = f"{pid}, {args[:60]}"
+    inside = status.get("NSpid", "").split()[1:]
+    if inside:
+        text += f"; inside it is {inside[-1]}"
+    if engine:
+        text += f"; of {engine}" + (f", container {found[0][:12]}" if found else "")
+    return text
+
+# Namespaces
+
+def host_pid():
+    """The process that stands for the host: the first, or we where nobody may look into that."""
+    try:
+        os.readlink("/proc/1/ns/mnt")
+        return 1
+    except OSError:
+        return os.getpid()
+
+def namespaces_of(pid):
+    """The namespaces in which a process differs from the host's: {name: its number}."""
+    found, host = {}, host_pid()
+    for _, name in NAMESPACES.values():
+        own, first = (link_target(AT_FDCWD, f"/proc/{each}/ns/{name}") for each in (pid, host))
+        if own and own != first:
+            found[name] = own
+    return found
+
+def shared_namespaces(pid, spaces):
+    """With whom a process shares its namespaces: lines."""
+    host = [name for _, name in NAMESPACES.values() if name not in spaces]
+    lines, groups = [f"with the host: {' '.join(sorted(host))}"] if host else [], {}
+    cgroup, others = read_all(f"/proc/{pid}/cgroup"), {}
+    for other in all_pids():
+        with tolerate():
+            if other != pid and read_all(f"/proc/{other}/cgroup") != cgroup:
+                for name in spaces:
+                    if link_target(AT_FDCWD, f"/proc/{other}/ns/{name}") == spaces[name]:
+                        others.setdefault(name, other)
+    for name, other in others.items():
+        groups.setdefault(other, []).append(name)
+    for other, names in groups.items():
+        with tolerate():
+            comm = read_all(f"/proc/{other}/comm").strip()
+            lines.append(f"with process {other}, {comm}: {' '.join(sorted(names))}")
+    return lines
+
+# Mounts
+
+def mount_table(pid):
+    """A process's mounts: {place: (device, what of it, type, options, the type's own)}."""
+    rows = {}
+    for line in read_all(f"/proc/{pid}/mountinfo").split("\n")[:-1]:
+        before, _, after = line.partition(" - ")
+        fields, (kind, _, more) = before.split(" "), after.split(" ", 2)
+        place = fields[4].replace("\\040", " ")
+        rows[place] = fields[2], fields[3].replace("\\040", " "), kind, fields[5].split(","), more
+    return rows
+
+def host_places():
+    """Where each file system is mounted on the host: {device: [(what of it, place)]}, the shortest
+    first."""
+    places = {}
+    for place, (device, top, *_) in mount_table(host_pid()).items():
+        places.setdefault(device, []).append((top, place))
+    return {device: sorted(rows, key=lambda row: len(row[1])) for device, rows in places.items()}
+
+def is_from_host(row, places):
+    """The path on the host of what a mount shows; None if it isn't there."""
+    device, top, *_ = row
+    for above, place in places.get(device, ()):
+        below = os.path.relpath(top, above)
+        if not below.startswith(".."):
+            return "/" + os.path.normpath(f"{place}/{below}").lstrip("/")
+    return None
+
+def host_mounts(mounts):
+    """What a container has of the host's files: [(path there, place, writable)]."""
+    places, found = host_places(), []
+    for place, row in mounts.items():
+        path = is_from_host(row, places)
+        if path and place != "/" and row[2] not in KERNEL_KINDS:
+            found.append((path, place, "ro" not in row[3]))
+    return found
+
+def mount_lines(shared):
+    """What comes from the host, in lines; an engine's files in /etc are one."""
+    files = [place for _, place, _ in shared if os.path.basename(place) in ENGINE_FILES]
+    lines = [f"{path} at {place}{', writable' if writable else ', read-only'}"
+             for path, place, writable in shared if place not in files]
+    if len(lines) > 8:
+        lines[8:] = [f"and {len(lines) - 8} more"]
+    return lines + ([f"the engine's own {' '.join(sorted(files))}"] if files else [])
+
+def root_words(row):
+    """What a container's root is."""
+    _, top, kind, options, more = row
+    way = "read-only" if "ro" in options else "writable"
+    if kind != "overlay":
+        return f"{kind}, {top} of it, {way}"
+    lower = [word.partition("=")[2] for word in more.split(" ")[-1].split(",")
+             if word.startswith("lowerdir")]
+    count = sum(len([part for part in text.split(":") if part]) for text in lower)
+    return f"overlay of {count} layer{'s' if count != 1 else ''}, {way}"
+
+# Rights and limits
+
+def user_words(pid, status):
+    """Who a process is, inside and outside."""
+    uid, gid = status["Uid"].split()[1], status["Gid"].split()[1]
+    rows = [line.split() for line in read_all(f"/proc/{pid}/uid_map").split("\n") if line]
+    text = f"{uid}:{gid} on the host, groups {status['Groups'].strip() or 'none'}"
+    if rows and rows != [["0", "0", "4294967295"]]:
+        return text + "; user ids inside are the host's: " + ", ".join(
+            f"{first}-{int(first) + int(size) - 1} are {outside}-{int(outside) + int(size) - 1}"
+            for first, outside, size in rows)
+    return text + "; the ids inside are the host's"
+
+def capability_names(status):
+    bits = int(status["CapEff"], 16)
+    return [name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1]
+
+def has_all(status):
+    """True if a process has all capabilities that the host has itself."""
+    rows = read_all(f"/proc/{host_pid()}/status").partition("CapBnd:")[2].split()
+    return int(status["CapEff"], 16) == int(rows[0], 16) > 0
+
+def capability_words(status):
+    names, bounds = capability_names(status), int(status["CapBnd"], 16)
+    words = [f"{name[4:]} ({CAPABILITY_MEANS[name]})" for name in names]
+    if has_all(status):
+        return f"everything that the host can give: all of its {len(names)} capabilities"
+    if not names:
+        return "nothing: no capability" + ("" if bounds else ", and it can get none")
+    return ", ".join(words)
+
+def held_back(pid, status):
+    """What holds a process back besides capabilities."""
+    label = ""
+    with tolerate():
+        label = read_all(f"/proc/{pid}/attr/current").strip("\0\n")
+    modes = {"0": "no filter of system calls", "1": "strict seccomp: read and write only",
+             "2": "a filter of system calls"}
+    return ", ".join([modes.get(status.get("Seccomp"), "seccomp not known"),
+                      f"no_new_privs {'on' if status.get('NoNewPrivs') == '1' else 'off'}",
+                      f"AppArmor or SELinux: {label or 'none'}"])
+
+def cgroups_of(pid):
+    """The directories of a process's cgroups, as far as they can be seen here."""
+    points = {name: point for name, (point, _) in hierarchies().items()}
+    dirs = []
+    for line in read_all(f"/proc/{pid}/cgroup").split("\n")[:-1]:
+        _, name, path = line.split(":", 2)
+        place = os.path.normpath(points.get(name, "/nowhere") + path)
+        if os.path.isdir(place):
+            dirs.append(place)
+    return dirs
+
+def limits_of(dirs):
+    """A cgroup's limits: (memory, pids, processors), each 0 if there is none."""
+    usage, quota = usage_of(dirs), 0
+    path = cgroup_file(dirs, "cpu.max")
+    period = read_number(dirs, "cpu.cfs_period_us") or 100000
+    if path:
+        words = read_all(path).split()
+        quota = int(words[0]) / int(words[1]) if words[0] != "max" else 0
+    else:
+        quota = read_number(dirs, "cpu.cfs_quota_us") / period
+    memory = usage["memory_limit"] if usage["memory_limit"] < 1 << 60 else 0
+    return memory, usage["pids_limit"], quota
+
+def limit_words(dirs):
+    usage, (memory, pids, processors) = usage_of(dirs), limits_of(dirs)
+    return ", ".join((
+        f"memory {humane_size(usage['memory'])} of {humane_size(memory) if memory else 'any'}",
+        f"processes {usage['pids']} of {pids or 'any'}",
+        f"processors {f'{processors:.3g}' if processors else 'any'}"))
+
+# Network
+
+def network_words(pid):
+    """A network's links, addresses and the ports that are listened at."""
+    links = [line.partition(":")[0].strip()
+             for line in read_all(f"/proc/{pid}/net/dev").split("\n")[2:-1]]
+    addresses, last = [], ""
+    for line in read_all(f"/proc/{pid}/net/fib_trie").split("\n"):
+        words = line.split()
+        if words[:1] in (["|--"], ["+--"]):
+            last = words[1]
+        elif words[:3] == ["/32", "host", "LOCAL"] and last not in addresses:
+            addresses.append(last)
+    ports = set()
+    for name in ("tcp", "tcp6", "udp", "udp6"):
+        with tolerate(errno.ENOENT):
+            for line in read_all(f"/proc/{pid}/net/{name}").split("\n")[1:-1]:
+                words = line.split()
+                if words[3] == ("0A" if name[:3] == "tcp" else "07"):
+                    ports.add((int(words[1].rpartition(":")[2], 16), name[:3]))
+    heard = ", ".join(f"{port}/{name}" for port, name in sorted(ports)[:12]) or "no port"
+    return f"{' '.join(links)}: {' '.join(addresses) or 'no address'}; listens at {heard}"
+
+# What is unusual
+
+SOCKETS = "docker.sock containerd.sock crio.sock podman.sock buildkitd.sock".split()
+MIGHTY = "SYS_ADMIN SYS_MODULE SYS_RAWIO SYS_PTRACE SYS_BOOT SYS_TIME BPF MAC_ADMIN MAC_OVERRIDE " \
+         "DAC_READ_SEARCH NET_ADMIN".split()
+
+def unusual(pid, status, spaces, host_root, mounts, shared, dirs):
+    """What a container seldom has, or lacks, and should be known of: phrases."""
+    names = [name[4:] for name in capability_names(status)]
+    mighty = [name for name in MIGHTY if name in names]
+    found = []
+    if has_all(status) and "user" not in spaces:
+        found.append("all capabilities: privileged")
+    elif mighty and "user" not in spaces:
+        found.append(f"it has {' '.join(mighty)}")
+    if status.get("Seccomp") == "0":
+        found.append("unconfined: no filter of system calls")
+    found += [f"it shares the host's {use}" for name, use in (
+        ("mnt", "mounts"), ("pid", "processes"), ("net", "network"), ("ipc", "System V IPC"))
+        if name not in spaces]
+    if host_root:
+        found.append("its root is the host's own")
+    found += unusual_mounts(mounts, shared) if not host_root else []
+    disks = [] if host_root else block_devices(pid)
+    if disks:
+        found.append(f"block devices in its /dev: {' '.join(disks[:6])}")
+    memory, pids, _ = limits_of(dirs)
+    missing = [what for what, limit in (("memory", memory), ("processes", pids)) if not limit]
+    if missing:
+        found.append(f"no limit of {' and '.join(missing)}")
+    return found
+
+def unusual_mounts(mounts, shared):
+    """What of the host's files a container should not have."""
+    found = [f"{os.path.basename(path)} of the host: who speaks to it is root there"
+             for path, _, _ in shared if os.path.basename(path) in SOCKETS]
+    found += [f"the host's {path} is at {place}, {'writable' if writable else 'read-only'}"
+              for path, place, writable in shared
+              if path in ("/", "/etc", "/proc", "/dev", "/root", "/var", "/run", "/usr", "/boot",
+                          "/home", "/var/run", "/var/lib")]
+    kernel = mounts.get("/proc/sys") or mounts.get("/proc")
+    if kernel and kernel[2] == "proc" and "ro" not in kernel[3]:
+        found.append("/proc/sys is writable")
+    sysfs = mounts.get("/sys")
+    if sysfs and sysfs[2] == "sysfs" and "ro" not in sysfs[3]:
+        found.append("/sys is writable")
+    return found
+
+def block_devices(pid):
+    """The block devices in a process's /dev."""
+    with tolerate(), Descriptor(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)) as root:
+        with Descriptor(open_in_root(root, "/dev", OPEN_DIR)) as fd:
+            return [name for name in sorted(os.listdir(fd))
+                    if stat.S_ISBLK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
+    return []
+
 # ── 36. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.
 
@@ -10173,7 +13371,7 @@ GLOBAL_OPTIONS = (
     ("-v --version", "", "show the version"),
     ("--log", "FILE", "write errors there, too, as JSON, for engines"),
     ("--log-format", "FORMAT", "json or text; it is json"), ("--debug", "", "accepted"),
-    ("--systemd-cgroup", "", "accepted: cgroups go where systemd would have them"),
+    ("--systemd-cgroup", "", "accepted: a cgroupsPath says whether systemd is asked"),
 )
 
 # Commands that need no power over anything: no user namespace is made for them.
@@ -10228,25 +13426,32 @@ def dispatch(words):
         enter_own_user_namespace()
     return run_command(name, options, words)
 
+def fill_descriptors():
+    """Make closed standard descriptors /dev/null, for us and for the command: the next file that is
+    opened would get the number of one."""
+    with blame(f"start, on {os.devnull}"):
+        while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+            os.set_inheritable(fd, True)
+    os.close(fd)
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # it was closed when Python started
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))
+
 def main():
     """Run the program and exit; the status is Docker's: 125 if the trouble is mydocker's own."""
     os.umask(0o022)  # at every start: with a caller's 077 no user inside would find a thing
-    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:  # a closed standard one must not be taken
-        pass
-    os.close(fd)
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # it was closed when Python started; it's /dev/null now
-            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))
     if sys.getfilesystemencoding() != "utf-8":  # such as GBK: bytes must come and go unchanged
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.argv])
     try:
+        fill_descriptors()
         status = dispatch(sys.argv[1:])
     except KeyboardInterrupt:
         status = 128 + _signal.SIGINT
     except Exception as error:
         message, status, hint = describe(error, "mydocker")
-        print_line(f"mydocker: {message}")
-        log_for_engine("error", message)
+        if message:  # else see Unread
+            print_line(f"mydocker: {message}")
+            log_for_engine("error", message)
         if hint:
             print_line(f"hint: {hint}")
     os._exit(status)  # at once: nothing is left to tidy up, and the interpreter's own takes 2 ms

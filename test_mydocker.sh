@@ -141,6 +141,12 @@ fails() { # fails STATUS REGEX ARG...: `mydocker ARG...` fails as it should
   one_line "$regex"
 }
 
+engine_cgroup() { # engine_cgroup ID: where the cgroups of an engine's container lie in each tree
+  "$PYTHON" -c 'import os, sys, zlib
+root = os.fsencode(os.path.abspath(os.environ["MYDOCKER_ROOT"]))
+print("mydocker/%08x/%s" % (zlib.crc32(root), sys.argv[1]))' "$1"
+}
+
 start() { # start ARG...: `mydocker ARG...` as process $pid; its output is in ./out and ./err
   rm -f out err
   set -m # else bash starts it with INT and QUIT ignored
@@ -688,8 +694,8 @@ test_explain() { # calls: --explain prints the calls of both processes in C's no
     'init +execve?p?\("/bin/sh", \{"/bin/sh", "-c", '; do
     like $'\n'"$err" $'\n'"$call"
   done
-  while IFS= read -r line; do # who, the call, at least three words on why
-    like "$line" '^(run|init) +[a-z0-9_]+\(.*\)  +[^ ]+ [^ ]+ [^ ]+'
+  while IFS= read -r line; do # a stage, what it means, or: who, the call, some words on why
+    like "$line" '^(── [a-z]|   [A-Z].*\.$|(run|init) +[a-z0-9_]+\(.*\)  +[^ ]+ [^ ]+)'
   done <<<"$err"
   run 0 run -it --log-level warning --explain --ephemeral --hostname box /bin/true
   for call in overlay sethostname 'pivot_root\("\.", "\."\)' setsid; do
@@ -697,6 +703,107 @@ test_explain() { # calls: --explain prints the calls of both processes in C's no
   done
   run 0 run /bin/true
   is "$err" ''
+}
+
+test_explain_stages() { # calls: --explain has headings in one order, folds what repeats, has names
+  # for numbers and shows what the outside does; --explain=all leaves nothing out
+  need root cgroup-v2
+  local stages='a process tree of its own, mounts of its own, apart from the host, its limits,'
+  run 0 run --explain --ephemeral -m 64m --pids-limit 99 /bin/true
+  stages+=' its root, the door closes, what it must not see, what it may do, the command, the end,'
+  is "$(sed -n 's/^── //p' <<<"$err" | sed 's/, and this file.*//' |
+    grep -vx -e 'its name' -e 'its host name' | sed 's/$/,/' | paste -sd' ')" "$stages"
+  is "$(grep -c PR_CAPBSET_DROP <<<"$err")" 1
+  like "$err" 'PR_CAPBSET_DROP.* times, .*CAP_SYS_ADMIN.*: not even a file can give it back'
+  like "$err" 'run +write\("[^"]*mydocker/ID/memory[a-z._]*", 67108864\) +--memory: '
+  like "$err" 'run +write\("[^"]*mydocker/ID/pids.max", 99\)'
+  like "$err" 'init +prctl\(PR_SET_PDEATHSIG, SIGKILL, '
+  like "$err" 'init +mount_setattr\(AT_FDCWD, "[^"]*", 0, \{\.attr_set=MOUNT_ATTR_RDONLY\}'
+  like "$err" 'PR_SET_SECCOMP, SECCOMP_MODE_FILTER, \{[0-9]+ steps: ALLOW, .*ERRNO\(EPERM\)'
+  like "$err" 'init +capset\(.*CAP_CHOWN\|'
+  unlike "$err" 'openat2|statfs|signalfd'
+  run 0 run --explain=all --ephemeral /bin/true
+  like "$err" 'openat2'
+  is "$(($(grep -c PR_CAPBSET_DROP <<<"$err") > 20))" 1
+}
+
+test_explain_others() { # calls: --explain with -d, exec, start and network create; it holds nothing
+  # of the caller's
+  need root
+  local id
+  id=$("${mydocker[@]}" run -d --explain --name "t$n" /bin/sleep 1000 2>err | cat)
+  like "$id" '^[0-9a-f]{64}$'
+  like "$(<err)" $'\n── the command\n.*init +execve\\("/bin/sleep"'
+  run 0 exec --explain "t$n" /bin/true
+  like "$err" 'join +setns\(.*join +execve\("/bin/true"'
+  unlike "$err" $'\n''init '
+  run 0 stop -t 0 "t$n"
+  run 0 start --explain "t$n"
+  like "$err" 'execve\("/bin/sleep"'
+  run 0 rm -f "t$n"
+  run 0 network create --explain --subnet 10.222.33.0/24 "x$$"
+  like "$err" 'run +netlink\(NETLINK_ROUTE, "[^"]+", \{RTM_NEWLINK bridge '
+  like "$err" 'RTM_NEWADDR 10.222.33.1/24.*NFT_MSG_NEWSETELEM'
+  run 0 network rm "x$$"
+  fails 125 '--explain=some' run --explain=some /bin/true
+}
+
+test_step() { # calls: --step stops before each stage, where a shell may look around
+  need root
+  local go='here\] $' steps=() stage
+  for stage in 'apart from the host' 'its limits' 'its root' 'door closes' 'must not see' \
+    'its host name' 'may do' 'the command'; do
+    steps+=("${stage}[^]]*$go" $'\r')
+  done
+  tty 0 "process tree[^]]*$go" $'\r' "mounts of its own[^]]*$go" $'s\r' '# $' \
+    $'echo in-$((6 * 7))\r' '^in-42' '' '# $' $'exit\r' "$go" $'\r' "its name[^]]*$go" $'\r' \
+    "${steps[@]}" '^hello-there$' '' "the end[^]]*$go" $'\r' -- \
+    "${mydocker[@]}" run --step --ephemeral /bin/echo hello-there
+}
+
+test_explain_images() { # calls: --explain with import, commit and pull
+  need overlay
+  own_state
+  small_root root
+  tar -C root -cf root.tar .
+  run 0 import --explain root.tar "t$n:1"
+  like "$err" $'── one more layer\n.*run +syncfs\\([^\n]*name\n.*run +rename\\('
+  unlike "$err" 'symlink|mknod|fchown'
+  run 0 run --name "t$n" "t$n:1" /bin/sh -c 'echo new >/new'
+  run 0 commit --explain "t$n" "t$n:2"
+  like "$err" $'── one more layer\n.*run +rename\\('
+  run 125 pull --explain --insecure "127.0.0.1:1/t$n:1"
+  like "$err" 'run +http\("(GET|HEAD)", "https?://127.0.0.1:1/v2/.*/manifests/1"\) +what it is made of'
+}
+
+test_explain_container() { # calls: `explain` tells of a container what it has and what is unusual,
+  # of a privileged one, and of a process that is no engine's
+  need root overlay
+  local pid
+  run 0 run -d --name "t$n" -m 64m --pids-limit 99 -v "$PWD:/mnt:ro" --ephemeral /bin/sleep 1000
+  run 0 explain "t$n"
+  like "$err$out" $'process +[0-9]+, /bin/sleep 1000; inside it is 1; of mydocker, container [0-9a-f]'
+  like "$out" $'\nown +cgroup ipc mnt net pid uts\nshared +with the host: [^\n]*user'
+  like "$out" $'\nroot +overlay of [0-9]+ layers?, writable\n'
+  like "$out" $'\nfrom host +'"[^ ]*${PWD##*/} at /mnt, read-only"
+  like "$out" 'CHOWN \(give files to others\)'
+  unlike "$out" 'SYS_ADMIN'
+  like "$out" $'\nheld back +a filter of system calls, no_new_privs off'
+  like "$out" $'\nlimits +memory [^ ]+ of 67.1MB, processes 1 of 99, processors any\n'
+  like "$out" $'\nnetwork +lo: 127.0.0.1; listens at no port\nunusual +nothing$'
+  pid=$("${mydocker[@]}" inspect -f '{{.State.Pid}}' "t$n")
+  is "$("${mydocker[@]}" explain "$pid")" "$out"
+  run 0 rm -f "t$n"
+  fails 125 'no such container' explain "t$n"
+  run 0 run -d --name "t$n" --privileged -v /etc:/mnt --ephemeral /bin/sleep 1000
+  run 0 explain "t$n"
+  for pid in 'all capabilities' 'no filter' '/etc is at /mnt, writable' '/proc/sys is writable' \
+    'no limit of memory and processes'; do
+    like "$out" $'\nunusual +[^\n]*'"$pid"
+  done
+  run 0 rm -f "t$n"
+  run 0 explain $$
+  like "$out" $'\nroot +the host.s own\n'
 }
 
 test_explain_is_true() { # calls: --explain tells what strace sees
@@ -785,12 +892,19 @@ test_output_closed() { # fail: output that nobody reads any more ends the comman
   status=0 # PID 1 doesn't die of SIGPIPE, it sees the error
   "${mydocker[@]}" run /usr/bin/seq 1000000 2>err | head -n 1 >out || status=$?
   is "$status $(<out) $(<err)" '1 1 /usr/bin/seq: write error: Broken pipe'
-  for command in 'run -t /usr/bin/seq 1000000' info 'run --help' --help --version; do
+  own_state
+  background --name a /bin/echo hello
+  run 0 wait a
+  # head is gone before anything is said
+  for command in 'run -t /usr/bin/seq 1000000' info 'run --help' --help --version 'ps -a' \
+    'inspect a' 'logs a' 'run -d --name b /bin/sleep 1000'; do
+    status=0
     # shellcheck disable=SC2086 # several words
-    "${mydocker[@]}" $command 2>err | head -c 0 || status=$?
-    unlike "$(<err)" 'Traceback|Error'
-    is "$(grep -vc '^mydocker: .*broken pipe' err)" 0
+    { sleep 0.1; "${mydocker[@]}" $command 2>err; } | head -c 0 || status=$?
+    is "$status $(<err)" '141 '
   done
+  run 0 ps -aq
+  is "$out" "${id:0:12}" # b, whose id nobody has read, is no more
 }
 
 test_disk_full() { # fail: a full disk is one line, wherever it is
@@ -807,6 +921,37 @@ test_disk_full() { # fail: a full disk is one line, wherever it is
   one_line 'no space left'
   "${mydocker[@]}" run /nosuch 2>/dev/full || status=$?
   is "$status" 127
+  own_state # what says 125 leaves nothing
+  status=0
+  "${mydocker[@]}" run -d -v /mnt --cidfile id /bin/sleep 1000 >/dev/full 2>"$scratch/stderr" ||
+    status=$?
+  read_output
+  is "$status" 125
+  one_line 'no space left'
+  nothing_on_record
+  run 0 volume ls -q
+  is "$out" ''
+  [[ ! -e id ]]
+}
+
+test_odd_descriptors() { # fail: without /dev/null nothing starts, and says why; the encoding of
+  # Python's streams is not that of our answers
+  need unshare mount
+  local status=0
+  own_mounts 'mount -t tmpfs tmpfs /dev; exec "$@" 2>err' ps -a || status=$?
+  err=$(<err)
+  is "$status" 125
+  one_line '^mydocker: start, on /dev/null: no such file'
+  own_state
+  background --name a --label x=ü /bin/echo grün
+  run 0 wait a
+  export PYTHONIOENCODING=ascii
+  run 0 ps -a --format '{{.Command}} {{.Labels}}'
+  is "$out" '"/bin/echo grün" x=ü'
+  run 0 inspect -f .Config.Labels.x a
+  is "$out" ü
+  run 0 logs a
+  is "$out" grün
 }
 
 test_failed_step() { # fail: when a step inside fails the command never starts
@@ -821,6 +966,26 @@ test_failed_step() { # fail: when a step inside fails the command never starts
   is "$got" 125
   one_line 'mount'
   [[ ! -e started ]]
+}
+
+test_python_built_without() { # fail: a part that this Python was built without is named in one line, and only when needed
+  local without='import runpy, sys; sys.modules[sys.argv[1]] = None; sys.argv[:2] = []
+runpy.run_path(sys.argv[0], run_name="__main__")'
+  lacks() { # lacks MODULE STATUS REGEX ARG...
+    local got=0
+    "$PYTHON" -c "$without" "$1" "$here/mydocker.py" "${@:4}" >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
+    read_output
+    is "status $got" "status $2"
+    ((got == 0)) || one_line "$3"
+  }
+  lacks _ctypes 125 'python, on _ctypes: ' run /bin/true
+  lacks _socket 125 'python, on _socket: ' ps
+  lacks _ssl 125 'python, on _ssl: ' pull registry.invalid/a
+  lacks _ssl 0 '' run /bin/true
+  printf '\x1f\x8b' >packed
+  lacks zlib 125 "gzip data: .* this Python can't read" import packed name
+  printf '\xfd7zXZ\0' >packed
+  lacks _lzma 125 "lzma data: .* this Python can't read" import packed name
 }
 
 # ── 4. Files, locks, processes, channels ───────────────────────────────────
@@ -922,6 +1087,12 @@ test_init_by_hand() { # fail: init typed by hand is refused
   fails 125 '^mydocker: init: ' init 99
 }
 
+test_env_file_mark() { # env: a byte order mark is no part of the first variable's name
+  printf '\xef\xbb\xbfA=1\nB=\xef\xbb\xbf2\n' >file
+  run 0 run --env-file file /bin/sh -c 'echo "$A$B"'
+  is "$out" $'1\ufeff2'
+}
+
 test_env_file_errors() { # fail: an env file that can't be read is named
   mkdir dir
   printf 'A=1\nb c=2\n' >bad
@@ -1010,6 +1181,70 @@ log-level error'
   done <options
   run 125 run --nope
   like "$err" 'unknown'
+}
+
+# A table of README.md whose first heading has the word "option" is about the commands that the
+# heading names in backquotes; below the heading "command" what stands in backquotes is a command
+# with its options. An option is there by any of its names.
+readme_tables='
+import os, re, sys
+
+def names(text):
+    return set(re.findall(r"(?<![\w\]-])--?([a-z][\w-]*|[A-Z]\b)", text))
+
+offered, told = {}, {}
+for command in os.listdir("help"):
+    with open("help/" + command) as file:
+        rows = file.read().partition("\nOptions")[2].split("\n")
+    offered[command] = [names(row.split("  ")[1]) for row in rows if row.startswith("  -")]
+with open(sys.argv[1]) as file:
+    cells = [re.split(r"(?<!\\)\|", line)[1].replace("\\|", "|") if line[0] == "|" else ""
+             for line in file]
+kind, owners = "", []
+for cell, below in zip(cells, cells[1:] + [""]):
+    quoted = re.findall("`([^`]+)`", cell)
+    if not cell:
+        kind = ""
+    elif set(below) == {"-"}:
+        kind, owners = re.sub(".*(option).*", r"\1", cell).strip(), quoted
+    elif kind == "option" and set(cell) > {"-"}:
+        known = set().union(*(option for owner in owners for option in offered[owner]))
+        for name in names(cell) - known:
+            print("README.md has an option that there is not:", *owners, name)
+        for owner in owners:
+            told.setdefault(owner, set()).update(names(cell))
+    elif kind == "command":
+        for text in quoted:
+            first, _, rest = re.match(r"([a-z]+)( ([a-z|]+)(?= |$))?", text).group(1, 2, 3)
+            rest = rest if first in ("network", "volume") else None
+            for command in [f"{first} {word}" for word in rest.split("|")] if rest else [first]:
+                told.setdefault(command, set()).update(names(text))
+                for name in names(text) - set().union(*offered.get(command, [])):
+                    print("README.md has an option that there is not:", command, name)
+for command in sorted({*told} - {*offered}):
+    print("README.md has a command that there is not:", command)
+for command in sorted({*offered} - {*told}):
+    print("README.md lacks the command", command)
+for command, options in offered.items():
+    for option in options:
+        if command in told and not option & told[command]:
+            print("README.md lacks the option", command, *option)
+'
+
+test_readme() { # cli: README.md's tables have all commands and options, and none that there isn't
+  local name
+  [[ -e $here/README.md ]] || skip 'README.md is not beside the program'
+  run 0 --help
+  mkdir help
+  cp "$scratch/stdout" help/mydocker
+  sed -n '/Commands:$/,/^$/s/^  \([a-z]\+\( [a-z]\+\)\?\)  .*/\1/p' help/mydocker >names
+  while read -r name; do
+    # shellcheck disable=SC2086 # NETWORK LIST is two words
+    run 0 $name --help
+    cp "$scratch/stdout" "help/$name"
+  done <names
+  "$PYTHON" -I -c "$readme_tables" "$here/README.md" >differences
+  is "$(<differences)" ''
 }
 
 # ── 6. Outside ─────────────────────────────────────────────────────────────
@@ -1306,16 +1541,16 @@ test_ephemeral() { # root: --ephemeral lets anything be written, and the host ke
   is "$out" new
   [[ ! -e $canary ]] # else the rest would do harm
   touch keep "$shm"
-  listing /etc "$PWD" >../etc-before
+  listing /etc "$PWD" >../earlier
   run 0 run --ephemeral /bin/sh -c "set -e
     echo >>/etc/passwd; rm '$PWD/keep'; echo >'$PWD/new'
     mkdir /mydocker-test; rm -f $shm; chmod 777 /etc; chown 1:1 /etc/passwd"
-  listing /etc "$PWD" | cmp - ../etc-before
+  listing /etc "$PWD" | cmp - ../earlier
   [[ -e $shm && ! -e /mydocker-test ]]
   run 0 run --ephemeral /bin/sh -c "rm -rf /etc; ls /etc 2>&1; echo still
       ls /mydocker-test $canary 2>&1; :"
   like "$out" $'No such file.*\nstill\n.*No such file.*\n.*No such file'
-  listing /etc "$PWD" | cmp - ../etc-before
+  listing /etc "$PWD" | cmp - ../earlier
   run 0 run --ephemeral --read-only /bin/sh -c "touch /x 2>/dev/null || echo no"
   is "$out" no
 }
@@ -1341,6 +1576,40 @@ test_ephemeral_devices() { # root: --ephemeral has devices, a /proc and a /sys o
 os.openpty()
 print(os.getpid())'
   is "$out" 1
+}
+
+test_ephemeral_nested() { # root: --ephemeral works in a privileged container, whose /dev is no
+  # host's
+  need overlay
+  own_mounts 'mount -t tmpfs -o mode=755 tmpfs /dev; mkdir /dev/shm /dev/pts
+    for row in "null 3" "zero 5" "full 7" "random 8" "urandom 9"; do
+      mknod -m 666 "/dev/${row% *}" c 1 "${row#* }"
+    done
+    "$@" >out' run --ephemeral /bin/sh -c 'echo x >/dev/null; head -c 3 /dev/zero | wc -c
+      ls -l /dev/urandom'
+  like "$(<out)" $'^3\ncrw-rw-rw-[^\n]* /dev/urandom$'
+}
+
+test_ephemeral_race() { # root: --ephemeral leaves out a mount that is gone when its turn comes
+  need overlay flock unshare mount
+  mkdir sub other
+  touch other/file
+  export MYDOCKER_ROOT=$PWD/state
+  run 0 ps # makes the state root
+  own_mounts 'mount -t tmpfs tmpfs sub
+    touch sub-file
+    mount --bind other/file sub-file
+    mkfifo go
+    flock state/containers cat go & # run waits for this when it has looked at the mounts
+    while flock -n state/containers true; do sleep 0.05; done
+    "$@" >out 2>err &
+    until grep -q -- "-> FLOCK .* $! " /proc/locks; do sleep 0.05; done
+    umount sub sub-file
+    rmdir sub
+    rm sub-file
+    echo >go
+    wait $!' run --ephemeral /bin/sh -c 'echo hello'
+  is "$(<out)$(<err)" hello
 }
 
 test_image_kernel_files() { # root: a container from an image has Docker's /proc, /sys and /dev
@@ -1662,6 +1931,37 @@ test_image_read_only() { # root: --read-only leaves only volumes, /dev and tmpfs
   is "$out" $'/v\n/mem\n/dev/shm'
 }
 
+test_read_only_later() { # root: what the host mounts later on a read-only root isn't writable inside, but a slave volume gets it
+  need unshare mount
+  local how
+  mkdir later root
+  small_root root
+  mkdir root/later
+  for how in --read-only "--read-only --rootfs $PWD/root" --ephemeral; do
+    rm -f go out
+    mkfifo go
+    HOW=$how own_mounts '
+      mount --make-rshared /
+      if [[ $HOW == *--rootfs* ]]; then top=/later; else top=$PWD/later; fi
+      "$@" run -i $HOW -v "$PWD/later:/etc:rslave" /bin/sh -c "
+        echo up; read x
+        (: >$top/file) && echo written; ls -d $top/seen /etc/seen; read x" <go >out 2>&1 &
+      exec 3>go
+      until grep -q up out; do sleep 0.02; done
+      mount -t tmpfs tmpfs later
+      touch later/seen
+      mount --bind later root/later
+      echo >&3
+      until grep -q "/etc/seen" out; do sleep 0.02; done
+      cat out
+      [[ ! -e later/file ]]
+      exec 3>&-
+      wait'
+    unlike "$(<out)" '/later/seen$'
+    like "$(<out)" $'\n/etc/seen'
+  done
+}
+
 test_tmpfs_option() { # root: --tmpfs mounts an empty file system in memory, with the options given
   make_image "t$n:1"
   run 0 run --rm --tmpfs /etc --tmpfs /a/b:size=1m,mode=1770,exec \
@@ -1729,8 +2029,9 @@ test_image_config() { # images: the image's Entrypoint, Cmd, Env, WorkingDir and
   is "$out" $'1 2 3 /set\n/made/here\n1234\n5678\none two words'
   run 0 run --rm -e A=x -w /tmp -u 0 "t$n:1" other
   is "$out" $'x 2 3 /set\n/tmp\n0\n0\nother'
-  run 0 run --rm -w sub "t$n:1" # relative to the image's
-  like "$out" $'\n/made/here/sub\n'
+  fails 125 '--workdir, on sub: it needs to be an absolute path' run --rm -w sub "t$n:1"
+  run 0 run --rm -e HOME= "t$n:1" # empty is as good as none, as with runc
+  is "$(head -n 1 <<<"$out")" '1 2 3 /home'
 }
 
 test_entrypoint() { # images: --entrypoint takes the place of the image's,
@@ -2852,6 +3153,29 @@ test_limit_devices() { # limits: a container can use the usual devices and those
     like "$err" 'kmsg: Operation not permitted'; }
 }
 
+test_limit_devices_forbidden() { # limits: where a filter around us forbids device rules, nothing
+  # starts without them, but what is to have none
+  need cgroup-v2 unshare umount
+  cat >filtered.py <<'END'
+import ctypes, os, struct, sys
+
+number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]  # bpf(2)
+rows = (0x20, 0, 0, 0), (0x15, 0, 1, number), (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in rows))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(code)))
+assert ctypes.CDLL(None).prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP
+os.execv(sys.argv[1], sys.argv[1:])
+END
+  PYTHON=$PYTHON own_mounts '
+    umount $(awk "/ - cgroup / {print \$5}" /proc/self/mountinfo) || : # v1 needs no bpf(2)
+    "$@" run /bin/true
+    status=0
+    "$PYTHON" -I filtered.py "$@" run /bin/echo started >out 2>err || status=$?
+    [ "$status $(cat out)" = "125 " ]
+    grep "^mydocker: device rules: the kernel takes none from us" err
+    [ "$("$PYTHON" -I filtered.py "$@" run --privileged /bin/echo started)" = started ]'
+}
+
 test_limit_view() { # limits: the container sees its own cgroup alone, read-only,
   # and no release_agent
   run 0 run -m 64m /bin/sh -c 'cat /proc/self/cgroup; find /sys/fs/cgroup -name release_agent
@@ -2896,6 +3220,33 @@ END
   is "$got" 137
 }
 
+test_limit_covered() { # limits: a cgroup tree that is covered by another mount isn't believed,
+  # and one mounted whole comes before a part of it, another container's say
+  need unshare awk mount
+  need_limits pids
+  own_state
+  own_mounts '
+    mount -t tmpfs none /sys/fs/cgroup
+    "$@" run /bin/true
+    [ -z "$(ls -A /sys/fs/cgroup)" ]
+    status=0
+    "$@" run --pids-limit 5 /bin/true 2>err || status=$?
+    [ "$status" = 125 ] && grep "there is no cgroup with pids.max here" err
+    umount /sys/fs/cgroup
+    tree=$(awk "/ - cgroup2? / && (/ - cgroup .*pids/ || \$5 == \"/sys/fs/cgroup\") {print \$5}" \
+      /proc/self/mountinfo)
+    part=$tree/mydocker-test-$$
+    mkdir "$part" part whole
+    mount --bind "$part" part
+    mount --bind "$tree" whole
+    umount -l "$tree"
+    "$@" run --pids-limit 5 /bin/true
+    rmdir whole/mydocker-test-$$ # and nothing is in it
+    id=$("$@" run -d --name t --pids-limit 5 /bin/sleep 1000)
+    [ -d "whole/mydocker/$id" ]
+    "$@" rm -f t'
+}
+
 test_stats() { # limits: stats shows what a container uses, as a table, as JSON and by template
   need_limits memory pids
   start run --name busy -m 64m /bin/sh -c 'echo ready; while :; do :; done'
@@ -2918,6 +3269,51 @@ test_stats() { # limits: stats shows what a container uses, as a table, as JSON 
 }
 has_lines() { # has_lines FILE COUNT
   (($(wc -l <"$1") >= $2))
+}
+
+test_limit_exec_tight() { # limits: exec needs no more than its command does, and what the memory
+  # limit kills of it is said
+  need_limits pids memory
+  own_state
+  local terminal
+  background --name p --pids-limit 2 /bin/sleep 1000
+  background --name f --ulimit nofile=4 /bin/sleep 1000
+  background --name u --ulimit nproc=2 --ulimit nofile=5 -u "$((60000 + RANDOM % 5000))" \
+    /bin/sleep 1000
+  background --name m -m 6m /bin/sleep 1000
+  for terminal in '' -t; do
+    for name in p f u m; do
+      # shellcheck disable=SC2086 # one word, or none
+      run 0 exec $terminal "$name" /bin/echo "hello $name"
+      is "${out%$'\r'}" "hello $name"
+    done
+  done
+  run 0 exec u /bin/sh -c 'ulimit -Hn' # it can't be set from outside without CAP_SYS_RESOURCE
+  is "$out" 5
+  run 0 inspect -f .State.OOMKilled m
+  is "$out" false
+  run 137 exec m /bin/sh -c 'x=x; while :; do x=$x$x; done'
+  run 0 inspect -f .State.OOMKilled m
+  is "$out" true
+  is "$(state_of m)" running
+  run 0 rm -f p f u m
+}
+
+test_limit_restarted() { # limits: what update has changed holds when a restart policy starts the
+  # container again
+  need_limits memory
+  local before file
+  own_state
+  background --name u --restart always -m 64m /bin/sleep 1000
+  run 0 update -m 128m u
+  before=$(pid_of u)
+  kill -KILL "$before"
+  wait_for eval '[[ $(state_of u) == running && $(pid_of u) != "$before" ]]'
+  file=$(limit_file u memory.limit_in_bytes memory.max)
+  is "$(<"$file")" "$((128 << 20))"
+  run 0 inspect -f .HostConfig.Memory u
+  is "$out" "$((128 << 20))"
+  run 0 rm -f u
 }
 
 # ── 12. Terminal and logs ──────────────────────────────────────────────────
@@ -2947,17 +3343,44 @@ for line in sys.stdin.buffer.read().decode().splitlines():
     json.loads(line)' <"$scratch/stderr"
 }
 
-test_descriptors_are_the_callers() { # tty: without -t the command has the caller's own descriptors,
-  # nothing is copied
-  local what
-  "${mydocker[@]}" run /usr/bin/stat -L -c %d:%i /proc/self/fd/1 >file
-  is "$(<file)" "$(stat -c %d:%i file)"
-  "${mydocker[@]}" run /bin/sh -c 'readlink /proc/self/fd/2 >&2' 2>>err
-  is "$(<err)" "$PWD/err"
+test_caller_descriptors() { # tty: without -t pipes are the caller's own, files and terminals stay outside
+  local what say='echo more; echo evil 2>/dev/null >/proc/self/fd/0; : >/proc/self/fd/1; : >/proc/self/fd/2'
   exec 5< <(echo one; echo two)
   what=$(readlink /proc/self/fd/5)
   is "$("${mydocker[@]}" run -i /usr/bin/readlink /proc/self/fd/0 <&5)" "$what"
   is "$("${mydocker[@]}" run -i /bin/cat <&5)" $'one\ntwo'
+  is "$("${mydocker[@]}" run /bin/ls -l /proc/self/fd 2>&1 | grep -c 'pipe:')" 2 # 0 is /dev/null
+  make_image "t$n:1"
+  background --name "d$n" "t$n:1" /bin/sleep 1000
+  for what in "run -i" "run -i --rm t$n:1" "exec -i d$n"; do
+    # shellcheck disable=SC2086 # they are words
+    {
+      printf 'one\ntwo\n' >in
+      echo log >out
+      echo err >err
+      "${mydocker[@]}" $what /bin/sh -c "read x; echo \$x; $say" <in >>out 2>>err
+      is "$(<in) $(<out) $(<err)" $'one\ntwo log\none\nmore err'
+      # what isn't read is the next one's
+      { "${mydocker[@]}" $what /bin/sh -c : && cat; } <in >out
+      cmp in out
+      tty 0 -- sh -c '"$@" </dev/null' sh "${mydocker[@]}" ${what/-i/} /bin/sh -c \
+        'for fd in 0 1 2; do [ ! -t $fd ] || echo "$fd is a terminal"; done; ls -l /proc/self/fd/1'
+      unlike "$out" 'terminal|/dev/(pts|tty)'
+    }
+  done
+  # a reader that leaves ends who writes, by the signal, also where bytes are copied
+  { "${mydocker[@]}" run --init /bin/sh -c 'while :; do echo y; done' 2>err || echo "$?" >status; } | head -n 1 >out
+  is "$(<out) $(<status)" 'y 141'
+  run 0 rm -f "d$n"
+}
+
+test_job_control_outside() { # tty: with -i and no -t, Ctrl-Z and & leave what is typed next to the shell
+  local command="${mydocker[*]} run -i /bin/sh -c 'echo r\"\"eady; exec cat'"
+  tty 0 'P> ' "$command &"$'\n' 'ready\n' $'echo o""ne\n' 'one\n' $'echo t""wo\n' 'two\n' \
+    $'echo th""ree\n' 'three\n' $'kill -KILL %1; exec true\n' -- env PS1='P> ' bash --norc --noediting -i
+  tty 0 'P> ' "$command"$'\n' 'ready\n' $'abc\n' 'abc\nabc' $'\x1a' 'Stopped' $'echo o""ne\n' 'one\n' \
+    $'echo t""wo\n' 'two\n' $'fg\n' 'cat' $'def\n' 'def\ndef' $'\x04' 'P> ' $'exit 0\n' \
+    -- env PS1='P> ' bash --norc --noediting -i
 }
 
 test_no_interactive() { # tty: without -i standard input is empty
@@ -3116,6 +3539,12 @@ test_closed_descriptors() { # tty: closed standard descriptors do no harm
   "${mydocker[@]}" run -it /bin/sh -c 'echo three >3' <&- >&- 2>&-
   "${mydocker[@]}" run -t /bin/sh -c 'echo four >4' >&-
   is "$(cat 1 2 3 4)" $'one\ntwo\nthree\nfour'
+  "${mydocker[@]}" run /bin/sh -c 'x=$(readlink /proc/$$/fd/[012]); echo "$x" >five' \
+    <&- >&- 2>&-
+  is "$(<five)" $'/dev/null\n/dev/null\n/dev/null'
+  "${mydocker[@]}" run --init /bin/sh -c 'x=$(readlink /proc/$$/fd/[012])
+    echo "$x" >five' >&-
+  is "$(sed -n 2p five)" /dev/null
 }
 
 # A real terminal: a pane of tmux, 100x30, with a shell in it that runs `mydocker run -it /bin/sh`
@@ -3246,14 +3675,14 @@ test_logs() { # logs: both streams apart and byte for byte, with times,
 }
 
 own_root_logs() { # of a container in the foreground what comes by way of its terminal,
-  # else nothing: it isn't copied
+  # else nothing where pipes take it: it isn't copied
   make_image "t$n:1"
   run 3 run -t --name f "t$n:1" /bin/sh -c 'echo out; echo err >&2; exit 3'
   run 0 logs f
   is "$out $err" $'out\r\nerr\r '
   run 0 start f
   wait_for eval '[[ $("${mydocker[@]}" logs f | tr -d "\r" | tr "\n" " ") == "out err out err " ]]'
-  run 0 run --name g "t$n:1" /bin/sh -c 'echo out'
+  is "$("${mydocker[@]}" run --name g "t$n:1" /bin/sh -c 'echo out' 2>&1 | cat)" out
   run 0 logs g
   is "$out$err" ''
 }
@@ -3261,10 +3690,12 @@ own_root_logs() { # of a container in the foreground what comes by way of its te
 test_logs_follow() { # logs: -f goes on over turned files, to the container's end and not beyond
   local follower
   own_state
+  # not faster than it is followed: else a file goes before it was read
   background --name l --log-opt max-size=2k,max-file=3 \
     /bin/sh -c 'i=0
       while [ $i -lt 300 ]; do
-        echo "line $i"; i=$((i+1)); [ $((i % 10)) != 0 ] || sleep 0.05
+        echo "line $i"; i=$((i+1))
+        [ $((i % 10)) != 0 ] || until grep -sqx "line $((i-1))" got; do sleep 0.02; done
       done'
   "${mydocker[@]}" logs -f l >got 2>errors &
   follower=$!
@@ -3305,7 +3736,14 @@ test_logs_never_block() { # logs: neither a full disk nor a reader who sleeps st
   is "$err" 'done'
 }
 
-# ── 13. Without root ───────────────────────────────────────────────────────
+test_logs_turned_over() { # logs: a reader who is too slow is told so once
+  own_state
+  background --name l --log-opt max-size=1k --log-opt max-file=2 /bin/sh -c '
+    i=0; while [ $i -lt 20000 ]; do echo "line $i"; i=$((i+1)); done'
+  run 0 logs -f l
+  (($(grep -c 'lines were turned over' <<<"$err") <= 1))
+  like "$out" $'\nline 19999$'
+}
 
 # outsider [FIRST:COUNT]: from here on mydocker is run by an ordinary user, 23456, whose state is in
 # ./home/mydocker; /etc/subuid and /etc/subgid give these ids to it. Nothing of that stays.
@@ -3532,6 +3970,21 @@ test_weak_root() { # rootless: root without CAP_SYS_ADMIN has all ids that it se
   is "$out" "$(cat /proc/self/uid_map)"
   run 0 run -u 1234:5678 /bin/sh -c 'id -u; id -g'
   is "$out" $'1234\n5678'
+}
+
+# ── 13. Without root ───────────────────────────────────────────────────────
+
+test_not_root() { # fail: another user than root is told so
+  need setpriv
+  local got=0
+  # the interpreter and the file may lie where only root can look
+  setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=+dac_read_search \
+    --ambient-caps=+dac_read_search \
+    "${mydocker[@]}" run /bin/true >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
+  read_output
+  is "$got" 125
+  one_line 'root'
+  like "$err" 'hint: .*sudo'
 }
 
 # ── 14. Containers on disk ─────────────────────────────────────────────────
@@ -3918,6 +4371,30 @@ test_restart_policy() { # life: --restart starts a container again,
   nothing_on_record
 }
 
+test_monitor_told() { # life: TERM and HUP tell a background container's monitor to stop it, for
+  # good and in the time that it has for that: so a host goes down without waiting
+  local number
+  own_state
+  background --name deaf --restart always --stop-timeout 1 /bin/sh -c 'trap "" TERM HUP
+    echo ready; while :; do sleep 0.1; done'
+  background --name polite --restart always --stop-signal INT /bin/sh -c 'trap "exit 5" INT
+    echo ready; while :; do sleep 0.1; done'
+  background --name still /bin/sh -c 'trap "exit 6" TERM; echo ready; while :; do sleep 0.1; done'
+  for name in deaf polite still; do wait_for said "$name" ready; done
+  run 0 pause still
+  kill -TERM "$(monitor_of deaf)" "$(monitor_of still)"
+  kill -HUP "$(monitor_of polite)"
+  run 0 wait deaf polite still
+  is "$out" $'137\n5\n6'
+  run 0 ps -q
+  is "$out" ''
+  run 0 start polite # its policy counts again
+  kill -KILL "$(pid_of polite)"
+  wait_for eval '[[ $(state_of polite) == running && $("${mydocker[@]}" inspect \
+    -f "{{.RestartCount}}" polite) == 1 ]]'
+  run 0 rm -f deaf polite still
+}
+
 test_kill() { # life: kill sends PID 1 any signal, and says when there's nobody to get it
   own_state
   background --name k /bin/sh -c 'trap "echo hup" HUP; echo ready; while :; do sleep 0.05; done'
@@ -4102,6 +4579,152 @@ while True:
   run 0 wait l
   run 0 logs --tail ² l # as docker: what is no number is all
   is "$out" one
+}
+
+test_frozen_below() { # life: stop and rm -f end a container whose own cgroups are frozen, too,
+  # as those of a paused container in it
+  own_state
+  top='' # for the trap it outlives the function
+  thaw_below() { # else a failure here would leave a process that nothing can kill
+    { [[ ! -e $top/below/freezer.state ]] || echo THAWED >"$top/below/freezer.state"; } || :
+  }
+  freeze_below() { # freeze_below NAME: its PID 1, in a cgroup below its own
+    trap thaw_below EXIT
+    top=$("${mydocker[@]}" inspect -f '{{json .Record.cgroups}}' "$1" | tr -d '[]",' |
+      tr ' ' '\n' | while read -r dir; do
+        [[ ! -e $dir/freezer.state && ! -e $dir/cgroup.freeze ]] || echo "$dir"
+      done | head -n 1)
+    [[ $top ]] || skip 'no freezer here'
+    mkdir "$top/below"
+    pid_of "$1" >"$top/below/cgroup.procs"
+    if [[ -e $top/freezer.state ]]; then
+      echo FROZEN >"$top/below/freezer.state"
+      wait_for has "$top/below/freezer.state" FROZEN
+    else
+      echo 1 >"$top/below/cgroup.freeze"
+      wait_for has "$top/below/cgroup.events" 'frozen 1'
+    fi
+  }
+  background --name s /bin/sh -c 'trap "exit 3" TERM; echo ready; while :; do sleep 0.05; done'
+  wait_for said s ready
+  freeze_below s
+  run 0 stop -t "$patience" s
+  run 0 wait s
+  is "$out" 3
+  [[ ! -e $top ]]
+  background --name r /bin/sleep 1000
+  freeze_below r
+  run 0 rm -f r
+  [[ ! -e $top ]]
+  background --name k /bin/sleep 1000
+  freeze_below k
+  run 0 kill k
+  run 0 wait k
+  is "$out" 137
+}
+
+test_end_between_restarts() { # life: stop, kill and rm -f end a restart policy at any moment
+  local how moment
+  own_state
+  wedged() { # no process of the policy's is left, and none comes
+    [[ $(state_of p) == exited && ! $(find state/running -mindepth 1) ]]
+  }
+  for how in 'kill' 'kill -s TERM' 'stop' 'stop -t -1' 'rm -f'; do
+    for moment in 1 2 3 4; do # at once, and while it waits longer and longer
+      background --name p --restart always /bin/false
+      wait_for eval '(($("${mydocker[@]}" inspect -f .RestartCount p) >= moment))'
+      # shellcheck disable=SC2086 # several words
+      run 0 $how p
+      if [[ $how != rm* ]]; then
+        wait_for wedged
+        run 0 rm p
+      fi
+      nothing_on_record
+    done
+  done
+  background --name p --restart always /bin/false
+  wait_for eval '[[ $(state_of p) == restarting ]]'
+  fails 125 'on p: it is not running' kill -s HUP p # nobody is there to get it
+  run 0 rm -f p
+}
+
+test_stopped_monitor() { # life: whatever stops a monitor, its container can be ended, and all
+  # commands say the same of it
+  local how
+  own_state
+  for how in 'stop -t 0' 'rm -f' 'kill' 'restart -t 0'; do
+    background --name s /bin/sleep 1000
+    kill -STOP "$(monitor_of s)"
+    is "$(state_of s)" running
+    # shellcheck disable=SC2086 # several words
+    run 0 $how s
+    case $how in
+      rm*) ;;
+      restart*)
+        is "$(state_of s)" running
+        run 0 rm -f s ;;
+      *)
+        run 0 wait s
+        is "$out" 137
+        is "$(state_of s)" exited
+        fails 125 'on s: it is not running' kill s
+        run 0 rm s ;;
+    esac
+    nothing_on_record
+  done
+  background --name w /bin/sh -c 'until [ -e end ]; do sleep 0.05; done; exit 4'
+  kill -STOP "$(monitor_of w)"
+  "${mydocker[@]}" wait w >got &
+  touch end
+  wait $!
+  is "$(<got)" 4
+  run 0 start w # it ends at once: there is an end
+  run 0 wait w
+  background --name r --restart always /bin/false
+  wait_for eval '[[ $(state_of r) == restarting ]]'
+  kill -STOP "$(monitor_of r)"
+  run 0 kill r
+  run 0 wait r
+  is "$(state_of r)" exited
+}
+
+test_time_namespace() { # life: a monitor and who asks for it may be in different time namespaces
+  local early=(unshare --time --boottime 864000 --fork)
+  own_state
+  "${early[@]}" true || skip 'no time namespaces'
+  id=$("${early[@]}" "${mydocker[@]}" run -d --name e /bin/sleep 1000)
+  is "$(state_of e)" running
+  run 0 exec e /bin/true
+  run 0 stop -t 0 e
+  background --name l /bin/sleep 1000
+  is "$("${early[@]}" "${mydocker[@]}" ps --format '{{.Names}} {{.State}}')" 'l running'
+  "${early[@]}" "${mydocker[@]}" rm -f l e
+  nothing_on_record
+}
+
+test_full_disk_ends() { # life: on a full disk, containers that end are shown, and can be removed
+  need unshare mount
+  own_state
+  mkdir state
+  own_mounts 'mount -t tmpfs -o size=1m tmpfs state
+    "$@" run -d --name a /bin/sh -c "until [ -e end ]; do sleep 0.05; done; exit 3"
+    "$@" run -d --name b /bin/sleep 1000
+    cat /dev/zero >state/fill || :
+    touch end
+    "$@" wait a
+    "$@" kill b
+    "$@" wait b
+    "$@" ps -a --format "{{.Names}} {{.State}} {{.Status}}" 2>err
+    "$@" inspect -f .State.ExitCode a
+    for name in a b; do
+      ! "$@" start "$name" 2>>errs || exit 1
+    done
+    "$@" rm a
+    "$@" prune' >out
+  like "$(<out)" \
+    $'\n3\nb\n137\nb exited Exited \\(137\\) [^\n]* ago\na exited Exited \\(3\\) [^\n]* ago\n3\na\nb\nT'
+  like "$(<err)" "^mydocker: warning: container [ab]: its end can't be written, on [^ ]*: no space left"
+  like "$(<errs)" 'mydocker: start, on [^ ]*: .*no space left'
 }
 
 
@@ -7929,7 +8552,7 @@ test_oci_life() { # oci: create, start, state, ps, kill and delete,
   "${mydocker[@]}" create --pid-file pid t >said 2>&1 </dev/null
   run 0 state t
   is "$(field status) $(field pid) $(field bundle)" "created $(<pid) $PWD"
-  like "$(<"/proc/$(<pid)/comm")" python # not the command yet
+  is "$(<"/proc/$(<pid)/comm")" mydocker:init # not the command yet
   is "$(<said)" ''
   fails 125 'container with given ID already exists' create t
   run 0 ps --format json t
@@ -7942,6 +8565,7 @@ test_oci_life() { # oci: create, start, state, ps, kill and delete,
   run 0 state t
   is "$(field status)" running
   wait_for has said started
+  run 0 kill t 0 # is it there?
   fails 125 'cannot start a container that is running' start t
   fails 125 'not stopped: running' delete t
   run 0 pause t
@@ -7957,7 +8581,13 @@ test_oci_life() { # oci: create, start, state, ps, kill and delete,
   is "$(field status) $(field pid)" 'stopped 0'
   fails 125 'container not running' kill t 15
   run 0 kill --all t 9
+  fails 125 'container not running' update --resources - t </dev/null
+  fails 125 'container not running' events --stats t
+  fails 125 'container not running' exec t true
   run 0 delete t
+  fails 125 '^mydocker: container, on t: container does not exist$' kill t TERM
+  fails 125 '^mydocker: container, on t: container does not exist$' kill --all t
+  fails 125 'container does not exist' ps t
   fails 125 'container does not exist' state t
   fails 125 'container does not exist' delete t
   run 0 delete --force t
@@ -7968,7 +8598,7 @@ test_oci_life() { # oci: create, start, state, ps, kill and delete,
   like "$(<log)" '", "time": "20[^"]*Z"\}$'
   run 0 delete --force t
   is "$(find state/oci -mindepth 1)" ''
-  is "$(find /sys/fs/cgroup -path '*/mydocker/t')" ''
+  is "$(find /sys/fs/cgroup -path "*/$(engine_cgroup t)")" ''
 }
 
 test_oci_create_fails() { # oci: what can't start fails create with the engines' words,
@@ -7995,7 +8625,7 @@ c["hooks"] = {"createRuntime": [sh("echo oops >&2; exit 3")]}'
   fails 125 '^mydocker: hook, on /bin/sh: exit status 3: oops$' create t
   configure 'c["hooks"] = {"createContainer": [sh("exec sleep 1000", timeout=1)]}'
   fails 125 'took more than 1 seconds' create t
-  is "$(find state/oci -mindepth 1)$(find /sys/fs/cgroup -path '*/mydocker/t')" ''
+  is "$(find state/oci -mindepth 1)$(find /sys/fs/cgroup -path "*/$(engine_cgroup t)")" ''
   is "$(wc -l </proc/self/mountinfo)" "$before"
 }
 
@@ -8210,7 +8840,7 @@ busybox stat -c "%a %n" /dev/log /dev/none
 (: >/dev/log); echo $?'
   for rule in "'/dev/x', 'type': 'z'" "'/', 'type': 'c'" "'/dev/x', 'type': 'c', 'major': -1"; do
     configure "l['devices'] = [{'path': $rule}]"
-    fails 125 'config.json: linux.devices: /(dev/x)?: no such device' create t
+    fails 125 'config.json: linux(.devices: /(dev/x)?: no such device|: devices: major: a number)' create t
   done
   configure "l['devices'] = []; l['resources']['devices'][1]['access'] = 'x'"
   fails 125 'linux.resources.devices: access: x: unknown' create t
@@ -8385,16 +9015,271 @@ test_oci_update() { # oci: update takes resources in the OCI's form, and zero le
   configure 'l["resources"] = {"pids": {"limit": 20}, "memory": {"limit": 0},
                   "cpu": {"shares": 0}}' /bin/sleep 1000
   run 0 create t
-  dir=$(find /sys/fs/cgroup -path '*/mydocker/t/pids.max')
+  dir=$(find /sys/fs/cgroup -path "*/$(engine_cgroup t)/pids.max")
   is "$(<"$dir")" 20
   echo '{"pids": {"limit": 30}, "memory": {"limit": 67108864, "swap": 0},
     "blockIO": {"weight": 0}}' >resources
   run 0 update --resources=resources t
   is "$(<"$dir")" 30
   run 0 update --resources - t <<<'{"pids": {"limit": 40}}'
-  is "$(<"$dir") $(cat "$(find /sys/fs/cgroup -path '*/mydocker/t/memory.limit_in_bytes' \
-    -o -path '*/mydocker/t/memory.max' | head -n 1)")" '40 67108864'
+  is "$(<"$dir") $(cat "$(find /sys/fs/cgroup -path "*/$(engine_cgroup t)/memory.limit_in_bytes" \
+    -o -path "*/$(engine_cgroup t)/memory.max" | head -n 1)")" '40 67108864'
   run 0 delete --force t
+}
+
+test_oci_devices_elsewhere() { # oci: a device is made in the container's own /dev or root, and nothing is removed for it
+  local where
+  oci_bundle
+  mkdir -p tree/deep/er
+  echo precious | tee tree/deep/file root/file >/dev/null
+  configure "
+c['mounts'].insert(0, {'destination': '/bound', 'type': 'bind', 'source': '$PWD/tree', 'options': ['rbind']})" /bin/true
+  for where in /bound/deep /bound/new /bound/made/up /file /etc; do
+    configure "l['devices'] = [{'path': '$where', 'type': 'c', 'major': 1, 'minor': 3}]"
+    fails 125 "^mydocker: device, on $where: (/bound is on another mount|file exists)$" create t
+  done
+  ln -s ../bound root/etc/by # nor by a link
+  configure "l['devices'] = [{'path': '/etc/by/new', 'type': 'c', 'major': 1, 'minor': 3}]"
+  fails 125 '^mydocker: device, on /etc/by/new: ' create t
+  is "$(find tree | sort | xargs)" 'tree tree/deep tree/deep/er tree/deep/file'
+  is "$(cat tree/deep/file root/file)" $'precious\nprecious'
+  configure "l['devices'] = [{'path': path, 'type': 'c', 'major': 1, 'minor': 7}
+  for path in ('/null0', '/dev/a/full', '/dev/zero', '/dev/ptmx')]" /bin/ls -l /null0 /dev/a/full /dev/zero /dev/ptmx
+  run 0 run --bundle . t
+  is "$(grep -c ' 1, *7 ' <<<"$out")" 3
+  like "$out" '/dev/ptmx -> pts/ptmx'
+  rm root/null0
+  # a /dev that is somebody else's is not filled, nor is its console made
+  mkdir empty
+  configure "l['devices'], l['maskedPaths'] = [], []
+c['mounts'].append({'destination': '/dev/.', 'type': 'bind', 'source': '$PWD/empty', 'options': ['bind']})" /bin/ls /dev
+  run 0 run --bundle . t
+  is "$out$(ls empty)" ''
+}
+
+test_oci_foreign_sysctls() { # oci: a setting of a namespace that is the host's is refused, in whatever way it is the host's
+  local name kind domain before
+  before=$(cat /proc/sys/kernel/{msgmax,domainname} /proc/sys/net/ipv4/ip_forward)
+  while read -r name kind file; do
+    oci_bundle
+    configure "
+c['hostname'] = ''
+l['sysctl'] = {'$name': '1'}
+l['namespaces'] = [row for row in l['namespaces'] if row['type'] != '$kind']" /bin/true
+    fails 125 "config.json: linux.sysctl: $name: it would be the host's" create t
+    configure "l['namespaces'].append({'type': '$kind', 'path': '/proc/self/ns/$file'})"
+    fails 125 "config.json: linux.sysctl: $name: it would be the host's" create t
+  done <<'END'
+kernel.msgmax ipc ipc
+kernel.shm_rmid_forced ipc ipc
+fs.mqueue.msg_max ipc ipc
+net.ipv4.ip_forward network net
+kernel.domainname uts uts
+END
+  is "$(cat /proc/sys/kernel/{msgmax,domainname} /proc/sys/net/ipv4/ip_forward)" "$before"
+  bundle_says $'moon\n4242' "l['sysctl'] = {'kernel.domainname': 'moon', 'kernel.msgmax': '4242'}" \
+    /bin/cat /proc/sys/kernel/domainname /proc/sys/kernel/msgmax
+  run 0 run --sysctl kernel.domainname=moon /bin/cat /proc/sys/kernel/domainname
+  is "$out" moon
+}
+
+test_oci_private_keys() { # oci: what chapters tell init by keys of their own a bundle can't tell it
+  local row
+  make_canary
+  for row in "'tree': 3" "'fallback': {'type': 'copy'}" "'copyUp': True" "'chown': True" "'volume': 'v'"; do
+    bundle_says fine "c['mounts'].append({'destination': '/x', 'type': 'tmpfs', $row})" /bin/sh -c 'echo fine'
+    bundle_says fine "c['mounts'].append({'destination': '/x', 'type': 'bind', 'source': '$PWD/canary', 'options': ['rbind'], $row})" \
+      /bin/sh -c 'echo fine'
+    rm -rf root
+  done
+  bundle_says fine "p['user'].update(username='no:body', added=7); p['capabilities']['made_up'] = ['CAP_X']
+c.update(gate=3, states=4, filter=5); c['annotations'] = {'mydocker.init': 'true', 'mydocker.scratch': '/etc'}" \
+    /bin/sh -c 'echo fine'
+  for row in copy layers; do
+    oci_bundle
+    configure "c['mounts'].append({'destination': '/x', 'type': '$row', 'source': '$PWD/canary', 'options': ['lowerdir=/etc']})" /bin/true
+    fails 125 "config.json: mounts: type: $row: unknown" create t
+  done
+  canary_lives
+}
+
+test_oci_start_says() { # oci: start fails where the command can't be executed after all
+  oci_bundle
+  printf '#!/bin/nothing\n' >root/bin/script
+  printf 'no program' >root/bin/data
+  chmod +x root/bin/script root/bin/data
+  for file in script data; do
+    configure '' "/bin/$file"
+    run 0 create t
+    fails 125 '^mydocker: start, on t: the command could not be executed' start t
+    run 0 delete t
+  done
+  configure 'c["hooks"] = {"startContainer": [sh("exit 3")]}' /bin/sh -c :
+  run 0 create t
+  fails 125 '^mydocker: start, on t: the command could not be executed' start t
+  run 0 delete t
+  configure 'c["hooks"] = {}' /bin/sh -c :
+  run 0 create t
+  run 0 start t
+  run 0 delete --force t
+}
+
+test_passwd_no_file() { # user: an /etc/passwd or /etc/group that is no file is an empty one, in whatever way it came to be
+  local kind file
+  make_image "t$n:1"
+  for kind in mkdir mkfifo 'mknod_null' 'ln -s /etc/nowhere' 'ln -s passwd' 'ln -s /proc/self/fd/0'; do
+    for file in passwd group; do
+      mknod_null() { mknod "$1" c 1 5; } # zero never ends
+      [[ $kind != *passwd || $file == passwd ]] || continue
+      rm -rf root "d$n"
+      small_root root
+      rm root/etc/$file
+      $kind "root/etc/$file"
+      run 0 run --rootfs root -u 7:8 /bin/cat /proc/self/status # `id` would read the file
+      like "$out" $'Uid:\t7\t.*Gid:\t8\t'
+      fails 125 '^mydocker: --user, on nobody: ' run --rootfs root -u nobody:nobody /bin/true
+      fails 125 '^mydocker: --user, on nobody: ' run -d --rootfs root -u nobody:nobody /bin/true
+      background --name "d$n" --rootfs root -u 7:8 /bin/sleep 1000
+      run 0 exec "d$n" /bin/cat /proc/self/status
+      like "$out" $'Uid:\t7\t.*Gid:\t8\t'
+      fails 125 '^mydocker: --user, on nobody: ' exec -u nobody "d$n" /bin/true
+      run 0 rm -f "d$n"
+    done
+  done
+  background --name "d$n" "t$n:1" /bin/sh -c 'rm /etc/passwd; mkdir /etc/passwd; exec sleep 1000' # made later
+  wait_for eval 'timeout 9 "${mydocker[@]}" exec "d$n" /bin/sh -c "[ -d /etc/passwd ]"'
+  fails 125 '^mydocker: --user, on user: ' exec -u user "d$n" /bin/true
+  run 0 stop -t 0 "d$n"
+  run 0 start "d$n" # its user is a number
+  run 0 rm -f "d$n"
+}
+
+test_terminal_escapes() { # main: nothing that images and labels say steers a terminal
+  local esc=$'\e]0;evil\a' field
+  make_image "t$n:1"
+  for field in User WorkingDir StopSignal; do
+    set_config "t$n:1" "{\"$field\": \"/x\\u001b]0;evil\\u0007\"}"
+    run_any run --rm "t$n:1" /bin/true
+    unlike "$out$err" $'[\e\a]'
+  done
+  set_config "t$n:1" '{"User": "", "WorkingDir": "", "StopSignal": ""}'
+  fails 127 '\\x1b\]0;evil\\x07' run --rm "t$n:1" "$esc"
+  background --name "d$n" --label "a=$esc" "t$n:1" /bin/sh -c ": $esc; exec sleep 1000"
+  run 0 ps --no-trunc --format 'table {{.Names}} {{.Labels}} {{.Command}}'
+  unlike "$out" $'[\e\a]'
+  like "$out" 'a=\\x1b\]0;evil\\x07'
+  tty 0 -- "${mydocker[@]}" ps --format '{{.Names}} {{.Labels}}'
+  unlike "$out" $'[\e\a]'
+  tty 0 -- "${mydocker[@]}" inspect --format '{{.Config.Labels.a}}' "d$n"
+  unlike "$out" $'[\e\a]'
+  run 0 inspect --format '{{.Config.Labels.a}}' "d$n" # for a program it is as it is
+  is "$out" "$esc"
+  run 0 rm -f "d$n"
+}
+
+run_any() { # run_any ARG...: whatever its status is
+  timeout -k 5 "$patience" "${mydocker[@]}" "$@" >"$scratch/stdout" 2>"$scratch/stderr" || :
+  read_output
+}
+
+test_killed_monitor_setuid() { # run: kill -9 of the monitor ends a set-user-ID command, too,
+  # or else the next command does
+  local pid
+  need busybox
+  small_root root
+  mkdir root/set
+  cp "$(type -P busybox)" root/set/sleep
+  chmod 4755 root/set/sleep
+  make_image "t$n:1"
+  start run --rm -u 1234 "t$n:1" /set/sleep 1000
+  wait_for runs_command /set/sleep
+  kill -KILL "$pid"
+  wait_for none runs_command /set/sleep
+  ended 137
+  start run --rm -u 1234 "t$n:1" /bin/sh -c 'exec /set/sleep 1000'
+  wait_for runs_command /set/sleep
+  kill -KILL "$pid"
+  ended 137
+  run 0 ps
+  wait_for none runs_command /set/sleep
+}
+
+runs_command() { # runs_command PROGRAM: somebody does; prints the pids
+  local - file line found=1
+  set +x
+  for file in /proc/[0-9]*/cmdline; do
+    { IFS= read -r -d '' line <"$file"; } 2>/dev/null || continue
+    if [[ $line == "$1" ]]; then
+      echo "$file"
+      found=0
+    fi
+  done
+  return "$found"
+}
+
+test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a scope of its, with the
+  # limits for properties; without a bus the container lies below, where nothing can be taken from it
+  need cgroup-v2 unshare umount awk systemctl
+  local tree top got=0
+  [[ -x /lib/systemd/systemd ]] || skip 'needs /lib/systemd/systemd'
+  tree=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo) top=$tree/mydocker-test.$$
+  oci_bundle
+  configure 'l["cgroupsPath"] = "ci.slice:check:t"; l["resources"] = {}' /bin/sleep 1000
+  if grep -qw pids "$tree/cgroup.controllers"; then
+    echo '+memory +pids +cpu' >"$tree/cgroup.subtree_control"
+    configure 'l["resources"] = {"pids": {"limit": 20}, "memory": {"limit": 67108864},
+      "cpu": {"quota": 50000, "period": 100000}}'
+  fi
+  cat >beside <<'END' # a manager of a user's is systemd, too
+umount -l $(awk '/ - cgroup2? / {print $5}' /proc/self/mountinfo | tac)
+umount -l /sys/fs/cgroup || :
+mount -t cgroup2 none /sys/fs/cgroup
+mkdir /sys/fs/cgroup/init
+echo "$$" >/sys/fs/cgroup/init/cgroup.procs
+mount -t tmpfs none /run
+mkdir -p /run/systemd/system home
+export HOME=$PWD/home XDG_RUNTIME_DIR=/run
+unset DBUS_SESSION_BUS_ADDRESS
+/lib/systemd/systemd --user >log 2>&1 &
+until systemctl --user show -p Version; do
+  kill -0 "$!"
+  sleep 0.1
+done
+show() { # show PROPERTY: of the scope
+  systemctl --user show check-t.scope --value -p "$1"
+}
+"$@" create --pid-file pid t </dev/null
+grep '^0::/.*/ci.slice/check-t.scope$' "/proc/$(cat pid)/cgroup"
+[ "$(show ActiveState) $(show Delegate) $(show Slice)" = 'active yes ci.slice' ]
+"$@" start t
+group=/sys/fs/cgroup$(sed -n s/^0:://p "/proc/$(cat pid)/cgroup")
+if [ -e "$group/pids.max" ]; then
+  [ "$(show TasksMax) $(show MemoryMax) $(show CPUQuotaPerSecUSec)" = '20 67108864 500ms' ]
+  echo '{"pids": {"limit": 30}}' | "$@" update -r - t
+  [ "$(show TasksMax)" = 30 ]
+  systemd-run --user --quiet --scope --slice ci.slice -p TasksMax=50 true
+  systemctl --user daemon-reload
+  [ "$(cat "$group/pids.max" "$group/memory.max")" = $'30\n67108864' ]
+fi
+systemctl --user stop ci.slice # ends what is in it
+"$@" state t | grep '"stopped"'
+"$@" delete t
+"$@" create t </dev/null
+[ "$(show ActiveState)" = active ]
+"$@" delete --force t
+[ "$(show ActiveState)" = inactive ]
+mv /run/systemd/private /run/systemd/away
+"$@" create --pid-file pid t </dev/null
+grep '^0::/ci.slice/check-t.scope/container$' "/proc/$(cat pid)/cgroup"
+"$@" delete --force t
+[ -d /sys/fs/cgroup/ci.slice ]
+[ ! -e /sys/fs/cgroup/ci.slice/check-t.scope ]
+END
+  mkdir "$top"
+  bash -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$top" unshare --cgroup --mount --pid --fork \
+    --kill-child --mount-proc bash -ex beside "${mydocker[@]}" || got=$?
+  wait_for eval 'find "$top" -depth -type d -exec rmdir {} +'
+  is "$got" 0
 }
 
 # ── 24. The OCI runtime under engines ──────────────────────────────────────
@@ -8723,6 +9608,19 @@ test_install() { # install: a launcher that compiles nothing, until the file or 
   is "$(find top -type f)" ''
 }
 
+test_install_chapters() { # install: what is installed reads only the chapters that it needs
+  local launcher=$PWD/top/bin/mydocker
+  own_state
+  run 0 install top
+  MYDOCKER_LOG=debug "$launcher" run /bin/true >out 2>err
+  like "$(<err)" 'reads 7. Inside'
+  unlike "$(<err)" 'reads [^ ]+ [^:]*([Tt]ar|store|image|[Rr]egistr|Pull|Build|[Nn]etworks|OCI|host$)'
+  MYDOCKER_LOG=debug "$launcher" state nonesuch >out 2>err || :
+  unlike "$(<err)" 'reads [^ ]+ (Inside|`run`|The monitor|Privileges|Volumes|[Nn]et|[A-Z][^:]*egistr)'
+  MYDOCKER_LOG=debug "$launcher" images >out 2>err
+  like "$(<err)" 'reads [^ ]+ The store'
+}
+
 # ── Beside other programs ──────────────────────────────────────────────────
 
 test_skopeo_reads_store() { # peers: skopeo reads the store in place, and what it puts there runs
@@ -8892,7 +9790,7 @@ strays() { # processes of ours, or of containers whose monitor is dead
     elif grep -qE $'^NSpid:\t[0-9]+\t1$' "$dir/status" 2>/dev/null; then
       parent=$(sed -n 's/^PPid:\t//p' "$dir/status" 2>/dev/null)
       [[ ! $parent || $parent -gt 1 ]] ||
-        grep -qF "$(readlink "$dir/ns/pid")" "$scratch/before/pidns" || ps_line "$pid"
+        grep -qF "$(readlink "$dir/ns/pid")" "$scratch/at_start/pidns" || ps_line "$pid"
     fi
   done
 }
@@ -9325,16 +10223,245 @@ test_streams_of_engines() { # oci: an engine's pipes, files and sockets are the 
   is "$(stat -c '%u %a %t:%T' /dev/null)" "$null"
 }
 
+# fuzzed COMMAND...: in PID, network, IPC and mount namespaces and cgroups of its own, and nothing
+# but this directory can be written: whatever is asked for by accident hurts nobody
+fuzzed() {
+  local place name=mydocker-fuzz$$ status=0
+  mkdir -p here
+  for place in $(cgroup_trees); do
+    mkdir "$place/$name" || skip 'needs cgroups that can be made'
+    for file in cpuset.cpus cpuset.mems; do # v1's start empty
+      [[ ! -e $place/$file ]] || cat "$place/$file" >"$place/$name/$file"
+    done
+  done
+  (
+    for place in $(cgroup_trees); do echo "$BASHPID" >"$place/$name/cgroup.procs"; done
+    exec unshare --cgroup --mount --propagation private --pid --net --ipc --uts --fork \
+      --kill-child --mount-proc bash -ec '
+      for place in $1; do mount --bind "$place/$2" "$place"; done
+      mount --bind . .
+      awk "{print \$5}" /proc/self/mountinfo | while read -r place; do
+        case $place in "$PWD" | /proc* | /sys/fs/cgroup*) continue ;; esac
+        mount -o remount,bind,ro "$place" 2>/dev/null || :
+      done
+      cd .; cd "$PWD"
+      "${@:3}"' bash "$(cgroup_trees)" "$name" "$@"
+  ) || status=$?
+  for place in $(cgroup_trees); do
+    find "$place/$name" -depth -type d -exec rmdir {} + || status=1
+  done
+  is "$status" 0
+}
+
+test_fuzz() { # oci: 300 bundles and 100 images with something wrong in them end in words of ours, and leave nothing (FULL=1)
+  [[ ${FULL-} ]] || skip 'needs FULL=1'
+  need unshare mount awk busybox
+  make_image "t$n:1"
+  unpack_saved "t$n:1"
+  oci_bundle
+  fuzzed "$PYTHON" -I - "$n" "${mydocker[@]}" <<'PYTHON'
+import copy, hashlib, json, os, random, shutil, subprocess, sys, time
+
+name, *mydocker = sys.argv[1:]
+image = f"t{name}:1"
+dice = random.Random(15)
+bad = 0
+NASTY = [
+    None, True, False, 0, 1, -1, 7, 1 << 15, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32,
+    (1 << 63) - 1, 1 << 63, 1 << 64, -(1 << 63), 1.5, 1e300, 10 ** 400, "", " ", ".", "..", "/",
+    "//", "../..", "/etc", "/proc", "/proc/self/fd/3", "/dev", "/dev/null", "rootfs", "x" * 5000,
+    "/x" * 2000, "a\0b", "\ud800", "\x1b[2J", "\u202e", "\udcff", "0", "-1", "4294967296", "root",
+    "CAP_SYS_ADMIN", "SCMP_ACT_KILL", "user", "pid", "network", "bind", "tmpfs", "proc", "devtmpfs",
+    "overlay", "copy", "layers", "cgroup", "rw", "shared", "rslave", "sha256:" + "0" * 64,
+    "sha256:../../etc/passwd", "text/plain", "2026-01-08T09:32:52Z", [], {}, [[]], [None], [""],
+    {"": ""}, {"path": "/x"}, {"type": "user"}, {"destination": "/x"}, ["a", 1], [{}] * 50]
+KEYS = ["tree", "fallback", "copyUp", "chown", "volume", "gate", "filter", "username", "added",
+        "", "x", "path", "type", "\0", "\ud800"]
+
+
+def nodes(value, found, way=()):
+    if way:
+        found.append(way)
+    for key in value if isinstance(value, dict) else range(
+            len(value) if isinstance(value, list) else 0):
+        nodes(value[key], found, (*way, key))
+    return found
+
+
+def at(value, way):
+    for key in way:
+        value = value[key]
+    return value
+
+
+def mutate(document):
+    document = copy.deepcopy(document)
+    for _ in range(dice.choice((1, 1, 1, 2, 3))):
+        ways = nodes(document, [])
+        if not ways:
+            break
+        *above, key = dice.choice(ways)
+        place = at(document, above)
+        what = dice.randrange(8)
+        if what < 4:
+            place[key] = copy.deepcopy(dice.choice(NASTY))
+        elif what == 4:
+            del place[key]
+        elif what == 5:
+            place[key] = copy.deepcopy(at(document, dice.choice(ways)))
+        elif what == 6:
+            place[key] = [place[key]] * dice.choice((1, 2))
+        elif isinstance(place, dict):
+            place[dice.choice(KEYS)] = copy.deepcopy(dice.choice(NASTY))
+        else:
+            place.append(copy.deepcopy(dice.choice(place)))
+    return document
+
+
+def left():
+    found = [pid for pid in os.listdir("/proc") if pid.isdigit() and pid != "1"
+             and int(pid) != os.getpid() and alive(pid)]
+    for top in "oci", "running", "names", "containers":
+        if os.path.isdir("state/" + top):
+            found += [f"{top}/{each}" for each in os.listdir("state/" + top)]
+    return found
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def tried(what, *words):
+    global bad
+    try:
+        done = subprocess.run([*mydocker, *words], stdin=subprocess.DEVNULL, timeout=60,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        status, said = done.returncode, done.stdout.decode("utf-8", "backslashreplace")
+    except subprocess.TimeoutExpired:
+        status, said = "hangs", ""
+    for _ in range(500):  # an init that nobody needs finds that out when it has started
+        if not left():
+            break
+        time.sleep(0.02)
+    wrong = status == "hangs" or "Traceback" in said or "bug in" in said or "\x1b" in said
+    if wrong or left():
+        bad += 1
+        print(what, status, said[-2000:], left(), flush=True)
+    return status
+
+
+config = json.load(open("config.json"))
+config["process"].update(
+    args=["/bin/sh", "-c", ":"], oomScoreAdj=100, rlimits=[{"type": "RLIMIT_NOFILE", "soft": 64, "hard": 64}])
+config["process"]["user"] = {"uid": 7, "gid": 8, "additionalGids": [9, 10], "umask": 18}
+config.update(annotations={"a": "b"}, domainname="moon", hooks={
+    moment: [{"path": "/bin/sh", "args": ["sh", "-c", ":"], "env": ["A=b"], "timeout": 9}]
+    for moment in ("prestart", "createRuntime", "createContainer", "startContainer", "poststop")})
+config["mounts"] += [
+    {"destination": "/t", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "size=64k"]},
+    {"destination": "/b", "type": "bind", "source": "here", "options": ["rbind", "ro", "rprivate"]}]
+config["linux"].update(
+    resources={"memory": {"limit": 1 << 28, "swap": -1}, "pids": {"limit": 99},
+               "cpu": {"shares": 512, "quota": 50000, "period": 100000},
+               "devices": [{"allow": False, "access": "rwm"}]},
+    devices=[{"path": "/dev/x", "type": "c", "major": 1, "minor": 3, "fileMode": 438, "uid": 0}],
+    sysctl={"net.ipv4.ip_forward": "1", "kernel.msgmax": "4242"}, rootfsPropagation="rslave",
+    uidMappings=[{"containerID": 0, "hostID": 0, "size": 65536}],
+    gidMappings=[{"containerID": 0, "hostID": 0, "size": 65536}],
+    seccomp={"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["chroot"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1,
+         "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]}]})
+config["root"]["readonly"] = False
+for number in range(301):  # the first one is good
+    with open("config.json", "w") as file:
+        json.dump(config if number == 0 else mutate(config), file)
+    status = tried(f"bundle {number}", "run", "--bundle", ".", f"f{number}")
+    if number == 0 and status != 0:
+        bad += 1
+        print("the first bundle ended with", status)
+    if bad > 5:
+        break
+
+
+def path(of):
+    return "layout/blobs/sha256/" + of["digest"][7:]
+
+
+def store(of, data):
+    of["digest"], of["size"] = "sha256:" + hashlib.sha256(data).hexdigest(), len(data)
+    with open(path(of), "wb") as file:
+        file.write(data)
+
+
+shutil.move("layout", "good")
+for number in range(101):
+    shutil.rmtree("layout", ignore_errors=True)
+    shutil.copytree("good", "layout")
+    index = json.load(open("layout/index.json"))
+    manifest = json.load(open(path(index["manifests"][0])))
+    setup = json.load(open(path(manifest["config"])))
+    where = dice.randrange(4) if number else 4
+    try:
+        if where == 3:  # bytes of the layer, which is no archive any more, or another one
+            import gzip
+            packed = open(path(manifest["layers"][0]), "rb").read()
+            layer = bytearray(gzip.decompress(packed) if packed[:2] == b"\x1f\x8b" else packed)
+            for _ in range(dice.randrange(1, 9)):
+                block = 512 * dice.randrange(len(layer) // 512)
+                layer[block + dice.randrange(512)] = dice.randrange(256)
+            setup["rootfs"]["diff_ids"][0] = "sha256:" + hashlib.sha256(layer).hexdigest()
+            store(manifest["layers"][0], gzip.compress(bytes(layer), 1)
+                  if packed[:2] == b"\x1f\x8b" else bytes(layer))
+        setup = mutate(setup) if where == 0 else setup
+        store(manifest["config"], json.dumps(setup).encode())
+        manifest = mutate(manifest) if where == 1 else manifest
+        store(index["manifests"][0], json.dumps(manifest).encode())
+        index = mutate(index) if where == 2 else index
+    except (KeyError, IndexError, TypeError):
+        pass
+    with open("layout/index.json", "w") as file:
+        json.dump(index, file)
+    status = tried(f"image {number} load", "load", "-i", "layout")
+    if status == 0:
+        ran = tried(f"image {number} run", "run", "--rm", image, "/bin/sh", "-c", ":")
+        if number == 0 and ran != 0:
+            bad += 1
+            print("the first image ended with", ran)
+        tried(f"image {number} images", "images")
+        tried(f"image {number} inspect", "inspect", image)
+    tried(f"image {number} rmi", "rmi", image)
+    if bad > 9:
+        break
+sys.exit(bad > 0)
+PYTHON
+}
+
 test_nothing_left() { # main: nothing is left behind on this host
   local what
   run 0 run /bin/true # which sweeps up after the killed ones
   wait_for none strays
   survey after
-  for what in mounts links tables; do diff "$scratch/before/$what" "after/$what"; done
+  for what in mounts links tables; do diff "$scratch/at_start/$what" "after/$what"; done
   # other tests may be running beside these: their cgroups fill up, or go
-  mapfile -t empty < <(comm -13 "$scratch/before/cgroups" after/cgroups)
+  mapfile -t empty < <(comm -13 "$scratch/at_start/cgroups" after/cgroups)
   wait_for none still_empty
   is "$(find "$MYDOCKER_ROOT"/{containers,running} -mindepth 1)" ''
+}
+
+test_old_python() { # main: a Python that is too old shows the line that says which one is needed
+  local old found=''
+  for old in python2.7 python3.6 python3.7; do
+    type -P "$old" || continue
+    found=1
+    ! "$old" "$here/mydocker.py" --version 2>err || fail "$old took it"
+    has err 'mydocker needs Python 3.8 or later'
+    is "$(wc -l <err)" 4
+  done
+  [[ $found ]] || skip 'no older Python here'
 }
 
 # ── Measurements ───────────────────────────────────────────────────────────
@@ -9635,13 +10762,12 @@ bench_run_ephemeral() { # start: mydocker.py run --ephemeral /bin/true
   row=("${mydocker[@]}" run --ephemeral /bin/true)
 }
 
-compiled() { # compiled ARG...: a row of the compiled copy
-  "$PYTHON" -c 'import py_compile, sys; py_compile.compile(sys.argv[1], "mydocker.pyc")' \
-    "$here/mydocker.py"
-  row=("$PYTHON" -I -S "$PWD/mydocker.pyc" "$@")
+compiled() { # compiled ARG...: a row of the installed copy
+  "${mydocker[@]}" install "$PWD/top"
+  row=("$PWD/top/bin/mydocker" "$@")
 }
 
-bench_run_compiled() { # start: the same from a compiled copy, python3 -I -S mydocker.pyc
+bench_run_compiled() { # start: the same by the installed copy
   compiled run /bin/true
 }
 
@@ -9803,7 +10929,7 @@ json.dump(config, open("config.json", "w"))' "$2"
   row=(runc --root "$PWD/runc" run --bundle "$PWD" "mydocker-bench-$1")
 }
 
-bench_limits_without() { # limits: mydocker.py run, compiled copy, without
+bench_limits_without() { # limits: mydocker.py run, installed copy, without
   compiled run /bin/true
 }
 
@@ -9926,6 +11052,25 @@ bench_oci_docker() { # oci: docker run --rm on installed mydocker
 
 bench_oci_docker_runc() { # oci: docker run --rm on runc
   engine_row docker runc
+}
+
+exec_in() { # exec_in RUNTIME...: a row that executes /bin/true in a container that it has started
+  need busybox
+  oci_config "$PWD/top/bin/mydocker"
+  sed -i 's|"/bin/true"|"/bin/sleep", "1000"|' config.json
+  "$@" delete --force in
+  "$@" create in </dev/null >/dev/null
+  "$@" start in
+  row=("$@" exec in /bin/true)
+}
+
+bench_exec_mydocker() { # exec: /bin/true in a running container: installed mydocker
+  exec_in "$PWD/top/bin/mydocker" --root "$PWD/oci"
+}
+
+bench_exec_runc() { # exec: the same: runc
+  need runc
+  exec_in runc --root "$PWD/runc"
 }
 
 measure_create() { # what `create` takes at most, its children included, in MB
@@ -10144,7 +11289,7 @@ main() {
     names=("${names[@]:0:10}" "${smoke[@]}" "${names[-1]}") pattern=.
   fi
   [[ $pattern != security ]] || pattern='security: |CVE-'
-  survey "$scratch/before"
+  survey "$scratch/at_start"
   if ! "${mydocker[@]}" info root pidns mntns utsns ipcns netns >"$scratch/log" 2>&1; then
     sed 's/^/# /' "$scratch/log"
     echo 'Bail out! this needs root and these namespaces'
