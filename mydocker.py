@@ -23,7 +23,7 @@ few walls, one kernel call each, and this file is those calls in their order.  T
 Read it from top to bottom: nothing is used before it was explained.  `grep '^# ── '` lists the
 chapters, and `run --explain` prints every call as it is made, with the reason from its line here.
 
-Needs Linux 5.4, Python 3.8 and root.  Only modules that `run` needs at once are imported on top:
+Needs Linux 5.4, Python 3.8, and root or a kernel that lets anyone make user namespaces.  Only modules that `run` needs at once are imported on top:
 each costs every container milliseconds, so the others are imported where they are used.
 """
 
@@ -4562,7 +4562,8 @@ PROGRAMS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where the host's
 PASTA_DNS = "169.254.1.1"  # asked there, pasta asks the host's own servers: podman's choice, too
 
 def enter_own_user_namespace():
-    """Go on as root of a user namespace, and with mounts of our own."""
+    """Go on as root of a user namespace.  Our mounts stay the host's: in a mount namespace of our
+    own /proc/self/exe would name no place that is there."""
     with Descriptor(hold(make_dirs(state_path()) + "/inhabitants")) as lock:
         here = [row for row in inhabitants(lock) if process_start(row[0]) == row[1]]
         if not any(join_user_namespace(pid) for pid, _ in here):
@@ -4570,10 +4571,9 @@ def enter_own_user_namespace():
         rows = [f"{pid} {start}\n" for pid, start in {*here, (os.getpid(), process_start("self"))}]
         os.ftruncate(lock, 0)
         os.pwrite(lock, "".join(rows).encode(), 0)
-    try:
-        os.unshare(CLONE_NEWNS)  # mounts of our own, over which we have power
-    except OSError as error:
-        raise refused(error) from None
+    if kernel_says("kernel.apparmor_restrict_unprivileged_userns", "1"):
+        if not attempt(lambda: os.unshare(CLONE_NEWNS)):  # it is one without power
+            raise refused(OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
 def inhabitants(lock):
     """Yield the processes of ours that were seen in a user namespace: (pid, start)."""
@@ -4713,21 +4713,19 @@ def connect_by_pasta(state, pid, ports):
     if old:
         kill_child(old)
     log, ready, place = (container_path(record, "pasta." + name) for name in ("log", "pid", "netns"))
-    for path in (ready, place):
-        unlink_if_there(path)
-    write_file(place, "")
-    mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # among our mounts: it can open that
+    unlink_if_there(ready)
+    for path in (place, log):
+        write_file(path, "")
     words = pasta_words(place, ports) + ["--pid", ready]
     state["pasta"] = child = os.fork()  # to become pasta
     if not child:
         try:
+            os.unshare(CLONE_NEWNS)  # for the next line
+            mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # as a file it may be opened
             become_pasta(words, log)
         finally:
             os._exit(127)
-    try:
-        await_pasta(child, ready, log)
-    finally:
-        umount2(place, MNT_DETACH)  # it has it open
+    await_pasta(child, ready, log)
 
 def await_pasta(child, ready, log):
     """Wait until pasta has written its pid, which it does when all is connected."""
@@ -4774,18 +4772,19 @@ def refused(error):
     """What a user is told whom the kernel doesn't let make a user namespace."""
     return Failure(f"user namespace, as user {os.geteuid()}: {reason(error)}", hint=why_refused())
 
+def kernel_says(name, text):
+    """True if the sysctl of that name is there, and says that."""
+    with tolerate():
+        return read_all("/proc/sys/" + name.replace(".", "/")).strip() == text
+    return False
+
 def why_refused():
     """What may forbid an ordinary user to make a user namespace, and what allows it."""
-    def says(path, text):
-        with tolerate():
-            return read_all(path).strip() == text
-        return False
-
     for name, value in (("kernel.unprivileged_userns_clone", "0"),
                         ("user.max_user_namespaces", "0")):
-        if says("/proc/sys/" + name.replace(".", "/"), value):
+        if kernel_says(name, value):
             return f"root can allow it: sysctl {name}={15000 if 'max' in name else 1}"
-    if says("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"):
+    if kernel_says("kernel.apparmor_restrict_unprivileged_userns", "1"):
         program = os.path.realpath(sys.executable)
         return ("root can allow it with a profile in /etc/apparmor.d/mydocker: abi <abi/4.0>, "
                 f"profile mydocker {program} flags=(unconfined) {{ userns, }}; then apparmor_parser "
