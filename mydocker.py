@@ -23,8 +23,9 @@ few walls, one kernel call each, and this file is those calls in their order.  T
 Read it from top to bottom: nothing is used before it was explained.  `grep '^# ── '` lists the
 chapters, and `run --explain` prints every call as it is made, with the reason from its line here.
 
-Needs Linux 5.4, Python 3.8, and root or a kernel that lets anyone make user namespaces.  Only modules that `run` needs at once are imported on top:
-each costs every container milliseconds, so the others are imported where they are used.
+Needs Linux 5.4, Python 3.8, and root or a kernel that lets anyone make user namespaces.  Only
+modules that `run` needs at once are imported on top: each costs every container milliseconds, so
+the others are imported where they are used.
 """
 
 # ── 1. Imports and settings ──────────────────────────────────────────────────
@@ -348,6 +349,11 @@ def hint_for(error):
         return f"no more namespaces are allowed, see sysctl {' '.join(limits) or 'user'}"
     if error.errno == errno.EACCES and call == "execvp":
         return "the user namespace's root can't reach this Python: one in /usr/bin can be reached"
+    if not os.path.exists("/proc/self"):
+        return "/proc must be mounted: mount -t proc proc /proc"
+    if error.errno == errno.EPERM and '"proc"' in str(error.filename) and proc_is_covered():
+        return ("parts of /proc are covered, as in a container of others: there the kernel lets no "
+                "user namespace have a whole one; docker run --security-opt systempaths=unconfined")
     if error.errno == errno.EPERM and call in ("unshare", "mount", "pivot_root", "setns"):
         return "CAP_SYS_ADMIN is missing, or a seccomp filter forbids it: inside a container?"
     return ""
@@ -4771,6 +4777,10 @@ def home_outside():
 def refused(error):
     """What a user is told whom the kernel doesn't let make a user namespace."""
     return Failure(f"user namespace, as user {os.geteuid()}: {reason(error)}", hint=why_refused())
+
+def proc_is_covered():
+    """True if not all of /proc can be seen: mount_too_revealing() of the kernel's fs/namespace.c."""
+    return in_user_namespace() and any(row[0].startswith("/proc/") for row in mounts_here())
 
 def kernel_says(name, text):
     """True if the sysctl of that name is there, and says that."""

@@ -3961,6 +3961,19 @@ test_rootless_podman() { # rootless: podman runs containers with it, and goes in
   "${podman[@]}" "$top/home/runtime" rm -f -t 0 "p$n"
 }
 
+test_rootless_hidden() { # rootless: where /proc is covered, or missing, the hint says so
+  outsider
+  small_root root
+  chown -R 23456:23456 root
+  mydocker=(unshare -m bash -ec 'mount --bind /dev/null /proc/interrupts; exec "$@"' bash
+    "${mydocker[@]}")
+  fails 125 'mount' run --rootfs root /bin/sh -c :
+  like "$err" 'hint: parts of /proc are covered'
+  mydocker=(unshare -m bash -ec 'mount -t tmpfs none /proc; exec "$@"' bash "${program[@]}")
+  fails 125 '' run /bin/true
+  like "$err" 'hint: /proc must be mounted'
+}
+
 test_weak_root() { # rootless: root without CAP_SYS_ADMIN has all ids that it sees
   need setpriv
   weak=(setpriv --bounding-set -sys_admin --inh-caps -all)
