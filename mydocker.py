@@ -2221,6 +2221,9 @@ def ephemeral_mounts(scratch):
     points = {"/"} | {
         point for point, kind, *_ in mounts_here() if kind not in NOT_FILES
         and not f"{point}/".startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
+    if is_guest("mnt"):  # what lies below other mounts stays hidden, so "/" is in no overlay
+        points |= {f"/{name}" for name in os.listdir("/") if name not in ("proc", "sys", "dev")
+                   and stat.S_ISDIR(os.lstat(f"/{name}").st_mode)}
     rows = []
     for number, point in enumerate(sorted(points)):
         as_it_is = dict(mount_row(point, "bind", "rbind", "rro", source=point), seen=point)
