@@ -3784,9 +3784,9 @@ test_rootless() { # rootless: an ordinary user is root in a container, and only 
     read -r name </proc/1/comm; echo "$name"'
   like "$out" $'\nproc\n'
   is "${out##*$'\n'}" sh
-  run 0 run --ephemeral /bin/sh -c 'echo lost >"$1/home/lost"; cat "$1/home/lost"' sh "$PWD"
+  run 0 run --ephemeral /bin/sh -c 'echo lost >/usr/lost; cat /usr/lost'
   is "$out" lost
-  [[ ! -e home/lost ]]
+  [[ ! -e /usr/lost ]]
   tty 3 '[#$] ' $'test -t 0 && echo is a $((1))\n' '^is a 1' $'exit 3\n' -- \
     "${mydocker[@]}" run -it /bin/sh
   is "$(stat -c %a:%u home/mydocker)" 700:23456
