@@ -101,13 +101,14 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT = 1, 2, 4,
 MS_MANDLOCK, MS_DIRSYNC, MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME = 64, 128, 256, 1024, 2048
 MS_SILENT, MS_I_VERSION, MS_LAZYTIME = 1 << 15, 1 << 23, 1 << 25
 MS_BIND, MS_REC, MS_UNBINDABLE, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 17, 1 << 18
+MS_MOVE = 1 << 13
 MS_SLAVE, MS_SHARED, MS_RELATIME, MS_STRICTATIME = 1 << 19, 1 << 20, 1 << 21, 1 << 24
-MNT_DETACH, MOUNT_ATTR_RDONLY = 2, 1
+MNT_DETACH, MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 2, 1, 0x100000
 
 # linux/fcntl.h, linux/openat2.h
 
 # linux/fcntl.h, linux/openat2.h, linux/memfd.h
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 0x04, 0x10
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
@@ -169,7 +170,7 @@ pivot_root = kernel("pivot_root", TEXT, TEXT)  # pivot_root(2)
 prctl = kernel("prctl", "PR_", LONG, LONG, LONG, LONG)  # prctl(2)
 prctl_text = kernel("prctl", "PR_", TEXT)  # prctl(2)
 signalfd = kernel("signalfd", INT, BYTES, INT)  # signalfd(2)
-statfs = kernel("statfs", TEXT, BYTES)  # statfs(2)
+fstatfs = kernel("fstatfs", INT, BYTES)  # statfs(2)
 syncfs = kernel("syncfs", INT)  # syncfs(2)
 capget = kernel("capget", BYTES, BYTES)  # capget(2)
 capset = kernel("capset", BYTES, BYTES)  # capset(2)
@@ -177,6 +178,8 @@ getsockopt = kernel("getsockopt", INT, INT, INT, BYTES, BYTES)  # getsockopt(2)
 prlimit = kernel("prlimit", INT, INT, BYTES, BYTES)  # prlimit(2)
 bpf = kernel("bpf", INT, BYTES, LONG,  # bpf(2), older than the numbers that are all the same
              number={"x86_64": 321, "i686": 357, "armv7l": 386}.get(os.uname().machine, 280))
+keyctl = kernel("keyctl", INT, TEXT,  # keyctl(2)
+                number={"x86_64": 250, "i686": 288, "armv7l": 311}.get(os.uname().machine, 219))
 openat2 = kernel("openat2", INT, TEXT, BYTES, LONG, number=437)  # openat2(2), since 5.6
 pidfd_send_signal = kernel("pidfd_send_signal", INT, INT, LONG, LONG, number=424)  # since 5.1
 pidfd_open = kernel("pidfd_open", INT, LONG, number=434)  # pidfd_open(2), since 5.3
@@ -536,6 +539,8 @@ def write_file(path, data, durable=False, like_folder=False):
                     os.fchown(file.fileno(), *os.fstat(above)[4:6])
                 if durable:
                     os.fsync(file.fileno())
+                else:  # start it: once it has begun, ext4 lets no name be there before the bytes
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             os.rename(temporary, name, src_dir_fd=above, dst_dir_fd=above)
         except OSError as error:  # a full disk: nothing half written stays
             with tolerate(errno.ENOENT):
@@ -1067,7 +1072,8 @@ def split_option(by_name, word, where):
     found = []
     for end, letter in enumerate(word[1:], 2):
         if letter not in by_name:
-            raise Failure(f"{where}, on {word}: unknown option", hint=f"see {where} --help")
+            near = near_miss("--" + name, [f"--{known}" for known in by_name])
+            raise Failure(f"{where}, on {word}: unknown option", hint=near or f"see {where} --help")
         row = by_name[letter]
         if row[1]:
             return found + [(row, word[end:] or None)]
@@ -1325,8 +1331,9 @@ class Birth:
     OUTLIVE: it may live longer than we.  `with` kills it if something fails."""
     def __init__(self, role, outlive=False, program=None, spec=None):
         self.role, self.outlive, self.program = role, outlive, program or own_bytecode()
-        self.joins, self.flags = [], CLONE_NEWPID if role == "init" else 0
+        self.joins, self.flags, self.offsets = [], CLONE_NEWPID if role == "init" else 0, ""
         if spec:
+            self.offsets = time_offsets(spec["linux"])
             self.joins, self.flags = joined_namespaces(spec), new_namespaces(spec)
         self.guest = is_guest("pid")  # then another makes the PID namespace: there's no way back
         self.mapped = CLONE_NEWUSER in (self.flags & CLONE_NEWUSER, *(f for _, f in self.joins))
@@ -1353,6 +1360,8 @@ class Birth:
         if self.flags & early:
             with call_named("unshare"):
                 os.unshare(self.flags & early)  # the next child is PID 1 of a new PID namespace
+        if self.offsets:
+            write_value("/proc/self/timens_offsets", self.offsets)  # before anybody is in it
         with call_named("fork"):
             pid = os.fork()  # this process goes on outside, the child inside
         if pid:
@@ -1382,9 +1391,9 @@ class Birth:
             flags = new_namespaces(spec) & ~(FOR_CHILDREN | CLONE_NEWUSER | CLONE_NEWNS)
             joins = [row for row in self.joins or joined_namespaces(spec)
                      if not row[1] & (FOR_CHILDREN | CLONE_NEWUSER)]
-            # Copied here, where they still are the host's own's peers
-            trees = [Descriptor(open_tree(AT_FDCWD, row["source"], OPEN_TREE_CLONE | AT_RECURSIVE
-                                          | OPEN_TREE_CLOEXEC)) for row in shared_rows(spec)]
+            rows = tree_rows(spec)
+            if rows:
+                trees = open_trees(rows, spec["linux"])
         message = flags, [flag for _, flag in joins], preserved, report
         tell(self.channel, message, [stdin, *(fd for fd, _ in joins), *trees])  # sync 0
         for fd in [*trees, *(fd for fd, _ in self.joins or joins)]:
@@ -1394,7 +1403,8 @@ class Birth:
         """The master end of the terminal that comes next: sync 2."""
         message, fds = receive(self.channel)
         if not fds:
-            raise Failure(*message or (f"{self.role}: it was killed before the command started", 137))
+            message = message or (f"{self.role}: it was killed before the command started", 137)
+            raise Failure(*message)
         return fds[0]
 
     def await_command(self):
@@ -1454,6 +1464,12 @@ def start_init(spec, birth=None, **how):
         birth.end()
     return Birth("init", spec=spec, **how)
 
+def time_offsets(linux):
+    """What a time namespace's clocks are ahead of the host's, as proc(5) has it."""
+    rows = linux.get("timeOffsets") or {}
+    return "".join(f"{clock} {row.get('secs', 0)} {row.get('nanosecs', 0)}\n"
+                   for clock, row in rows.items())
+
 def own_bytecode():
     """A sealed memfd with this program, compiled: init starts from it. It compiles nothing a second
     time, reads no file that somebody could have changed since, and finds its code with any root.
@@ -1485,11 +1501,6 @@ def whole_bytecode():
     while frame.f_code.co_name != "<module>":
         frame = frame.f_back
     return MAGIC_NUMBER + bytes(12) + marshal.dumps(frame.f_code)
-
-def shared_rows(spec):
-    """The rows that show something of the host's, and stay its peers."""
-    return [row for row in spec["mounts"] if {"shared", "rshared"} & set(row["options"])
-            and {"bind", "rbind"} & set(row["options"])]
 
 def inherit(pid, channel):
     """Inherit the child that a process has made in a PID namespace: see fork_inside; its pid."""
@@ -1899,8 +1910,8 @@ def container_main(channel, trees, places):
     spec, outputs = receive(channel)  # sync 1: the outside has done its part
     if spec is None:
         os._exit(125)  # it died meanwhile
-    for row, tree in zip(shared_rows(spec), trees):
-        row["tree"] = tree
+    for row, tree in zip([row for row in spec["mounts"] if row.get("opened")], trees):
+        row.update(tree=tree, source=f"/proc/self/fd/{tree}")
     process, gate = spec["process"], None
     if spec.get("gate"):
         gate = outputs.pop()
@@ -1923,7 +1934,7 @@ def container_main(channel, trees, places):
     if own_root:
         enter_root(spec)
     set_sysctls(spec["linux"].get("sysctl") or {})  # through the container's own /proc
-    hide_paths(spec["linux"])
+    hide_paths(spec)
     name_host(spec)
     user = find_user(process["user"])  # by the container's files
     for row in spec["mounts"]:
@@ -1940,6 +1951,7 @@ def container_main(channel, trees, places):
     pipes = pipe_device()
     limit_process(process)  # not before: these are init's limits, too; CAP_SYS_RESOURCE is there
     set_label(process)
+    take_traits(process)
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, gate is not None)
     confine(process, user, spec["filter"])
@@ -1951,9 +1963,14 @@ def container_main(channel, trees, places):
     take_session(slave, outputs)
     if gate is not None:
         wait_at_gate(channel, gate, process)
-        run_hooks(spec, spec["states"]["created"], "startContainer",
-                  environment=read_environment(process["env"]))
-    become_command(channel, process, user[3])
+    try:
+        if gate is not None:
+            run_hooks(spec, spec["states"]["created"], "startContainer",
+                      environment=read_environment(process["env"]))
+        become_command(channel, process, user[3])
+    finally:
+        if gate is not None:
+            os.write(gate, b"!")  # for start_created
 
 def name_host(spec):
     """Give the container's UTS namespace its names: not the host's."""
@@ -1973,6 +1990,7 @@ def joined_main(channel, *_):
         os.close(fd)  # nothing of the host's is to be seen inside but the channel
     user = find_user(process["user"])
     enter_workdir(process["cwd"])
+    take_traits(process)
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, engine)
     confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
@@ -2002,6 +2020,12 @@ def join_namespaces(fds, flags):
             return
     for fd, flag in zip(fds[-len(flags):], flags):
         os.setns(fd, flag)  # where the container is
+
+def take_traits(process):
+    """What a process is besides its user and its limits."""
+    leave_keyring(process)
+    if {"personality", "memoryPolicy"} & {*process}:
+        set_personality(process)
 
 def enter_workdir(path):
     """Change to the command's working directory."""
@@ -2240,6 +2264,29 @@ def device_rules(devices):
     return [{"allow": False, "access": "rwm"}] + [
         dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
 
+def tree_rows(spec):
+    """The rows whose files are opened outside: those that stay the host's peers, those that show
+    other owners, and what root in a user namespace couldn't reach."""
+    mapped = any(row["type"] == "user" for row in spec["linux"]["namespaces"])
+    rows = []
+    for row in spec["mounts"]:
+        words = {*row["options"]}
+        special = words & {"shared", "rshared", "idmap", "ridmap"} or row.get("uidMappings")
+        if words & {"bind", "rbind"} and (special or mapped and not is_open_to_all(row["source"])):
+            rows.append(row)
+    return rows
+
+def is_open_to_all(path):
+    """False if a directory above PATH can't be entered by everybody, or nothing is there."""
+    try:
+        while path != "/":
+            path = os.path.dirname(path)
+            if not os.stat(path).st_mode & stat.S_IXOTH:
+                return False
+    except OSError:
+        pass  # init says what is wrong with it
+    return True
+
 # Inside: the mounts
 
 def build_root(spec):
@@ -2286,6 +2333,9 @@ def enter_root(spec):
     if spec["root"].get("readonly"):
         set_mount_flags(path, MS_RDONLY, whole=0)  # after its last directory
     os.chdir(path)  # the new root, by its old name
+    if spec["root"].get("moved"):
+        move_root(path)
+        return
     pivot_root(".", ".")  # the new root is "/"; the old one lies on top of it
     umount2(".", MNT_DETACH)  # and is gone, with every path of the host
     os.chdir("/")  # the top of what is left: the new root
@@ -2295,8 +2345,8 @@ def enter_root(spec):
             keep_propagation(row)
 
 def mount_if_there(root, row):
-    """Make one row's mount, or what it falls back on.  A place that was SEEN on the host, whose mounts
-    come and go, may not be there any more: what could be protected has gone, too."""
+    """Make one row's mount, or what it falls back on.  A place that was SEEN on the host, whose
+    mounts come and go, may not be there any more: what could be protected has gone, too."""
     try:
         try:
             mount_one(root, row)
@@ -2307,6 +2357,17 @@ def mount_if_there(root, row):
     except (OSError, Failure):
         if "seen" not in row or os.path.exists(row["seen"]):
             raise
+
+def move_root(path):
+    """Enter the root at PATH, where we are, without pivot_root(2), which a ramdisk has not.  The
+    host's proc and sysfs go first: who could unmount things would find them below."""
+    for point, kind, *_ in mounts_here():
+        if kind in ("proc", "sysfs") and not (point + "/").startswith(path + "/"):
+            with tolerate(errno.EINVAL, errno.ENOENT):  # it went with another one
+                umount2(point, MNT_DETACH)  # out of reach
+    mount(path, "/", None, MS_MOVE, None)  # the new root lies over the old one
+    os.chroot(".")  # and is "/" from here on
+    os.chdir("/")
 
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
@@ -2371,7 +2432,7 @@ def mount_point(root, row, directory):
 
 def is_proc(fd):
     buffer = (INT * 64)()  # a struct statfs, whose first field is f_type
-    statfs(f"/proc/self/fd/{fd}", buffer)  # what kind of file system is this?
+    fstatfs(fd, buffer)  # what kind of file system is this?  Not by /proc, which may be a fake
     return buffer[0] == PROC_SUPER_MAGIC
 
 def mount_new(target, row, flags, data):
@@ -2803,6 +2864,7 @@ def prepare_container(spec, record):
 # inside carries it out (hide_paths, confine).  Names are looked up in the container's own files, as
 # text: the C library would load what the container's nsswitch.conf names (CVE-2019-14271).
 
+KEYCTL_JOIN_SESSION_KEYRING = 1  # linux/keyctl.h
 PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
 PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER = 2, 2
 CAPABILITIES = ["CAP_" + name for name in """
@@ -2962,22 +3024,52 @@ def set_groups(gids):
 
 # What may be seen
 
-def hide_paths(linux):
+def hide_paths(spec):
     """Cover the spec's maskedPaths and make its readonlyPaths read-only, all by descriptor. None
     stays open: --workdir could lead through it to what is covered, as in CVE-2024-21626."""
-    with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root:
-        for path in filter(os.path.exists, linux.get("readonlyPaths", [])):
-            with Descriptor(open_in_root(root, path)) as place:
-                here = f"/proc/self/fd/{place}"
-                here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
-                os.close(int(os.path.basename(here)))
-        for path in filter(os.path.exists, linux.get("maskedPaths", [])):  # of both: it is masked
-            with Descriptor(open_in_root(root, path)) as place:
-                mask_path(root, f"/proc/self/fd/{place}")
+    linux = spec["linux"]
+    with Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC)) as root, Descriptor(
+            kernels_proc(spec, root)) as proc:
+        os.fchdir(proc)  # what is moved now changes nothing for these paths
+        for place in places_to_hide(root, proc, linux.get("readonlyPaths", [])):
+            here = f"self/fd/{place}"
+            here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
+            os.close(int(os.path.basename(here)))
+        for place in places_to_hide(root, proc, linux.get("maskedPaths", [])):  # of both: masked
+            mask_path(root, f"self/fd/{place}")
+        os.chdir("/")  # back to the root
+
+def kernels_proc(spec, root):
+    """Open the container's /proc, which somebody with the same files may be moving: CVE-2023-27561.
+    What is to be hidden in it is looked for in what was opened."""
+    with tolerate(errno.ENOENT, errno.ENOTDIR):
+        proc = open_in_root(root, "/proc")
+        if is_proc(proc):
+            return proc
+        os.close(proc)
+    if any(row["type"] == "proc" and os.path.normpath(row["destination"]).strip("/") == "proc"
+           for row in spec["mounts"]):
+        raise Failure("mount, on /proc: it was moved meanwhile")
+    return Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC))
+
+def places_to_hide(root, proc, paths):
+    """Yield each of the paths that is there, open, by the /proc that is known to be the kernel's."""
+    for path in paths:
+        above, path = root, os.path.normpath(path).lstrip("/")
+        if path.startswith("proc/") and is_proc(proc):
+            above, path = proc, path[len("proc/"):]
+        try:
+            place = Descriptor(open_in_root(above, path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        with place:
+            if not is_proc(proc):
+                raise Failure(f"hide, on /{path}: it takes a /proc in the container")
+            yield place
 
 def mask_path(root, place):
-    """Cover a directory with an empty one, a file with /dev/null, if that is what it says. A
-    container could have put another file there, or a link to one: CVE-2025-31133."""
+    """Cover a directory with an empty one, a file with /dev/null, if that is what it says.  We are
+    in /proc.  A container could have put another file there, or a link to one: CVE-2025-31133."""
     if os.path.isdir(place):
         mount("tmpfs", place, "tmpfs", MS_RDONLY, "nr_blocks=1,nr_inodes=1")  # empty, over it
         return
@@ -2985,7 +3077,7 @@ def mask_path(root, place):
         info = os.fstat(null)
         if not stat.S_ISCHR(info.st_mode) or info.st_rdev != os.makedev(1, 3):
             raise Failure("mask, on /dev/null: it isn't the null device")
-        mount(f"/proc/self/fd/{null}", place, None, MS_BIND, None)  # nothing to read
+        mount(f"self/fd/{null}", place, None, MS_BIND, None)  # nothing to read
 
 def set_label(process):
     """Tell AppArmor or SELinux what the exec is to run as: proc_pid_attr(5)."""
@@ -2993,6 +3085,13 @@ def set_label(process):
     if label != "exec unconfined":
         with blame(f"--security-opt, on {label}"), open("/proc/self/attr/exec", "wb") as file:
             file.write(encode(label))
+
+def leave_keyring(process):
+    """Have a session keyring of its own: the caller's keys are not the container's to be used, or
+    seen in /proc/keys.  See session-keyring(7)."""
+    if not process.get("callersKeyring"):
+        with tolerate(*NOT_TO_BE_HAD):  # a filter around us, under which nobody can use a key
+            keyctl(KEYCTL_JOIN_SESSION_KEYRING, None)  # none of the caller's keys comes along
 
 def confine(process, user, program):
     """Become USER and give up, for good, what the spec's PROCESS doesn't have. PROGRAM, the filter,
@@ -4197,6 +4296,8 @@ def limit_process(process, pid=0):
     if score is not None:
         path = f"/proc/{pid or 'self'}/oom_score_adj"
         grant(f"--oom-score-adj, on {score}", write_value, path, score)
+    if {"scheduler", "ioPriority"} & {*process}:
+        schedule(process, pid)
 
 def grant(what, call, *args, quiet=False):
     """Make a call that may take CAP_SYS_RESOURCE; root in a container may not have that."""
@@ -4865,6 +4966,14 @@ def become_mapped(channel, flags):
         os.unshare(flags & FOR_CHILDREN)  # the next child is PID 1 of a new PID namespace
     fork_inside(channel)
 
+def write_mappings(pid, maps):
+    """Say what the ids in a process's new user namespace mean, as the OCI has it."""
+    for kind in ("uid", "gid"):
+        rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
+                for row in maps.get(f"{kind}Mappings") or ()]
+        if rows:
+            write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows))
+
 def map_ids(pid, channel, linux):
     """Let the ids in a process's new user namespace mean ids of ours; returns its child's pid."""
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child's child becomes ours
@@ -4872,11 +4981,7 @@ def map_ids(pid, channel, linux):
         message = receive(channel)[0]
         if message != "map":
             raise Failure(*message or ("create: init was killed",))
-        for kind in ("uid", "gid"):
-            rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
-                    for row in linux.get(f"{kind}Mappings") or ()]
-            if rows:
-                write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows))
+        write_mappings(pid, linux)
         send(channel, "mapped")
         child = inherit(pid, channel)
         tell(channel, "go")  # see fork_inside
@@ -4884,6 +4989,53 @@ def map_ids(pid, channel, linux):
     except (Failure, OSError):
         kill_child(pid)
         raise
+
+# Mounts for a user namespace
+
+def open_trees(rows, linux):
+    """Open what rows show, by the host's paths and root's power; init puts it where it belongs."""
+    trees = []
+    for row in rows:
+        whole = AT_RECURSIVE if {"rbind", "shared", "rshared"} & {*row["options"]} else 0
+        with blame(f"mount, on {row['source']}"):
+            tree = Descriptor(open_tree(AT_FDCWD, row["source"],  # still among the host's mounts
+                                        OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole))
+        if {"idmap", "ridmap"} & {*row["options"]} or row.get("uidMappings"):
+            map_tree(tree, row, linux)
+        row["opened"] = True
+        trees.append(tree)
+    return trees
+
+def map_tree(tree, row, linux):
+    """Let the owners of a mount's files look like others, by its own mappings or the container's:
+    mount_setattr(2), "ID-mapped mounts"."""
+    maps = row if row.get("uidMappings") else linux
+    whole = AT_RECURSIVE if "ridmap" in row["options"] else 0
+    with blame(f"mount, on {row['source']}: idmap"), namespace_of(maps) as namespace:
+        attributes = struct.pack("QQQQ", MOUNT_ATTR_IDMAP, 0, 0, namespace)
+        mount_setattr(tree, "", AT_EMPTY_PATH | whole, attributes, len(attributes))  # other owners
+
+def namespace_of(maps):
+    """A user namespace with these mappings, in which nobody is."""
+    ready, go = os.pipe(), os.pipe()
+    pid = os.fork()  # somebody must be in it while its mappings are written
+    if not pid:
+        try:
+            os.unshare(CLONE_NEWUSER)
+            os.write(ready[1], b"1")
+            os.close(go[1])
+            os.read(go[0], 1)  # until the outside is gone, or done
+        finally:
+            os._exit(0)
+    os.close(ready[1])
+    try:
+        if os.read(ready[0], 1):
+            write_mappings(pid, maps)
+        return open_namespace(f"/proc/{pid}/ns/user")
+    finally:
+        kill_child(pid)
+        for fd in (ready[0], *go):
+            os.close(fd)
 
 # ── 16. Containers on disk ───────────────────────────────────────────────────
 # One directory for each container, containers/<id>/ below the state root:
@@ -5082,8 +5234,8 @@ def lock_container(path):
     return None
 
 def wake_monitor(record):
-    """Let a monitor go on that was stopped (SIGSTOP, a debugger) while its container ended: it is to
-    tidy up, or to start it again, which is awaited for a moment.  False if there is none such."""
+    """Let a monitor go on that was stopped (SIGSTOP) while its container ended: it is to tidy up, or
+    to start it again, which is awaited for a moment.  False if there is none such."""
     if is_alive(record) or process_state(record["monitor"])[0] != "T":
         return False
     send_signal(record["monitor"], record["monitor_start"], _signal.SIGCONT)
@@ -5164,7 +5316,7 @@ def container_state(record):
     if not is_alive(record):
         if record.get("restarts"):
             return "restarting"
-        return "running" if record.get("pid") else "created"  # it is just tidied up, or not there yet
+        return "running" if record.get("pid") else "created"  # just tidied up, or not there yet
     if os.path.exists(container_path(record, "exec.fifo")):
         return "created"  # init waits at its gate
     return "paused" if is_paused(record["cgroups"]) else "running"
@@ -5315,8 +5467,8 @@ def cmd_wait(_, name):
         return "0"
 
 def await_end(record):
-    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't there
-    yet.  A lock would be waited for for ever if somebody stopped the monitor."""
+    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't
+    there yet.  A lock would be waited for for ever if somebody stopped the monitor."""
     monitor, first = process_fd(record["monitor"], record["monitor_start"]), None
     if monitor is None:
         return
@@ -5334,7 +5486,14 @@ def await_end(record):
          ("-v --volumes", "", "with the volumes that were made for it"), many=True)
 def cmd_rm(options, name):
     """Kill it if asked to, then remove all but bind mounts and named volumes."""
-    record = find_container(name)
+    try:
+        record = find_container(name)
+    except NotFound:
+        if remove_damaged(name, options["force"]):
+            return name
+        if options["force"]:
+            return ""  # that is what was wanted
+        raise
     if record["running"] and not options["force"]:
         raise Failure(f"rm, on {record['name']}: it is running", hint="mydocker rm -f")
     stop_container(record, _signal.SIGKILL, 0)
@@ -5348,6 +5507,31 @@ def cmd_rm(options, name):
     elif os.path.exists(container_path(record, "lock")):  # else it has removed all by itself
         raise Failure(f"rm, on {record['name']}: it was started again meanwhile")
     return record["name"]
+
+def remove_damaged(name, force):
+    """Remove an ended container whose record says nothing any more, so that its name is free again;
+    False if there is none such."""
+    paths = [path for path in found_paths(name) if os.path.exists(record_file(path))]
+    lock = lock_container(paths[0]) if len(paths) == 1 else None
+    if lock is None:
+        return False
+    with Descriptor(lock):
+        if not force:
+            raise Failure(f"rm, on {name}: its record is damaged, and what it wrote is in {paths[0]}",
+                          hint=f"mydocker rm -f {name}")
+        container_id = os.path.basename(paths[0])
+        end_container({"id": container_id, "keep": False,
+                       "cgroups": cgroup_dirs(f"mydocker/{container_id}")})
+    return True
+
+@command("CONTAINER NAME", "give a container another name", takes=(2, 2))
+def cmd_rename(_, words):
+    record = find_container(words[0])
+    check_new_name(words[1], "rename")
+    take_name(words[1], record["id"])
+    old = record["name"]
+    change_record(record, name=words[1])
+    unlink_if_there(state_path("names", old))
 
 @command("[OPTIONS]", "remove all containers that don't run",
          ("-f --force", "", "without asking, as always"))
@@ -5407,13 +5591,25 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
              fds + [end for _, end in pipes])  # sync 1
         monitor["master"] = birth.take_terminal() if process["terminal"] else None
         birth.pid = inherit(birth.pid, birth.channel)
+        affinity = process.get("execCPUAffinity", {})
+        pin(birth.pid, affinity.get("initial"))
         enter_cgroups(record["cgroups"], birth.pid)
+        pin(birth.pid, affinity.get("final"))
         limit_process(process, birth.pid)  # not before: the last process slot is the command's
         tell(birth.channel, "go")  # sync 1, once more
         birth.await_command()
         monitor.update(pid=birth.pid, outputs=read_ends(pipes))
     for fd in {*fds, *[end for _, end in pipes]}:
         os.close(fd)
+
+def pin(pid, cpus):
+    """Let a process run on these processors alone, a list such as 0-2,5; None: where it may."""
+    if not cpus:
+        return
+    ranges = [part.partition("-")[::2] for part in cpus.split(",")]
+    with blame(f"execCPUAffinity, on {cpus}"):
+        os.sched_setaffinity(pid, {number for first, last in ranges for number in range(
+            int(first), min(int(last or first), 1 << 16) + 1)})
 
 def exec_process(options, args, old):
     """One more process as the options say, and otherwise as OLD."""
@@ -7692,6 +7888,120 @@ def inspect_image(text):
             "Size": sum(layer["size"] for layer in image["layers"]),
             "RootFS": {"Type": "layers", "Layers": image["diff_ids"]}}
 
+@command("[OPTIONS]", "remove the images that have no name and that no container uses",
+         ("-a --all", "", "also those with a name"),
+         ("-f --force", "", "without asking, as always"))
+def cmd_image_prune(options, _):
+    sweep_containers()
+    before = tree_size(state_path("images")) + tree_size(state_path("layers"))
+    used = {record["image"] for record in container_records()}
+    idle = [image["id"] for image in stored_images() if image["digest"] not in used
+            and (options["all"] or not image["name"])]
+    each("image prune", dict.fromkeys(idle), lambda name: "\n".join(remove_image(name, True)))
+    after = tree_size(state_path("images")) + tree_size(state_path("layers"))
+    show(f"Total reclaimed space: {humane_size(max(0, before - after))}")
+
+STEP_COLUMNS = {"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY",
+                "Size": "SIZE", "Comment": "COMMENT"}
+
+@command("[OPTIONS] IMAGE", "show of which steps an image was made, the last one first",
+         ("-q --quiet", "", "ids only"), ("--no-trunc", "", "ids and commands in full"),
+         ("--format", "FORMAT", "table, json or a template"), takes=ONE)
+def cmd_history(options, words):
+    image, rows = find_image(words[0]), []
+    sizes = [layer["size"] for layer in image["layers"]]
+    for step in image["config"].get("history") or [{} for _ in sizes]:
+        size = 0 if step.get("empty_layer") or not sizes else sizes.pop(0)
+        text, created = str(step.get("created_by") or ""), str(step.get("created") or "")
+        rows.insert(0, {"ID": "<missing>", "CreatedAt": created, "CreatedSince": age_since(created),
+                        "CreatedBy": shorten(text, len(text) if options["no-trunc"] else 45)[1:-1],
+                        "Size": humane_size(size), "Comment": printable(str(step.get("comment")
+                                                                          or ""))})
+    if rows:
+        rows[0]["ID"] = image["id"] if options["no-trunc"] else image["id"][7:19]
+    show_rows(rows, STEP_COLUMNS, "{{.ID}}" if options["quiet"] else options["format"])
+
+def age_since(created):
+    """How long ago a time is as an image has it, RFC 3339, or what it says instead of one."""
+    import calendar
+    try:
+        return age_of(calendar.timegm(time.strptime(created[:19], "%Y-%m-%dT%H:%M:%S"))) + " ago"
+    except ValueError:
+        return created[:19]
+
+@command("CONTAINER", "show what a container has added (A) to its image, changed (C) and deleted "
+         "(D)", takes=ONE)
+def cmd_diff(_, words):
+    record = find_container(words[0])
+    path = container_path(record)
+    if not record["image"] or not os.path.isdir(path + "/upper") or os.path.isdir(path + "/copy"):
+        raise Failure(f"diff, on {words[0]}: what it writes isn't kept apart from what was there")
+    layers = [Descriptor(os.open(layer_path(diff_id), OPEN_DIR))
+              for diff_id in dict.fromkeys(reversed(record["layers"]))]
+    with Descriptor(os.open(path + "/upper", OPEN_DIR)) as upper:
+        for kind, name in differences(upper, layers, ()):
+            show(f"{kind} /{printable('/'.join(name))}")
+    for layer in layers:
+        os.close(layer)
+
+def differences(fd, layers, above):
+    """Yield what a directory of a container's layer changes: (A, C or D, the names that lead
+    there).  LAYERS: those below, the top one first."""
+    hides = is_opaque(fd)
+    for name in sorted({*os.listdir(fd), *(names_below(layers, above) if hides else ())}):
+        place = (*above, name)
+        info = entry_at(fd, (name,))
+        if info is None or is_whiteout(info):
+            if is_below(layers, place):
+                yield "D", place
+            continue
+        yield "C" if is_below(layers, place) else "A", place
+        if stat.S_ISDIR(info.st_mode):
+            with Descriptor(os.open(name, OPEN_CHILD, dir_fd=fd)) as inner:
+                yield from differences(inner, layers, place)
+
+def is_opaque(fd):
+    """True if a directory of a layer hides what the layers below have there."""
+    mark = overlay_mark("opaque")
+    return mark in os.listxattr(fd) and os.getxattr(fd, mark) == b"y"
+
+def is_whiteout(info):
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
+
+def entry_at(fd, names):
+    """What is at a place below a directory, no link followed; None if nothing."""
+    with tolerate(errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        with Descriptor(open_in_root(fd, "/" + "/".join(names), os.O_PATH | os.O_NOFOLLOW,
+                                     RESOLVE_NO_SYMLINKS)) as place:
+            return os.fstat(place)
+    return None
+
+def is_below(layers, names):
+    """True if the layers have something at that place; the first that says anything counts."""
+    for layer in layers:
+        for end in range(1, len(names) + 1):
+            info = entry_at(layer, names[:end])
+            if info is None:
+                break
+            if is_whiteout(info) or end < len(names) and not stat.S_ISDIR(info.st_mode):
+                return False
+            if end == len(names):
+                return True
+            with Descriptor(open_in_root(layer, "/" + "/".join(names[:end]), OPEN_DIR)) as inside:
+                if is_opaque(inside) and entry_at(layer, names) is None:
+                    return False
+    return False
+
+def names_below(layers, names):
+    """What the layers have in that directory."""
+    found = set()
+    for layer in layers:
+        with tolerate(errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            with Descriptor(open_in_root(layer, "/" + "/".join(names), OPEN_DIR,
+                                         RESOLVE_NO_SYMLINKS)) as inside:
+                found.update(os.listdir(inside))
+    return found
+
 # ── 25. Speaking to registries ───────────────────────────────────────────────
 # OCI distribution-spec 1.1; Docker's registry documentation, "Token Authentication".
 #
@@ -9144,8 +9454,8 @@ class Copying:
             if info and piece.is_directory != stat.S_ISDIR(info.st_mode):
                 kind = "a directory" if piece.is_directory else "a file"
                 raise Failure(f"copy, on {place}: {kind} can't replace what is there")
-            above = target if piece.is_directory and info else os.path.dirname(target)
-            yield from self.directories(above)
+            above = target if piece.is_directory else os.path.dirname(target)
+            yield from self.directories(above)  # a new one is nobody's copy, as docker has it
             yield from self.pack_piece(piece, target, bool(info))
     def look(self, path):
         """What lstat(2) says of a path in the image, or None."""
@@ -9167,8 +9477,8 @@ class Copying:
             is_directory = stat.S_ISDIR(info.st_mode)
             if is_directory:
                 places[path] = goal, exists
-            if is_directory and not path and there:
-                continue  # docker leaves it as it is
+            if is_directory and not path:
+                continue
             if base.startswith(".wh."):
                 warn(f"copy, on {printable(path)}: the name would mean a whiteout, ignoring")
                 continue
@@ -9964,6 +10274,9 @@ class Stage:
             image = build.find_base(base, platform)
             self.take(image, key_of(image["id"], build.moment))
         check(self.run, {"OnBuild": [str], "Shell": [str]}, f"image, on {base}")
+        env = self.run.get("Env") or []
+        if "PATH" not in pairs_of(env):
+            self.run["Env"] = [f"PATH={DEFAULT_PATH}", *env]
 
     def take(self, image, key):
         """Be at an image."""
@@ -9984,6 +10297,7 @@ class Stage:
     def change(self, step, **changes):
         """Take changes of the config, and put them on record."""
         self.run.update(changes)
+        self.run = {key: value for key, value in self.run.items() if value is not None}
         self.note(step, True)
         self.key = key_of(self.key, step.name, changes or step.rest)
 
@@ -11723,13 +12037,95 @@ def host_resolver(record, kind):
         servers = [PASTA_DNS]
     return servers or ["8.8.8.8", "8.8.4.4"], search, options
 
+# ── 32b. A process's traits ──────────────────────────────────────────────────
+# What only an engine's config.json asks of a process: when it may run, what its reads and writes
+# give way to, which kernel it takes this for, and where its memory comes from.  A new trait is a
+# row in OCI_FIELDS, a check here, and a kernel call.
+
+IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}  # ioprio.h
+IOPRIO_WHO_PROCESS = 1
+SCHEDULERS = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4,
+              "SCHED_IDLE": 5, "SCHED_DEADLINE": 6}  # linux/sched.h
+SCHEDULER_FLAGS = {f"SCHED_FLAG_{name}": 1 << bit for bit, name in enumerate((
+    "RESET_ON_FORK", "RECLAIM", "DL_OVERRUN", "KEEP_POLICY", "KEEP_PARAMS", "UTIL_CLAMP_MIN",
+    "UTIL_CLAMP_MAX"))}
+PERSONALITIES = {"LINUX": 0, "LINUX32": 8}  # linux/personality.h
+MEMORY_POLICIES = {f"MPOL_{name}": number for number, name in enumerate((
+    "DEFAULT", "PREFERRED", "BIND", "INTERLEAVE", "LOCAL", "PREFERRED_MANY",
+    "WEIGHTED_INTERLEAVE"))}  # linux/mempolicy.h
+MEMORY_FLAGS = {"MPOL_F_NUMA_BALANCING": 1 << 13, "MPOL_F_RELATIVE_NODES": 1 << 14,
+                "MPOL_F_STATIC_NODES": 1 << 15}
+
+def numbered(name, x86_64, i686, arm, others, *kinds):
+    """Bind a system call that has another number on each architecture."""
+    numbers = {"x86_64": x86_64, "i686": i686, "armv7l": arm}
+    return kernel(name, *kinds, number=numbers.get(os.uname().machine, others))
+
+def check_traits(process, what):
+    """Refuse by name a word that the kernel's headers don't have."""
+    scheduler, memory = process.get("scheduler", {}), process.get("memoryPolicy", {})
+    for field, words, known in (
+            ("process.ioPriority.class", [process.get("ioPriority", {}).get("class")], IO_CLASSES),
+            ("process.scheduler.policy", [scheduler.get("policy")], SCHEDULERS),
+            ("process.scheduler.flags", scheduler.get("flags", []), SCHEDULER_FLAGS),
+            ("linux.personality.domain", [process.get("personality", {}).get("domain")],
+             PERSONALITIES),
+            ("linux.personality.flags", process.get("personality", {}).get("flags", []), {}),
+            ("linux.memoryPolicy.mode", [memory.get("mode")], MEMORY_POLICIES),
+            ("linux.memoryPolicy.flags", memory.get("flags", []), MEMORY_FLAGS)):
+        top = field.split(".")[1]
+        for word in words:
+            if word not in known and (word is not None or top in process):
+                raise Failure(f"{what}: {field}: {word}: unknown")
+    lists = [memory.get("nodes"), *process.get("execCPUAffinity", {}).values()]
+    for text in filter(None, lists):
+        if not all(is_id(end) for part in text.split(",") for end in part.split("-", 1)):
+            raise Failure(f"{what}: {text}: not a list, such as 0-2,5")
+
+def schedule(process, pid):
+    """Say when a process may run, and what its reads and writes give way to: sched(7),
+    ioprio_set(2)."""
+    row = process.get("ioPriority")
+    if row:
+        ioprio_set = numbered("ioprio_set", 251, 289, 314, 30, INT, INT, INT)
+        value = IO_CLASSES[row["class"]] << 13 | row.get("priority", 0)
+        with blame(f"process.ioPriority, on {row['class']}"):
+            ioprio_set(IOPRIO_WHO_PROCESS, pid, value)  # before or after others' reads and writes
+    row = process.get("scheduler")
+    if row:
+        sched_setattr = numbered("sched_setattr", 314, 351, 380, 274, INT, BYTES, INT)
+        flags = sum({SCHEDULER_FLAGS[word] for word in row.get("flags", ())})
+        times = [row.get(key, 0) for key in ("runtime", "deadline", "period")]
+        attributes = struct.pack("IIQiIQQQ", 48, SCHEDULERS[row["policy"]], flags,
+                                 row.get("nice", 0), row.get("priority", 0), *times)
+        with blame(f"process.scheduler, on {row['policy']}"):
+            sched_setattr(pid, attributes, 0)  # when it may run
+
+def set_personality(process):
+    """Say which kernel this process takes this one for, and where its memory comes from."""
+    row = process.get("memoryPolicy")
+    if row:
+        set_mempolicy = numbered("set_mempolicy", 238, 276, 321, 237, INT, BYTES, LONG)
+        bits = 0
+        for part in filter(None, row.get("nodes", "").split(",")):
+            first, _, last = part.partition("-")
+            for number in range(int(first), min(int(last or first), 1023) + 1):
+                bits |= 1 << number
+        mode = MEMORY_POLICIES[row["mode"]]
+        for word in row.get("flags", ()):
+            mode |= MEMORY_FLAGS[word]
+        nodes = bits.to_bytes(128, "little") if bits else None
+        with blame(f"linux.memoryPolicy, on {row['mode']}"):
+            set_mempolicy(mode, nodes, 1024 if bits else 0)  # which nodes its memory is of
+    row = process.get("personality")
+    if row:  # last: uname(2) says something else from here on
+        personality = kernel("personality", LONG)
+        personality(PERSONALITIES[row["domain"]])  # personality(2)
+
 # ── 33. The OCI's config.json ────────────────────────────────────────────────
 # What an engine wants is a document, config.md of the OCI's runtime-spec.  One table says for each of
 # its fields what shape and bounds it has; what isn't carried out is refused by name.
 
-UNSUPPORTED = ("process.scheduler process.ioPriority process.execCPUAffinity linux.intelRdt vm "
-               "linux.personality linux.timeOffsets linux.netDevices linux.memoryPolicy windows "
-               "linux.mountLabel linux.seccomp.listenerPath solaris zos freebsd").split()
 USUAL_RULES = [  # what runc and crun add to an engine's: tun, but not the host's console
     rule for rule in device_rules([{"type": "c", "major": 10, "minor": 200, "access": "rwm"}])[1:]
     if (rule["major"], rule["minor"]) != (5, 1)]
@@ -11738,48 +12134,143 @@ AMOUNT = range(-1, 1 << 63)  # -1: no limit
 HOST_ID = range((1 << 32) - 1)
 MAJOR, MINOR = range(1 << 12), range(1 << 20)  # linux/kdev_t.h, new_decode_dev
 SECONDS = range((1 << 31) // 1000)  # poll(2) counts milliseconds in an int
-OCI_MOUNT = {"destination": str, "type": str, "source": str, "options": [str]}
-OCI_HOOK = {"path": str, "args": [str], "env": [str], "timeout": (SECONDS,)}
-OCI_PROCESS = {
-    "terminal": bool, "args": [str], "env": [str], "cwd": str, "user": {
-        "uid": (ID,), "gid": (ID,), "additionalGids": [ID], "umask": (range(0o10000),)},
-    "capabilities": {
-        kind: [str] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
-    "rlimits": [{"type": str, "soft": U64, "hard": U64}], "noNewPrivileges": bool,
-    "consoleSize": {"height": (U16,), "width": (U16,)}, "oomScoreAdj": (range(-1000, 1001),),
-    "apparmorProfile": str, "selinuxLabel": str}
-OCI_DEVICE_RULE = {"type": str, "major": (range(-1, MAJOR.stop),),
-                   "minor": (range(-1, MINOR.stop),), "access": str, "allow": bool}
-OCI_RATE = {"major": MAJOR, "minor": MINOR, "rate": U64}
-OCI_WEIGHT = {"major": MAJOR, "minor": MINOR, "weight": (U16,), "leafWeight": (U16,)}
-OCI_RESOURCES = {
-    "devices": [OCI_DEVICE_RULE], "memory": {
-        "limit": (AMOUNT,), "reservation": (AMOUNT,), "swap": (AMOUNT,), "kernel": (AMOUNT,),
-        "kernelTCP": (AMOUNT,), "swappiness": (range(201),), "disableOOMKiller": bool,
-        "useHierarchy": bool, "checkBeforeUpdate": bool},
-    "cpu": {"shares": (U63,), "quota": (AMOUNT,), "burst": (U63,), "period": (U63,),
-            "realtimeRuntime": (AMOUNT,), "realtimePeriod": (U63,), "cpus": str, "mems": str,
-            "idle": (range(2),)},
-    "pids": {"limit": (AMOUNT,)}, "hugepageLimits": [{"pageSize": str, "limit": U64}],
-    "blockIO": {
-        "weight": (U16,), "leafWeight": (U16,), "weightDevice": [OCI_WEIGHT],
-        "throttleReadBpsDevice": [OCI_RATE], "throttleWriteBpsDevice": [OCI_RATE],
-        "throttleReadIOPSDevice": [OCI_RATE], "throttleWriteIOPSDevice": [OCI_RATE]},
-    "network": {"classID": (U32,), "priorities": [{"name": str, "priority": U32}]},
-    "rdma": {str: {"hcaHandles": (U32,), "hcaObjects": (U32,)}}, "unified": {str: str}}
-OCI_MAPPING = {"containerID": HOST_ID, "hostID": HOST_ID, "size": range(1, 1 << 32)}
-OCI_SPEC = {
-    "ociVersion": str, "root": {"path": str, "readonly": bool}, "mounts": [OCI_MOUNT],
-    "process": OCI_PROCESS, "hostname": str, "domainname": str, "annotations": {str: str},
-    "hooks": {moment: [OCI_HOOK] for moment in (
-        "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")},
-    "linux": {"namespaces": [{"type": str, "path": str}], "cgroupsPath": str,
-              "resources": OCI_RESOURCES, "uidMappings": [OCI_MAPPING],
-              "gidMappings": [OCI_MAPPING], "devices": [{
-                  "path": str, "type": str, "major": (MAJOR,), "minor": (MINOR,),
-                  "fileMode": (U16,), "uid": (ID,), "gid": (ID,)}],
-              "rootfsPropagation": str, "sysctl": {str: str},
-              "maskedPaths": [str], "readonlyPaths": [str], "seccomp": OCI_SECCOMP}}
+REFUSED = ""
+MOMENTS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart",
+           "poststop")
+CAPABILITY_SETS = "bounding", "effective", "permitted", "inheritable", "ambient"
+NUMBERS = (("major", MAJOR), ("minor", MINOR))
+MAPPING = (("containerID", HOST_ID), ("hostID", HOST_ID), ("size", range(1, 1 << 32)))
+THROTTLES_OF = [f"throttle{way}Device" for way in ("ReadBps", "WriteBps", "ReadIOPS", "WriteIOPS")]
+OCI_FIELDS = {  # {field: (its shape, who carries it out)}: [] for each of a list, {} of an object
+    "ociVersion": (str, "load_bundle"),
+    "root.path": (str, "build_root"),
+    "root.readonly": (bool, "enter_root"),
+    "hostname": (str, "name_host"),
+    "domainname": (str, "name_host"),
+    "annotations{}": (str, "oci_state"),
+    "mounts[].destination": (str, "mount_point"),
+    "mounts[].type": (str, "mounter_of"),
+    "mounts[].source": (str, "mount_one"),
+    "mounts[].options[]": (str, "parse_mount_options"),
+    **{f"mounts[].{kind}Mappings[].{key}": (shape, "map_tree")
+       for kind in ("uid", "gid") for key, shape in MAPPING},
+    **{f"hooks.{moment}[].{key}": (shape, "run_hooks") for moment in MOMENTS for key, shape in (
+        ("path", str), ("args[]", str), ("env[]", str), ("timeout", (SECONDS,)))},
+    "process.terminal": (bool, "hand_out_terminal"),
+    "process.consoleSize.height": ((U16,), "hand_out_terminal"),
+    "process.consoleSize.width": ((U16,), "hand_out_terminal"),
+    "process.args[]": (str, "execute"),
+    "process.env[]": (str, "become_command"),
+    "process.cwd": (str, "enter_workdir"),
+    "process.user.uid": ((ID,), "find_user"),
+    "process.user.gid": ((ID,), "find_user"),
+    "process.user.additionalGids[]": (ID, "find_user"),
+    "process.user.umask": ((range(0o10000),), "confine"),
+    **{f"process.capabilities.{kind}[]": (str, "confine") for kind in CAPABILITY_SETS},
+    "process.noNewPrivileges": (bool, "confine"),
+    "process.rlimits[].type": (str, "limit_process"),
+    "process.rlimits[].soft": (U64, "limit_process"),
+    "process.rlimits[].hard": (U64, "limit_process"),
+    "process.oomScoreAdj": ((range(-1000, 1001),), "limit_process"),
+    "process.apparmorProfile": (str, "set_label"),
+    "process.selinuxLabel": (str, "set_label"),
+    "process.ioPriority.class": (str, "schedule"),
+    "process.ioPriority.priority": ((range(8),), "schedule"),
+    "process.scheduler.policy": (str, "schedule"),
+    "process.scheduler.nice": ((range(-20, 20),), "schedule"),
+    "process.scheduler.priority": ((range(100),), "schedule"),
+    "process.scheduler.flags[]": (str, "schedule"),
+    "process.scheduler.runtime": ((U63,), "schedule"),
+    "process.scheduler.deadline": ((U63,), "schedule"),
+    "process.scheduler.period": ((U63,), "schedule"),
+    "process.execCPUAffinity.initial": (str, "pin"),
+    "process.execCPUAffinity.final": (str, "pin"),
+    "linux.namespaces[].type": (str, "new_namespaces"),
+    "linux.namespaces[].path": (str, "joined_namespaces"),
+    **{f"linux.{kind}Mappings[].{key}": (shape, "map_ids")
+       for kind in ("uid", "gid") for key, shape in MAPPING},
+    **{f"linux.timeOffsets.{clock}.{key}": (shape, "time_offsets")
+       for clock in ("monotonic", "boottime")
+       for key, shape in (("secs", (range(-1 << 33, 1 << 33),)), ("nanosecs", (range(10**9),)))},
+    "linux.devices[].path": (str, "make_devices"),
+    "linux.devices[].type": (str, "make_device"),
+    "linux.devices[].major": ((MAJOR,), "make_device"),
+    "linux.devices[].minor": ((MINOR,), "make_device"),
+    "linux.devices[].fileMode": ((U16,), "make_device"),
+    "linux.devices[].uid": ((ID,), "make_device"),
+    "linux.devices[].gid": ((ID,), "make_device"),
+    "linux.rootfsPropagation": (str, "enter_root"),
+    "linux.sysctl{}": (str, "set_sysctls"),
+    "linux.maskedPaths[]": (str, "hide_paths"),
+    "linux.readonlyPaths[]": (str, "hide_paths"),
+    "linux.mountLabel": (str, "refuse_unsupported"),  # where SELinux is off it means nothing
+    "linux.personality.domain": (str, "set_personality"),
+    "linux.personality.flags[]": (str, "set_personality"),
+    "linux.memoryPolicy.mode": (str, "set_personality"),
+    "linux.memoryPolicy.nodes": (str, "set_personality"),
+    "linux.memoryPolicy.flags[]": (str, "set_personality"),
+    "linux.seccomp": (OCI_SECCOMP, "assemble_filter"),
+    "linux.cgroupsPath": (str, "cgroup_dirs"),
+    "linux.resources.devices[].type": (str, "limit_devices"),
+    "linux.resources.devices[].major": ((range(-1, MAJOR.stop),), "limit_devices"),
+    "linux.resources.devices[].minor": ((range(-1, MINOR.stop),), "limit_devices"),
+    "linux.resources.devices[].access": (str, "limit_devices"),
+    "linux.resources.devices[].allow": (bool, "limit_devices"),
+    **{f"linux.resources.memory.{key}": ((AMOUNT,), "limit_cgroups")
+       for key in ("limit", "reservation", "swap", "kernel", "kernelTCP")},
+    "linux.resources.memory.swappiness": ((range(201),), "limit_cgroups"),
+    **{f"linux.resources.memory.{key}": (bool, "limit_cgroups")
+       for key in ("disableOOMKiller", "useHierarchy", "checkBeforeUpdate")},
+    **{f"linux.resources.cpu.{key}": ((U63,), "limit_cgroups")
+       for key in ("shares", "burst", "period", "realtimePeriod")},
+    "linux.resources.cpu.quota": ((AMOUNT,), "limit_cgroups"),
+    "linux.resources.cpu.realtimeRuntime": ((AMOUNT,), "limit_cgroups"),
+    "linux.resources.cpu.cpus": (str, "limit_cgroups"),
+    "linux.resources.cpu.mems": (str, "limit_cgroups"),
+    "linux.resources.cpu.idle": ((range(2),), "limit_cgroups"),
+    "linux.resources.pids.limit": ((AMOUNT,), "limit_cgroups"),
+    "linux.resources.hugepageLimits[].pageSize": (str, "limit_cgroups"),
+    "linux.resources.hugepageLimits[].limit": (U64, "limit_cgroups"),
+    "linux.resources.blockIO.weight": ((U16,), "limit_cgroups"),
+    "linux.resources.blockIO.leafWeight": ((U16,), "limit_cgroups"),
+    **{f"linux.resources.blockIO.weightDevice[].{key}": (shape, "limit_cgroups")
+       for key, shape in (*NUMBERS, ("weight", (U16,)), ("leafWeight", (U16,)))},
+    **{f"linux.resources.blockIO.{kind}[].{key}": (shape, "limit_cgroups")
+       for kind in THROTTLES_OF for key, shape in (*NUMBERS, ("rate", U64))},
+    "linux.resources.network.classID": ((U32,), "limit_cgroups"),
+    "linux.resources.network.priorities[].name": (str, "limit_cgroups"),
+    "linux.resources.network.priorities[].priority": (U32, "limit_cgroups"),
+    "linux.resources.rdma{}.hcaHandles": ((U32,), "limit_cgroups"),
+    "linux.resources.rdma{}.hcaObjects": ((U32,), "limit_cgroups"),
+    "linux.resources.unified{}": (str, "limit_cgroups"),
+    **{name: (dict, REFUSED) for name in ("linux.intelRdt", "linux.netDevices", "vm", "windows",
+                                          "solaris", "zos", "freebsd")},
+}
+
+def nested(fields):
+    """A table of fields as the shape that check() wants."""
+    top = {}
+    for path, (shape, who) in fields.items():
+        *above, last = path.split(".") if who else [""]
+        place = top
+        for word in above:
+            key = word[:-2] if word[-1] in "]}" else word
+            if word.endswith("[]"):
+                place = place.setdefault(key, [{}])[0]
+            elif word.endswith("{}"):
+                place = place.setdefault(key, {str: {}})[str]
+            else:
+                place = place.setdefault(key, {})
+        if last.endswith("[]"):
+            place[last[:-2]] = [shape]
+        elif last.endswith("{}"):
+            place[last[:-2]] = {str: shape}
+        elif last:
+            place[last] = shape
+    return top
+
+OCI_SPEC = nested(OCI_FIELDS)
+OCI_PROCESS, OCI_RESOURCES = OCI_SPEC["process"], OCI_SPEC["linux"]["resources"]
 
 def load_bundle(bundle, container_id):
     """The spec in a bundle's config.json, with what it leaves out; it is what init gets."""
@@ -11795,6 +12286,9 @@ def load_bundle(bundle, container_id):
     linux = spec["linux"]
     spec["root"]["path"] = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
     spec["process"] = full_process(spec["process"], {}, what)
+    for key in {"personality", "memoryPolicy"} & {*linux}:
+        spec["process"][key] = linux[key]  # in one place for init
+    check_traits(spec["process"], what)
     for row in spec["mounts"]:
         row.setdefault("options", [])
         row.setdefault("type", "bind" if {"bind", "rbind"} & set(row["options"]) else "none")
@@ -11846,7 +12340,7 @@ def without_nulls(value):
 
 def refuse_unsupported(spec, what):
     """Refuse by name what the spec asks for and we can't do, or what makes no sense."""
-    for path in UNSUPPORTED:
+    for path in (path for path, (_, who) in OCI_FIELDS.items() if who == REFUSED):
         value = spec
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
@@ -11860,10 +12354,20 @@ def refuse_unsupported(spec, what):
     if (spec["hostname"] or spec.get("domainname")) and "uts" not in kinds:
         raise Failure(f"{what}: hostname: it needs a uts namespace")
     for row in spec["mounts"]:
-        if row.get("uidMappings") or {"idmap", "ridmap"} & set(row.get("options") or ()):
-            raise Failure(f"{what}: mounts: idmap: not supported")
+        words = {*(row.get("options") or ())}
+        if row.get("uidMappings") or row.get("gidMappings") or {"idmap", "ridmap"} & words:
+            maps = row if row.get("uidMappings") else spec["linux"]
+            if not words & {"bind", "rbind"} or not all(
+                    maps.get(f"{kind}Mappings") for kind in ("uid", "gid")):
+                raise Failure(f"{what}: mounts: idmap: it needs a bind mount, uidMappings and "
+                              "gidMappings")
         if row.get("type") in OWN_MOUNTS:  # with options that mean something to us alone
             raise Failure(f"{what}: mounts: type: {row['type']}: unknown")
+    if spec["linux"].get("mountLabel") and os.path.exists("/sys/fs/selinux/enforce"):
+        raise Failure(f"{what}: linux.mountLabel: not supported")
+    if spec["linux"].get("timeOffsets") and ("user" in kinds or not has_namespace(spec, "time")):
+        raise Failure(f"{what}: linux.timeOffsets: it needs a time namespace of its own, and no "
+                      "user namespace")
 
 def refuse_foreign_sysctls(linux, what):
     """Refuse a setting of a namespace that isn't the container's own, or another container's: it
@@ -11940,27 +12444,64 @@ def full_process(process, default, what):
         process["consoleSize"] = [size.get(key, 0) for key in ("height", "width")]
     return process
 
+def typed_process(options, args, old):
+    """The process of `exec` as an engine's options say, and otherwise as OLD."""
+    process = exec_process(dict(options, user=None), args, old)
+    process["terminal"], user = options["tty"], process["user"]
+    if options["user"] is not None:
+        uid, _, gid = options["user"].partition(":")
+        user.update(uid=parse_id(uid, "user"), gid=parse_id(gid or "0", "group"))
+    more = [parse_id(text, "group") for text in options["additional-gids"]]
+    user["additionalGids"] = (user.get("additionalGids") or []) + more
+    if options["cwd"] is not None:
+        process["cwd"] = options["cwd"]
+    added = {"CAP_" + text.upper().replace("CAP_", "", 1) for text in options["cap"]}
+    if added - {*CAPABILITIES}:
+        raise Failure(f"--cap, on {' '.join(options['cap'])}: there is no such capability")
+    sets = process["capabilities"]
+    process["capabilities"] = {kind: [*sets[kind], *(added - {*sets[kind]})] if kind in (
+        "bounding", "effective", "permitted") else sets[kind] for kind in sets}
+    process.update(noNewPrivileges=process["noNewPrivileges"] or options["no-new-privs"],
+                   apparmorProfile=options["apparmor"] or process["apparmorProfile"],
+                   selinuxLabel=options["process-label"] or process["selinuxLabel"])
+    return full_process(process, {}, "exec")
+
 def one_more_process(options, args, old):
     """The process of `exec`: an engine's file has it, or it is OLD but for what the options say."""
     path = options["process"]
     if not path:
         if not args:
             raise Failure("exec: it takes ID COMMAND, or --process FILE")
-        return exec_process(options, args, old)
-    kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj")
-    return full_process(known_fields(read_shaped(path, OCI_PROCESS), OCI_PROCESS), {
+        return typed_process(options, args, old)
+    kept = ("capabilities", "apparmorProfile", "selinuxLabel", "oomScoreAdj", "personality",
+            "execCPUAffinity", "callersKeyring")
+    process = full_process(known_fields(read_shaped(path, OCI_PROCESS), OCI_PROCESS), {
         key: old[key] for key in kept if key in old}, path)
+    check_traits(process, path)
+    return process
 
 @command("", "show what of the OCI's runtime-spec is carried out, as JSON")
 def cmd_features(*_):
+    """features.md of the runtime-spec, made from the tables that carry it out."""
+    filters = sorted(SECCOMP_ACTIONS)
+    refused = [name for name, (_, who) in OCI_FIELDS.items() if who == REFUSED]
     show(to_json({
         "ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0", "hooks": [*OCI_SPEC["hooks"]],
-        "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup"]),
+        "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup", "idmap",
+                                "ridmap"]),
         "linux": {"namespaces": sorted(NAMESPACES), "capabilities": CAPABILITIES,
-                  "cgroup": {"v1": True, "v2": True, "systemd": True},
-                  "seccomp": {"enabled": True, "actions": [
-                      f"SCMP_ACT_{word}" for word in sorted(SECCOMP_ACTIONS)]},
-                  "apparmor": {"enabled": True}, "selinux": {"enabled": True}}}))
+                  "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False,
+                             "rdma": True},
+                  "seccomp": {"enabled": True,
+                              "actions": [f"SCMP_ACT_{word}" for word in filters],
+                              "operators": [f"SCMP_CMP_{word}" for word in (
+                                  "NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")],
+                              "archs": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]},
+                  "apparmor": {"enabled": True}, "selinux": {"enabled": True},
+                  "intelRdt": {"enabled": False}, "netDevices": {"enabled": False},
+                  "memoryPolicy": {"modes": [*MEMORY_POLICIES], "flags": [*MEMORY_FLAGS]},
+                  "mountExtensions": {"idmap": {"enabled": True}}},
+        "annotations": {"mydocker.version": VERSION, "mydocker.refused": " ".join(refused)}}))
 
 @command("[OPTIONS]", "write an example of a config.json",
          ("-b --bundle", "DIR", "where to (default: here)"))
@@ -11988,6 +12529,18 @@ ENGINE_OPTIONS = (  # of the commands by which engines start processes
     ("--pid-file", "FILE", "write the process's pid to a file"),
     ("--console-socket", "SOCKET", "send the terminal's master end there"),
     ("--preserve-fds", "N", "leave N descriptors from 3 on open"))
+CREATE_OPTIONS = (
+    *ENGINE_OPTIONS,
+    ("--no-pivot", "", "where the root can't be pivoted, on a ramdisk: move it, and chroot"),
+    ("--no-new-keyring", "", "keep the caller's session keyring"))
+
+ENGINE_LIMITS = (  # of `update`: the last is the OCI's name
+    ("--cpu-share", "N", "the same as --cpu-shares", "cpu.shares"),
+    ("--cpu-burst", "USEC", "what a period may save up for later ones", "cpu.burst"),
+    ("--cpu-idle", "0|1", "only when nobody else wants to run", "cpu.idle"),
+    ("--cpu-rt-period", "USEC", "what --cpu-rt-runtime is a part of", "cpu.realtimePeriod"),
+    ("--cpu-rt-runtime", "USEC", "real time a period", "cpu.realtimeRuntime"),
+    ("--blkio-weight", "N", "weight of reads and writes: 10 to 1000", "blockIO.weight"))
 
 # Their containers
 
@@ -12034,6 +12587,8 @@ def create_container(container_id, bundle, options, birth):
         raise Failure(f"create, on {as_typed(container_id)}: not a container's id")
     preserved = preserved_fds(options)
     spec = load_bundle(bundle, container_id)
+    spec["root"]["moved"] = options["no-pivot"]
+    spec["process"]["callersKeyring"] = options["no-new-keyring"]
     listening = listening_fds()
     if listening:
         spec["process"]["env"] += [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
@@ -12151,8 +12706,9 @@ def start_created(record):
         closed = select.poll()
         closed.register(gate, 0)
         closed.poll()  # POLLERR: nobody reads it, as init has executed the command, or is gone
-    with tolerate(errno.ENOENT, errno.ESRCH):  # it was quick, and is buried
-        if read_all(f"/proc/{record['pid']}/comm") == INIT_NAME + "\n":
+        with tolerate(errno.EAGAIN), Descriptor(os.open(
+                f"/proc/self/fd/{gate}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as said:
+            os.read(said, 1)  # what it says then, or hasn't taken; else there is nothing to read
             raise Failure(f"start, on {record['id']}: the command could not be executed",
                           hint="the container's standard error says why")
     run_late_hooks(record, "running", "poststart")
@@ -12211,7 +12767,7 @@ def hand_over(options, pid, master):
 # The commands
 
 @command("[OPTIONS] ID", "make a container from an OCI bundle, up to its last step",
-         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *ENGINE_OPTIONS,
+         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *CREATE_OPTIONS,
          takes=ONE)
 def cmd_create(options, words):
     birth = start_early("init", outlive=True)
@@ -12222,7 +12778,7 @@ def cmd_create(options, words):
         raise Failure("create, on process.terminal: there is no --console-socket to send it to")
     hand_over(options, record["pid"], None)
 
-@for_engines("run", *ENGINE_OPTIONS,
+@for_engines("run", *CREATE_OPTIONS, ("--keep", "", "don't delete it when it has ended"),
              ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"),
              only=("bundle",), typed="names_bundle")
 def oci_run(options, words):
@@ -12241,14 +12797,23 @@ def oci_run(options, words):
         return attend({"record": record, "pid": record["pid"], "master": master, "outputs": [],
                        "attached": True, "interactive": True, "logged": False, "typed": b""}, True)
     finally:
-        if not options["detach"]:
+        if not (options["detach"] or options["keep"]):
             delete_container(record, True)
 
 @for_engines("start")
 def oci_start(_, words):
     start_created(known_oci(words[0]))
 
-@for_engines("exec", *ENGINE_OPTIONS, ("--process", "FILE", "the process in the OCI's form"),
+@for_engines("exec", *ENGINE_OPTIONS,
+             ("-p --process", "FILE", "the process in the OCI's form"),
+             ("--cwd", "DIR", "start in this directory"),
+             ("-g --additional-gids", "GID...", "a group more"),
+             ("-c --cap", "CAP...", "a capability more"),
+             ("--no-new-privs", "", "without a way to more privileges"),
+             ("--apparmor", "PROFILE", "under this AppArmor profile"),
+             ("--process-label", "LABEL", "with this SELinux label"),
+             ("--cgroup", "PATH", "in this cgroup below the container's"),
+             ("--ignore-paused", "", "also if it is paused: it starts when that ends"),
              only=("process", "console-socket"))
 def oci_exec(options, words):
     """The process is as the file says, or as the container's own but for what the options say."""
@@ -12257,8 +12822,9 @@ def oci_exec(options, words):
     record = known_oci(words[0])
     if not is_alive(record):
         raise Failure(f"exec, on {words[0]}: container not running")
-    if is_paused(record["cgroups"]):
+    if is_paused(record["cgroups"]) and not options["ignore-paused"]:
         raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker resume {words[0]}")
+    record["cgroups"] = cgroups_below(record["cgroups"], options["cgroup"])
     spec = read_json(container_path(record, "config.json"))
     process = one_more_process(options, words[1:], spec["process"])
     state = {"record": record, "linux": spec["linux"], "attached": True, "interactive": True,
@@ -12266,6 +12832,17 @@ def oci_exec(options, words):
     start_process(state, birth, process, detach, (), preserved_fds(options))
     hand_over(options, state["pid"], state["master"])
     return None if detach else attend(state, True)
+
+def cgroups_below(dirs, path):
+    """The cgroup PATH below a container's, where it is there."""
+    if not path:
+        return dirs
+    if ".." in path.split("/"):
+        raise Failure(f"--cgroup, on {path}: it must lie below the container's")
+    found = [f"{top}/{path.strip('/')}" for top in dirs]
+    if not any(map(os.path.isdir, found)):
+        raise Failure(f"--cgroup, on {path}: no such cgroup")
+    return [below if os.path.isdir(below) else top for top, below in zip(dirs, found)]
 
 @for_engines("kill", ("-a --all", "", "of an engine's container: all processes"),
              only=("all",), typed="names_signal")
@@ -12296,19 +12873,31 @@ def oci_unpause(_, words):
 def cmd_resume(_, words):
     pause_container(known_oci(words[0]), False)
 
-@for_engines("update")
+@for_engines("update", *[row[:3] for row in ENGINE_LIMITS])
 def oci_update(options, words):
     record, file = known_oci(words[0]), options["resources"]
     if not record["running"]:
         raise Failure(f"update, on {words[0]}: container not running")
     wanted = read_resources(file) if file else resources_of(options)
+    for row in ENGINE_LIMITS:
+        text = options[long_name(row)]
+        if text is not None:
+            group, key = row[3].split(".")
+            wanted.setdefault(group, {})[key] = parse_number(text, row[0], -1)
     with hold(container_path(record)):
         change_limits(record, wanted)
 
 @for_engines("ps", typed="names_any")
 def oci_ps(options, words):
+    """What `ps` options ask for is not known here: there is one table."""
     pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
-    show(to_json(pids) if options["format"] == "json" else "\n".join(map(str, pids)))
+    if "json" in (options["format"], *options["filter"]):
+        return show(to_json(pids))
+    rows = []
+    for pid in map(str, pids):
+        with tolerate(errno.ENOENT, errno.ESRCH):  # it has ended
+            rows.append(process_row(pid, os.readlink(f"/proc/{pid}/ns/pid")))
+    show("\n".join(columns([("UID", "PID", "PPID", "TIME", "CMD"), *filter(None, rows)])))
 
 @command("[OPTIONS] ID", "remove an engine's container, and all that it left",
          ("-f --force", "", "also if it runs, or isn't there"), takes=ONE)
@@ -12333,20 +12922,41 @@ def cmd_list(options, _):
               "{{.id}}" if options["quiet"] else options["format"])
 
 @command("[OPTIONS] ID", "show what an engine's container uses, as JSON",
-         ("--stats", "", "once, and leave"), takes=ONE)
+         ("--stats", "", "once, and leave"),
+         ("--interval", "SECONDS", "how long to wait between two (default: 5s)"), takes=ONE)
 def cmd_events(options, words):
+    """A line each time, until it ends; 5s is as good as 5."""
+    text = given(options, "interval", "5s")
+    pause = parse_number(text[:-1] if text.endswith("s") else text, "--interval", 1)
+    first = True
     while True:
         record = known_oci(words[0])
-        if not record["running"]:
+        if not record["running"] and first:
             raise Failure(f"events, on {words[0]}: container not running")
-        usage = usage_of(record["cgroups"])
-        memory = {"limit": usage["memory_limit"], "usage": usage["memory"]}
-        show(to_json({"type": "stats", "id": words[0], "data": {
-            "cpu": {"usage": {"total": usage["cpu_ns"]}}, "memory": {"usage": memory},
-            "pids": {"current": usage["pids"], "limit": usage["pids_limit"]}}}))
+        if not record["running"]:
+            return
+        show(to_json({"type": "stats", "id": words[0], "data": engine_stats(record["cgroups"])}))
+        first = False
         if options["stats"]:
             return
-        time.sleep(5)
+        wait_process(record["pid"], record["pid_start"], pause)
+
+def engine_stats(dirs):
+    """What cgroups count, by runc's names."""
+    usage, cpu, memory = (
+        usage_of(dirs), read_sums(dirs, "cpu.stat"), read_sums(dirs, "memory.stat"))
+    throttled = cpu.get("throttled_time") or 1000 * cpu.get("throttled_usec", 0)
+    return {
+        "cpu": {"usage": {"total": usage["cpu_ns"], "user": 1000 * cpu.get("user_usec", 0),
+                          "kernel": 1000 * cpu.get("system_usec", 0)},
+                "throttling": {"periods": cpu.get("nr_periods", 0),
+                               "throttledPeriods": cpu.get("nr_throttled", 0),
+                               "throttledTime": throttled}},
+        "pids": {"current": usage["pids"], "limit": usage["pids_limit"]},
+        "memory": {"cache": memory.get("cache") or memory.get("file", 0), "raw": memory, "usage": {
+            "usage": usage["memory"], "limit": usage["memory_limit"],
+            "max": read_number(dirs, "memory.max_usage_in_bytes", "memory.peak"),
+            "failcnt": read_number(dirs, "memory.failcnt")}}}
 
 # ── 35. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.
@@ -12461,6 +13071,12 @@ head = MAGIC_NUMBER + b"".join((number & 0xffffffff).to_bytes(4, "little")
                                for number in (0, int(info.st_mtime), info.st_size))
 try:
     BOOK = posix.open(source + "c", posix.O_RDONLY | posix.O_CLOEXEC)
+    low = []
+    while BOOK < 3:  # a closed standard one must not be taken
+        low.append(BOOK)
+        BOOK = posix.dup(BOOK)
+    for fd in low:
+        posix.close(fd)
     front = posix.pread(BOOK, 1 << 14, 0)
 except OSError:
     pass
@@ -13373,6 +13989,111 @@ def block_devices(pid):
                     if stat.S_ISBLK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
     return []
 
+# ── 35d. Docker's words ──────────────────────────────────────────────────────
+# What a docker user types without thinking and what is no command of ours by that name: groups of
+# commands, near misses, and what stays out, which answers with what to use instead.
+
+GROUPS = {  # group: {word: command}; "" is the group alone
+    "container": {"ls": "ps", "list": "ps", "ps": "ps", "prune": "prune", "": "ps", **{
+        name: name for name in "attach commit cp create diff exec export inspect kill logs pause "
+        "port rename restart rm run start stats stop top unpause update wait".split()}},
+    "image": {"": "images", "ls": "images", "list": "images", "rm": "rmi", "remove": "rmi",
+              "inspect": "inspect", **{name: name for name in
+                                       "build history import load pull push save tag".split()}},
+    "network": {"": "network list"}, "system": {"info": "info", "events": "events"},
+    "volume": {"": "volume ls", "list": "volume ls", "remove": "volume rm"},
+    "builder": {"build": "build"}}
+ELSEWHERE = {  # what isn't here: what to use instead
+    "compose": "a shell script of `mydocker run --network ...` lines",
+    "swarm": "one host is all it knows: Kubernetes, with mydocker as its runtime",
+    "service": "systemd units that start `mydocker run`", "stack": "systemd units",
+    "node": "Kubernetes, with mydocker as its runtime",
+    "secret": "a file, mounted by `run -v FILE:PLACE:ro`",
+    "config": "a file, mounted by `run -v FILE:PLACE:ro`",
+    "plugin": "nothing is loaded from outside", "buildx": "`mydocker build`, or buildah",
+    "bake": "`mydocker build`, or buildah", "scout": "a scanner of what `save` writes, as trivy",
+    "trust": "a digest in the name, NAME@sha256:...", "context": "ssh HOST mydocker ...",
+    "manifest": "skopeo, or buildah", "checkpoint": "criu", "search": "the registry's web page",
+    "debug": "mydocker explain CONTAINER, or run --step", "model": "an image that has one"}
+
+def docker_word(words):
+    """What docker's words mean here that are no command of ours: (command, the words after it)."""
+    group = GROUPS.get(words[0], {})
+    after = [word for word in words[1:2] if not word.startswith("-")]
+    name = group.get(after[0] if after else "", "")
+    if name in COMMANDS:
+        return name, words[1 + len(after):]
+    if words[0] in ELSEWHERE:
+        raise Failure(f"mydocker, on {words[0]}: mydocker doesn't have that",
+                      hint=f"instead: {ELSEWHERE[words[0]]}")
+    if not group:
+        near = near_miss(words[0], [*COMMANDS, *GROUPS])
+        raise Failure(f"mydocker, on {words[0]}: no such command", hint=near or "mydocker --help")
+    known = {word for word, name in group.items() if word and name in COMMANDS}
+    known.update(name.partition(" ")[2] for name in COMMANDS if name.startswith(words[0] + " "))
+    raise Failure(f"mydocker, on {' '.join(words[:2])}: no such command",
+                  hint=f"{words[0]} {', '.join(sorted(known))}")
+
+def near_miss(word, known):
+    """A hint with what was probably meant by WORD, or ""."""
+    import difflib
+    found = difflib.get_close_matches(word, [name for name in known if len(name) > 1], 1, 0.6)
+    return f"did you mean {found[0]}?" if found else ""
+
+def help_about(words):
+    """What `help` says, of everything or of one command."""
+    if not words:
+        return overview()
+    name = " ".join(words[:2])
+    return help_text(name if name in COMMANDS else docker_word(words)[0]
+                     if words[0] not in COMMANDS else words[0])
+
+@command("[OPTIONS]", "show the version of this program and of what it runs on",
+         ("-f --format", "FORMAT", "json or a template, such as '{{.Version}}'"))
+def cmd_version(options, _):
+    host = os.uname()
+    row = {"Version": VERSION, "OCI": "1.2.0", "Python": sys.version.split()[0],
+           "Os": host.sysname.lower(), "Arch": host.machine, "KernelVersion": host.release}
+    if options["format"] is not None:
+        return show_rows([row], {}, options["format"])
+    show("\n".join(columns([(f"{key}:", value) for key, value in row.items()])))
+
+@command("[OPTIONS]", "show what images, containers and volumes take on the disk",
+         ("--format", "FORMAT", "table, json or a template"))
+def cmd_system_df(options, _):
+    records, images = container_records(), [*stored_images()]
+    running = [record for record in records if record["running"]]
+    used = {record["image"] for record in records}
+    volumes = listing(state_path("volumes"))
+    mounted = {name for record in records for name in record["volumes"]}
+    sizes = {record["id"]: tree_size(container_path(record)) for record in records}
+    idle = sum(size for each_id, size in sizes.items()
+               if each_id not in [record["id"] for record in running])
+    whole = tree_size(state_path("images")) + tree_size(state_path("layers"))
+    unused = sum(layer["size"] for image in images if image["digest"] not in used
+                 for layer in image["layers"])
+    rows = [("Images", len(images), len([1 for image in images if image["digest"] in used]), whole,
+             min(unused, whole)),
+            ("Containers", len(records), len(running), sum(sizes.values()), idle),
+            ("Local Volumes", len(volumes), len(mounted & {*volumes}),
+             tree_size(state_path("volumes")),
+             sum(tree_size(state_path("volumes", name)) for name in {*volumes} - mounted))]
+    names = {"Type": "TYPE", "TotalCount": "TOTAL", "Active": "ACTIVE", "Size": "SIZE",
+             "Reclaimable": "RECLAIMABLE"}
+    show_rows([dict(zip(names, (kind, str(total), str(active), humane_size(size),
+                                humane_size(free)))) for kind, total, active, size, free in rows],
+              names, options["format"])
+
+@command("[OPTIONS]", "remove containers that don't run, networks and images that nobody uses",
+         ("-a --all", "", "also images with a name"), ("--volumes", "", "also volumes"),
+         ("-f --force", "", "without asking, as always"))
+def cmd_system_prune(options, _):
+    cmd_network_prune()
+    cmd_prune()
+    if options["volumes"]:
+        cmd_volume_prune({"all": False, "force": True}, [])
+    cmd_image_prune(options, [])
+
 # ── 36. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.
 
@@ -13387,7 +14108,7 @@ GLOBAL_OPTIONS = (
 )
 
 # Commands that need no power over anything: no user namespace is made for them.
-POWERLESS = "info install uninstall renew login logout spec features".split()
+POWERLESS = "version info install uninstall renew login logout spec features".split()
 
 def overview():
     return "\n".join(
@@ -13418,15 +14139,14 @@ def dispatch(words):
         os.environ["MYDOCKER_ERRORS"] = options["log"]
     if options["version"]:
         return show(f"mydocker {VERSION}") or 0
-    if options["help"] or words[:1] == ["help"]:
-        return show(overview()) or 0
-    if not words:
-        raise Failure("mydocker: no command given", hint="mydocker --help")
+    if options["help"] or words[:1] in ([], ["help"]):
+        return show(help_about(words[1:])) or 0
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
-    if name not in COMMANDS:
-        raise Failure(f"mydocker, on {' '.join(words[:2])}: no such command",
-                      hint="mydocker --help")
-    row, words = COMMANDS[name], words[len(name.split()):]
+    if name in COMMANDS:
+        words = words[len(name.split()):]
+    else:
+        name, words = docker_word(words)
+    row = COMMANDS[name]
     rows = (*OPTIONS[name].values(), GLOBAL_OPTIONS[1])
     options, words = parse_options(rows, words, name, row["mixed"])
     if options["help"]:

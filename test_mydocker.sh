@@ -1247,6 +1247,37 @@ test_readme() { # cli: README.md's tables have all commands and options, and non
   is "$(<differences)" ''
 }
 
+test_dockers_words() { # command line: groups, help and version as docker has them, near misses, and
+  # what is not here says what to use instead
+  own_state
+  run 0
+  like "$out" '^Usage: mydocker .*'
+  run 0 help image ls
+  like "$out" '^Usage: mydocker images '
+  run 0 container ls -a
+  like "$out" '^CONTAINER ID '
+  run 0 image ls -q
+  run 0 network
+  like "$out" '^NAME '
+  run 0 volume
+  like "$out" '^DRIVER '
+  run 0 version -f '{{.Version}}'
+  is "mydocker $out" "$("${mydocker[@]}" --version)"
+  run 0 system df
+  like "$out" $'\nContainers +0 +0 +0B'
+  fails 125 'mydocker, on rnu: no such command' rnu
+  like "$err" 'hint: did you mean run\?'
+  fails 125 'images, on --quite: unknown option' images --quite
+  like "$err" 'hint: did you mean --quiet\?'
+  fails 125 'on compose: mydocker' compose up
+  like "$err" 'hint: instead: '
+  fails 125 'on container fly: no such command' container fly
+  like "$err" 'hint: container .*prune'
+  run 0 rm -f nosuch
+  is "$out$err" ''
+  fails 125 nosuch rm nosuch
+}
+
 # ── 6. Outside ─────────────────────────────────────────────────────────────
 
 test_killed_while_starting() { # monitor: killed at any moment of the start, it leaves no process
@@ -4082,6 +4113,21 @@ test_truth() { # life: ps tells the truth after kill -9, after a reboot,
   is "$(find state after -path '*/running/*')" ''
 }
 
+test_damaged_record() { # life: a container whose record is damaged can be removed, by its name, too
+  own_state
+  background --name d /bin/sleep 1000
+  kill -KILL "$(monitor_of d)"
+  wait_for eval '! pid_of d || [[ $(state_of d) == exited ]]'
+  : >"state/containers/$id/record.json"
+  fails 125 '--name, on d: a container of that name exists' run --name d -d /bin/true
+  run 125 rm d
+  like "$err" 'rm, on d: its record is damaged, and what it wrote is in .*'$'\n''hint: .* rm -f d$'
+  run 0 rm -f d
+  nothing_on_record
+  background --name d /bin/sleep 1000
+  run 0 rm -f d
+}
+
 test_concurrent() { # life: many at once on one state root, with run -d, exec, stop and rm:
   # none is lost, none is there twice
   local round i many=10 rounds=1 started
@@ -4601,11 +4647,9 @@ test_frozen_below() { # life: stop and rm -f end a container whose own cgroups a
   # as those of a paused container in it
   own_state
   top='' # for the trap it outlives the function
-  thaw_below() { # else a failure here would leave a process that nothing can kill
-    { [[ ! -e $top/below/freezer.state ]] || echo THAWED >"$top/below/freezer.state"; } || :
-  }
   freeze_below() { # freeze_below NAME: its PID 1, in a cgroup below its own
-    trap thaw_below EXIT
+    # else a failure would leave a process that nothing can kill
+    trap '[[ ! -e $top/below/freezer.state ]] || echo THAWED >"$top/below/freezer.state"' EXIT
     top=$("${mydocker[@]}" inspect -f '{{json .Record.cgroups}}' "$1" | tr -d '[]",' |
       tr ' ' '\n' | while read -r dir; do
         [[ ! -e $dir/freezer.state && ! -e $dir/cgroup.freeze ]] || echo "$dir"
@@ -4642,17 +4686,14 @@ test_frozen_below() { # life: stop and rm -f end a container whose own cgroups a
 test_end_between_restarts() { # life: stop, kill and rm -f end a restart policy at any moment
   local how moment
   own_state
-  wedged() { # no process of the policy's is left, and none comes
-    [[ $(state_of p) == exited && ! $(find state/running -mindepth 1) ]]
-  }
   for how in 'kill' 'kill -s TERM' 'stop' 'stop -t -1' 'rm -f'; do
     for moment in 1 2 3 4; do # at once, and while it waits longer and longer
       background --name p --restart always /bin/false
-      wait_for eval '(($("${mydocker[@]}" inspect -f .RestartCount p) >= moment))'
+      wait_for eval '(($("${mydocker[@]}" inspect -f .RestartCount p) >= '"$moment"'))'
       # shellcheck disable=SC2086 # several words
       run 0 $how p
       if [[ $how != rm* ]]; then
-        wait_for wedged
+        wait_for eval '[[ $(state_of p) == exited && ! $(find state/running -mindepth 1) ]]'
         run 0 rm p
       fi
       nothing_on_record
@@ -6196,6 +6237,30 @@ is_whole() { # is_whole [OPTION...] NAME: the image on ./disk runs, and has all 
   cmp stdout want
 }
 
+test_power_loss_records() { # life: after a power loss a container is there as a whole, or not at all
+  need mkfs.ext4 mount unshare
+  local flag
+  own_state
+  small_root root
+  export MYDOCKER_ROOT=$PWD/disk/state
+  mkdir -p disk
+  for flag in "${power_flags[@]}"; do
+    new_disk
+    powered '' import root "t$n:1"
+    powered "$flag" run -d --name c -v vol:/v "t$n:1" /bin/sh -c 'echo hello; exec sleep 1000'
+    powered '' ps -a --format '{{.Names}} {{.State}}' 2>err
+    unlike "$(<err)" damaged
+    if [[ $flag == 1 || -s stdout ]]; then
+      is "$(<stdout)" 'c exited'
+      powered '' inspect -f '{{.Config.Cmd}}' c
+      powered '' start c
+      powered '' rm c
+    fi
+    powered '' run --name c "t$n:1" /bin/sh -c 'echo again'
+    is "$(<stdout)" again
+  done
+}
+
 test_image_names() { # images: a bad name is refused with the part that is bad
   local name bad
   own_state
@@ -6417,6 +6482,38 @@ test_commit() { # images: commit makes a layer of what a container made, changed
   run 0 rm "c$n" "d$n"
   run 0 rmi "t$n:2" "t$n:1"
   nothing_kept
+}
+
+test_history_and_diff() { # images: history has the steps, diff what a container added, changed and
+  # deleted; rename; image prune removes what has no name, or what nobody uses
+  need overlay
+  own_state
+  small_root root
+  mkdir -p root/old root/gone/in root/kept
+  touch root/old/a root/gone/x root/kept/y
+  make_image "t$n:1"
+  run 0 run --name "t$n" "t$n:1" /bin/sh -c 'echo new >/new; rm -r /gone /old/a; rm -r /old
+    mkdir /old; echo b >/old/b; chmod 700 /kept'
+  run 0 diff "t$n"
+  is "$(grep -v -e ' /dev' -e ' /etc' -e ' /proc' -e ' /sys' <<<"$out")" \
+    $'D /gone\nC /kept\nA /new\nC /old\nD /old/a\nA /old/b'
+  fails 125 'no such container' diff "t$n:1"
+  run 0 commit -m why "t$n" "t$n:2"
+  run 0 history "t$n:2"
+  like "$out" $'^IMAGE .*COMMENT\n[0-9a-f]{12} .* why\n<missing> '
+  run 0 rename "t$n" "u$n"
+  is "$("${mydocker[@]}" ps -a --format '{{.Names}}')" "u$n"
+  fails 125 'no such' inspect "t$n"
+  run 0 start -a "u$n"
+  run 0 rm "u$n"
+  run 0 image prune
+  like "$out" 'Total reclaimed space: '
+  run 0 images -q
+  [[ $out ]]
+  run 0 image prune -a
+  like "$out" $'Deleted: sha256:.*\nTotal reclaimed space: [1-9]'
+  run 0 images -q
+  is "$out" ''
 }
 
 test_commit_keeps() { # images: a commit keeps owners, times, xattrs, hard links and holes
@@ -8656,8 +8753,14 @@ test_oci_refused() { # oci: a config.json that is wrong, or asks for what we can
     mv good config.json
   done <<'END'
 linux.intelRdt l["intelRdt"] = {"closID": "x"}
-linux.personality l["personality"] = {"domain": "LINUX32"}
-process.scheduler p["scheduler"] = {"policy": "SCHED_BATCH"}
+linux.personality.domain l["personality"] = {"domain": "MOON"}
+linux.personality.flags l["personality"] = {"domain": "LINUX", "flags": ["x"]}
+process.scheduler.policy p["scheduler"] = {"policy": "SCHED_MOON"}
+process.scheduler.flags p["scheduler"] = {"policy": "SCHED_BATCH", "flags": ["x"]}
+process.ioPriority.class p["ioPriority"] = {"priority": 1}
+linux.memoryPolicy.mode l["memoryPolicy"] = {"mode": "MPOL_MOON"}
+list p["execCPUAffinity"] = {"initial": "x"}
+linux.timeOffsets l["timeOffsets"] = {"monotonic": {"secs": 1}}
 idmap c["mounts"][0]["options"].append("idmap")
 namespaces l["namespaces"].append({"type": "moon"})
 mount l["namespaces"] = [{"type": "pid"}]
@@ -8933,6 +9036,116 @@ test_oci_hook_imports() { # oci: for a hook inside nothing of the container's is
 c['hooks'] = {'startContainer': [sh('echo hooked >/tmp/hooked')]}
 c['root']['readonly'] = False" /bin/cat /tmp/hooked
   [[ ! -e root/tmp/imported ]]
+}
+
+test_oci_traits() { # oci: when a process may run, what its reads give way to, which kernel it
+  # takes this for, where its memory is from and what its clocks say are the config's
+  need busybox
+  bundle_says $'5 3\nidle\ni686\nbind\n1000000 5' "
+p['scheduler'] = {'policy': 'SCHED_BATCH', 'nice': 5}
+p['ioPriority'] = {'class': 'IOPRIO_CLASS_IDLE', 'priority': 2}
+l['personality'] = {'domain': 'LINUX32'}
+l['memoryPolicy'] = {'mode': 'MPOL_BIND', 'nodes': '0'}
+l['namespaces'].append({'type': 'time'})
+l['timeOffsets'] = {'monotonic': {'secs': 1000000, 'nanosecs': 5}}" /bin/sh -c '
+read -r line </proc/self/stat
+set -- ${line##*) }
+echo "${17} ${39}"
+busybox ionice -p $$
+busybox uname -m
+read -r _ policy _ </proc/self/numa_maps
+echo "${policy%:*}"
+read -r _ seconds more </proc/self/timens_offsets
+echo $seconds $more'
+  configure 'l["namespaces"].append({"type": "user"})'
+  fails 125 'linux.timeOffsets: it needs a time namespace' create t
+}
+
+test_oci_options() { # oci: the options of create, run, exec, update and ps that people and clients pass
+  need busybox
+  oci_bundle
+  configure '' /bin/busybox ls /..
+  run 0 run --no-pivot --bundle . t
+  is "$out" "$(ls root)"
+  configure '' /bin/sleep 1000
+  run 0 create --pid-file pid t
+  run 0 start t
+  run 0 exec --cwd /tmp -g 7 -g 8 -u 5:6 -e A=b --no-new-privs t \
+    /bin/sh -c 'echo $PWD $A; busybox id; busybox grep NoNewPrivs /proc/self/status'
+  is "$out" $'/tmp b\nuid=5 gid=6 groups=7,8\nNoNewPrivs:\t1'
+  run 0 exec -c SYS_ADMIN t /bin/busybox grep CapEff /proc/self/status
+  (((0x${out##*[[:space:]]} >> 21) & 1)) || fail "no CAP_SYS_ADMIN in $out"
+  fails 125 'no such cgroup' exec --cgroup nowhere t /bin/sh
+  fails 125 'there is no such capability' exec -c MOON t /bin/sh
+  run 0 ps t
+  like "$out" "UID +PID +PPID +TIME +CMD.*$(<pid) .*sleep 1000"
+  run 0 ps -f json t
+  is "$out" "[$(<pid)]"
+  run 0 update --cpu-share 512 t
+  run 0 pause t
+  "${mydocker[@]}" exec --ignore-paused t /bin/sh -c 'echo late' >late &
+  run 0 resume t
+  wait_for has late late
+  "${mydocker[@]}" events --interval 1s t >events &
+  wait_for has events '"type": "stats"'
+  run 0 kill t KILL
+  wait # events ends with it
+  run 0 delete t
+  configure '' /bin/sh -c :
+  run 0 run --keep --bundle . t
+  run 0 state t
+  is "$(field status)" stopped
+  run 0 delete t
+  run 0 features
+  like "$out" '"mydocker.refused": "linux.intelRdt'
+}
+
+test_oci_trees() { # oci: in a user namespace a bind's source may lie where its root can't go,
+  # and a mount may show other owners
+  need userns
+  local base=100000
+  reachable || base=0
+  oci_bundle
+  chmod 755 .
+  mkdir -p private/below mapped root/proc root/sys root/dev root/private root/mapped
+  echo secret >private/below/file
+  echo mine >mapped/file
+  chown "$((base + 5))" mapped/file
+  chmod 700 private
+  configure "
+l['namespaces'].append({'type': 'user'})
+l['uidMappings'] = l['gidMappings'] = [{'containerID': 0, 'hostID': $base, 'size': 65536}]
+c['mounts'] += [{'destination': '/private', 'type': 'bind', 'source': '$PWD/private/below',
+                 'options': ['rbind', 'ro']}]" \
+    /bin/sh -c 'cat /private/file; if (echo x >/private/new) 2>/dev/null; then echo written; fi'
+  run 0 run --bundle . t
+  is "$out" secret
+  oci_bundle
+  configure "
+maps = [{'containerID': $base, 'hostID': 70000, 'size': 10}]
+c['mounts'] += [{'destination': '/mapped', 'type': 'bind', 'source': '$PWD/mapped',
+                 'options': ['bind', 'idmap'], 'uidMappings': maps, 'gidMappings': maps}]" \
+    /bin/busybox stat -c %u /mapped/file
+  if ! "${mydocker[@]}" run --bundle . t >out 2>err; then
+    has err 'idmap: ' && skip 'needs a file system that can be mapped'
+  fi
+  is "$(<out)" 70005
+}
+
+test_keyring() { # security: the caller's session keyring stays outside
+  local code='
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+number = 250 if os.uname().machine == "x86_64" else 219
+if sys.argv[1:] and libc.syscall(number, 1, None) < 0:  # KEYCTL_JOIN_SESSION_KEYRING
+    sys.exit(3)
+print(libc.syscall(number, 0, -3, 0), flush=True)  # the session keyring: KEYCTL_GET_KEYRING_ID
+if sys.argv[1:]:
+    os.execvp(sys.argv[1], sys.argv[1:])'
+  own_state
+  "$PYTHON" -c "$code" "${mydocker[@]}" run --security-opt seccomp=unconfined \
+    "$PYTHON" -c "$code" >ids || skip 'needs keyctl'
+  is "$(wc -l <ids) $(sort -u ids | wc -l)" '2 2'
 }
 
 test_oci_exec() { # oci: exec takes a process in a file, and the engine gets its pid,
@@ -9231,6 +9444,37 @@ runs_command() { # runs_command PROGRAM: somebody does; prints the pids
     fi
   done
   return "$found"
+}
+
+test_oci_moved_proc() { # oci: a /proc that is moved while the container is made isn't left unmasked, CVE-2023-27561
+  oci_bundle # two defences hold: it is looked for right after the mount, and opened once for all that
+  # is hidden in it; this is about the second, test_rootfs_race about both
+  mkdir root/proc root/other
+  configure "c['hooks'] = {'createRuntime': [sh('mv $PWD/root/proc $PWD/root/real; mv $PWD/root/other $PWD/root/proc')]}" \
+    /bin/sh -c 'ls -l /real/kcore'
+  fails 125 '^mydocker: mount, on /proc: it was moved meanwhile' run --bundle . t
+  [[ -d root/real ]]
+}
+
+test_oci_planted_terminal() { # oci: a name in /dev/pts that leads elsewhere is no terminal, CVE-2025-52565
+  local number
+  oci_bundle
+  mkdir pts
+  echo precious >precious
+  chmod 600 precious
+  touch root/precious
+  ln -s /own/ptmx pts/ptmx
+  for number in {0..20}; do ln -s /precious "pts/$number"; done
+  configure "
+p['terminal'], p['user'] = True, {'uid': 1234, 'gid': 0}
+c['mounts'] += [
+    {'destination': '/own', 'type': 'devpts', 'options': ['newinstance', 'ptmxmode=0666', 'mode=0620']},
+    {'destination': '/precious', 'type': 'bind', 'source': '$PWD/precious', 'options': ['bind']},
+    {'destination': '/dev/pts', 'type': 'bind', 'source': '$PWD/pts', 'options': ['bind']}]" \
+    /bin/sh -c '[ -t 0 ] && echo "a terminal"; ls -l /dev/console; cat /precious || :'
+  tty 0 -- "${mydocker[@]}" run --bundle . t
+  like "$out" $'^a terminal\nc.* /dev/console\n.*Permission denied$'
+  is "$(<precious) $(stat -c '%u %a' precious)" 'precious 0 600'
 }
 
 test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a scope of its, with the
