@@ -4994,8 +4994,10 @@ def map_ids(pid, channel, linux):
 
 def open_trees(rows, linux):
     """Open what rows show, by the host's paths and root's power; init puts it where it belongs."""
-    trees = []
+    trees, guest = [], is_guest("mnt")  # then without root's power: init can do as much
     for row in rows:
+        if guest and not {"shared", "rshared", "idmap", "ridmap"} & {*row["options"]}:
+            continue
         whole = AT_RECURSIVE if {"rbind", "shared", "rshared"} & {*row["options"]} else 0
         with blame(f"mount, on {row['source']}"):
             tree = Descriptor(open_tree(AT_FDCWD, row["source"],  # still among the host's mounts
