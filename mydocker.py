@@ -4883,7 +4883,7 @@ def refused(error):
     return Failure(f"user namespace, as user {os.geteuid()}: {reason(error)}", hint=why_refused())
 
 def proc_is_covered():
-    """True if not all of /proc can be seen: mount_too_revealing() of the kernel's fs/namespace.c."""
+    """True if not all of /proc can be seen: the kernel's mount_too_revealing(), fs/namespace.c."""
     return in_user_namespace() and any(row[0].startswith("/proc/") for row in mounts_here())
 
 def kernel_says(name, text):

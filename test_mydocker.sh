@@ -3893,6 +3893,37 @@ test_rootless_life() { # rootless: the whole life of a container, with the ids o
   is "$(find home/mydocker/{containers,layers,running,names} -mindepth 1)" ''
 }
 
+test_rootless_together() { # rootless: containers that start at once share a user namespace; each
+  # can lend its network, be built from, and start again
+  local k pids=()
+  outsider 300000:65536
+  small_root root
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  for k in 1 2 3; do
+    "${mydocker[@]}" run -d --name "c$k" one sleep 1000 &
+    pids+=("$!")
+  done
+  wait "${pids[@]}"
+  for k in 1 2 3; do
+    run 0 exec "c$k" readlink /proc/self/ns/user
+    echo "$out" >>users
+  done
+  is "$(sort -u users | wc -l)" 1
+  run 0 run --rm --network container:c1 one id -u
+  is "$out" 0
+  run 0 rm -f c1 c2 c3
+  printf '%s\n' 'FROM one' 'RUN echo built >/made' 'USER user' 'CMD ["id", "-u"]' >home/Dockerfile
+  run 0 build -t two home
+  run 0 run --rm two
+  is "$out" 1234
+  run 0 run -d --name again --restart on-failure:2 one sh -c 'echo once; exit 3'
+  run 0 wait again
+  is "$out" 3
+  run 0 logs again
+  is "$out" $'once\nonce\nonce'
+}
+
 test_rootless_keep_id() { # rootless: with --userns keep-id the caller is the same user inside
   outsider 300000:65536
   small_root root
