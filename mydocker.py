@@ -23,8 +23,9 @@ few walls, one kernel call each, and this file is those calls in their order.  T
 Read it from top to bottom: nothing is used before it was explained.  `grep '^# ── '` lists the
 chapters, and `run --explain` prints every call as it is made, with the reason from its line here.
 
-Needs Linux 5.4, Python 3.8 and root.  Only modules that `run` needs at once are imported on top:
-each costs every container milliseconds, so the others are imported where they are used.
+Needs Linux 5.4, Python 3.8, and root or a kernel that lets anyone make user namespaces.  Only
+modules that `run` needs at once are imported on top: each costs every container milliseconds, so
+the others are imported where they are used.
 """
 
 # ── 1. Imports and settings ──────────────────────────────────────────────────
@@ -209,6 +210,34 @@ if not hasattr(os, "listxattr"):  # many a Python with musl: CPython asked for g
     os.setxattr = lambda target, name, value: set_xattr(
         place_of(target), name, value, len(value), 0)
 
+# What power we have
+
+FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode: linux/proc_ns.h, PROC_USER_INIT_INO
+NS_GET_USERNS = 0xB701  # linux/nsfs.h
+
+def has_power(capability=CAP_SYS_ADMIN):
+    """True with this capability: making namespaces and mounts takes CAP_SYS_ADMIN."""
+    sets = (INT * 6)()
+    capget(struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0), sets)
+    return bool(sets[0] >> capability & 1)
+
+def in_user_namespace():
+    """True where our root is not the kernel's: some of its power ends at the namespace."""
+    return os.stat("/proc/self/ns/user").st_ino != FIRST_USER_NAMESPACE
+
+def is_guest(kind):
+    """True if the namespace of that kind around us isn't our user namespace's, but one's above."""
+    if not in_user_namespace():
+        return False
+    fd = os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.close(fcntl.ioctl(fd, NS_GET_USERNS))
+        return False
+    except PermissionError:  # we aren't told who is above us: ioctl_nsfs(2)
+        return True
+    finally:
+        os.close(fd)
+
 # --explain
 
 def c_call(name, args, kinds=()):
@@ -323,6 +352,11 @@ def hint_for(error):
         return f"no more namespaces are allowed, see sysctl {' '.join(limits) or 'user'}"
     if error.errno == errno.EACCES and call == "execvp":
         return "the user namespace's root can't reach this Python: one in /usr/bin can be reached"
+    if not os.path.exists("/proc/self"):
+        return "/proc must be mounted: mount -t proc proc /proc"
+    if error.errno == errno.EPERM and '"proc"' in str(error.filename) and proc_is_covered():
+        return ("parts of /proc are covered, as in a container of others: there the kernel lets no "
+                "user namespace have a whole one; docker run --security-opt systempaths=unconfined")
     if error.errno == errno.EPERM and call in ("unshare", "mount", "pivot_root", "setns"):
         return "CAP_SYS_ADMIN is missing, or a seccomp filter forbids it: inside a container?"
     return ""
@@ -845,28 +879,6 @@ def poll_until(poll, deadline):
         ready = poll.poll(left)
         if ready or left is not None and time.monotonic() >= deadline:
             return ready
-
-FIRST_USER_NAMESPACE = 0xEFFFFFFD  # linux/proc_ns.h, PROC_USER_INIT_INO: its inode number
-NS_GET_USERNS = 0xB701  # linux/nsfs.h
-
-def in_user_namespace():
-    """True where our root is not the kernel's: some of its power ends at the namespace."""
-    return os.stat("/proc/self/ns/user").st_ino != FIRST_USER_NAMESPACE
-
-def is_guest(kind):
-    """True if the namespace of that kind around us isn't our user namespace's, but one's above."""
-    try:
-        with Descriptor(os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)) as own:
-            os.close(fcntl.ioctl(own, NS_GET_USERNS))
-    except PermissionError:  # it isn't told who is above us: ioctl_nsfs(2)
-        return True
-    return False
-
-def has_power(capability=CAP_SYS_ADMIN):
-    """True with this capability: making namespaces and mounts takes CAP_SYS_ADMIN."""
-    sets = (INT * 6)()
-    capget(struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0), sets)
-    return bool(sets[0] >> capability & 1)
 
 def kill_child(pid):
     """Kill a container's PID 1, and with it all of its processes, and wait for it."""
@@ -2233,6 +2245,9 @@ def ephemeral_mounts(scratch):
     points = {"/"} | {
         point for point, kind, *_ in mounts_here() if kind not in NOT_FILES
         and not f"{point}/".startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
+    if is_guest("mnt"):  # what lies below other mounts stays hidden, so "/" is in no overlay
+        points |= {f"/{name}" for name in os.listdir("/") if name not in ("proc", "sys", "dev")
+                   and stat.S_ISDIR(os.lstat(f"/{name}").st_mode)}
     rows = []
     for number, point in enumerate(sorted(points)):
         as_it_is = dict(mount_row(point, "bind", "rbind", "rro", source=point), seen=point)
@@ -3355,7 +3370,6 @@ V2_CONTROLLERS = {"cpu", "cpuset", "io", "memory", "pids"}
 ASIDE = "/mydocker.aside"  # where processes go that are in the way of a v2 cgroup's children
 INNER = "/container"  # below a scope that systemd doesn't know: see "systemd"
 NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not change, in a container
-FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode: linux/proc_ns.h, PROC_USER_INIT_INO
 LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
 
 def cgroup_dirs(path, asks=False):
@@ -3451,7 +3465,7 @@ def make_cgroups(dirs, resources, pid):
     try:
         limit_devices(made, resources.get("devices") or ())
     except PermissionError:
-        if os.stat("/proc/self/ns/user").st_ino == FIRST_USER_NAMESPACE:
+        if not in_user_namespace():
             raise Failure("device rules: the kernel takes none from us, but devices could be made",
                           hint="a filter around us forbids bpf(2)? --privileged has no rules"
                           ) from None  # in another user namespace nobody can make one
@@ -4658,7 +4672,8 @@ PROGRAMS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where the host's
 PASTA_DNS = "169.254.1.1"  # asked there, pasta asks the host's own servers: podman's choice, too
 
 def enter_own_user_namespace():
-    """Go on as root of a user namespace, and with mounts of our own."""
+    """Go on as root of a user namespace.  Our mounts stay the host's: in a mount namespace of our
+    own /proc/self/exe would name no place that is there."""
     with Descriptor(hold(make_dirs(state_path()) + "/inhabitants")) as lock:
         here = [row for row in inhabitants(lock) if process_start(row[0]) == row[1]]
         if not any(join_user_namespace(pid) for pid, _ in here):
@@ -4666,10 +4681,9 @@ def enter_own_user_namespace():
         rows = [f"{pid} {start}\n" for pid, start in {*here, (os.getpid(), process_start("self"))}]
         os.ftruncate(lock, 0)
         os.pwrite(lock, "".join(rows).encode(), 0)
-    try:
-        os.unshare(CLONE_NEWNS)  # mounts of our own, over which we have power
-    except OSError as error:
-        raise refused(error) from None
+    if kernel_says("kernel.apparmor_restrict_unprivileged_userns", "1"):
+        if not attempt(lambda: os.unshare(CLONE_NEWNS)):  # it is one without power
+            raise refused(OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
 def inhabitants(lock):
     """Yield the processes of ours that were seen in a user namespace: (pid, start)."""
@@ -4809,21 +4823,19 @@ def connect_by_pasta(state, pid, ports):
     if old:
         kill_child(old)
     log, ready, place = (container_path(record, "pasta." + name) for name in ("log", "pid", "netns"))
-    for path in (ready, place):
-        unlink_if_there(path)
-    write_file(place, "")
-    mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # among our mounts: it can open that
+    unlink_if_there(ready)
+    for path in (place, log):
+        write_file(path, "")
     words = pasta_words(place, ports) + ["--pid", ready]
     state["pasta"] = child = os.fork()  # to become pasta
     if not child:
         try:
+            os.unshare(CLONE_NEWNS)  # for the next line
+            mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # as a file it may be opened
             become_pasta(words, log)
         finally:
             os._exit(127)
-    try:
-        await_pasta(child, ready, log)
-    finally:
-        umount2(place, MNT_DETACH)  # it has it open
+    await_pasta(child, ready, log)
 
 def await_pasta(child, ready, log):
     """Wait until pasta has written its pid, which it does when all is connected."""
@@ -4870,18 +4882,23 @@ def refused(error):
     """What a user is told whom the kernel doesn't let make a user namespace."""
     return Failure(f"user namespace, as user {os.geteuid()}: {reason(error)}", hint=why_refused())
 
+def proc_is_covered():
+    """True if not all of /proc can be seen: the kernel's mount_too_revealing(), fs/namespace.c."""
+    return in_user_namespace() and any(row[0].startswith("/proc/") for row in mounts_here())
+
+def kernel_says(name, text):
+    """True if the sysctl of that name is there, and says that."""
+    with tolerate():
+        return read_all("/proc/sys/" + name.replace(".", "/")).strip() == text
+    return False
+
 def why_refused():
     """What may forbid an ordinary user to make a user namespace, and what allows it."""
-    def says(path, text):
-        with tolerate():
-            return read_all(path).strip() == text
-        return False
-
     for name, value in (("kernel.unprivileged_userns_clone", "0"),
                         ("user.max_user_namespaces", "0")):
-        if says("/proc/sys/" + name.replace(".", "/"), value):
+        if kernel_says(name, value):
             return f"root can allow it: sysctl {name}={15000 if 'max' in name else 1}"
-    if says("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"):
+    if kernel_says("kernel.apparmor_restrict_unprivileged_userns", "1"):
         program = os.path.realpath(sys.executable)
         return ("root can allow it with a profile in /etc/apparmor.d/mydocker: abi <abi/4.0>, "
                 f"profile mydocker {program} flags=(unconfined) {{ userns, }}; then apparmor_parser "
@@ -4977,8 +4994,10 @@ def map_ids(pid, channel, linux):
 
 def open_trees(rows, linux):
     """Open what rows show, by the host's paths and root's power; init puts it where it belongs."""
-    trees = []
+    trees, guest = [], is_guest("mnt")  # then without root's power: init can do as much
     for row in rows:
+        if guest and not {"shared", "rshared", "idmap", "ridmap"} & {*row["options"]}:
+            continue
         whole = AT_RECURSIVE if {"rbind", "shared", "rshared"} & {*row["options"]} else 0
         with blame(f"mount, on {row['source']}"):
             tree = Descriptor(open_tree(AT_FDCWD, row["source"],  # still among the host's mounts

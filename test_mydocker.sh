@@ -3815,6 +3815,9 @@ test_rootless() { # rootless: an ordinary user is root in a container, and only 
     read -r name </proc/1/comm; echo "$name"'
   like "$out" $'\nproc\n'
   is "${out##*$'\n'}" sh
+  run 0 run --ephemeral /bin/sh -c 'echo lost >/usr/lost; cat /usr/lost'
+  is "$out" lost
+  [[ ! -e /usr/lost ]]
   tty 3 '[#$] ' $'test -t 0 && echo is a $((1))\n' '^is a 1' $'exit 3\n' -- \
     "${mydocker[@]}" run -it /bin/sh
   is "$(stat -c %a:%u home/mydocker)" 700:23456
@@ -3888,6 +3891,37 @@ test_rootless_life() { # rootless: the whole life of a container, with the ids o
   run 0 rm first
   run 0 rmi one two
   is "$(find home/mydocker/{containers,layers,running,names} -mindepth 1)" ''
+}
+
+test_rootless_together() { # rootless: containers that start at once share a user namespace; each
+  # can lend its network, be built from, and start again
+  local k pids=()
+  outsider 300000:65536
+  small_root root
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  for k in 1 2 3; do
+    "${mydocker[@]}" run -d --name "c$k" one sleep 1000 &
+    pids+=("$!")
+  done
+  wait "${pids[@]}"
+  for k in 1 2 3; do
+    run 0 exec "c$k" readlink /proc/self/ns/user
+    echo "$out" >>users
+  done
+  is "$(sort -u users | wc -l)" 1
+  run 0 run --rm --network container:c1 one id -u
+  is "$out" 0
+  run 0 rm -f c1 c2 c3
+  printf '%s\n' 'FROM one' 'RUN echo built >/made' 'USER user' 'CMD ["id", "-u"]' >home/Dockerfile
+  run 0 build -t two home
+  run 0 run --rm two
+  is "$out" 1234
+  run 0 run -d --name again --restart on-failure:2 one sh -c 'echo once; exit 3'
+  run 0 wait again
+  is "$out" 3
+  run 0 logs again
+  is "$out" $'once\nonce\nonce'
 }
 
 test_rootless_keep_id() { # rootless: with --userns keep-id the caller is the same user inside
@@ -3990,6 +4024,19 @@ test_rootless_podman() { # rootless: podman runs containers with it, and goes in
   is "$("${podman[@]}" "$top/home/runtime" exec "p$n" id -u)" 0
   is "$("${podman[@]}" "$top/home/runtime" exec -u 1234 "p$n" id -u)" 1234
   "${podman[@]}" "$top/home/runtime" rm -f -t 0 "p$n"
+}
+
+test_rootless_hidden() { # rootless: where /proc is covered, or missing, the hint says so
+  outsider
+  small_root root
+  chown -R 23456:23456 root
+  mydocker=(unshare -m bash -ec 'mount --bind /dev/null /proc/interrupts; exec "$@"' bash
+    "${mydocker[@]}")
+  fails 125 'mount' run --rootfs root /bin/sh -c :
+  like "$err" 'hint: parts of /proc are covered'
+  mydocker=(unshare -m bash -ec 'mount -t tmpfs none /proc; exec "$@"' bash "${program[@]}")
+  fails 125 '' run /bin/true
+  like "$err" 'hint: /proc must be mounted'
 }
 
 test_weak_root() { # rootless: root without CAP_SYS_ADMIN has all ids that it sees
