@@ -981,6 +981,16 @@ def names_bundle(words):
     except Failure:
         return True  # no image of that name is meant
 
+def creates_bundle(words):
+    """True for `create ID` as engines have it, with the bundle in the current directory, unless an
+    image is called so."""
+    if len(words) != 1 or words[0].startswith("/") or not os.path.lexists("config.json"):
+        return False
+    try:
+        return not find_image(words[0])
+    except Failure:
+        return True
+
 def offer(name, *rows):
     """Add options to the command of that name: each chapter has those that it carries out."""
     OPTIONS.setdefault(name, {}).update({row[0]: row for row in rows})
@@ -5325,6 +5335,25 @@ def cmd_start(options, words):
         return relaunch(find_container(words[0]), options)
     each("start", words, lambda name: start_again(find_container(name)) or name)
 
+@command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  create [OPTIONS] ID",
+         "make a container that `start` starts, as `run` would, or one from an OCI bundle",
+         takes=SOME, mixed=False)
+def cmd_create(options, words):
+    """All that `run -d` does before there is a process."""
+    plan, words = plan_root(options, words)
+    plan["network"], plan["wants"] = plan_network(options, plan)
+    plan["keep"] = not options["rm"]
+    spec = make_spec(options, words, plan)
+    record = make_record(options, plan, spec)
+    cidfile = options["cidfile"]
+    if cidfile:
+        with blame(f"--cidfile, on {cidfile}"), open(cidfile, "x") as file:
+            file.write(record["id"])
+    with Descriptor(make_container_dir(record)):
+        write_json(container_path(record, "config.json"), spec)
+        unlink_if_there(state_path("running", record["id"]))
+    show(record["id"])
+
 def start_again(record):
     if not record["running"]:
         in_background(lambda ready: relaunch(record, None, ready), "start")
@@ -5340,6 +5369,7 @@ def relaunch(record, options, ready=lambda: None):
                   if key not in ("running", "delay", "error", "oom")}
         spec = read_json(path + "/config.json")
         record.update(restarts=0, cgroups=cgroup_dirs(spec["linux"]["cgroupsPath"]))
+        record.setdefault("started", 0)  # `create` has made it: it stays, also if this fails
         mark_running(record)
         write_json(path + "/record.json", record)
     unlink_if_there(path + "/stop")
@@ -12749,10 +12779,12 @@ def hand_over(options, pid, master):
 
 # The commands
 
-@command("[OPTIONS] ID", "make a container from an OCI bundle, up to its last step",
-         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *CREATE_OPTIONS,
-         takes=ONE)
-def cmd_create(options, words):
+@for_engines("create", *CREATE_OPTIONS,
+             ("-b --bundle", "DIR", "make the OCI bundle there the container ID, up to its last step"),
+             only=("bundle", *map(long_name, CREATE_OPTIONS)), typed="creates_bundle")
+def oci_create(options, words):
+    if len(words) != 1:
+        raise Failure("create: it takes ID", hint="mydocker create --help")
     birth = start_early("init", outlive=True)
     bundle = os.path.abspath(given(options, "bundle", "."))
     record, master = create_container(words[0], bundle, options, birth)
@@ -14076,6 +14108,8 @@ def cmd_system_prune(options, _):
     if options["volumes"]:
         cmd_volume_prune({"all": False, "force": True}, [])
     cmd_image_prune(options, [])
+
+offer("create", *(row for row in OPTIONS["run"].values() if row[0] not in OPTIONS["create"]))
 
 # ── 36. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.

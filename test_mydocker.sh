@@ -1216,11 +1216,14 @@ for cell, below in zip(cells, cells[1:] + [""]):
     elif kind == "command":
         for text in quoted:
             first, _, rest = re.match(r"([a-z]+)( ([a-z|]+)(?= |$))?", text).group(1, 2, 3)
-            rest = rest if first in ("network", "volume") else None
+            rest = rest if first in ("network", "volume", "system", "image") else None
             for command in [f"{first} {word}" for word in rest.split("|")] if rest else [first]:
                 told.setdefault(command, set()).update(names(text))
                 for name in names(text) - set().union(*offered.get(command, [])):
                     print("README.md has an option that there is not:", command, name)
+told["create"] = told.get("create", set()) | told["run"]  # the same options
+for command in told:
+    told[command] |= told["run"] & {"explain", "step"}
 for command in sorted({*told} - {*offered}):
     print("README.md has a command that there is not:", command)
 for command in sorted({*offered} - {*told}):
@@ -4768,6 +4771,31 @@ test_full_disk_ends() { # life: on a full disk, containers that end are shown, a
   like "$(<errs)" 'mydocker: start, on [^ ]*: .*no space left'
 }
 
+
+test_create() { # life: create makes what `run` would, and start starts it; what fails to start stays
+  need overlay
+  own_state
+  small_root root
+  make_image "t$n:1"
+  run 0 create --name "t$n" -e A=b --hostname h "t$n:1" /bin/sh -c 'echo "$A $(hostname)"; exit 3'
+  like "$out" '^[0-9a-f]{64}$'
+  is "$("${mydocker[@]}" ps -a --format '{{.Names}} {{.State}} {{.Status}}')" "t$n created Created"
+  run 3 start -a "t$n"
+  is "$out" 'b h'
+  run 3 start -a "t$n"
+  run 0 rm "t$n"
+  run 0 create --name "t$n" "t$n:1" /nonexistent
+  fails 127 'no such file' start "t$n"
+  is "$("${mydocker[@]}" ps -a --format '{{.Names}}')" "t$n"
+  run 0 rm "t$n"
+  run 0 create --name "t$n" --rm "t$n:1" /bin/sh -c :
+  run 0 start -a "t$n"
+  is "$("${mydocker[@]}" ps -aq)" ''
+  mkdir bundle && cd bundle
+  echo '{}' >config.json
+  fails 125 'config.json' create x
+  fails 125 'no command given' create --name "t$n" "t$n:1" # an image, though there is a bundle
+}
 
 # ── 16. Volumes and cp ─────────────────────────────────────────────────────
 
@@ -8778,7 +8806,7 @@ END
   echo '{' >config.json
   fails 125 'config.json: bad JSON' create t
   rm config.json
-  fails 125 'config.json' create t
+  fails 125 'config.json' create --bundle . t
   fails 125 'not a container.s id' create ../t
   fails 125 'not a container.s id' run --bundle . ../t
   is "$(find state -mindepth 2)" ''
