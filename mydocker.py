@@ -1972,6 +1972,8 @@ def container_main(channel, trees, places):
 
 def name_host(spec):
     """Give the container's UTS namespace its names: not the host's."""
+    if "uts" not in {row["type"] for row in spec["linux"]["namespaces"]}:
+        return
     for call, name in ((sethostname, "hostname"), (setdomainname, "domainname")):
         if spec.get(name):
             call(spec[name], len(encode(spec[name])))  # the UTS namespace's, not the host's
@@ -2631,7 +2633,14 @@ NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-h
          "run a command in a new container, from an image or on the host's own root",
          *PROCESS_OPTIONS,
          ("--entrypoint", "PROGRAM", "instead of the image's entrypoint"),
-         ("--hostname", "NAME", "the container's host name"),
+         ("-h --hostname", "NAME", "the container's host name"),
+         ("--domainname", "NAME", "its NIS domain name"),
+         ("--group-add", "GROUP...", "one more group for the user, by name or number"),
+         ("--annotation", "K=V...", "a note in its config.json"),
+         ("--pid", "host", "see and signal the host's processes"),
+         ("--ipc", "host|private", "share the host's System V IPC and /dev/shm"),
+         ("--uts", "host", "share the host's name"),
+         ("--cgroupns", "host|private", "see the host's cgroups as they are"),
          ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
          ("--cidfile", "FILE", "write the container's id to a new file"),
          takes=ANY, mixed=False)
@@ -2743,6 +2752,7 @@ def make_spec(options, words, plan):
     spec["mounts"] += volume_rows(options, image, own_root)
     plan_confinement(spec, options)
     plan_ids(spec, options)
+    plan_sharing(spec, options)
     return spec
 
 # The process
@@ -2792,6 +2802,35 @@ def working_directory(typed, image, own_root):
     if typed and not typed.startswith("/"):
         raise Failure(f"--workdir, on {typed}: it needs to be an absolute path")
     return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
+
+SHARED = {"pid": "pid", "ipc": "ipc", "uts": "uts", "cgroupns": "cgroup"}  # options: namespaces
+
+def plan_sharing(spec, options):
+    """Write into the spec what it shares with the host, and what else was asked for by name."""
+    for option, kind in SHARED.items():
+        word = options[option]
+        if word not in (None, "", "host", "private"):
+            raise Failure(f"--{option}, on {word}: not host or private",
+                          hint="another container's network can be shared: --network container:X")
+        if word == "host":
+            rows = spec["linux"]["namespaces"]
+            spec["linux"]["namespaces"] = [row for row in rows if row["type"] != kind]
+    if options["uts"] == "host":
+        if options["hostname"] or options["domainname"]:
+            raise Failure("--hostname: it can't go with --uts host")
+        spec["hostname"] = os.uname().nodename
+    elif options["domainname"]:
+        spec["domainname"] = options["domainname"]
+    if options["ipc"] == "host":
+        spec["mounts"] = [row for row in spec["mounts"] if row["destination"] != "/dev/shm"]
+        spec["mounts"].append(mount_row("/dev/shm", "bind", "rbind", "rprivate", source="/dev/shm"))
+    for text in options["annotation"]:
+        key, equals, value = text.partition("=")
+        if not key or not equals or key.startswith("mydocker."):
+            raise Failure(f"--annotation, on {text}: it is KEY=VALUE, and mydocker.* is taken")
+        spec["annotations"][key] = value
+    if options["group-add"]:
+        spec["process"]["user"]["groups"] = options["group-add"]
 
 # From the spec to a running container
 
@@ -2978,7 +3017,12 @@ def parse_id(text, what):
 def find_user(user):
     """Who the spec's process.user is: (uid, gid, supplementary gids, home)."""
     if "username" in user:
-        return resolve_user(user["username"])
+        uid, gid, more, home = resolve_user(user["username"])
+        rows = account_lines("/etc/group") if user.get("groups") else ()
+        for name in user.get("groups") or ():
+            row = find_account(rows, name)
+            more.append(parse_id(row[2] if row else name, "group"))
+        return uid, gid, more, home
     uid, gid, more = (user.get(key) or 0 for key in ("uid", "gid", "additionalGids"))
     homes = [row[5] for row in account_lines("/etc/passwd") if len(row) > 5 and row[2] == str(uid)]
     return uid, gid, more or [], (homes + ["/"])[0] or "/"
@@ -5055,6 +5099,7 @@ NOUNS = "badger beaver bison crane crow duck eagle falcon fox hare heron otter o
 offer("run",
       ("--name", "NAME", "the container's name (default: one is made up)"),
       ("-l --label", "K=V...", "a note for whoever looks at it"),
+      ("--label-file", "FILE...", "read labels from a file"),
       ("--rm", "", "remove the container when it ends (on the host's root always, but with -d)"),
       ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
       ("--stop-signal", "SIGNAL", "what `stop` sends (default: the image's, or TERM)"),
@@ -5073,7 +5118,7 @@ def make_record(options, plan, spec):
     if options["name"] is not None:
         check_new_name(options["name"], "--name")
     signal = given(options, "stop-signal", image.get("StopSignal") or "TERM")
-    labels = pairs_of(options["label"])
+    labels = pairs_of(sum(map(label_lines, options["label-file"]), []) + options["label"])
     return {"id": plan["id"], "engine": False, "name": options["name"],
             "reference": plan["reference"],
             "image": plan["digest"], "layers": plan["diff_ids"], "created": time.time(),
@@ -5086,6 +5131,12 @@ def make_record(options, plan, spec):
             "stop_timeout": parse_number(given(options, "stop-timeout", str(GRACE)),
                                          "--stop-timeout", -1),
             "log": parse_log_options(options["log-opt"])}
+
+def label_lines(path):
+    """The lines of a --label-file, each K=V; empty ones and # comments are skipped."""
+    with blame(f"--label-file, on {path}"):
+        lines = [line.strip() for line in read_all(path).split("\n")]
+    return [line for line in lines if line and not line.startswith("#")]
 
 def check_restart(policy):
     kind, _, most = policy.partition(":")
@@ -14164,7 +14215,7 @@ def dispatch(words):
     else:
         name, words = docker_word(words)
     row = COMMANDS[name]
-    rows = (*OPTIONS[name].values(), GLOBAL_OPTIONS[1])
+    rows = (GLOBAL_OPTIONS[1], *OPTIONS[name].values())  # `run -h NAME` is its own
     options, words = parse_options(rows, words, name, row["mixed"])
     if options["help"]:
         return show(help_text(name)) or 0

@@ -2113,6 +2113,33 @@ test_containers_stay() { # images: a container keeps what it wrote until rm, and
   is "$(find "$MYDOCKER_ROOT/containers" -mindepth 1)" ''
 }
 
+test_shared_with_host() { # run: --pid, --ipc, --uts and --cgroupns host share what they say, and -h,
+  # --domainname, --group-add, --annotation and --label-file are as docker has them
+  local name
+  for name in pid ipc uts cgroup; do
+    is "$("${mydocker[@]}" run "--${name/cgroup/cgroupns}" host --ephemeral \
+      /bin/readlink "/proc/self/ns/$name")" "$(readlink "/proc/self/ns/$name")"
+    [[ $("${mydocker[@]}" run --ephemeral /bin/readlink "/proc/self/ns/$name") != \
+      "$(readlink "/proc/self/ns/$name")" ]]
+  done
+  fails 125 'on container:x: not host or private' run --pid container:x /bin/true
+  fails 125 "can't go with --uts host" run --uts host -h x /bin/true
+  printf '# a comment\na=b\n\n' >labels
+  run 0 run -d --name "t$n" -h box --domainname dom --group-add 4711 --annotation x=y \
+    --label-file labels --ephemeral /bin/sh -c 'hostname; cat /proc/sys/kernel/domainname; id -G
+      sleep 1000'
+  wait_for has_logs "t$n" 4711
+  run 0 logs "t$n"
+  is "$out" $'box\ndom\n0 4711'
+  is "$("${mydocker[@]}" inspect -f '{{.Config.Labels.a}} {{.Spec.annotations.x}}' "t$n")" 'b y'
+  run 0 rm -f "t$n"
+  fails 125 'mydocker.. is taken' run --annotation mydocker.init=true /bin/true
+}
+
+has_logs() { # has_logs CONTAINER REGEX
+  "${mydocker[@]}" logs "$1" | grep -E -e "$2" >"$scratch/found"
+}
+
 # ── 10. Privileges ─────────────────────────────────────────────────────────
 
 test_user_errors() { # fail: a user or group that isn't known, or makes no sense, is named
