@@ -2718,7 +2718,6 @@ def make_spec(options, words, plan):
             "env": environment_of(options, [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname}",
                                             *(image.get("Env") or [])]),
             "cwd": working_directory(options["workdir"] or "", image, own_root),
-            "rlimits": [ulimit(text) for text in options["ulimit"]],
         },
         "root": {"path": plan["root"] or "/", "readonly": options["read-only"]},
         "hostname": hostname,
@@ -2731,9 +2730,6 @@ def make_spec(options, words, plan):
                   "resources": {**resources_of(options),
                                 "devices": [] if options["privileged"] else device_rules(devices)}},
     }
-    if options["oom-score-adj"]:
-        spec["process"]["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj",
-                                                      -1000)
     if is_guest("net") and plan["network"] == "host":
         spec["mounts"] = [guest_sys(row) if row["type"] == "sysfs" else row
                           for row in spec["mounts"]]
@@ -2831,6 +2827,13 @@ def plan_sharing(spec, options):
         spec["annotations"][key] = value
     if options["group-add"]:
         spec["process"]["user"]["groups"] = options["group-add"]
+    plan_process_limits(spec["process"], options)
+
+def plan_process_limits(process, options):
+    """Write into the spec what each process may use, beside what all of them may."""
+    process["rlimits"] = [ulimit(text) for text in options["ulimit"]]
+    if options["oom-score-adj"]:
+        process["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj", -1000)
 
 # From the spec to a running container
 
