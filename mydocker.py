@@ -2893,6 +2893,25 @@ def prepare_container(spec, record):
         write_file(f"{path}/{name}", text)
         os.chmod(f"{path}/{name}", 0o644)
 
+@command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  create [OPTIONS] ID",
+         "make a container that `start` starts, as `run` would, or one from an OCI bundle",
+         takes=SOME, mixed=False)
+def cmd_create(options, words):
+    """All that `run -d` does before there is a process."""
+    plan, words = plan_root(options, words)
+    plan["network"], plan["wants"] = plan_network(options, plan)
+    plan["keep"] = not options["rm"]
+    spec = make_spec(options, words, plan)
+    record = make_record(options, plan, spec)
+    cidfile = options["cidfile"]
+    if cidfile:
+        with blame(f"--cidfile, on {cidfile}"), open(cidfile, "x") as file:
+            file.write(record["id"])
+    with Descriptor(make_container_dir(record)):
+        write_json(container_path(record, "config.json"), spec)
+        unlink_if_there(state_path("running", record["id"]))
+    show(record["id"])
+
 # ── 10. Privileges ───────────────────────────────────────────────────────────
 # Who the command runs as, and what that may do.  Root's power is some forty capabilities
 # (capabilities(7)): a container gets Docker's fourteen.  A filter (seccomp(2)) takes away the calls
@@ -5389,25 +5408,6 @@ def cmd_start(options, words):
         return relaunch(find_container(words[0]), options)
     each("start", words, lambda name: start_again(find_container(name)) or name)
 
-@command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  create [OPTIONS] ID",
-         "make a container that `start` starts, as `run` would, or one from an OCI bundle",
-         takes=SOME, mixed=False)
-def cmd_create(options, words):
-    """All that `run -d` does before there is a process."""
-    plan, words = plan_root(options, words)
-    plan["network"], plan["wants"] = plan_network(options, plan)
-    plan["keep"] = not options["rm"]
-    spec = make_spec(options, words, plan)
-    record = make_record(options, plan, spec)
-    cidfile = options["cidfile"]
-    if cidfile:
-        with blame(f"--cidfile, on {cidfile}"), open(cidfile, "x") as file:
-            file.write(record["id"])
-    with Descriptor(make_container_dir(record)):
-        write_json(container_path(record, "config.json"), spec)
-        unlink_if_there(state_path("running", record["id"]))
-    show(record["id"])
-
 def start_again(record):
     if not record["running"]:
         in_background(lambda ready: relaunch(record, None, ready), "start")
@@ -5758,10 +5758,20 @@ def ps_row(record, options):
 
 @command("[OPTIONS] NAME...", "show all that is known of containers and images, as JSON",
          ("-f --format", "FORMAT", "a template, such as '{{.State.Pid}}', instead of all"),
+         ("--type", "TYPE", "only of this kind: container, image, volume or network"),
         takes=SOME)
 def cmd_inspect(options, words):
     sweep_containers()
-    show_json(words, inspected, options["format"])
+    show_json(words, look_up_of(options["type"]), options["format"])
+
+def look_up_of(kind):
+    """The function that finds what is shown of something of that kind, by its name."""
+    kinds = {None: inspected, "image": inspect_image, "volume": volume_info,
+             "network": network_info,
+             "container": lambda name: inspected(find_container(name)["id"])}
+    if kind not in kinds:
+        raise Failure(f"--type, on {kind}: not container, image, volume or network")
+    return kinds[kind]
 
 def limits_shown(resources):
     """A spec's limits by docker's names for them, such as "PidsLimit"."""
@@ -5871,7 +5881,8 @@ def process_row(pid, namespace):
 
 offer("run",
       ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
-      ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."))
+      ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."),
+      ("--volumes-from", "CONTAINER[:ro]...", "mount what another container has mounted"))
 
 # ── 18. Volumes ──────────────────────────────────────────────────────────────
 # A volume is a directory, volumes/<name>/_data, that is bind-mounted where it is wanted; a new one
@@ -5896,6 +5907,10 @@ def volume_rows(options, image, own_root):
         if place in taken:
             raise Failure(f"--volume, on {row['destination']}: two mounts at one place")
         taken.add(place)
+    for row in sum(map(borrowed_rows, options["volumes-from"]), []):
+        if os.path.normpath(row["destination"]) not in taken:
+            taken.add(os.path.normpath(row["destination"]))
+            rows.append(row)
     for text in image.get("Volumes") or {}:
         place = checked_place("image's volume", text, own_root)
         if place.split("/")[1] in ("proc", "sys"):
@@ -5903,6 +5918,20 @@ def volume_rows(options, image, own_root):
         if place not in taken:
             rows.append(volume_row("", place, []))  # a place and no more: CVE-2022-23648
     return sorted(rows, key=lambda row: os.path.normpath(row["destination"]).count("/"))
+
+def borrowed_rows(text):
+    """The mounts of another container, CONTAINER[:ro|rw], that were asked for by its options."""
+    name, _, mode = text.partition(":")
+    if mode not in ("", "ro", "rw"):
+        raise Failure(f"--volumes-from, on {text}: not CONTAINER[:ro|rw]")
+    record = find_container(name)
+    rows = []
+    for row in read_json(container_path(record, "config.json"))["mounts"]:
+        files = row["source"].startswith(container_path(record) + "/")  # its /etc/hosts and such
+        if row["type"] == "bind" and not files and row["destination"] != "/dev/shm":
+            row.pop("anonymous", None)  # it isn't ours to remove
+            rows.append(dict(row, options=row["options"] + ["ro"] * (mode == "ro")))
+    return rows
 
 def checked_place(what, text, own_root):
     """A place in the container where something can be mounted, in its one form."""
@@ -7894,19 +7923,42 @@ def cmd_commit(options, words):
         if frozen:
             freeze(record["cgroups"], False)
 
-@command("[OPTIONS]", "list the images by name, newest first",
-         ("-q --quiet", "", "ids only"), ("--format", "FORMAT", "table, json or a template"))
-def cmd_images(options, _):
+@command("[OPTIONS] [NAME]", "list the images by name, newest first",
+         ("-q --quiet", "", "ids only"), ("-a --all", "", "all, as always"),
+         ("--no-trunc", "", "ids in full"), ("--digests", "", "with the digests"),
+         ("-f --filter", "K=V...", "only some: dangling=true, label=K[=V], reference=PATTERN"),
+         ("--format", "FORMAT", "table, json or a template"), takes=(0, 1))
+def cmd_images(options, words):
     rows = []
     for image in sorted(stored_images(), key=image_created, reverse=True):
         host, path, tag = name_parts(image["name"])
-        rows.append({"Repository": short_name(f"{host}/{path}") if host else "<none>",
-                     "Tag": tag if tag and ":" not in tag else "<none>",
-                     "ID": image["id"][7:19], "CreatedAt": image_created(image)[:19],
-                     "Size": humane_size(sum(layer["size"] for layer in image["layers"]))})
-    show_rows(rows, {"Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID",
-                     "CreatedAt": "CREATED", "Size": "SIZE"},
-              "{{.ID}}" if options["quiet"] else options["format"])
+        row = {"Repository": short_name(f"{host}/{path}") if host else "<none>",
+               "Tag": tag if tag and ":" not in tag else "<none>", "Digest": image["digest"],
+               "ID": image["id"] if options["no-trunc"] else image["id"][7:19],
+               "CreatedAt": image_created(image)[:19],
+               "Size": humane_size(sum(layer["size"] for layer in image["layers"]))}
+        wanted = [*options["filter"], *(f"reference={word}" for word in words)]
+        if all(image_fits(image, row, text) for text in wanted):
+            rows.append(row)
+    headers = {"Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "ID": "IMAGE ID",
+               "CreatedAt": "CREATED", "Size": "SIZE"}
+    if not options["digests"]:
+        del headers["Digest"]
+    show_rows(rows, headers, "{{.ID}}" if options["quiet"] else options["format"])
+
+def image_fits(image, row, text):
+    """True if an image, with ROW what is shown of it, is what a --filter wants."""
+    import fnmatch
+    key, _, value = text.partition("=")
+    labels = (image["config"].get("config") or {}).get("Labels") or {}
+    if key == "dangling":
+        return (value == "true") == (not image["name"])
+    if key == "label":
+        return value in labels or value in [f"{name}={words}" for name, words in labels.items()]
+    if key == "reference":
+        names = row["Repository"], f"{row['Repository']}:{row['Tag']}"
+        return any(fnmatch.fnmatchcase(name, value) for name in names)
+    raise Failure(f"--filter, on {key}: not dangling, label or reference")
 
 def image_created(image):
     return image["config"].get("created") or ""

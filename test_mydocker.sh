@@ -6523,6 +6523,31 @@ test_commit() { # images: commit makes a layer of what a container made, changed
   nothing_kept
 }
 
+test_images_filters() { # images: a name, --filter, --no-trunc and --digests; inspect --type;
+  # --volumes-from
+  need overlay
+  own_state
+  small_root root
+  make_image "t$n:1" -c 'LABEL a=b'
+  make_image "u$n:2"
+  is "$("${mydocker[@]}" images --format '{{.Repository}}' "t$n")" "t$n"
+  is "$("${mydocker[@]}" images --format '{{.Tag}}' -f label=a=b)" 1
+  is "$("${mydocker[@]}" images --format '{{.Tag}}' -f 'reference=u*')" 2
+  is "$("${mydocker[@]}" images -qf dangling=true)" ''
+  like "$("${mydocker[@]}" images -q --no-trunc "t$n")" '^sha256:[0-9a-f]{64}$'
+  like "$("${mydocker[@]}" images --digests)" 'DIGEST .*sha256:'
+  fails 125 'on colour: not dangling' images -f colour=red
+  run 0 inspect --type image "t$n:1"
+  fails 125 'no such container' inspect --type container "t$n:1"
+  run 0 run --name "t$n" -v "v$n:/data" -v "$PWD:/here:ro" "t$n:1" /bin/sh -c 'echo x >/data/file'
+  run 0 run --rm --volumes-from "t$n:ro" "u$n:2" /bin/sh -c '
+    cat /data/file; ls /here; echo >/data/y || echo read-only'
+  like "$out" $'^x\n.*root.*read-only$'
+  run 0 inspect --type volume "v$n"
+  run 0 rm -v "t$n"
+  run 0 volume rm "v$n"
+}
+
 test_history_and_diff() { # images: history has the steps, diff what a container added, changed and
   # deleted; rename; image prune removes what has no name, or what nobody uses
   need overlay
