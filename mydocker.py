@@ -993,6 +993,16 @@ def names_bundle(words):
     except Failure:
         return True  # no image of that name is meant
 
+def creates_bundle(words):
+    """True for `create ID` as engines have it, with the bundle in the current directory, unless an
+    image is called so."""
+    if len(words) != 1 or words[0].startswith("/") or not os.path.lexists("config.json"):
+        return False
+    try:
+        return not find_image(words[0])
+    except Failure:
+        return True
+
 def offer(name, *rows):
     """Add options to the command of that name: each chapter has those that it carries out."""
     OPTIONS.setdefault(name, {}).update({row[0]: row for row in rows})
@@ -1974,6 +1984,8 @@ def container_main(channel, trees, places):
 
 def name_host(spec):
     """Give the container's UTS namespace its names: not the host's."""
+    if "uts" not in {row["type"] for row in spec["linux"]["namespaces"]}:
+        return
     for call, name in ((sethostname, "hostname"), (setdomainname, "domainname")):
         if spec.get(name):
             call(spec[name], len(encode(spec[name])))  # the UTS namespace's, not the host's
@@ -2636,7 +2648,14 @@ NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-h
          "run a command in a new container, from an image or on the host's own root",
          *PROCESS_OPTIONS,
          ("--entrypoint", "PROGRAM", "instead of the image's entrypoint"),
-         ("--hostname", "NAME", "the container's host name"),
+         ("-h --hostname", "NAME", "the container's host name"),
+         ("--domainname", "NAME", "its NIS domain name"),
+         ("--group-add", "GROUP...", "one more group for the user, by name or number"),
+         ("--annotation", "K=V...", "a note in its config.json"),
+         ("--pid", "host", "see and signal the host's processes"),
+         ("--ipc", "host|private", "share the host's System V IPC and /dev/shm"),
+         ("--uts", "host", "share the host's name"),
+         ("--cgroupns", "host|private", "see the host's cgroups as they are"),
          ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
          ("--cidfile", "FILE", "write the container's id to a new file"),
          takes=ANY, mixed=False)
@@ -2714,7 +2733,6 @@ def make_spec(options, words, plan):
             "env": environment_of(options, [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname}",
                                             *(image.get("Env") or [])]),
             "cwd": working_directory(options["workdir"] or "", image, own_root),
-            "rlimits": [ulimit(text) for text in options["ulimit"]],
         },
         "root": {"path": plan["root"] or "/", "readonly": options["read-only"]},
         "hostname": hostname,
@@ -2727,9 +2745,6 @@ def make_spec(options, words, plan):
                   "resources": {**resources_of(options),
                                 "devices": [] if options["privileged"] else device_rules(devices)}},
     }
-    if options["oom-score-adj"]:
-        spec["process"]["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj",
-                                                      -1000)
     if is_guest("net") and plan["network"] == "host":
         spec["mounts"] = [guest_sys(row) if row["type"] == "sysfs" else row
                           for row in spec["mounts"]]
@@ -2748,6 +2763,7 @@ def make_spec(options, words, plan):
     spec["mounts"] += volume_rows(options, image, own_root)
     plan_confinement(spec, options)
     plan_ids(spec, options)
+    plan_sharing(spec, options)
     return spec
 
 # The process
@@ -2797,6 +2813,42 @@ def working_directory(typed, image, own_root):
     if typed and not typed.startswith("/"):
         raise Failure(f"--workdir, on {typed}: it needs to be an absolute path")
     return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
+
+SHARED = {"pid": "pid", "ipc": "ipc", "uts": "uts", "cgroupns": "cgroup"}  # options: namespaces
+
+def plan_sharing(spec, options):
+    """Write into the spec what it shares with the host, and what else was asked for by name."""
+    for option, kind in SHARED.items():
+        word = options[option]
+        if word not in (None, "", "host", "private"):
+            raise Failure(f"--{option}, on {word}: not host or private",
+                          hint="another container's network can be shared: --network container:X")
+        if word == "host":
+            rows = spec["linux"]["namespaces"]
+            spec["linux"]["namespaces"] = [row for row in rows if row["type"] != kind]
+    if options["uts"] == "host":
+        if options["hostname"] or options["domainname"]:
+            raise Failure("--hostname: it can't go with --uts host")
+        spec["hostname"] = os.uname().nodename
+    elif options["domainname"]:
+        spec["domainname"] = options["domainname"]
+    if options["ipc"] == "host":
+        spec["mounts"] = [row for row in spec["mounts"] if row["destination"] != "/dev/shm"]
+        spec["mounts"].append(mount_row("/dev/shm", "bind", "rbind", "rprivate", source="/dev/shm"))
+    for text in options["annotation"]:
+        key, equals, value = text.partition("=")
+        if not key or not equals or key.startswith("mydocker."):
+            raise Failure(f"--annotation, on {text}: it is KEY=VALUE, and mydocker.* is taken")
+        spec["annotations"][key] = value
+    if options["group-add"]:
+        spec["process"]["user"]["groups"] = options["group-add"]
+    plan_process_limits(spec["process"], options)
+
+def plan_process_limits(process, options):
+    """Write into the spec what each process may use, beside what all of them may."""
+    process["rlimits"] = [ulimit(text) for text in options["ulimit"]]
+    if options["oom-score-adj"]:
+        process["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj", -1000)
 
 # From the spec to a running container
 
@@ -2855,6 +2907,25 @@ def prepare_container(spec, record):
     for name, text in (("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf(record))):
         write_file(f"{path}/{name}", text)
         os.chmod(f"{path}/{name}", 0o644)
+
+@command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  create [OPTIONS] ID",
+         "make a container that `start` starts, as `run` would, or one from an OCI bundle",
+         takes=SOME, mixed=False)
+def cmd_create(options, words):
+    """All that `run -d` does before there is a process."""
+    plan, words = plan_root(options, words)
+    plan["network"], plan["wants"] = plan_network(options, plan)
+    plan["keep"] = not options["rm"]
+    spec = make_spec(options, words, plan)
+    record = make_record(options, plan, spec)
+    cidfile = options["cidfile"]
+    if cidfile:
+        with blame(f"--cidfile, on {cidfile}"), open(cidfile, "x") as file:
+            file.write(record["id"])
+    with Descriptor(make_container_dir(record)):
+        write_json(container_path(record, "config.json"), spec)
+        unlink_if_there(state_path("running", record["id"]))
+    show(record["id"])
 
 # ── 10. Privileges ───────────────────────────────────────────────────────────
 # Who the command runs as, and what that may do.  Root's power is some forty capabilities
@@ -2983,7 +3054,12 @@ def parse_id(text, what):
 def find_user(user):
     """Who the spec's process.user is: (uid, gid, supplementary gids, home)."""
     if "username" in user:
-        return resolve_user(user["username"])
+        uid, gid, more, home = resolve_user(user["username"])
+        rows = account_lines("/etc/group") if user.get("groups") else ()
+        for name in user.get("groups") or ():
+            row = find_account(rows, name)
+            more.append(parse_id(row[2] if row else name, "group"))
+        return uid, gid, more, home
     uid, gid, more = (user.get(key) or 0 for key in ("uid", "gid", "additionalGids"))
     homes = [row[5] for row in account_lines("/etc/passwd") if len(row) > 5 and row[2] == str(uid)]
     return uid, gid, more or [], (homes + ["/"])[0] or "/"
@@ -5064,6 +5140,7 @@ NOUNS = "badger beaver bison crane crow duck eagle falcon fox hare heron otter o
 offer("run",
       ("--name", "NAME", "the container's name (default: one is made up)"),
       ("-l --label", "K=V...", "a note for whoever looks at it"),
+      ("--label-file", "FILE...", "read labels from a file"),
       ("--rm", "", "remove the container when it ends (on the host's root always, but with -d)"),
       ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
       ("--stop-signal", "SIGNAL", "what `stop` sends (default: the image's, or TERM)"),
@@ -5082,7 +5159,7 @@ def make_record(options, plan, spec):
     if options["name"] is not None:
         check_new_name(options["name"], "--name")
     signal = given(options, "stop-signal", image.get("StopSignal") or "TERM")
-    labels = pairs_of(options["label"])
+    labels = pairs_of(sum(map(label_lines, options["label-file"]), []) + options["label"])
     return {"id": plan["id"], "engine": False, "name": options["name"],
             "reference": plan["reference"],
             "image": plan["digest"], "layers": plan["diff_ids"], "created": time.time(),
@@ -5095,6 +5172,12 @@ def make_record(options, plan, spec):
             "stop_timeout": parse_number(given(options, "stop-timeout", str(GRACE)),
                                          "--stop-timeout", -1),
             "log": parse_log_options(options["log-opt"])}
+
+def label_lines(path):
+    """The lines of a --label-file, each K=V; empty ones and # comments are skipped."""
+    with blame(f"--label-file, on {path}"):
+        lines = [line.strip() for line in read_all(path).split("\n")]
+    return [line for line in lines if line and not line.startswith("#")]
 
 def check_restart(policy):
     kind, _, most = policy.partition(":")
@@ -5359,6 +5442,7 @@ def relaunch(record, options, ready=lambda: None):
                   if key not in ("running", "delay", "error", "oom")}
         spec = read_json(path + "/config.json")
         record.update(restarts=0, cgroups=cgroup_dirs(spec["linux"]["cgroupsPath"]))
+        record.setdefault("started", 0)  # `create` has made it: it stays, also if this fails
         mark_running(record)
         write_json(path + "/record.json", record)
     unlink_if_there(path + "/stop")
@@ -5693,10 +5777,20 @@ def ps_row(record, options):
 
 @command("[OPTIONS] NAME...", "show all that is known of containers and images, as JSON",
          ("-f --format", "FORMAT", "a template, such as '{{.State.Pid}}', instead of all"),
+         ("--type", "TYPE", "only of this kind: container, image, volume or network"),
         takes=SOME)
 def cmd_inspect(options, words):
     sweep_containers()
-    show_json(words, inspected, options["format"])
+    show_json(words, look_up_of(options["type"]), options["format"])
+
+def look_up_of(kind):
+    """The function that finds what is shown of something of that kind, by its name."""
+    kinds = {None: inspected, "image": inspect_image, "volume": volume_info,
+             "network": network_info,
+             "container": lambda name: inspected(find_container(name)["id"])}
+    if kind not in kinds:
+        raise Failure(f"--type, on {kind}: not container, image, volume or network")
+    return kinds[kind]
 
 def limits_shown(resources):
     """A spec's limits by docker's names for them, such as "PidsLimit"."""
@@ -5806,7 +5900,8 @@ def process_row(pid, namespace):
 
 offer("run",
       ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
-      ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."))
+      ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."),
+      ("--volumes-from", "CONTAINER[:ro]...", "mount what another container has mounted"))
 
 # ── 18. Volumes ──────────────────────────────────────────────────────────────
 # A volume is a directory, volumes/<name>/_data, that is bind-mounted where it is wanted; a new one
@@ -5831,6 +5926,10 @@ def volume_rows(options, image, own_root):
         if place in taken:
             raise Failure(f"--volume, on {row['destination']}: two mounts at one place")
         taken.add(place)
+    for row in sum(map(borrowed_rows, options["volumes-from"]), []):
+        if os.path.normpath(row["destination"]) not in taken:
+            taken.add(os.path.normpath(row["destination"]))
+            rows.append(row)
     for text in image.get("Volumes") or {}:
         place = checked_place("image's volume", text, own_root)
         if place.split("/")[1] in ("proc", "sys"):
@@ -5838,6 +5937,20 @@ def volume_rows(options, image, own_root):
         if place not in taken:
             rows.append(volume_row("", place, []))  # a place and no more: CVE-2022-23648
     return sorted(rows, key=lambda row: os.path.normpath(row["destination"]).count("/"))
+
+def borrowed_rows(text):
+    """The mounts of another container, CONTAINER[:ro|rw], that were asked for by its options."""
+    name, _, mode = text.partition(":")
+    if mode not in ("", "ro", "rw"):
+        raise Failure(f"--volumes-from, on {text}: not CONTAINER[:ro|rw]")
+    record = find_container(name)
+    rows = []
+    for row in read_json(container_path(record, "config.json"))["mounts"]:
+        files = row["source"].startswith(container_path(record) + "/")  # its /etc/hosts and such
+        if row["type"] == "bind" and not files and row["destination"] != "/dev/shm":
+            row.pop("anonymous", None)  # it isn't ours to remove
+            rows.append(dict(row, options=row["options"] + ["ro"] * (mode == "ro")))
+    return rows
 
 def checked_place(what, text, own_root):
     """A place in the container where something can be mounted, in its one form."""
@@ -7829,19 +7942,42 @@ def cmd_commit(options, words):
         if frozen:
             freeze(record["cgroups"], False)
 
-@command("[OPTIONS]", "list the images by name, newest first",
-         ("-q --quiet", "", "ids only"), ("--format", "FORMAT", "table, json or a template"))
-def cmd_images(options, _):
+@command("[OPTIONS] [NAME]", "list the images by name, newest first",
+         ("-q --quiet", "", "ids only"), ("-a --all", "", "all, as always"),
+         ("--no-trunc", "", "ids in full"), ("--digests", "", "with the digests"),
+         ("-f --filter", "K=V...", "only some: dangling=true, label=K[=V], reference=PATTERN"),
+         ("--format", "FORMAT", "table, json or a template"), takes=(0, 1))
+def cmd_images(options, words):
     rows = []
     for image in sorted(stored_images(), key=image_created, reverse=True):
         host, path, tag = name_parts(image["name"])
-        rows.append({"Repository": short_name(f"{host}/{path}") if host else "<none>",
-                     "Tag": tag if tag and ":" not in tag else "<none>",
-                     "ID": image["id"][7:19], "CreatedAt": image_created(image)[:19],
-                     "Size": humane_size(sum(layer["size"] for layer in image["layers"]))})
-    show_rows(rows, {"Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID",
-                     "CreatedAt": "CREATED", "Size": "SIZE"},
-              "{{.ID}}" if options["quiet"] else options["format"])
+        row = {"Repository": short_name(f"{host}/{path}") if host else "<none>",
+               "Tag": tag if tag and ":" not in tag else "<none>", "Digest": image["digest"],
+               "ID": image["id"] if options["no-trunc"] else image["id"][7:19],
+               "CreatedAt": image_created(image)[:19],
+               "Size": humane_size(sum(layer["size"] for layer in image["layers"]))}
+        wanted = [*options["filter"], *(f"reference={word}" for word in words)]
+        if all(image_fits(image, row, text) for text in wanted):
+            rows.append(row)
+    headers = {"Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "ID": "IMAGE ID",
+               "CreatedAt": "CREATED", "Size": "SIZE"}
+    if not options["digests"]:
+        del headers["Digest"]
+    show_rows(rows, headers, "{{.ID}}" if options["quiet"] else options["format"])
+
+def image_fits(image, row, text):
+    """True if an image, with ROW what is shown of it, is what a --filter wants."""
+    import fnmatch
+    key, _, value = text.partition("=")
+    labels = (image["config"].get("config") or {}).get("Labels") or {}
+    if key == "dangling":
+        return (value == "true") == (not image["name"])
+    if key == "label":
+        return value in labels or value in [f"{name}={words}" for name, words in labels.items()]
+    if key == "reference":
+        names = row["Repository"], f"{row['Repository']}:{row['Tag']}"
+        return any(fnmatch.fnmatchcase(name, value) for name in names)
+    raise Failure(f"--filter, on {key}: not dangling, label or reference")
 
 def image_created(image):
     return image["config"].get("created") or ""
@@ -12769,10 +12905,12 @@ def hand_over(options, pid, master):
 
 # The commands
 
-@command("[OPTIONS] ID", "make a container from an OCI bundle, up to its last step",
-         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *CREATE_OPTIONS,
-         takes=ONE)
-def cmd_create(options, words):
+@for_engines("create", *CREATE_OPTIONS,
+             ("-b --bundle", "DIR", "make the OCI bundle there the container ID, up to its last step"),
+             only=("bundle", *map(long_name, CREATE_OPTIONS)), typed="creates_bundle")
+def oci_create(options, words):
+    if len(words) != 1:
+        raise Failure("create: it takes ID", hint="mydocker create --help")
     birth = start_early("init", outlive=True)
     bundle = os.path.abspath(given(options, "bundle", "."))
     record, master = create_container(words[0], bundle, options, birth)
@@ -14097,6 +14235,8 @@ def cmd_system_prune(options, _):
         cmd_volume_prune({"all": False, "force": True}, [])
     cmd_image_prune(options, [])
 
+offer("create", *(row for row in OPTIONS["run"].values() if row[0] not in OPTIONS["create"]))
+
 # ── 36. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.
 
@@ -14150,7 +14290,7 @@ def dispatch(words):
     else:
         name, words = docker_word(words)
     row = COMMANDS[name]
-    rows = (*OPTIONS[name].values(), GLOBAL_OPTIONS[1])
+    rows = (GLOBAL_OPTIONS[1], *OPTIONS[name].values())  # `run -h NAME` is its own
     options, words = parse_options(rows, words, name, row["mixed"])
     if options["help"]:
         return show(help_text(name)) or 0

@@ -2110,6 +2110,33 @@ test_containers_stay() { # images: a container keeps what it wrote until rm, and
   is "$(find "$MYDOCKER_ROOT/containers" -mindepth 1)" ''
 }
 
+test_shared_with_host() { # run: --pid, --ipc, --uts and --cgroupns host share what they say, and -h,
+  # --domainname, --group-add, --annotation and --label-file are as docker has them
+  local name
+  for name in pid ipc uts cgroup; do
+    is "$("${mydocker[@]}" run "--${name/cgroup/cgroupns}" host --ephemeral \
+      /bin/readlink "/proc/self/ns/$name")" "$(readlink "/proc/self/ns/$name")"
+    [[ $("${mydocker[@]}" run --ephemeral /bin/readlink "/proc/self/ns/$name") != \
+      "$(readlink "/proc/self/ns/$name")" ]]
+  done
+  fails 125 'on container:x: not host or private' run --pid container:x /bin/true
+  fails 125 "can't go with --uts host" run --uts host -h x /bin/true
+  printf '# a comment\na=b\n\n' >labels
+  run 0 run -d --name "t$n" -h box --domainname dom --group-add 4711 --annotation x=y \
+    --label-file labels --ephemeral /bin/sh -c 'hostname; cat /proc/sys/kernel/domainname; id -G
+      sleep 1000'
+  wait_for has_logs "t$n" 4711
+  run 0 logs "t$n"
+  is "$out" $'box\ndom\n0 4711'
+  is "$("${mydocker[@]}" inspect -f '{{.Config.Labels.a}} {{.Spec.annotations.x}}' "t$n")" 'b y'
+  run 0 rm -f "t$n"
+  fails 125 'mydocker.. is taken' run --annotation mydocker.init=true /bin/true
+}
+
+has_logs() { # has_logs CONTAINER REGEX
+  "${mydocker[@]}" logs "$1" | grep -E -e "$2" >"$scratch/found"
+}
+
 # ── 10. Privileges ─────────────────────────────────────────────────────────
 
 test_user_errors() { # fail: a user or group that isn't known, or makes no sense, is named
@@ -4815,6 +4842,31 @@ test_full_disk_ends() { # life: on a full disk, containers that end are shown, a
   like "$(<errs)" 'mydocker: start, on [^ ]*: .*no space left'
 }
 
+test_create() { # life: create makes what `run` would, and start starts it; what fails to start stays
+  need overlay
+  own_state
+  small_root root
+  make_image "t$n:1"
+  run 0 create --name "t$n" -e A=b --hostname h "t$n:1" /bin/sh -c 'echo "$A $(hostname)"; exit 3'
+  like "$out" '^[0-9a-f]{64}$'
+  is "$("${mydocker[@]}" ps -a --format '{{.Names}} {{.State}} {{.Status}}')" "t$n created Created"
+  run 3 start -a "t$n"
+  is "$out" 'b h'
+  run 3 start -a "t$n"
+  run 0 rm "t$n"
+  run 0 create --name "t$n" "t$n:1" /nonexistent
+  fails 127 'no such file' start "t$n"
+  is "$("${mydocker[@]}" ps -a --format '{{.Names}}')" "t$n"
+  run 0 rm "t$n"
+  run 0 create --name "t$n" --rm "t$n:1" /bin/sh -c :
+  run 0 start -a "t$n"
+  is "$("${mydocker[@]}" ps -aq)" ''
+  mkdir bundle && cd bundle
+  echo '{}' >config.json
+  fails 125 'config.json' create x
+  fails 125 'no command given' create --name "t$n" "t$n:1" # an image, though there is a bundle
+}
+
 
 # ── 16. Volumes and cp ─────────────────────────────────────────────────────
 
@@ -6513,6 +6565,31 @@ test_commit() { # images: commit makes a layer of what a container made, changed
   run 0 rm "c$n" "d$n"
   run 0 rmi "t$n:2" "t$n:1"
   nothing_kept
+}
+
+test_images_filters() { # images: a name, --filter, --no-trunc and --digests; inspect --type;
+  # --volumes-from
+  need overlay
+  own_state
+  small_root root
+  make_image "t$n:1" -c 'LABEL a=b'
+  make_image "u$n:2"
+  is "$("${mydocker[@]}" images --format '{{.Repository}}' "t$n")" "t$n"
+  is "$("${mydocker[@]}" images --format '{{.Tag}}' -f label=a=b)" 1
+  is "$("${mydocker[@]}" images --format '{{.Tag}}' -f 'reference=u*')" 2
+  is "$("${mydocker[@]}" images -qf dangling=true)" ''
+  like "$("${mydocker[@]}" images -q --no-trunc "t$n")" '^sha256:[0-9a-f]{64}$'
+  like "$("${mydocker[@]}" images --digests)" 'DIGEST .*sha256:'
+  fails 125 'on colour: not dangling' images -f colour=red
+  run 0 inspect --type image "t$n:1"
+  fails 125 'no such container' inspect --type container "t$n:1"
+  run 0 run --name "t$n" -v "v$n:/data" -v "$PWD:/here:ro" "t$n:1" /bin/sh -c 'echo x >/data/file'
+  run 0 run --rm --volumes-from "t$n:ro" "u$n:2" /bin/sh -c '
+    cat /data/file; ls /here; echo >/data/y || echo read-only'
+  like "$out" $'^x\n.*root.*read-only$'
+  run 0 inspect --type volume "v$n"
+  run 0 rm -v "t$n"
+  run 0 volume rm "v$n"
 }
 
 test_history_and_diff() { # images: history has the steps, diff what a container added, changed and
@@ -9426,7 +9503,7 @@ END
   echo '{' >config.json
   fails 125 'config.json: bad JSON' create t
   rm config.json
-  fails 125 'config.json' create t
+  fails 125 'config.json' create --bundle . t
   fails 125 'not a container.s id' create ../t
   fails 125 'not a container.s id' run --bundle . ../t
   is "$(find state -mindepth 2)" ''
