@@ -9883,7 +9883,7 @@ c['mounts'].append({'destination': '/dev/.', 'type': 'bind', 'source': '$PWD/emp
 }
 
 test_oci_foreign_sysctls() { # oci: a setting of a namespace that is the host's is refused, in whatever way it is the host's
-  local name kind domain before
+  local name kind file before
   before=$(cat /proc/sys/kernel/{msgmax,domainname} /proc/sys/net/ipv4/ip_forward)
   while read -r name kind file; do
     oci_bundle
@@ -9952,9 +9952,8 @@ test_oci_start_says() { # oci: start fails where the command can't be executed a
 test_passwd_no_file() { # user: an /etc/passwd or /etc/group that is no file is an empty one, in whatever way it came to be
   local kind file
   make_image "t$n:1"
-  for kind in mkdir mkfifo 'mknod_null' 'ln -s /etc/nowhere' 'ln -s passwd' 'ln -s /proc/self/fd/0'; do
+  for kind in mkdir mkfifo zero_device 'ln -s /etc/nowhere' 'ln -s passwd' 'ln -s /proc/self/fd/0'; do
     for file in passwd group; do
-      mknod_null() { mknod "$1" c 1 5; } # zero never ends
       [[ $kind != *passwd || $file == passwd ]] || continue
       rm -rf root "d$n"
       small_root root
@@ -9977,6 +9976,10 @@ test_passwd_no_file() { # user: an /etc/passwd or /etc/group that is no file is 
   run 0 stop -t 0 "d$n"
   run 0 start "d$n" # its user is a number
   run 0 rm -f "d$n"
+}
+
+zero_device() { # zero_device FILE: one that never ends
+  mknod "$1" c 1 5
 }
 
 test_terminal_escapes() { # main: nothing that images and labels say steers a terminal
