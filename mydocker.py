@@ -7950,13 +7950,17 @@ def cmd_commit(options, words):
             freeze(record["cgroups"], False)
 
 @command("[OPTIONS] [NAME]", "list the images by name, newest first",
-         ("-q --quiet", "", "ids only"), ("-a --all", "", "all, as always"),
+         ("-q --quiet", "", "ids only"),
+         ("-a --all", "", "also those without a name that `build` keeps for the next time"),
          ("--no-trunc", "", "ids in full"), ("--digests", "", "with the digests"),
          ("-f --filter", "K=V...", "only some: dangling=true, label=K[=V], reference=PATTERN"),
          ("--format", "FORMAT", "table, json or a template"), takes=(0, 1))
 def cmd_images(options, words):
     rows = []
     for image in sorted(stored_images(), key=image_created, reverse=True):
+        steps = image["config"].get("history") or [{}]
+        if not options["all"] and not image["name"] and steps[-1].get("comment") == BUILT:
+            continue
         host, path, tag = name_parts(image["name"])
         row = {"Repository": short_name(f"{host}/{path}") if host else "<none>",
                "Tag": tag if tag and ":" not in tag else "<none>", "Digest": image["digest"],
@@ -7985,6 +7989,8 @@ def image_fits(image, row, text):
         names = row["Repository"], f"{row['Repository']}:{row['Tag']}"
         return any(fnmatch.fnmatchcase(name, value) for name in names)
     raise Failure(f"--filter, on {key}: not dangling, label or reference")
+
+BUILT = "mydocker build"  # the comment of a step in an image's history
 
 def image_created(image):
     return image["config"].get("created") or ""
@@ -10084,6 +10090,72 @@ def set_times(fd, moment):
         os.utime(name, ns=(moment, moment), dir_fd=above, follow_symlinks=False)
     os.utime(fd, ns=(moment, moment))
 
+# What is said
+
+class BuildProgress:
+    """What a build says on stderr: docker's plain form, or a living line a step."""
+    def __init__(self, options):
+        self.quiet, self.number, self.title, self.begun = options["quiet"], 0, "", 0
+        self.live = not self.quiet and options["progress"] != "plain" and sys.stderr.isatty()
+        self.is_cached, self.said, self.owner = False, [], None
+
+    def say(self, text):
+        if not self.quiet:
+            print_line(text)
+
+    def begin(self, title, step=None):
+        self.number, self.title, self.begun = self.number + 1, title, time.monotonic()
+        self.is_cached, self.said, self.owner = False, [], step
+        if self.live:
+            self.redraw()
+        else:
+            self.say(f"#{self.number} {title}")
+        return self
+
+    step = begin
+
+    def line(self, text):
+        self.said = [*self.said[-19:], text]
+        if self.live:
+            self.redraw(text)
+        else:
+            self.say(f"#{self.number} {time.monotonic() - self.begun:.3f} {text}")
+
+    def redraw(self, text=""):
+        width = os.get_terminal_size(2).columns or 80
+        line = f"{self.title} {time.monotonic() - self.begun:.1f}s {text}"
+        draw(printable(line)[:width - 1])
+
+    def cached(self):
+        self.is_cached = True
+
+    def end(self):
+        seconds = f"{time.monotonic() - self.begun:.1f}s"
+        if self.live:
+            draw("")
+            self.say(f"{self.title} {'CACHED' if self.is_cached else seconds}")
+        else:
+            self.say(f"#{self.number} {'CACHED' if self.is_cached else f'DONE {seconds}'}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        """A step is over; what went wrong in it is said with its place in the file."""
+        if kind is None:
+            self.end()
+            return
+        if self.live:
+            draw("")
+        if self.live or self.quiet:
+            for line in self.said:
+                print_line(line)
+        else:
+            self.say(f"#{self.number} ERROR")
+        if isinstance(error, (Failure, OSError)) and not isinstance(error, StepFailure):
+            message, status, hint = describe(error, self.owner.name)
+            raise self.owner.no(message, status, hint) from None
+
 # ── 32. Build ────────────────────────────────────────────────────────────────
 # A build is stages, a stage an image on its way.  Each image with a new layer is kept without a name,
 # and built/KEY says which it is.  The key is a digest of all that counts: the key of the step before,
@@ -10449,7 +10521,7 @@ class Stage:
         self.key = key_of(self.key, step.name, changes or step.rest)
 
     def note(self, step, empty=False):
-        entry = {"created": self.build.created, "created_by": step.text, "comment": "mydocker"}
+        entry = {"created": self.build.created, "created_by": step.text, "comment": BUILT}
         if empty:
             entry["empty_layer"] = True
         self.pending.append(entry)
@@ -10522,70 +10594,6 @@ def key_of(*things):
     """What a step and all before it are known by."""
     import hashlib
     return hashlib.sha256(to_json(things).encode()).hexdigest()
-
-class BuildProgress:
-    """What a build says on stderr: docker's plain form, or a living line a step."""
-    def __init__(self, options):
-        self.quiet, self.number, self.title, self.begun = options["quiet"], 0, "", 0
-        self.live = not self.quiet and options["progress"] != "plain" and sys.stderr.isatty()
-        self.is_cached, self.said, self.owner = False, [], None
-
-    def say(self, text):
-        if not self.quiet:
-            print_line(text)
-
-    def begin(self, title, step=None):
-        self.number, self.title, self.begun = self.number + 1, title, time.monotonic()
-        self.is_cached, self.said, self.owner = False, [], step
-        if self.live:
-            self.redraw()
-        else:
-            self.say(f"#{self.number} {title}")
-        return self
-
-    step = begin
-
-    def line(self, text):
-        self.said = [*self.said[-19:], text]
-        if self.live:
-            self.redraw(text)
-        else:
-            self.say(f"#{self.number} {time.monotonic() - self.begun:.3f} {text}")
-
-    def redraw(self, text=""):
-        width = os.get_terminal_size(2).columns or 80
-        line = f"{self.title} {time.monotonic() - self.begun:.1f}s {text}"
-        draw(printable(line)[:width - 1])
-
-    def cached(self):
-        self.is_cached = True
-
-    def end(self):
-        seconds = f"{time.monotonic() - self.begun:.1f}s"
-        if self.live:
-            draw("")
-            self.say(f"{self.title} {'CACHED' if self.is_cached else seconds}")
-        else:
-            self.say(f"#{self.number} {'CACHED' if self.is_cached else f'DONE {seconds}'}")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        """A step is over; what went wrong in it is said with its place in the file."""
-        if kind is None:
-            self.end()
-            return
-        if self.live:
-            draw("")
-        if self.live or self.quiet:
-            for line in self.said:
-                print_line(line)
-        else:
-            self.say(f"#{self.number} ERROR")
-        if isinstance(error, (Failure, OSError)) and not isinstance(error, StepFailure):
-            message, status, hint = describe(error, self.owner.name)
-            raise self.owner.no(message, status, hint) from None
 
 # ── 33. Netlink ──────────────────────────────────────────────────────────────
 # Links, addresses, routes and rules are asked for by netlink(7): a message is a header, a second one

@@ -7788,6 +7788,15 @@ test_build_cache() { # build: what is the same is taken from the cache, times do
   is "$(<id)" "$out"
   run 0 inspect -f '{{.Config.Labels}}' app:1
   is "$out" '{"x": "y"}'
+  run 0 images -q
+  is "$(wc -l <<<"$out")" 2
+  run 0 images -aq
+  (($(wc -l <<<"$out") > 6))
+  run 0 image prune
+  run 0 images -aq
+  is "$(wc -l <<<"$out")" 2
+  built --target first .
+  unlike "$err" CACHED
 }
 
 test_build_failures() { # build: a failure names file, line and instruction, has docker's status, and
@@ -11506,6 +11515,72 @@ bench_unpack_pack() { # unpack: the other way, mydocker.py import of the layer's
 bench_unpack_pack_tar() { # unpack: tar -c of the layer's tree and tar -x of that, then rm -r
   [[ -d packed ]] || { mkdir packed && tar -C packed -xf big.tar; }
   row=(unpack_and_remove rm -rf out -- sh -c 'tar -C packed -c . | tee out/blob | tar -C out -x')
+}
+
+prepare_build() { # the context of builds: ten steps of small files, and 20,000 files
+  peer_podman
+  small_root root
+  own_state
+  "${mydocker[@]}" import root base:1
+  tar -C root -c . | "${podman[@]/vfs/overlay}" import -q - localhost/base:1
+  mkdir -p small large
+  printf 'FROM base:1\n' | tee small/Dockerfile >large/Dockerfile
+  for n in {1..8}; do
+    echo "$n" >"small/$n"
+    printf 'COPY %d /copied/\n' "$n" >>small/Dockerfile
+  done
+  printf '%s\n' 'RUN echo one >/one' 'RUN echo two >/two' >>small/Dockerfile
+  big_root large/files 20000 2000
+  echo 'COPY files /files' >>large/Dockerfile
+}
+
+by_podman() { # by_podman ARG...: `podman build`, on overlay, with its cache
+  need podman
+  peer_podman
+  row=("${podman[@]/vfs/overlay}" build -q --layers --isolation chroot "$@")
+}
+
+by_buildah() { # by_buildah ARG...: `buildah build`, on overlay, with its cache
+  need buildah
+  peer_podman
+  row=(buildah --root "$PWD/podman" --runroot "$PWD/run" --storage-driver overlay
+    build -q --layers --isolation chroot "$@")
+}
+
+bench_build() { # build: mydocker.py build of ten steps, cold
+  row=(env "MYDOCKER_ROOT=$PWD/state" "${mydocker[@]}" build -q --no-cache --network none small)
+}
+
+bench_build_podman() { # build: podman build of the ten steps, cold
+  by_podman --no-cache small
+}
+
+bench_build_buildah() { # build: buildah build of the ten steps, cold
+  by_buildah --no-cache small
+}
+
+bench_build_cached() { # build: mydocker.py build of the ten steps, all in its cache
+  row=(env "MYDOCKER_ROOT=$PWD/state" "${mydocker[@]}" build -q --network none small)
+}
+
+bench_build_cached_podman() { # build: podman build of the ten steps, all in its cache
+  by_podman small
+}
+
+bench_build_cached_buildah() { # build: buildah build of the ten steps, all in its cache
+  by_buildah small
+}
+
+bench_build_copy() { # build: mydocker.py build that copies 20,000 files, cold
+  row=(env "MYDOCKER_ROOT=$PWD/state" "${mydocker[@]}" build -q --no-cache large)
+}
+
+bench_build_copy_podman() { # build: podman build that copies 20,000 files, cold
+  by_podman --no-cache large
+}
+
+bench_build_copy_buildah() { # build: buildah build that copies 20,000 files, cold
+  by_buildah --no-cache large
 }
 
 unpack_and_remove() { # unpack_and_remove COMMAND... -- COMMAND...: the second with an empty ./out,
