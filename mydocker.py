@@ -2609,6 +2609,8 @@ def command_of(options, words, image):
 
 def working_directory(typed, image, own_root):
     """Where the command starts; what was typed may be relative to here on the host's own root."""
+    if not own_root and typed.startswith("/"):
+        return os.path.normpath(typed)
     if not own_root:
         with blame("run, on the current directory"):
             return os.path.normpath(os.path.join(os.getcwd(), typed))
@@ -2703,8 +2705,9 @@ def prepare_container(spec, record):
     for row in spec["mounts"]:
         if row["type"] == "copy" and not os.path.isdir(row["source"]):
             copy_layers(row, mapped=id_functions(spec["linux"]))
-    if not any(row["source"] == f"{path}/hosts" for row in spec["mounts"]):
-        return  # on the host's own root its own files are as good
+    mounted = any(row["source"] == f"{path}/hosts" for row in spec["mounts"])
+    if not mounted and not has_cable(record):
+        return  # on the host's own root its own files are as good, and no neighbour reads these
     write_hosts(spec, record)
     for name, text in (("hostname", spec["hostname"] + "\n"), ("resolv.conf", resolv_conf(record))):
         write_file(f"{path}/{name}", text)
@@ -4768,7 +4771,9 @@ PASTA_DNS = "169.254.1.1"  # asked there, pasta asks the host's own servers: pod
 def enter_own_user_namespace():
     """Go on as root of a user namespace.  Our mounts stay the host's: in a mount namespace of our
     own /proc/self/exe would name no place that is there."""
-    with Descriptor(hold(make_dirs(state_path()) + "/inhabitants")) as lock:
+    with blame(f"--root, on {state_path()}: it isn't yours"):
+        lock = hold(make_dirs(state_path()) + "/inhabitants")
+    with lock:
         here = [row for row in inhabitants(lock) if process_start(row[0]) == row[1]]
         if not any(join_user_namespace(pid) for pid, _ in here):
             make_user_namespace()
@@ -11972,6 +11977,8 @@ def hosts_file(spec, record):
         path = "/etc/hosts"
         if kind == "container":
             path = state_path("containers", record["network"][10:], "hosts")
+            if not os.path.exists(path):  # it has the host's
+                path = "/etc/hosts"
         rows = read_text(path).rstrip("\n").split("\n")
     else:
         rows = [hosts_line(address, names.split(" ")) for address, names in (

@@ -1055,7 +1055,8 @@ test_state_is_roots() { # security: nobody but root reaches what images and cont
 # ── 5. The command line ────────────────────────────────────────────────────
 
 test_usage_errors() { # fail: a wrong command line is one line that names what is wrong
-  fails 125 'hint: .*--help'
+  run 0
+  like "$out" '^Usage: mydocker'
   fails 125 'nosuch' nosuch
   fails 125 '--nope' --nope
   fails 125 'no .*command' run -it
@@ -3601,7 +3602,7 @@ test_closed_descriptors() { # tty: closed standard descriptors do no harm
     <&- >&- 2>&-
   is "$(<five)" $'/dev/null\n/dev/null\n/dev/null'
   "${mydocker[@]}" run --init /bin/sh -c 'x=$(readlink /proc/$$/fd/[012])
-    echo "$x" >five' >&-
+    echo "$x" >five' >&- 2>/dev/null
   is "$(sed -n 2p five)" /dev/null
 }
 
@@ -4111,9 +4112,10 @@ test_names() { # life: a name means one container, by itself or made up;
   background /bin/sleep 1000
   run 0 ps --format '{{.Names}}'
   like "$out" '^[a-z]+_[a-z]+[0-9]*'$'\n''one$'
-  run 125 rm -f nobody one nothing
-  is "$out" one
+  run 125 rm nobody nothing
   like "$err" 'on nobody: .*'$'\n''.*on nothing: '
+  run 0 rm -f nobody one nothing
+  is "$out" one
   run 0 rm -f "$id"
 }
 
