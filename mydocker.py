@@ -2747,7 +2747,8 @@ def make_spec(options, words, plan):
                           and os.path.isdir(row["destination"])]  # /dev stays the host's
     spec["mounts"] += volume_rows(options, image, own_root)
     plan_confinement(spec, options)
-    plan_ids(spec, options)
+    if options["userns"]:
+        plan_ids(spec, options)
     return spec
 
 # The process
@@ -4711,11 +4712,14 @@ def make_user_namespace():
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     pid, helper = os.getpid(), os.fork()  # the child, to write the ids from outside
     if not helper:
-        ours.close()
-        if receive(theirs)[0] == "map":
-            for kind in rows:
-                attempt(lambda kind=kind: write_ids(pid, kind, rows[kind]))
-        os._exit(0)
+        try:
+            ours.close()
+            if receive(theirs)[0] == "map":
+                for kind in rows:
+                    with tolerate():  # then it goes on with one id
+                        write_ids(pid, kind, rows[kind])
+        finally:
+            os._exit(0)
     theirs.close()
     try:
         os.unshare(CLONE_NEWUSER)  # root in it has no power outside
@@ -4753,16 +4757,15 @@ def given_ids(kind):
                 yield tuple(map(int, numbers))
 
 def write_ids(pid, kind, rows):
-    """Say what the ids in that process's user namespace are; False if nobody lets us."""
+    """Say what the ids in that process's user namespace are, if somebody lets us."""
     if os.geteuid() == 0:
         write_value(f"/proc/{pid}/{kind}_map", "\n".join("%d %d %d" % row for row in rows))
-        return True
+        return
     found = [path for path in (f"{top}/new{kind}map" for top in PROGRAMS) if os.path.exists(path)]
-    if not found or len(rows) == 1:
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without it, it goes on with one id
-    words = [str(number) for row in rows for number in row]
-    return os.spawnv(os.P_WAIT, found[0], [found[0], str(pid), *words]) == 0
+    if found and len(rows) > 1:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without what it says, one id will do
+        words = [str(number) for row in rows for number in row]
+        os.spawnv(os.P_WAIT, found[0], [found[0], str(pid), *words])
 
 def squash_owner(entry):
     """Let an entry of an archive belong to an owner that our user namespace has; said once."""
@@ -4915,8 +4918,8 @@ offer("run", ("--userns", "MODE", "whose ids it has: host, ours, or keep-id, whe
 def plan_ids(spec, options):
     """Write into the spec what its ids are, if they aren't ours.  An image's files can't have two
     owners: the container gets a copy of them."""
-    mode, linux = given(options, "userns", "host"), spec["linux"]
-    if mode not in ("", "host", "keep-id"):
+    mode, linux = options["userns"], spec["linux"]
+    if mode not in ("host", "keep-id"):
         raise Failure(f"--userns, on {mode}: it is host or keep-id")
     if mode != "keep-id":
         return
