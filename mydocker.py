@@ -4859,6 +4859,10 @@ def pasta_words(place, ports):
             words += [option, text]
     return [*words, "--netns", place]
 
+def pasta_servers():
+    """The name servers of a container where none of the host's can be reached but by pasta."""
+    return [PASTA_DNS]
+
 def become_pasta(words, log):
     """In the child: execute pasta, with nothing of ours but a file for what it says."""
     prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # when its container's monitor dies, so does it
@@ -12039,7 +12043,7 @@ def host_resolver(record, kind):
         search = search or [text for word, text in lines if word in ("search", "domain")][-1:]
         options = options or [text for word, text in lines if word in ("options", "sortlist")]
     if kind == "pasta" and not servers:
-        servers = [PASTA_DNS]
+        servers = pasta_servers()
     return servers or ["8.8.8.8", "8.8.4.4"], search, options
 
 # ── 32b. A process's traits ──────────────────────────────────────────────────
