@@ -8,24 +8,31 @@
 A container is no thing of the kernel's.  It is a process that has been put on its own side of a
 few walls, one kernel call each, and this file is those calls in their order.  The life of `run`:
 
-    outside (run)                                inside (init)
-    cmd_run: options become one dict, the
-        spec, in the form of the OCI's config.json
-    Birth, reexec_inside: fork, unshare ─────▶ execvp this file again, as `init`, in namespaces
-    connect_container: address, cable ◀─ sync 0 ─    execvp this file again, as `init`
-    send the spec ─────────── sync 1 ──────────▶ container_main: mounts, root, hostname, terminal
-    keep the terminal ◀────── sync 2 ─────────── the pty's master end
-                                                 limits, filter, user, signals; execvp(the command)
-    end of file: it runs ◀─── sync 3 ─────────── (closed by the exec), or (status, message, hint)
-    supervise: carry bytes and signals,
-        wait, pass on the exit status
+    outside (run)                                 inside (init)
+    Birth: unshare(CLONE_NEWPID), fork ─────────▶ reexec_inside: mounts of its own, execvp this
+    cmd_run: options and image become one dict,       file again, as `init`; the interpreter boots
+        the spec, in the form of config.json
+    start_container: cgroups, limits
+    tell_place ────────────── sync 0 ───────────▶ take_place: unshare host name, IPC, network
+    connect_container: address, cable ◀── sync 0 ─
+    send the spec ─────────── sync 1 ───────────▶ container_main: build_root, enter_root
+    keep the terminal ◀────── sync 2 ──────────── the pty's master end
+                                                  confine: filter, user, capabilities
+    end of file: it runs ◀─── sync 3 ──────────── become_command: execve; else (status, message)
+    supervise: carry bytes and signals, wait,
+        start it again or tidy up, pass on the exit status
 
-Read it from top to bottom: nothing is used before it was explained.  `grep '^# ── '` lists the
-chapters, and `run --explain` prints every call as it is made, with the reason from its line here.
+These functions are the story; read them first, in this order.  `grep '^# ── '` lists the chapters:
+Part I (1 to 10) is one container; then its walls (11 to 17), its life (18 to 20), files and images
+(21 to 32), networks (33 to 37), and what is around it.  A chapter holds its constants, options,
+what it plans outside and does inside, and its commands.  It uses constants and classes of earlier
+chapters only; a later one is met by calling a function of it.  `run --explain` prints every kernel
+call as it is made, with the reason from its line here.
 
-Needs Linux 5.4, Python 3.8, and root or a kernel that lets anyone make user namespaces.  Only
-modules that `run` needs at once are imported on top: each costs every container milliseconds, so
-the others are imported where they are used.
+Needs Linux 5.4, Python 3.8, and root or a kernel that lets anyone make user namespaces.  It protects the host from what runs inside as Docker does by
+default: not from a hole in the kernel, and not from --privileged.  Only modules that `run` needs at
+once are imported on top: each costs every container milliseconds, so the others are imported where
+they are used.
 """
 
 # ── 1. Imports and settings ──────────────────────────────────────────────────
@@ -33,6 +40,21 @@ the others are imported where they are used.
 # enums and data types that nothing here needs, for 10 ms at the two starts that each container
 # takes (README, "Numbers").  Whatever init needs must be imported before it changes its
 # root: afterwards an `import` would find the container's files, and run them.
+#
+# The dicts that flow through the program, and who makes them:
+#
+#   options   what was typed: {long name of an option: value, [value...] or bool}; parse_options
+#   plan      what `run` decided: id, path, root (None: the host's own), layers, image, reference,
+#             digest, diff_ids, keep, guard, network, wants; plan_root
+#   spec      the container in the form of the OCI's config.json; make_spec, load_bundle.  Of our
+#             own in it: annotations mydocker.*; a mount's volume, copyUp, chown, fallback, anonymous
+#   record    what is on disk of a container: id, name, reference, image, layers, created, keep, args,
+#             cgroups, network, wants, volumes, own_volumes, labels, restart, restarts, stop_signal,
+#             stop_timeout, log; while it runs pid, pid_start, monitor, monitor_start, started; then
+#             status, finished, oom, error, delay; of an engine's container engine, bundle, rootfs,
+#             annotations.  make_record, create_container, changed by change_record
+#   monitor   what only a living monitor has: spec, record, lock, attached, interactive, logged, stdin,
+#             typist, program, pid, master, outputs, typed, ports, before; cmd_run, relaunch
 
 import sys
 assert (LEAST := (3, 8)) <= sys.version_info  # mydocker needs Python 3.8 or later: see python3 -V
@@ -57,6 +79,7 @@ import select
 import stat
 import struct
 import time
+
 try:
     import _ctypes
     import _signal
@@ -69,7 +92,6 @@ VERSION = "0.1.0"
 STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
-LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 LEVELS = ("debug", "info", "warning", "error")
 SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and may be hostile
 SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itself: musl's are three
@@ -795,16 +817,6 @@ def mount_id_at(path):
         return mount_id(fd)
     return None
 
-def is_name(text):
-    plain = text.replace("_", "a").replace(".", "a").replace("-", "a")
-    return text[:1].isalnum() and plain.isalnum() and text.isascii() and len(text) < 129
-
-def check_new_name(name, what):
-    if not is_name(name):
-        raise Failure(f"{what}, on {as_typed(name)}: a name has letters, digits and _ . -, "
-                      "and starts with one of the first two")
-    return name
-
 # Processes
 
 def open_fds():
@@ -992,6 +1004,16 @@ def names_bundle(words):
         return not find_image(words[0])
     except Failure:
         return True  # no image of that name is meant
+
+def creates_bundle(words):
+    """True for `create ID` as engines have it, with the bundle in the current directory, unless an
+    image is called so."""
+    if len(words) != 1 or words[0].startswith("/") or not os.path.lexists("config.json"):
+        return False
+    try:
+        return not find_image(words[0])
+    except Failure:
+        return True
 
 def offer(name, *rows):
     """Add options to the command of that name: each chapter has those that it carries out."""
@@ -1296,6 +1318,14 @@ DEADLY = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT}
 def has_namespace(spec, kind):
     """True if the container gets a namespace of this kind of its own."""
     return any(row["type"] == kind and not row.get("path") for row in spec["linux"]["namespaces"])
+
+def pipe_device():
+    """The device, the kernel's own, on which all pipes without a name are."""
+    ends = os.pipe()
+    device = os.fstat(ends[0]).st_dev
+    for end in ends:
+        os.close(end)
+    return device
 
 def new_namespaces(spec):
     """The flags of the namespaces that are made for a container before it is in its cgroup."""
@@ -1631,215 +1661,6 @@ def in_background(work, what):
     finally:
         os._exit(0)
 
-def supervise(monitor, small):
-    """Stay with a container, start it again as its restart policy says, then tidy up. Returns its
-    exit status.  SMALL: this process has compiled nothing."""
-    record, status = monitor["record"], None
-    try:
-        status = attend(monitor, small)
-        read_again(record)
-        while restarts(record, status) and back_off(record, status):
-            status = None
-            remove_cgroups(record)
-            monitor["spec"] = read_json(container_path(record, "config.json"))
-            start_container(monitor)
-            status = attend(monitor, small)
-            read_again(record)
-        return status
-    except Exception as error:
-        record["error"], status, _ = describe(error, "run")
-        raise
-    finally:
-        if status is None:
-            status = 125
-        write_status(monitor["lock"], status)  # for `wait`
-        end_container(record, status)
-        for fd in [*monitor.get("ports", []), monitor["lock"]]:
-            os.close(fd)
-        sweep_containers()  # what killed commands left
-
-def attend(monitor, small):
-    """Carry signals and bytes until a container's PID 1 is gone; returns its exit status."""
-    status, attached = None, monitor["attached"]
-    if monitor["master"] is not None and attached and monitor["interactive"] and os.isatty(0):
-        if not monitor.get("before"):
-            monitor["before"] = raw_mode(0)
-    try:
-        with Descriptor(watch_signals()) as signals:
-            status = Watch(monitor, small).carry(signals)
-        return status
-    finally:
-        if monitor.get("before"):
-            set_terminal(0, monitor.pop("before"))
-        if status is None:  # something failed here: no container outlives that
-            kill_child(monitor["pid"])
-        for fd in monitor["outputs"]:
-            os.close(fd)
-        if monitor["master"] is not None:
-            os.close(monitor["master"])
-
-class Watch:
-    """The loop in which a monitor carries signals and bytes while a container runs."""
-    def __init__(self, monitor, small):
-        self.monitor, self.pid, self.terminal = monitor, monitor["pid"], monitor["master"]
-        self.outputs, self.inputs = relays(monitor)
-        self.status = self.kill_at = self.make_room_at = None  # times are time.monotonic()'s
-        if not small:
-            self.make_room_at = time.monotonic() + (1 if monitor["attached"] else 0)
-    def carry(self, signals):
-        """Go on until PID 1 is gone and all that it said is delivered; returns its exit status."""
-        arrived = [_signal.SIGCHLD]  # it may be gone already, and its signal taken as it started
-        while True:
-            for number in arrived:
-                self.on_signal(number)
-            if self.status is not None and not any(stream.busy() for stream in self.outputs):
-                return self.status
-            self.act_in_time()
-            ready = wait_ready(signals, self.streams(), self.next_deadline())
-            if self.status is not None and self.is_idle() and not ready:
-                return self.status  # somebody outside holds the other end: no end of file will come
-            hung_up = not all([moved(stream) for stream in ready])
-            arrived = take_signals(signals)
-            if hung_up or _signal.SIGHUP in arrived:
-                self.hang_up()
-    def on_signal(self, number):
-        """Bury PID 1, or pass a signal on to it."""
-        if self.status is not None:
-            return
-        if number == _signal.SIGCHLD:
-            gone, wait_status = os.waitpid(self.pid, os.WNOHANG)
-            if gone:
-                self.status = exit_status(wait_status)
-                give_back(self.monitor, sum(len(keys.waiting) for keys in self.inputs))
-        elif number == _signal.SIGWINCH and self.terminal is not None and self.monitor["attached"]:
-            resize(self.terminal)
-        elif number in (_signal.SIGTERM, _signal.SIGHUP) and not self.monitor["attached"]:
-            self.stop()
-        else:
-            os.kill(self.pid, number)
-    def stop(self):
-        """End the container for good, in the time that it has for that: somebody ends us, as a
-        host does that goes down."""
-        record = self.monitor["record"]
-        touch_if_there(container_path(record, "stop"))
-        thaw(record["cgroups"])  # nothing frozen takes a signal
-        os.kill(self.pid, record["stop_signal"])
-        if self.kill_at is None and record["stop_timeout"] >= 0:
-            self.kill_at = time.monotonic() + record["stop_timeout"]
-        self.make_room_at = None  # a second monitor wouldn't know
-    def act_in_time(self):
-        """Do what was to be done at a certain time."""
-        now = time.monotonic()
-        if self.status is not None:
-            return
-        if self.kill_at and now > self.kill_at:
-            self.kill_at = None
-            thaw(self.monitor["record"]["cgroups"])
-            os.kill(self.pid, _signal.SIGKILL)
-        if self.make_room_at is not None and now > self.make_room_at and self.is_idle():
-            self.make_room_at = None
-            keys = self.inputs[0] if self.inputs else None
-            self.monitor["typed"] = keys.last if keys and keys.open else None
-            make_room(self.monitor)
-    def streams(self):
-        return self.outputs if self.status is not None else self.outputs + self.inputs
-    def is_idle(self):  # no byte is on its way
-        return not any(stream.waiting for stream in self.streams())
-    def next_deadline(self):
-        """When to look again without any event, or None."""
-        if self.status is None:
-            return self.kill_at or self.make_room_at
-        return time.monotonic() + LINGER if self.is_idle() else None
-    def hang_up(self):
-        """The caller's terminal is gone: so is the one inside, and PID 1 has GRACE seconds."""
-        if self.terminal is None or not self.monitor["attached"]:
-            return
-        os.close(self.terminal)  # the kernel tells all inside: SIGHUP, and end of file
-        self.outputs, self.inputs, self.terminal, self.make_room_at = [], [], None, None
-        self.monitor["master"] = None
-        self.kill_at = time.monotonic() + GRACE
-
-def moved(stream):
-    """Let a stream move; False if the terminal at its end is gone."""
-    try:
-        stream.move()
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            if os.isatty(stream.source):
-                raise Unread() from None
-            stream.stop()
-            return True
-        if error.errno != errno.EIO:
-            raise Failure(f"write, on standard output: {reason(error)}") from None
-        stream.waiting, stream.sink = b"", None
-        return False
-    return True
-
-def wait_ready(signals, streams, deadline):
-    """Wait for a signal or for bytes to move; returns the streams that can."""
-    poll, wanted = select.poll(), {}
-    poll.register(signals, select.POLLIN)
-    busy = [stream for stream in streams if stream.busy()]
-    for stream in busy:
-        fd, events = stream.wants()
-        wanted[fd] = wanted.get(fd, 0) | events
-        poll.register(fd, wanted[fd])
-    ready = dict(poll_until(poll, deadline))
-    ended = select.POLLHUP | select.POLLERR
-    return [stream for stream in busy
-            if ready.get(stream.wants()[0], 0) & (stream.wants()[1] | ended)]
-
-def restarts(record, status):
-    """True if a container that has ended so is to be started again."""
-    policy, _, most = record["restart"].partition(":")
-    if os.path.exists(container_path(record, "stop")) or policy == "no":
-        return False
-    if policy != "on-failure":
-        return True
-    return status != 0 and record["restarts"] < int(most or 1 << 63)
-
-def back_off(record, status):
-    """Wait before a restart, 0.1 s and then each time twice as long; False if told to end. As
-    docker has it: a minute at most, and from the start again after a run of 10 seconds."""
-    now, delay = time.time(), 0.1
-    if now < record["started"] + 10:
-        delay = min(2 * record.get("delay", 0.05), 60)
-    change_record(record, pid=0, status=status, finished=now, delay=delay,
-                  restarts=record["restarts"] + 1)
-    with Descriptor(watch_signals()) as signals:
-        while time.time() < now + delay:
-            readable_fds([signals], now + delay - time.time())
-            if DEADLY & set(take_signals(signals)):
-                return False
-    return not os.path.exists(container_path(record, "stop"))
-
-def make_room(monitor):
-    """Execute this program again, from its bytecode, as `monitor`: compiling took 15 MB. The
-    process stays the same: its child, its blocked signals and its locks come along."""
-    carried = os.memfd_create("monitor", 0)
-    os.write(carried, marshal.dumps(monitor))
-    for fd in map(monitor.get, ("lock", "program", "master", "stdin", "typist", "feed")):
-        if fd is not None:
-            os.set_inheritable(fd, True)
-    for fd in monitor["outputs"] + monitor.get("ports", []):
-        os.set_inheritable(fd, True)
-    words = [os.readlink("/proc/self/exe"), "-I", "-S", "-X", "utf8",
-             f"/proc/self/fd/{monitor['program']}", "monitor", str(carried)]
-    try:
-        os.execv("/proc/self/exe", words + sys.argv)  # the last for those who read ps
-    except OSError:  # then it stays as large as it is
-        os.close(carried)
-
-@command("FD [ARG...]", HIDDEN, takes=ANY, mixed=False)
-def cmd_monitor(_, words):
-    try:
-        with open(int(words[0]), "rb") as file:
-            file.seek(0)
-            monitor = marshal.loads(file.read())
-    except (IndexError, ValueError, OSError, EOFError, TypeError):
-        raise Failure("monitor: it can't be typed, only `run` becomes it") from None
-    return supervise(monitor, True)
-
 # ── 7. Inside the container ──────────────────────────────────────────────────
 # What runs on this side is `init`: this file again, started by `run` in the new namespaces, and
 # soon to be replaced by the command.  It knows nothing but the spec.  Each step says why it
@@ -1974,6 +1795,8 @@ def container_main(channel, trees, places):
 
 def name_host(spec):
     """Give the container's UTS namespace its names: not the host's."""
+    if "uts" not in {row["type"] for row in spec["linux"]["namespaces"]}:
+        return
     for call, name in ((sethostname, "hostname"), (setdomainname, "domainname")):
         if spec.get(name):
             call(spec[name], len(encode(spec[name])))  # the UTS namespace's, not the host's
@@ -2046,14 +1869,6 @@ def take_descriptors(slave, outputs):
     for source, fd in zip(outputs or [slave] * 3, (1, 2) if outputs else (0, 1, 2)):
         if source is not None:
             os.dup2(source, fd)  # the caller's own descriptor is gone with this
-
-def pipe_device():
-    """The device, the kernel's own, on which all pipes without a name are."""
-    ends = os.pipe()
-    device = os.fstat(ends[0]).st_dev
-    for end in ends:
-        os.close(end)
-    return device
 
 def give_streams(fds, uid, pipes, engine):
     """Let the command's user open /dev/stdout and the like, which is to open what they are anew.
@@ -2628,7 +2443,6 @@ PROCESS_OPTIONS = (  # of run and exec
     ("-u --user", "USER[:GROUP]", "run as this user, by name or number"),
     ("-w --workdir", "DIR", "start in this directory"),
 )
-
 NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-host dns "
                  "dns-search").split()  # without any of them the host's own root has none
 
@@ -2636,7 +2450,14 @@ NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-h
          "run a command in a new container, from an image or on the host's own root",
          *PROCESS_OPTIONS,
          ("--entrypoint", "PROGRAM", "instead of the image's entrypoint"),
-         ("--hostname", "NAME", "the container's host name"),
+         ("-h --hostname", "NAME", "the container's host name"),
+         ("--domainname", "NAME", "its NIS domain name"),
+         ("--group-add", "GROUP...", "one more group for the user, by name or number"),
+         ("--annotation", "K=V...", "a note in its config.json"),
+         ("--pid", "host", "see and signal the host's processes"),
+         ("--ipc", "host|private", "share the host's System V IPC and /dev/shm"),
+         ("--uts", "host", "share the host's name"),
+         ("--cgroupns", "host|private", "see the host's cgroups as they are"),
          ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
          ("--cidfile", "FILE", "write the container's id to a new file"),
          takes=ANY, mixed=False)
@@ -2714,7 +2535,6 @@ def make_spec(options, words, plan):
             "env": environment_of(options, [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname}",
                                             *(image.get("Env") or [])]),
             "cwd": working_directory(options["workdir"] or "", image, own_root),
-            "rlimits": [ulimit(text) for text in options["ulimit"]],
         },
         "root": {"path": plan["root"] or "/", "readonly": options["read-only"]},
         "hostname": hostname,
@@ -2727,9 +2547,6 @@ def make_spec(options, words, plan):
                   "resources": {**resources_of(options),
                                 "devices": [] if options["privileged"] else device_rules(devices)}},
     }
-    if options["oom-score-adj"]:
-        spec["process"]["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj",
-                                                      -1000)
     if is_guest("net") and plan["network"] == "host":
         spec["mounts"] = [guest_sys(row) if row["type"] == "sysfs" else row
                           for row in spec["mounts"]]
@@ -2749,6 +2566,7 @@ def make_spec(options, words, plan):
     plan_confinement(spec, options)
     if options["userns"]:
         plan_ids(spec, options)
+    plan_sharing(spec, options)
     return spec
 
 # The process
@@ -2798,6 +2616,42 @@ def working_directory(typed, image, own_root):
     if typed and not typed.startswith("/"):
         raise Failure(f"--workdir, on {typed}: it needs to be an absolute path")
     return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
+
+SHARED = {"pid": "pid", "ipc": "ipc", "uts": "uts", "cgroupns": "cgroup"}  # options: namespaces
+
+def plan_sharing(spec, options):
+    """Write into the spec what it shares with the host, and what else was asked for by name."""
+    for option, kind in SHARED.items():
+        word = options[option]
+        if word not in (None, "", "host", "private"):
+            raise Failure(f"--{option}, on {word}: not host or private",
+                          hint="another container's network can be shared: --network container:X")
+        if word == "host":
+            rows = spec["linux"]["namespaces"]
+            spec["linux"]["namespaces"] = [row for row in rows if row["type"] != kind]
+    if options["uts"] == "host":
+        if options["hostname"] or options["domainname"]:
+            raise Failure("--hostname: it can't go with --uts host")
+        spec["hostname"] = os.uname().nodename
+    elif options["domainname"]:
+        spec["domainname"] = options["domainname"]
+    if options["ipc"] == "host":
+        spec["mounts"] = [row for row in spec["mounts"] if row["destination"] != "/dev/shm"]
+        spec["mounts"].append(mount_row("/dev/shm", "bind", "rbind", "rprivate", source="/dev/shm"))
+    for text in options["annotation"]:
+        key, equals, value = text.partition("=")
+        if not key or not equals or key.startswith("mydocker."):
+            raise Failure(f"--annotation, on {text}: it is KEY=VALUE, and mydocker.* is taken")
+        spec["annotations"][key] = value
+    if options["group-add"]:
+        spec["process"]["user"]["groups"] = options["group-add"]
+    plan_process_limits(spec["process"], options)
+
+def plan_process_limits(process, options):
+    """Write into the spec what each process may use, beside what all of them may."""
+    process["rlimits"] = [ulimit(text) for text in options["ulimit"]]
+    if options["oom-score-adj"]:
+        process["oomScoreAdj"] = parse_number(options["oom-score-adj"], "--oom-score-adj", -1000)
 
 # From the spec to a running container
 
@@ -2857,7 +2711,242 @@ def prepare_container(spec, record):
         write_file(f"{path}/{name}", text)
         os.chmod(f"{path}/{name}", 0o644)
 
-# ── 10. Privileges ───────────────────────────────────────────────────────────
+@command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  create [OPTIONS] ID",
+         "make a container that `start` starts, as `run` would, or one from an OCI bundle",
+         takes=SOME, mixed=False)
+def cmd_create(options, words):
+    """All that `run -d` does before there is a process."""
+    plan, words = plan_root(options, words)
+    plan["network"], plan["wants"] = plan_network(options, plan)
+    plan["keep"] = not options["rm"]
+    spec = make_spec(options, words, plan)
+    record = make_record(options, plan, spec)
+    cidfile = options["cidfile"]
+    if cidfile:
+        with blame(f"--cidfile, on {cidfile}"), open(cidfile, "x") as file:
+            file.write(record["id"])
+    with Descriptor(make_container_dir(record)):
+        write_json(container_path(record, "config.json"), spec)
+        unlink_if_there(state_path("running", record["id"]))
+    show(record["id"])
+
+# ── 10. The monitor ──────────────────────────────────────────────────────────
+# Whoever started a container stays with it: carries signals and bytes, starts it again if its
+# restart policy says so, tidies up when it has ended, and passes on its exit status.  It holds the
+# container's lock as long as it lives, and the container lives no longer than it.
+
+LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
+
+def supervise(monitor, small):
+    """Stay with a container, start it again as its restart policy says, then tidy up. Returns its
+    exit status.  SMALL: this process has compiled nothing."""
+    record, status = monitor["record"], None
+    try:
+        status = attend(monitor, small)
+        read_again(record)
+        while restarts(record, status) and back_off(record, status):
+            status = None
+            remove_cgroups(record)
+            monitor["spec"] = read_json(container_path(record, "config.json"))
+            start_container(monitor)
+            status = attend(monitor, small)
+            read_again(record)
+        return status
+    except Exception as error:
+        record["error"], status, _ = describe(error, "run")
+        raise
+    finally:
+        if status is None:
+            status = 125
+        write_status(monitor["lock"], status)  # for `wait`
+        end_container(record, status)
+        for fd in [*monitor.get("ports", []), monitor["lock"]]:
+            os.close(fd)
+        sweep_containers()  # what killed commands left
+
+def attend(monitor, small):
+    """Carry signals and bytes until a container's PID 1 is gone; returns its exit status."""
+    status, attached = None, monitor["attached"]
+    if monitor["master"] is not None and attached and monitor["interactive"] and os.isatty(0):
+        if not monitor.get("before"):
+            monitor["before"] = raw_mode(0)
+    try:
+        with Descriptor(watch_signals()) as signals:
+            status = Watch(monitor, small).carry(signals)
+        return status
+    finally:
+        if monitor.get("before"):
+            set_terminal(0, monitor.pop("before"))
+        if status is None:  # something failed here: no container outlives that
+            kill_child(monitor["pid"])
+        for fd in monitor["outputs"]:
+            os.close(fd)
+        if monitor["master"] is not None:
+            os.close(monitor["master"])
+
+class Watch:
+    """The loop in which a monitor carries signals and bytes while a container runs."""
+    def __init__(self, monitor, small):
+        self.monitor, self.pid, self.terminal = monitor, monitor["pid"], monitor["master"]
+        self.outputs, self.inputs = relays(monitor)
+        self.status = self.kill_at = self.make_room_at = None  # times are time.monotonic()'s
+        if not small:
+            self.make_room_at = time.monotonic() + (1 if monitor["attached"] else 0)
+    def carry(self, signals):
+        """Go on until PID 1 is gone and all that it said is delivered; returns its exit status."""
+        arrived = [_signal.SIGCHLD]  # it may be gone already, and its signal taken as it started
+        while True:
+            for number in arrived:
+                self.on_signal(number)
+            if self.status is not None and not any(stream.busy() for stream in self.outputs):
+                return self.status
+            self.act_in_time()
+            ready = wait_ready(signals, self.streams(), self.next_deadline())
+            if self.status is not None and self.is_idle() and not ready:
+                return self.status  # somebody outside holds the other end: no end of file will come
+            hung_up = not all([moved(stream) for stream in ready])
+            arrived = take_signals(signals)
+            if hung_up or _signal.SIGHUP in arrived:
+                self.hang_up()
+    def on_signal(self, number):
+        """Bury PID 1, or pass a signal on to it."""
+        if self.status is not None:
+            return
+        if number == _signal.SIGCHLD:
+            gone, wait_status = os.waitpid(self.pid, os.WNOHANG)
+            if gone:
+                self.status = exit_status(wait_status)
+                give_back(self.monitor, sum(len(keys.waiting) for keys in self.inputs))
+        elif number == _signal.SIGWINCH and self.terminal is not None and self.monitor["attached"]:
+            resize(self.terminal)
+        elif number in (_signal.SIGTERM, _signal.SIGHUP) and not self.monitor["attached"]:
+            self.stop()
+        else:
+            os.kill(self.pid, number)
+    def stop(self):
+        """End the container for good, in the time that it has for that: somebody ends us, as a
+        host does that goes down."""
+        record = self.monitor["record"]
+        touch_if_there(container_path(record, "stop"))
+        thaw(record["cgroups"])  # nothing frozen takes a signal
+        os.kill(self.pid, record["stop_signal"])
+        if self.kill_at is None and record["stop_timeout"] >= 0:
+            self.kill_at = time.monotonic() + record["stop_timeout"]
+        self.make_room_at = None  # a second monitor wouldn't know
+    def act_in_time(self):
+        """Do what was to be done at a certain time."""
+        now = time.monotonic()
+        if self.status is not None:
+            return
+        if self.kill_at and now > self.kill_at:
+            self.kill_at = None
+            thaw(self.monitor["record"]["cgroups"])
+            os.kill(self.pid, _signal.SIGKILL)
+        if self.make_room_at is not None and now > self.make_room_at and self.is_idle():
+            self.make_room_at = None
+            keys = self.inputs[0] if self.inputs else None
+            self.monitor["typed"] = keys.last if keys and keys.open else None
+            make_room(self.monitor)
+    def streams(self):
+        return self.outputs if self.status is not None else self.outputs + self.inputs
+    def is_idle(self):  # no byte is on its way
+        return not any(stream.waiting for stream in self.streams())
+    def next_deadline(self):
+        """When to look again without any event, or None."""
+        if self.status is None:
+            return self.kill_at or self.make_room_at
+        return time.monotonic() + LINGER if self.is_idle() else None
+    def hang_up(self):
+        """The caller's terminal is gone: so is the one inside, and PID 1 has GRACE seconds."""
+        if self.terminal is None or not self.monitor["attached"]:
+            return
+        os.close(self.terminal)  # the kernel tells all inside: SIGHUP, and end of file
+        self.outputs, self.inputs, self.terminal, self.make_room_at = [], [], None, None
+        self.monitor["master"] = None
+        self.kill_at = time.monotonic() + GRACE
+
+def moved(stream):
+    """Let a stream move; False if the terminal at its end is gone."""
+    try:
+        stream.move()
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            if os.isatty(stream.source):
+                raise Unread() from None
+            stream.stop()
+            return True
+        if error.errno != errno.EIO:
+            raise Failure(f"write, on standard output: {reason(error)}") from None
+        stream.waiting, stream.sink = b"", None
+        return False
+    return True
+
+def wait_ready(signals, streams, deadline):
+    """Wait for a signal or for bytes to move; returns the streams that can."""
+    poll, wanted = select.poll(), {}
+    poll.register(signals, select.POLLIN)
+    busy = [stream for stream in streams if stream.busy()]
+    for stream in busy:
+        fd, events = stream.wants()
+        wanted[fd] = wanted.get(fd, 0) | events
+        poll.register(fd, wanted[fd])
+    ready = dict(poll_until(poll, deadline))
+    ended = select.POLLHUP | select.POLLERR
+    return [stream for stream in busy
+            if ready.get(stream.wants()[0], 0) & (stream.wants()[1] | ended)]
+
+def restarts(record, status):
+    """True if a container that has ended so is to be started again."""
+    policy, _, most = record["restart"].partition(":")
+    if os.path.exists(container_path(record, "stop")) or policy == "no":
+        return False
+    if policy != "on-failure":
+        return True
+    return status != 0 and record["restarts"] < int(most or 1 << 63)
+
+def back_off(record, status):
+    """Wait before a restart, 0.1 s and then each time twice as long; False if told to end. As
+    docker has it: a minute at most, and from the start again after a run of 10 seconds."""
+    now, delay = time.time(), 0.1
+    if now < record["started"] + 10:
+        delay = min(2 * record.get("delay", 0.05), 60)
+    change_record(record, pid=0, status=status, finished=now, delay=delay,
+                  restarts=record["restarts"] + 1)
+    with Descriptor(watch_signals()) as signals:
+        while time.time() < now + delay:
+            readable_fds([signals], now + delay - time.time())
+            if DEADLY & set(take_signals(signals)):
+                return False
+    return not os.path.exists(container_path(record, "stop"))
+
+def make_room(monitor):
+    """Execute this program again, from its bytecode, as `monitor`: compiling took 15 MB. The
+    process stays the same: its child, its blocked signals and its locks come along."""
+    carried = os.memfd_create("monitor", 0)
+    os.write(carried, marshal.dumps(monitor))
+    for fd in map(monitor.get, ("lock", "program", "master", "stdin", "typist", "feed")):
+        if fd is not None:
+            os.set_inheritable(fd, True)
+    for fd in monitor["outputs"] + monitor.get("ports", []):
+        os.set_inheritable(fd, True)
+    words = [os.readlink("/proc/self/exe"), "-I", "-S", "-X", "utf8",
+             f"/proc/self/fd/{monitor['program']}", "monitor", str(carried)]
+    try:
+        os.execv("/proc/self/exe", words + sys.argv)  # the last for those who read ps
+    except OSError:  # then it stays as large as it is
+        os.close(carried)
+
+@command("FD [ARG...]", HIDDEN, takes=ANY, mixed=False)
+def cmd_monitor(_, words):
+    try:
+        with open(int(words[0]), "rb") as file:
+            file.seek(0)
+            monitor = marshal.loads(file.read())
+    except (IndexError, ValueError, OSError, EOFError, TypeError):
+        raise Failure("monitor: it can't be typed, only `run` becomes it") from None
+    return supervise(monitor, True)
+
+# ── 11. Privileges ───────────────────────────────────────────────────────────
 # Who the command runs as, and what that may do.  Root's power is some forty capabilities
 # (capabilities(7)): a container gets Docker's fourteen.  A filter (seccomp(2)) takes away the calls
 # that are for the others, or seldom needed and often broken.  What tells of the host in /proc and
@@ -2984,7 +3073,12 @@ def parse_id(text, what):
 def find_user(user):
     """Who the spec's process.user is: (uid, gid, supplementary gids, home)."""
     if "username" in user:
-        return resolve_user(user["username"])
+        uid, gid, more, home = resolve_user(user["username"])
+        rows = account_lines("/etc/group") if user.get("groups") else ()
+        for name in user.get("groups") or ():
+            row = find_account(rows, name)
+            more.append(parse_id(row[2] if row else name, "group"))
+        return uid, gid, more, home
     uid, gid, more = (user.get(key) or 0 for key in ("uid", "gid", "additionalGids"))
     homes = [row[5] for row in account_lines("/etc/passwd") if len(row) > 5 and row[2] == str(uid)]
     return uid, gid, more or [], (homes + ["/"])[0] or "/"
@@ -3130,7 +3224,7 @@ def confine(process, user, program):
     if locked and program:
         load_filter(program)
 
-# ── 11. The system call filter ───────────────────────────────────────────────
+# ── 12. The system call filter ───────────────────────────────────────────────
 # A filter is a small program that the kernel runs before each system call: seccomp(2).  It is made
 # outside, while init starts: a search tree over ranges of numbers that meet the same end.  A call
 # costs eight comparisons, or none: Linux 5.11 and later note what is allowed.
@@ -3357,7 +3451,7 @@ def load_filter(steps):
     fprog = (LONG * 2).from_buffer_copy(struct.pack("HP", len(steps) // 8, _ctypes.addressof(code)))
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _ctypes.addressof(fprog), 0, 0)  # the call filter
 
-# ── 12. Cgroups ──────────────────────────────────────────────────────────────
+# ── 13. Cgroups ──────────────────────────────────────────────────────────────
 # A cgroup is a directory: mkdir makes it, a pid written to its cgroup.procs puts a process in, for
 # good and with all its children, and a limit is a file in it.  v2 is one tree of them, with all
 # controllers; v1 is a tree for each controller or two; a hybrid host has both, and its v2 has no
@@ -3755,7 +3849,7 @@ def device_program(rules):
         if not tests:  # the kernel takes no program with a part that is never reached
             return program
 
-# ── 12b. systemd ─────────────────────────────────────────────────────────────
+# ── 14. systemd ──────────────────────────────────────────────────────────────
 # On a host with v2 alone systemd looks after the one tree of cgroups.  What lies in a slice of its
 # own that it doesn't know, it leaves alone, but when a unit comes or goes there it may switch the
 # slice's controllers off, and limits vanish with them.  So an engine that names a SLICE:PREFIX:NAME
@@ -4007,7 +4101,7 @@ def stop_scope(record):
             if error.name != SYSTEMD + ".NoSuchUnit":
                 raise
 
-# ── 13. Limits ───────────────────────────────────────────────────────────────
+# ── 15. Limits ───────────────────────────────────────────────────────────────
 # What a container may use is written into the files of its cgroups, what each process of it may use
 # is the process's own (getrlimit(2)).  A new limit is a row in LIMITS.
 
@@ -4323,7 +4417,7 @@ def set_sysctls(sysctls):
                 raise Failure(f"{what}: {path} isn't the kernel's")
             os.write(fd, encode(value))
 
-# ── 14. Terminal and logs ────────────────────────────────────────────────────
+# ── 16. Terminal and logs ────────────────────────────────────────────────────
 # With -t the command gets a terminal that is made inside, in the container's own devpts.  Only
 # its master end comes out, and `run` copies bytes between that and the caller's terminal, which
 # is in raw mode meanwhile: every key, Ctrl-C too, is for the terminal inside to interpret.  The
@@ -4655,7 +4749,7 @@ def cmd_logs(options, words):
         if stream and number > skip and since <= when <= until:
             outs[stream].write((when + b" " if options["timestamps"] and first else b"") + text)
 
-# ── 15. Without root ─────────────────────────────────────────────────────────
+# ── 17. Without root ─────────────────────────────────────────────────────────
 # A user namespace gives whoever makes it root's power over what belongs to it: its own ids, and the
 # other namespaces that are made in it.  What its ids mean outside is written once, from outside, to
 # /proc/PID/uid_map and gid_map.  See user_namespaces(7).
@@ -4818,27 +4912,6 @@ def check_guest(kind):
     if kind not in ("none", "host", "pasta", "container") and is_guest("net"):
         raise Failure(f"--network, on {kind}: only root can lay cables to this host",
                       hint="--network pasta, none, host and container:ID are possible")
-
-def connect_by_pasta(state, pid, ports):
-    """Let pasta connect a container's network namespace, and forward its ports.  It dies with us,
-    and we with the container."""
-    record, old = state["record"], state.pop("pasta", None)
-    if old:
-        kill_child(old)
-    log, ready, place = (container_path(record, "pasta." + name) for name in ("log", "pid", "netns"))
-    unlink_if_there(ready)
-    for path in (place, log):
-        write_file(path, "")
-    words = pasta_words(place, ports) + ["--pid", ready]
-    state["pasta"] = child = os.fork()  # to become pasta
-    if not child:
-        try:
-            os.unshare(CLONE_NEWNS)  # for the next line
-            mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # as a file it may be opened
-            become_pasta(words, log)
-        finally:
-            os._exit(127)
-    await_pasta(child, ready, log)
 
 def await_pasta(child, ready, log):
     """Wait until pasta has written its pid, which it does when all is connected."""
@@ -5046,7 +5119,7 @@ def namespace_of(maps):
         for fd in (ready[0], *go):
             os.close(fd)
 
-# ── 16. Containers on disk ───────────────────────────────────────────────────
+# ── 18. Containers on disk ───────────────────────────────────────────────────
 # One directory for each container, containers/<id>/ below the state root:
 #
 #   config.json   the spec: all that init was told, in the OCI's form
@@ -5071,6 +5144,7 @@ NOUNS = "badger beaver bison crane crow duck eagle falcon fox hare heron otter o
 offer("run",
       ("--name", "NAME", "the container's name (default: one is made up)"),
       ("-l --label", "K=V...", "a note for whoever looks at it"),
+      ("--label-file", "FILE...", "read labels from a file"),
       ("--rm", "", "remove the container when it ends (on the host's root always, but with -d)"),
       ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
       ("--stop-signal", "SIGNAL", "what `stop` sends (default: the image's, or TERM)"),
@@ -5078,6 +5152,16 @@ offer("run",
 
 def container_path(record, *names):
     return state_path("oci" if record.get("engine") else "containers", record["id"], *names)
+
+def is_name(text):
+    plain = text.replace("_", "a").replace(".", "a").replace("-", "a")
+    return text[:1].isalnum() and plain.isalnum() and text.isascii() and len(text) < 129
+
+def check_new_name(name, what):
+    if not is_name(name):
+        raise Failure(f"{what}, on {as_typed(name)}: a name has letters, digits and _ . -, "
+                      "and starts with one of the first two")
+    return name
 
 def make_record(options, plan, spec):
     """The record of a new container."""
@@ -5089,7 +5173,7 @@ def make_record(options, plan, spec):
     if options["name"] is not None:
         check_new_name(options["name"], "--name")
     signal = given(options, "stop-signal", image.get("StopSignal") or "TERM")
-    labels = pairs_of(options["label"])
+    labels = pairs_of(sum(map(label_lines, options["label-file"]), []) + options["label"])
     return {"id": plan["id"], "engine": False, "name": options["name"],
             "reference": plan["reference"],
             "image": plan["digest"], "layers": plan["diff_ids"], "created": time.time(),
@@ -5102,6 +5186,12 @@ def make_record(options, plan, spec):
             "stop_timeout": parse_number(given(options, "stop-timeout", str(GRACE)),
                                          "--stop-timeout", -1),
             "log": parse_log_options(options["log-opt"])}
+
+def label_lines(path):
+    """The lines of a --label-file, each K=V; empty ones and # comments are skipped."""
+    with blame(f"--label-file, on {path}"):
+        lines = [line.strip() for line in read_all(path).split("\n")]
+    return [line for line in lines if line and not line.startswith("#")]
 
 def check_restart(policy):
     kind, _, most = policy.partition(":")
@@ -5330,7 +5420,7 @@ def container_state(record):
         return "created"  # init waits at its gate
     return "paused" if is_paused(record["cgroups"]) else "running"
 
-# ── 17. Living with containers ───────────────────────────────────────────────
+# ── 19. Living with containers ───────────────────────────────────────────────
 # What a container does is asked of the kernel each time: its lock says whether it is watched, its
 # first process and that one's start time whether it runs, its cgroups whether it is frozen.
 
@@ -5366,6 +5456,7 @@ def relaunch(record, options, ready=lambda: None):
                   if key not in ("running", "delay", "error", "oom")}
         spec = read_json(path + "/config.json")
         record.update(restarts=0, cgroups=cgroup_dirs(spec["linux"]["cgroupsPath"]))
+        record.setdefault("started", 0)  # `create` has made it: it stays, also if this fails
         mark_running(record)
         write_json(path + "/record.json", record)
     unlink_if_there(path + "/stop")
@@ -5700,10 +5791,20 @@ def ps_row(record, options):
 
 @command("[OPTIONS] NAME...", "show all that is known of containers and images, as JSON",
          ("-f --format", "FORMAT", "a template, such as '{{.State.Pid}}', instead of all"),
+         ("--type", "TYPE", "only of this kind: container, image, volume or network"),
         takes=SOME)
 def cmd_inspect(options, words):
     sweep_containers()
-    show_json(words, inspected, options["format"])
+    show_json(words, look_up_of(options["type"]), options["format"])
+
+def look_up_of(kind):
+    """The function that finds what is shown of something of that kind, by its name."""
+    kinds = {None: inspected, "image": inspect_image, "volume": volume_info,
+             "network": network_info,
+             "container": lambda name: inspected(find_container(name)["id"])}
+    if kind not in kinds:
+        raise Failure(f"--type, on {kind}: not container, image, volume or network")
+    return kinds[kind]
 
 def limits_shown(resources):
     """A spec's limits by docker's names for them, such as "PidsLimit"."""
@@ -5813,9 +5914,10 @@ def process_row(pid, namespace):
 
 offer("run",
       ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
-      ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."))
+      ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."),
+      ("--volumes-from", "CONTAINER[:ro]...", "mount what another container has mounted"))
 
-# ── 18. Volumes ──────────────────────────────────────────────────────────────
+# ── 20. Volumes ──────────────────────────────────────────────────────────────
 # A volume is a directory, volumes/<name>/_data, that is bind-mounted where it is wanted; a new one
 # is filled with what the image has at that place.
 
@@ -5838,6 +5940,10 @@ def volume_rows(options, image, own_root):
         if place in taken:
             raise Failure(f"--volume, on {row['destination']}: two mounts at one place")
         taken.add(place)
+    for row in sum(map(borrowed_rows, options["volumes-from"]), []):
+        if os.path.normpath(row["destination"]) not in taken:
+            taken.add(os.path.normpath(row["destination"]))
+            rows.append(row)
     for text in image.get("Volumes") or {}:
         place = checked_place("image's volume", text, own_root)
         if place.split("/")[1] in ("proc", "sys"):
@@ -5845,6 +5951,20 @@ def volume_rows(options, image, own_root):
         if place not in taken:
             rows.append(volume_row("", place, []))  # a place and no more: CVE-2022-23648
     return sorted(rows, key=lambda row: os.path.normpath(row["destination"]).count("/"))
+
+def borrowed_rows(text):
+    """The mounts of another container, CONTAINER[:ro|rw], that were asked for by its options."""
+    name, _, mode = text.partition(":")
+    if mode not in ("", "ro", "rw"):
+        raise Failure(f"--volumes-from, on {text}: not CONTAINER[:ro|rw]")
+    record = find_container(name)
+    rows = []
+    for row in read_json(container_path(record, "config.json"))["mounts"]:
+        files = row["source"].startswith(container_path(record) + "/")  # its /etc/hosts and such
+        if row["type"] == "bind" and not files and row["destination"] != "/dev/shm":
+            row.pop("anonymous", None)  # it isn't ours to remove
+            rows.append(dict(row, options=row["options"] + ["ro"] * (mode == "ro")))
+    return rows
 
 def checked_place(what, text, own_root):
     """A place in the container where something can be mounted, in its one form."""
@@ -6033,7 +6153,7 @@ def cmd_volume_prune(options, _):
             cmd_volume_rm(options, name)
             show(name)
 
-# ── 19. Unpacking tar ────────────────────────────────────────────────────────
+# ── 21. Unpacking tar ────────────────────────────────────────────────────────
 # POSIX.1-2017 pax, "ustar Interchange Format"; GNU: tar manual, "Basic Tar Format".
 # What the library does with extended headers that lie takes all memory, or for ever
 # (CVE-2019-20907, CVE-2024-6232, CVE-2025-8194), so headers are taken apart here.
@@ -6479,7 +6599,7 @@ def keeps_xattr(name):
     return (name == b"security.capability" or name.startswith(b"system.posix_acl_")
             or name.startswith(b"user.") and not name.startswith(b"user.overlay."))
 
-# ── 20. Writing tar ──────────────────────────────────────────────────────────
+# ── 22. Writing tar ──────────────────────────────────────────────────────────
 # What is packed is read by descriptors, in the order of names, so that the same tree is the same
 # archive; what ustar can't hold stands in PAX records.
 
@@ -6638,7 +6758,7 @@ def read_extents(fd, front, extents):
             size = min(CHUNK, offset + length - at)
             yield os.pread(fd, size, at).ljust(size, b"\0")
 
-# ── 21. Copying files ────────────────────────────────────────────────────────
+# ── 23. Copying files ────────────────────────────────────────────────────────
 # `cp` reads and writes a container's tree, living or not, by descriptors that no link leads out of.
 # A living tree is no layer: nothing in it is removed to make room, and no mount is crossed.
 
@@ -6999,7 +7119,7 @@ def pack_entry(source, name, new_name):
         yield from pack_file(source, name, new_name, info, {})
         yield bytes(1024)
 
-# ── 22. What an image is ─────────────────────────────────────────────────────
+# ── 24. What an image is ─────────────────────────────────────────────────────
 # An image is three kinds of files, each named after its own sha256 (OCI image-spec):
 #
 #   index.json ──name──▶ manifest ──▶ config   what to run; its digest is the image's id
@@ -7370,7 +7490,7 @@ def decompress(kind, chunks):
     for _ in source.chunks:  # the digest covers what is behind, too
         pass
 
-# ── 23. The store ────────────────────────────────────────────────────────────
+# ── 25. The store ────────────────────────────────────────────────────────────
 # images/ is an OCI image layout, which other tools read and write in place, `skopeo inspect
 # oci:/var/lib/mydocker/images:docker.io/library/alpine:latest`.  A layer is also unpacked, once,
 # in layers/<diff id>, the digest of the plain tar, for overlayfs to stack.
@@ -7612,7 +7732,7 @@ def store_documents(config, layers):
                    "size": len(config)}}).encode()
     return image_id, {"mediaType": MANIFEST_TYPE, "digest": store_blob(data), "size": len(data)}
 
-# ── 24. In and out ───────────────────────────────────────────────────────────
+# ── 26. In and out ───────────────────────────────────────────────────────────
 # What becomes an image, and what an image becomes: archives of docker's and the OCI's, a root file
 # system, a container's changes.
 
@@ -7836,19 +7956,42 @@ def cmd_commit(options, words):
         if frozen:
             freeze(record["cgroups"], False)
 
-@command("[OPTIONS]", "list the images by name, newest first",
-         ("-q --quiet", "", "ids only"), ("--format", "FORMAT", "table, json or a template"))
-def cmd_images(options, _):
+@command("[OPTIONS] [NAME]", "list the images by name, newest first",
+         ("-q --quiet", "", "ids only"), ("-a --all", "", "all, as always"),
+         ("--no-trunc", "", "ids in full"), ("--digests", "", "with the digests"),
+         ("-f --filter", "K=V...", "only some: dangling=true, label=K[=V], reference=PATTERN"),
+         ("--format", "FORMAT", "table, json or a template"), takes=(0, 1))
+def cmd_images(options, words):
     rows = []
     for image in sorted(stored_images(), key=image_created, reverse=True):
         host, path, tag = name_parts(image["name"])
-        rows.append({"Repository": short_name(f"{host}/{path}") if host else "<none>",
-                     "Tag": tag if tag and ":" not in tag else "<none>",
-                     "ID": image["id"][7:19], "CreatedAt": image_created(image)[:19],
-                     "Size": humane_size(sum(layer["size"] for layer in image["layers"]))})
-    show_rows(rows, {"Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID",
-                     "CreatedAt": "CREATED", "Size": "SIZE"},
-              "{{.ID}}" if options["quiet"] else options["format"])
+        row = {"Repository": short_name(f"{host}/{path}") if host else "<none>",
+               "Tag": tag if tag and ":" not in tag else "<none>", "Digest": image["digest"],
+               "ID": image["id"] if options["no-trunc"] else image["id"][7:19],
+               "CreatedAt": image_created(image)[:19],
+               "Size": humane_size(sum(layer["size"] for layer in image["layers"]))}
+        wanted = [*options["filter"], *(f"reference={word}" for word in words)]
+        if all(image_fits(image, row, text) for text in wanted):
+            rows.append(row)
+    headers = {"Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "ID": "IMAGE ID",
+               "CreatedAt": "CREATED", "Size": "SIZE"}
+    if not options["digests"]:
+        del headers["Digest"]
+    show_rows(rows, headers, "{{.ID}}" if options["quiet"] else options["format"])
+
+def image_fits(image, row, text):
+    """True if an image, with ROW what is shown of it, is what a --filter wants."""
+    import fnmatch
+    key, _, value = text.partition("=")
+    labels = (image["config"].get("config") or {}).get("Labels") or {}
+    if key == "dangling":
+        return (value == "true") == (not image["name"])
+    if key == "label":
+        return value in labels or value in [f"{name}={words}" for name, words in labels.items()]
+    if key == "reference":
+        names = row["Repository"], f"{row['Repository']}:{row['Tag']}"
+        return any(fnmatch.fnmatchcase(name, value) for name in names)
+    raise Failure(f"--filter, on {key}: not dangling, label or reference")
 
 def image_created(image):
     return image["config"].get("created") or ""
@@ -8011,7 +8154,7 @@ def names_below(layers, names):
                 found.update(os.listdir(inside))
     return found
 
-# ── 25. Speaking to registries ───────────────────────────────────────────────
+# ── 27. Speaking to registries ───────────────────────────────────────────────
 # OCI distribution-spec 1.1; Docker's registry documentation, "Token Authentication".
 #
 # What servers say is untrusted, each word with its bounds.  A secret is shown to whom it is for, and
@@ -8505,7 +8648,7 @@ def ask_login(options):
 def cmd_logout(_, words):
     change_auths("".join(words), None)
 
-# ── 26. Pull and push ────────────────────────────────────────────────────────
+# ── 28. Pull and push ────────────────────────────────────────────────────────
 # A layer's bytes are kept while they come, in images/pulls/DIGEST, also the lock of whoever is
 # fetching it: the next pull goes on where one broke off.  An empty file there, called after a
 # manifest, keeps the layers that its pull has finished, until its end or for a week.  Three layers
@@ -8861,7 +9004,7 @@ def upload_place(response, digest=""):
         place += ("&" if "?" in place else "?") + "digest=" + digest
     return place
 
-# ── 27. Build: the file ──────────────────────────────────────────────────────
+# ── 29. Build: the file ──────────────────────────────────────────────────────
 # A Dockerfile is read line by line: an instruction is a line with those that it goes on in, and the
 # here-documents that it names stand behind it.  Nothing in this chapter acts: it makes instructions
 # of the text, words of those, and answers what a pattern means.  Docker's "Dockerfile reference".
@@ -8876,7 +9019,7 @@ FLAGS = {  # what may stand before an instruction's words, as --FLAG=VALUE
 SWITCHES = ("link",)  # those that need no value
 
 class StepFailure(Failure):
-    """An instruction can't be carried out; the message says which one it is."""
+    """An instruction can't be carried out, and the message says which one; or no more of them is."""
 
 class Instruction:
     """One instruction of a Dockerfile: its NAME, its flags as [(name, value)], what stands behind
@@ -9210,7 +9353,7 @@ def walk(fd, top, ignored):
                     hidden = False
                 yield row
 
-# ── 27b. Build: config and files ─────────────────────────────────────────────
+# ── 30. Build: config and files ──────────────────────────────────────────────
 # These instructions change the config of a stage, or put a layer on it that is made of files, as the
 # tar that they are going to be.  Where a path leads in the image is asked of the image, by descriptors
 # that no link leads out of; so is where it leads in the context.
@@ -9654,7 +9797,7 @@ def fetch(stage, step, url):
     os.utime(path, (moment, moment))
     return Piece(os.open(folder, OPEN_DIR), name or "index")
 
-# ── 27c. Build: RUN ──────────────────────────────────────────────────────────
+# ── 31. Build: RUN ───────────────────────────────────────────────────────────
 # RUN's container is `run`'s own, with the same walls.  It writes into a directory of ours, which
 # becomes the layer.  Its monitor is a process that dies with this one, and the container with it, and
 # all that is left then is swept: there is nothing of it on record.
@@ -9948,7 +10091,7 @@ def set_times(fd, moment):
         os.utime(name, ns=(moment, moment), dir_fd=above, follow_symlinks=False)
     os.utime(fd, ns=(moment, moment))
 
-# ── 27d. Build ───────────────────────────────────────────────────────────────
+# ── 32. Build ────────────────────────────────────────────────────────────────
 # A build is stages, a stage an image on its way.  Each image with a new layer is kept without a name,
 # and built/KEY says which it is.  The key is a digest of all that counts: the key of the step before,
 # the instruction, what its variables mean, what is in its files, but not their times.  So a build
@@ -10007,7 +10150,7 @@ def cmd_build(options, words):
     show(image_id)
 
 def stop_build(number, _):
-    raise Interrupted("build: interrupted", 128 + number)
+    raise StepFailure("build: interrupted", 128 + number)
 
 class Build:
     """One `build`: its context and instructions, its stages, and what is to go at its end."""
@@ -10079,6 +10222,8 @@ class Build:
             wanted, text = self.read_dockerfile(wanted, place, inside)
         steps, self.escape = parse_dockerfile(text, wanted)
         self.ignored = Ignored(self.read_ignore(wanted, inside))
+        own = os.path.relpath(os.path.realpath(state_path()), os.path.realpath(folder))
+        self.ignored.rules.insert(0, (lambda path: path == own, True))  # it grows while we copy
         self.split_stages(steps)
 
     def unpack_context(self, place, folder):
@@ -10445,12 +10590,11 @@ class BuildProgress:
                 print_line(line)
         else:
             self.say(f"#{self.number} ERROR")
-        if isinstance(error, (Failure, OSError)) and not isinstance(error, (StepFailure,
-                                                                            Interrupted)):
+        if isinstance(error, (Failure, OSError)) and not isinstance(error, StepFailure):
             message, status, hint = describe(error, self.owner.name)
             raise self.owner.no(message, status, hint) from None
 
-# ── 28. Netlink ──────────────────────────────────────────────────────────────
+# ── 33. Netlink ──────────────────────────────────────────────────────────────
 # Links, addresses, routes and rules are asked for by netlink(7): a message is a header, a second one
 # of its kind, and attributes (u16 length, u16 type, value, padding to 4 bytes), whose value may be
 # attributes again.
@@ -10595,7 +10739,7 @@ def bring_up_loopback():
     """Set lo up: 127.0.0.1 works inside, and nothing else does."""
     netlink(NETLINK_ROUTE, "lo", [link_message("lo", up=IFF_UP)])  # the only link it has
 
-# ── 29. The packet filter ────────────────────────────────────────────────────
+# ── 34. The packet filter ────────────────────────────────────────────────────
 # The rules are the same for all, in one table.  What differs is in its sets: a network is one
 # element in two, a published port is one in a map, a container without ports is none:
 #
@@ -10962,7 +11106,7 @@ def read_option(fd, number, size):
     getsockopt(fd, _socket.IPPROTO_IP, number, words, length)
     return bytes(words)
 
-# ── 30. Networks ─────────────────────────────────────────────────────────────
+# ── 35. Networks ─────────────────────────────────────────────────────────────
 # A network namespace has links, addresses, routes and a packet filter of its own; a new one holds
 # lo, and that is down.  A veth pair is a cable into it, a bridge the switch where cables end:
 #
@@ -11359,7 +11503,7 @@ def cmd_network_prune(*_):
 also_called("network ls", "network list")
 also_called("network rm", "network remove")
 
-# ── 31. A container's networks ───────────────────────────────────────────────
+# ── 36. A container's networks ───────────────────────────────────────────────
 # `run` makes the cables from outside while init boots; the kernel removes them with the container's
 # namespace.  Where a container is plugged in stands in a file of its own, wiring.json, which its
 # monitor and the commands read and change under its lock.
@@ -11496,35 +11640,6 @@ def parse_host(text):
         check_address(address, "--add-host", _socket.AF_INET, _socket.AF_INET6)
     return f"{name}:{address}"
 
-def parse_publish(text):
-    """A -p argument as [[host address, first and last port of the host's (0: any that is free),
-    container's port, protocol]]."""
-    def port_range(text):
-        first, _, last = text.partition("-")
-        return parse_number(first, "", 0), parse_number(last or first, "", 0)
-
-    rest, _, protocol = text.partition("/")
-    rest, _, inner = rest.rpartition(":")
-    address, _, outer = rest.rpartition(":")
-    protocol = protocol or "tcp"
-    try:
-        (first, last), (low, high) = port_range(inner), port_range(outer or "0")
-        if address:
-            check_address(address, "--publish", _socket.AF_INET)
-        right = 0 < first <= last < 1 << 16 and low <= high < 1 << 16 and protocol in PROTOCOLS
-    except Failure:
-        right = False
-    if not right or (first != last and low and high - low != last - first):
-        raise Failure(f"--publish, on {as_typed(text)}: it is "
-                      "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
-    rows = []
-    for port in range(first, last + 1):
-        if low:
-            rows.append([address, low + port - first, high - last + port, port, protocol])
-        else:
-            rows.append([address, 0, 0, port, protocol])
-    return rows
-
 # Cables
 
 def read_wiring(record):
@@ -11570,11 +11685,6 @@ def way_out(wiring):
             return endpoint
     return None
 
-def leading_ports(wiring, kind=NFT_MSG_NEWSETELEM):
-    """Messages that lead a container's ports to it, or no longer."""
-    out = way_out(wiring)
-    return port_elements(kind, wiring["ports"], out["ip"]) if out else []
-
 def connect_container(state, pid, channel):
     """Give a container its addresses, ports and cables; init is booting meanwhile.  One that its
     policy starts again keeps the first two."""
@@ -11592,6 +11702,27 @@ def connect_container(state, pid, channel):
     except Full:
         sweep_containers()  # the dead give back theirs
         wire(record, pid, taken)
+
+def connect_by_pasta(state, pid, ports):
+    """Let pasta connect a container's network namespace, and forward its ports.  It dies with us,
+    and we with the container."""
+    record, old = state["record"], state.pop("pasta", None)
+    if old:
+        kill_child(old)
+    log, ready, place = (container_path(record, "pasta." + name) for name in ("log", "pid", "netns"))
+    unlink_if_there(ready)
+    for path in (place, log):
+        write_file(path, "")
+    words = pasta_words(place, ports) + ["--pid", ready]
+    state["pasta"] = child = os.fork()  # to become pasta
+    if not child:
+        try:
+            os.unshare(CLONE_NEWNS)  # for the next line
+            mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # as a file it may be opened
+            become_pasta(words, log)
+        finally:
+            os._exit(127)
+    await_pasta(child, ready, log)
 
 def guest_ports(state):
     """The ports on the host of a container that has no cable; they are free for its helper."""
@@ -11780,96 +11911,6 @@ def cmd_network_disconnect(_, words):
 
 # Ports
 
-def hold_ports(state):
-    """Take a container's ports on the host: [host's address, port, container's, protocol]."""
-    state["ports"], taken = [], []
-    with more_descriptors() as limit:
-        for address, first, last, port, protocol in state["record"]["wants"]["ports"]:
-            fd, number = hold_port(address, first, last, protocol)
-            state["ports"].append(limit.out_of_the_way(fd))
-            taken.append([address, number, port, protocol])
-            for signal in _signal.sigpending() & DEADLY:  # it may be about many thousands
-                raise Failure("run: interrupted before the command started", 128 + signal)
-    sweep_containers()  # the ports are ours: who had them is dead, but may have left elements
-    return taken
-
-def close_ports(state):
-    """Let others have a container's ports, and this process their descriptors."""
-    for fd in state.pop("ports", []):
-        os.close(fd)
-
-class more_descriptors:
-    """A `with` in which this process may have as many descriptors as its hard limit allows; the
-    containers that it starts later don't inherit that."""
-    def __enter__(self):
-        self.limits = (LONG * 2)()
-        prlimit(0, RLIMIT_NOFILE, None, self.limits)
-        prlimit(0, RLIMIT_NOFILE, (LONG * 2)(self.limits[1], self.limits[1]), None)
-        return self
-    def __exit__(self, *_):
-        prlimit(0, RLIMIT_NOFILE, self.limits, None)
-    def out_of_the_way(self, fd):
-        """Move a descriptor above the usual limit, so that below it there is room for others."""
-        if self.limits[0] >= self.limits[1]:
-            return fd
-        with Descriptor(fd):
-            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.limits[0])
-
-def hold_port(address, first, last, protocol):
-    """Take the first free of these ports of the host's: (descriptor, port). As long as that is open
-    no other program can have it, by the kernel's word; no packet comes to it."""
-    tcp = protocol == "tcp"
-    for port in range(first, last + 1):
-        with blame(f"--publish, on {address or '0.0.0.0'}:{port}/{protocol}"):
-            held = _socket.socket(type=_socket.SOCK_STREAM if tcp else _socket.SOCK_DGRAM)
-        try:
-            held.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, tcp)  # TIME_WAIT is free
-            held.bind((address or "0.0.0.0", port))
-            if tcp:
-                held.listen(1)  # from now on SO_REUSEADDR helps nobody
-            taken = held.getsockname()[1]
-            return held.detach(), taken
-        except OSError as error:
-            held.close()
-            why = reason(error)
-    if not last:
-        why = "no port is free"
-    raise Failure(f"--publish, on {address or '0.0.0.0'}:{port}/{protocol}: {why}")
-
-def lead_ports(wiring, before):
-    """Lead a container's ports by the network that is its way out now; BEFORE: not so any more."""
-    now = leading_ports(wiring)
-    if wiring["ports"] and before != leading_ports(wiring, NFT_MSG_DELSETELEM):
-        remove_elements(own_table(), before)
-        nft(own_table(), now)
-        forget_flows(wiring["ports"])
-
-def lead_out(wiring):
-    """Let a container's packets leave by its way out, when the one before is gone."""
-    endpoint = way_out(wiring)
-    if endpoint:
-        with open_network(wiring) as theirs, inside_network(theirs):
-            index = _socket.if_nametoindex(endpoint["device"])
-            netlink(NETLINK_ROUTE, endpoint["device"], [  # the way out
-                route_message(index, endpoint["gateway"])])
-
-def published(wiring):
-    """A container's ports: [("80/tcp", "0.0.0.0:8080")]."""
-    return [(f"{port}/{protocol}", f"{address or '0.0.0.0'}:{taken}")
-            for address, taken, port, protocol in wiring["ports"]]
-
-@command("CONTAINER [PORT[/PROTOCOL]]", "show a container's ports on the host", takes=(1, 2))
-def cmd_port(_, words):
-    wanted = words[1] if words[1:] else ""
-    if wanted and "/" not in wanted:
-        wanted += "/tcp"
-    rows = [(port, host) for port, host in published(read_wiring(find_container(words[0])))
-            if port == (wanted or port)]
-    if wanted and not rows:
-        raise Failure(f"port, on {words[0]}: {wanted} is not published")
-    for port, host in rows:
-        show(host if wanted else f"{port} -> {host}")
-
 def network_names(record, wiring):
     """What `ps` calls a container's networks."""
     if record["network"] in ("none", "host", "pasta") or ":" in record["network"]:
@@ -11894,7 +11935,10 @@ def network_settings(record):
         places[record["network"]] = {**first, "Aliases": []}
     return {**first, "Ports": ports, "Networks": places}
 
-# ── 32. Names ────────────────────────────────────────────────────────────────
+# ── 37. Ports and names ──────────────────────────────────────────────────────
+# A published port is a socket of the host's that the monitor holds: as long as it is open no other
+# program can have it.  Packets take another way, by the packet filter.
+#
 # Who is who stands in each container's own /etc/hosts, which is bind-mounted: it is written in place.
 
 NEIGHBOUR = "\t# neighbour"  # marks our lines in a container's /etc/hosts
@@ -12046,7 +12090,133 @@ def host_resolver(record, kind):
         servers = pasta_servers()
     return servers or ["8.8.8.8", "8.8.4.4"], search, options
 
-# ── 32b. A process's traits ──────────────────────────────────────────────────
+# Ports
+
+def parse_publish(text):
+    """A -p argument as [[host address, first and last port of the host's (0: any that is free),
+    container's port, protocol]]."""
+    def port_range(text):
+        first, _, last = text.partition("-")
+        return parse_number(first, "", 0), parse_number(last or first, "", 0)
+
+    rest, _, protocol = text.partition("/")
+    rest, _, inner = rest.rpartition(":")
+    address, _, outer = rest.rpartition(":")
+    protocol = protocol or "tcp"
+    try:
+        (first, last), (low, high) = port_range(inner), port_range(outer or "0")
+        if address:
+            check_address(address, "--publish", _socket.AF_INET)
+        right = 0 < first <= last < 1 << 16 and low <= high < 1 << 16 and protocol in PROTOCOLS
+    except Failure:
+        right = False
+    if not right or (first != last and low and high - low != last - first):
+        raise Failure(f"--publish, on {as_typed(text)}: it is "
+                      "[[IP:]HOST[-RANGE]:]PORT[-RANGE][/tcp|udp]")
+    rows = []
+    for port in range(first, last + 1):
+        if low:
+            rows.append([address, low + port - first, high - last + port, port, protocol])
+        else:
+            rows.append([address, 0, 0, port, protocol])
+    return rows
+
+def leading_ports(wiring, kind=NFT_MSG_NEWSETELEM):
+    """Messages that lead a container's ports to it, or no longer."""
+    out = way_out(wiring)
+    return port_elements(kind, wiring["ports"], out["ip"]) if out else []
+
+def hold_ports(state):
+    """Take a container's ports on the host: [host's address, port, container's, protocol]."""
+    state["ports"], taken = [], []
+    with more_descriptors() as limit:
+        for address, first, last, port, protocol in state["record"]["wants"]["ports"]:
+            fd, number = hold_port(address, first, last, protocol)
+            state["ports"].append(limit.out_of_the_way(fd))
+            taken.append([address, number, port, protocol])
+            for signal in _signal.sigpending() & DEADLY:  # it may be about many thousands
+                raise Failure("run: interrupted before the command started", 128 + signal)
+    sweep_containers()  # the ports are ours: who had them is dead, but may have left elements
+    return taken
+
+def close_ports(state):
+    """Let others have a container's ports, and this process their descriptors."""
+    for fd in state.pop("ports", []):
+        os.close(fd)
+
+class more_descriptors:
+    """A `with` in which this process may have as many descriptors as its hard limit allows; the
+    containers that it starts later don't inherit that."""
+    def __enter__(self):
+        self.limits = (LONG * 2)()
+        prlimit(0, RLIMIT_NOFILE, None, self.limits)
+        prlimit(0, RLIMIT_NOFILE, (LONG * 2)(self.limits[1], self.limits[1]), None)
+        return self
+    def __exit__(self, *_):
+        prlimit(0, RLIMIT_NOFILE, self.limits, None)
+    def out_of_the_way(self, fd):
+        """Move a descriptor above the usual limit, so that below it there is room for others."""
+        if self.limits[0] >= self.limits[1]:
+            return fd
+        with Descriptor(fd):
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.limits[0])
+
+def hold_port(address, first, last, protocol):
+    """Take the first free of these ports of the host's: (descriptor, port). As long as that is open
+    no other program can have it, by the kernel's word; no packet comes to it."""
+    tcp = protocol == "tcp"
+    for port in range(first, last + 1):
+        with blame(f"--publish, on {address or '0.0.0.0'}:{port}/{protocol}"):
+            held = _socket.socket(type=_socket.SOCK_STREAM if tcp else _socket.SOCK_DGRAM)
+        try:
+            held.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, tcp)  # TIME_WAIT is free
+            held.bind((address or "0.0.0.0", port))
+            if tcp:
+                held.listen(1)  # from now on SO_REUSEADDR helps nobody
+            taken = held.getsockname()[1]
+            return held.detach(), taken
+        except OSError as error:
+            held.close()
+            why = reason(error)
+    if not last:
+        why = "no port is free"
+    raise Failure(f"--publish, on {address or '0.0.0.0'}:{port}/{protocol}: {why}")
+
+def lead_ports(wiring, before):
+    """Lead a container's ports by the network that is its way out now; BEFORE: not so any more."""
+    now = leading_ports(wiring)
+    if wiring["ports"] and before != leading_ports(wiring, NFT_MSG_DELSETELEM):
+        remove_elements(own_table(), before)
+        nft(own_table(), now)
+        forget_flows(wiring["ports"])
+
+def lead_out(wiring):
+    """Let a container's packets leave by its way out, when the one before is gone."""
+    endpoint = way_out(wiring)
+    if endpoint:
+        with open_network(wiring) as theirs, inside_network(theirs):
+            index = _socket.if_nametoindex(endpoint["device"])
+            netlink(NETLINK_ROUTE, endpoint["device"], [  # the way out
+                route_message(index, endpoint["gateway"])])
+
+def published(wiring):
+    """A container's ports: [("80/tcp", "0.0.0.0:8080")]."""
+    return [(f"{port}/{protocol}", f"{address or '0.0.0.0'}:{taken}")
+            for address, taken, port, protocol in wiring["ports"]]
+
+@command("CONTAINER [PORT[/PROTOCOL]]", "show a container's ports on the host", takes=(1, 2))
+def cmd_port(_, words):
+    wanted = words[1] if words[1:] else ""
+    if wanted and "/" not in wanted:
+        wanted += "/tcp"
+    rows = [(port, host) for port, host in published(read_wiring(find_container(words[0])))
+            if port == (wanted or port)]
+    if wanted and not rows:
+        raise Failure(f"port, on {words[0]}: {wanted} is not published")
+    for port, host in rows:
+        show(host if wanted else f"{port} -> {host}")
+
+# ── 38. A process's traits ───────────────────────────────────────────────────
 # What only an engine's config.json asks of a process: when it may run, what its reads and writes
 # give way to, which kernel it takes this for, and where its memory comes from.  A new trait is a
 # row in OCI_FIELDS, a check here, and a kernel call.
@@ -12131,7 +12301,7 @@ def set_personality(process):
         personality = kernel("personality", LONG)
         personality(PERSONALITIES[row["domain"]])  # personality(2)
 
-# ── 33. The OCI's config.json ────────────────────────────────────────────────
+# ── 39. The OCI's config.json ────────────────────────────────────────────────
 # What an engine wants is a document, config.md of the OCI's runtime-spec.  One table says for each of
 # its fields what shape and bounds it has; what isn't carried out is refused by name.
 
@@ -12527,7 +12697,7 @@ def cmd_spec(options, _):
     with blame(f"spec, on {path}"), open(path, "x") as file:
         file.write(json.dumps(spec, indent=4) + "\n")
 
-# ── 34. The OCI runtime ──────────────────────────────────────────────────────
+# ── 40. The OCI runtime ──────────────────────────────────────────────────────
 # Here an engine (podman, a shim of containerd) is the monitor: `create` makes the container and
 # leaves, with init waiting at a gate, a fifo, before its last step; `start` writes a byte into
 # that.  The engine inherits init, waits for it, and has its descriptors.  What `create` was told,
@@ -12542,7 +12712,6 @@ CREATE_OPTIONS = (
     *ENGINE_OPTIONS,
     ("--no-pivot", "", "where the root can't be pivoted, on a ramdisk: move it, and chroot"),
     ("--no-new-keyring", "", "keep the caller's session keyring"))
-
 ENGINE_LIMITS = (  # of `update`: the last is the OCI's name
     ("--cpu-share", "N", "the same as --cpu-shares", "cpu.shares"),
     ("--cpu-burst", "USEC", "what a period may save up for later ones", "cpu.burst"),
@@ -12775,10 +12944,12 @@ def hand_over(options, pid, master):
 
 # The commands
 
-@command("[OPTIONS] ID", "make a container from an OCI bundle, up to its last step",
-         ("-b --bundle", "DIR", "where its config.json is (default: here)"), *CREATE_OPTIONS,
-         takes=ONE)
-def cmd_create(options, words):
+@for_engines("create", *CREATE_OPTIONS,
+             ("-b --bundle", "DIR", "make the OCI bundle there the container ID, up to its last step"),
+             only=("bundle", *map(long_name, CREATE_OPTIONS)), typed="creates_bundle")
+def oci_create(options, words):
+    if len(words) != 1:
+        raise Failure("create: it takes ID", hint="mydocker create --help")
     birth = start_early("init", outlive=True)
     bundle = os.path.abspath(given(options, "bundle", "."))
     record, master = create_container(words[0], bundle, options, birth)
@@ -12967,7 +13138,7 @@ def engine_stats(dirs):
             "max": read_number(dirs, "memory.max_usage_in_bytes", "memory.peak"),
             "failcnt": read_number(dirs, "memory.failcnt")}}}
 
-# ── 35. This host ────────────────────────────────────────────────────────────
+# ── 41. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.
 #
 # Python compiles a script at each start, 40 ms for this one.  So what is installed is a launcher,
@@ -13217,7 +13388,7 @@ def cmd_uninstall(_, words):
     with tolerate(errno.ENOENT, errno.ENOTEMPTY):
         os.rmdir(os.path.dirname(source))
 
-# ── 35b. The narrator ────────────────────────────────────────────────────────
+# ── 42. The narrator ─────────────────────────────────────────────────────────
 # --explain tells what is done as it is done: a heading for each stage, under it the kernel calls,
 # and behind each what it is for, which is the comment behind the line of this file that makes it.
 # Nothing else of the program knows of it: it puts a printing shell around the functions that
@@ -13651,7 +13822,7 @@ for told in [*"run exec start commit pull build load import".split(), "network c
     offer(told, ("--explain", "[=all]", "tell each kernel call and why; all: the small ones, too"),
           ("--step", "", "tell, and stop before each stage; s is a shell there"))
 
-# ── 35c. Told from outside ───────────────────────────────────────────────────
+# ── 43. Told from outside ────────────────────────────────────────────────────
 # `explain` tells of any process what of a container it has, whoever made it: Docker, podman,
 # Kubernetes, we, or nobody.  All of it stands in /proc/PID, in its cgroups and in its mount table;
 # what is its own is what differs from the host's first process.
@@ -13998,7 +14169,7 @@ def block_devices(pid):
                     if stat.S_ISBLK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
     return []
 
-# ── 35d. Docker's words ──────────────────────────────────────────────────────
+# ── 44. Docker's words ───────────────────────────────────────────────────────
 # What a docker user types without thinking and what is no command of ours by that name: groups of
 # commands, near misses, and what stays out, which answers with what to use instead.
 
@@ -14103,7 +14274,9 @@ def cmd_system_prune(options, _):
         cmd_volume_prune({"all": False, "force": True}, [])
     cmd_image_prune(options, [])
 
-# ── 36. Main ─────────────────────────────────────────────────────────────────
+offer("create", *(row for row in OPTIONS["run"].values() if row[0] not in OPTIONS["create"]))
+
+# ── 45. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.
 
 GLOBAL_OPTIONS = (
@@ -14156,7 +14329,7 @@ def dispatch(words):
     else:
         name, words = docker_word(words)
     row = COMMANDS[name]
-    rows = (*OPTIONS[name].values(), GLOBAL_OPTIONS[1])
+    rows = (GLOBAL_OPTIONS[1], *OPTIONS[name].values())  # `run -h NAME` is its own
     options, words = parse_options(rows, words, name, row["mixed"])
     if options["help"]:
         return show(help_text(name)) or 0

@@ -2110,6 +2110,33 @@ test_containers_stay() { # images: a container keeps what it wrote until rm, and
   is "$(find "$MYDOCKER_ROOT/containers" -mindepth 1)" ''
 }
 
+test_shared_with_host() { # run: --pid, --ipc, --uts and --cgroupns host share what they say, and -h,
+  # --domainname, --group-add, --annotation and --label-file are as docker has them
+  local name
+  for name in pid ipc uts cgroup; do
+    is "$("${mydocker[@]}" run "--${name/cgroup/cgroupns}" host --ephemeral \
+      /bin/readlink "/proc/self/ns/$name")" "$(readlink "/proc/self/ns/$name")"
+    [[ $("${mydocker[@]}" run --ephemeral /bin/readlink "/proc/self/ns/$name") != \
+      "$(readlink "/proc/self/ns/$name")" ]]
+  done
+  fails 125 'on container:x: not host or private' run --pid container:x /bin/true
+  fails 125 "can't go with --uts host" run --uts host -h x /bin/true
+  printf '# a comment\na=b\n\n' >labels
+  run 0 run -d --name "t$n" -h box --domainname dom --group-add 4711 --annotation x=y \
+    --label-file labels --ephemeral /bin/sh -c 'hostname; cat /proc/sys/kernel/domainname; id -G
+      sleep 1000'
+  wait_for has_logs "t$n" 4711
+  run 0 logs "t$n"
+  is "$out" $'box\ndom\n0 4711'
+  is "$("${mydocker[@]}" inspect -f '{{.Config.Labels.a}} {{.Spec.annotations.x}}' "t$n")" 'b y'
+  run 0 rm -f "t$n"
+  fails 125 'mydocker.. is taken' run --annotation mydocker.init=true /bin/true
+}
+
+has_logs() { # has_logs CONTAINER REGEX
+  "${mydocker[@]}" logs "$1" | grep -E -e "$2" >"$scratch/found"
+}
+
 # ── 10. Privileges ─────────────────────────────────────────────────────────
 
 test_user_errors() { # fail: a user or group that isn't known, or makes no sense, is named
@@ -4815,6 +4842,31 @@ test_full_disk_ends() { # life: on a full disk, containers that end are shown, a
   like "$(<errs)" 'mydocker: start, on [^ ]*: .*no space left'
 }
 
+test_create() { # life: create makes what `run` would, and start starts it; what fails to start stays
+  need overlay
+  own_state
+  small_root root
+  make_image "t$n:1"
+  run 0 create --name "t$n" -e A=b --hostname h "t$n:1" /bin/sh -c 'echo "$A $(hostname)"; exit 3'
+  like "$out" '^[0-9a-f]{64}$'
+  is "$("${mydocker[@]}" ps -a --format '{{.Names}} {{.State}} {{.Status}}')" "t$n created Created"
+  run 3 start -a "t$n"
+  is "$out" 'b h'
+  run 3 start -a "t$n"
+  run 0 rm "t$n"
+  run 0 create --name "t$n" "t$n:1" /nonexistent
+  fails 127 'no such file' start "t$n"
+  is "$("${mydocker[@]}" ps -a --format '{{.Names}}')" "t$n"
+  run 0 rm "t$n"
+  run 0 create --name "t$n" --rm "t$n:1" /bin/sh -c :
+  run 0 start -a "t$n"
+  is "$("${mydocker[@]}" ps -aq)" ''
+  mkdir bundle && cd bundle
+  echo '{}' >config.json
+  fails 125 'config.json' create x
+  fails 125 'no command given' create --name "t$n" "t$n:1" # an image, though there is a bundle
+}
+
 
 # ── 16. Volumes and cp ─────────────────────────────────────────────────────
 
@@ -6515,6 +6567,31 @@ test_commit() { # images: commit makes a layer of what a container made, changed
   nothing_kept
 }
 
+test_images_filters() { # images: a name, --filter, --no-trunc and --digests; inspect --type;
+  # --volumes-from
+  need overlay
+  own_state
+  small_root root
+  make_image "t$n:1" -c 'LABEL a=b'
+  make_image "u$n:2"
+  is "$("${mydocker[@]}" images --format '{{.Repository}}' "t$n")" "t$n"
+  is "$("${mydocker[@]}" images --format '{{.Tag}}' -f label=a=b)" 1
+  is "$("${mydocker[@]}" images --format '{{.Tag}}' -f 'reference=u*')" 2
+  is "$("${mydocker[@]}" images -qf dangling=true)" ''
+  like "$("${mydocker[@]}" images -q --no-trunc "t$n")" '^sha256:[0-9a-f]{64}$'
+  like "$("${mydocker[@]}" images --digests)" 'DIGEST .*sha256:'
+  fails 125 'on colour: not dangling' images -f colour=red
+  run 0 inspect --type image "t$n:1"
+  fails 125 'no such container' inspect --type container "t$n:1"
+  run 0 run --name "t$n" -v "v$n:/data" -v "$PWD:/here:ro" "t$n:1" /bin/sh -c 'echo x >/data/file'
+  run 0 run --rm --volumes-from "t$n:ro" "u$n:2" /bin/sh -c '
+    cat /data/file; ls /here; echo >/data/y || echo read-only'
+  like "$out" $'^x\n.*root.*read-only$'
+  run 0 inspect --type volume "v$n"
+  run 0 rm -v "t$n"
+  run 0 volume rm "v$n"
+}
+
 test_history_and_diff() { # images: history has the steps, diff what a container added, changed and
   # deleted; rename; image prune removes what has no name, or what nobody uses
   need overlay
@@ -7659,6 +7736,607 @@ test_registry_retry_after() { # registry: Retry-After may be a date or nonsense,
     ended 130
     is "$(wc -l <err)" 1
   done
+}
+
+# built ARG...: `mydocker build --network none ARG...` succeeds; $out is the id, $err what it says.
+built() {
+  run 0 build --network none "$@"
+  like "$out" '^sha256:[0-9a-f]{64}$'
+}
+
+nothing_of_build() { # no container, no half a layer and no mount is left
+  nothing_on_record
+  is "$(find state/layers -maxdepth 1 -name 'tmp*')" ''
+  is "$(grep -F "$PWD/state" /proc/self/mountinfo || :)" ''
+}
+
+test_build_cache() { # build: what is the same is taken from the cache, times don't count; stages that
+  # aren't needed are left out
+  need overlay
+  local first
+  make_image base:1
+  mkdir dir
+  echo one >dir/file
+  printf '%s\n' 'FROM base:1 AS first' 'ARG WHO=me' 'ENV A=b' 'COPY dir /dir' \
+    'RUN echo "$WHO $A"; echo "$WHO" >/who' 'FROM base:1 AS unused' 'RUN false' 'FROM first' \
+    'COPY --from=first /who /copy' >Dockerfile
+  built -t app:1 .
+  first=$out
+  like "$err" '#[0-9]+ [0-9.]+ me b'
+  like "$err" 'naming to docker.io/library/app:1'
+  unlike "$err" 'CACHED|unused'
+  touch dir/file dir
+  built -t app:1 .
+  is "$out" "$first"
+  is "$(grep -c CACHED <<<"$err")" 3
+  built --build-arg WHO=you -t app:1 .
+  is "$(grep -c CACHED <<<"$err")" 1
+  like "$err" '[0-9.]+ you b'
+  run 0 run --rm --network none app:1 cat /copy
+  is "$out" you
+  chmod 600 dir/file
+  built .
+  unlike "$err" CACHED
+  echo two >dir/file
+  built -q .
+  is "$err" ''
+  built --no-cache .
+  unlike "$err" CACHED
+  fails 1 'build, on Dockerfile line 7, RUN: "false" ended with 1' build -q --target unused .
+  nothing_of_build
+  run 0 build -q --network none -t app:1 --iidfile id --label x=y --target FIRST .
+  is "$(<id)" "$out"
+  run 0 inspect -f '{{.Config.Labels}}' app:1
+  is "$out" '{"x": "y"}'
+}
+
+test_build_failures() { # build: a failure names file, line and instruction, has docker's status, and
+  # leaves nothing but the cache
+  local line status why
+  need overlay
+  make_image base:1
+  touch file
+  while IFS='|' read -r status line why; do
+    printf 'FROM base:1\n# comment\n\n%b\n' "$line" >Dockerfile
+    fails "$status" "build, on Dockerfile line 4, $why" build --network none -q .
+    one_line "$why"
+  done <<'CASES'
+3|RUN exit 3|RUN: "exit 3" ended with 3
+127|RUN ["/nosuch"]|RUN: exec, on /nosuch: no such file or directory
+125|COPY missing /x|COPY: missing: no such file or directory in the context
+125|COPY mis* /x|COPY: mis\*: no such file or directory
+125|COPY file|COPY: it needs what to copy, and where to
+125|COPY --from=base:nosuch file /x|COPY: .*base
+125|COPY --chown=nobody file /x|COPY: nobody: there is no nobody in the image
+125|COPY --what=1 file /x|COPY: unknown flag --what
+125|COPY file /etc/passwd/|COPY: .*not a directory
+125|COPY . /etc/passwd|COPY: .*a directory can't replace what is there
+125|COPY file Dockerfile /new|COPY: several things are copied, so /new must end with /
+125|NONSENSE x|NONSENSE: there is no such instruction
+125|ENV A=${B|ENV: bad substitution of B
+125|ENV A="${B:?is needed}"|ENV: B: is needed
+125|RUN <<END\nfoo|RUN: the here-document <<END has no end
+125|RUN --mount=type=ssh true|RUN: --mount=type=ssh: no agent is passed on
+125|RUN --mount=type=secret,id=x,required=true true|RUN: --mount: there is no secret x
+125|EXPOSE abc|EXPOSE: abc is no port
+125|HEALTHCHECK --interval=soon CMD x|HEALTHCHECK: --interval=soon is no duration
+125|WORKDIR /etc/passwd|WORKDIR: /etc/passwd is not a directory
+CASES
+  nothing_of_build
+  fails 125 'build, on --ssh: no agent is passed on' build --ssh default .
+  fails 125 'build, on nosuch: no such file or directory' build nosuch
+  fails 125 'build, on https://x.example/y.git: a context from the network' \
+    build https://x.example/y.git
+  fails 125 'build, on nosuch: no such file' build -f nosuch .
+  fails 125 'build, on --target nosuch: no such stage' build --target nosuch .
+  printf 'RUN x\n' >Dockerfile
+  fails 125 "Dockerfile line 1, RUN: it can't stand before the first FROM" build .
+}
+
+test_build_interrupted() { # build: a build that is interrupted leaves nothing but its cache
+  local signal
+  need overlay
+  make_image base:1
+  printf '%s\n' 'FROM base:1' 'RUN echo made >/made' 'RUN echo sleeps; sleep 1000' >Dockerfile
+  for signal in 2 15; do
+    start build --network none .
+    wait_for has err '[0-9.]+ sleeps'
+    kill "-$signal" "$pid"
+    ended $((128 + signal))
+    nothing_of_build
+  done
+}
+
+test_build_hostile() { # build: no link of the context, of a base image or of an archive leads out
+  need overlay tar
+  echo secret >secret
+  mkdir outside context
+  small_root root
+  ln -s "$PWD/outside" root/out
+  ln -s / root/top
+  make_image base:1
+  ln -s "$PWD/secret" context/link
+  ln -s .. context/up
+  ln -s "$PWD/outside" context/out
+  printf 'FROM base:1\nCOPY link /x\n' >context/Dockerfile
+  fails 125 'link: no such file or directory in the context' build -q context
+  printf 'FROM base:1\nCOPY up/secret /x\n' >context/Dockerfile
+  fails 125 'up/secret: no such file' build -q context
+  printf 'FROM base:1\nCOPY ../secret /x\n' >context/Dockerfile
+  fails 125 'secret: no such file' build -q context
+  echo here >context/file
+  printf '%s\n' 'FROM base:1' 'COPY file /out/' 'COPY file /top/../top/etc/new' 'WORKDIR /out/dir' \
+    'RUN echo x >/out/y' 'ADD evil.tar /evil/' >context/Dockerfile
+  "$PYTHON" -I - context/evil.tar "$PWD/outside" <<'PYTHON'
+import io, sys, tarfile
+with tarfile.open(sys.argv[1], "w") as file, tarfile.open(sys.argv[1] + "2", "w") as worse:
+    link = tarfile.TarInfo("l")
+    link.type, link.linkname = tarfile.SYMTYPE, sys.argv[2]
+    file.addfile(link)
+    worse.addfile(link)
+    worse.addfile(tarfile.TarInfo("l/planted"), io.BytesIO())
+    file.addfile(tarfile.TarInfo("/absolute"), io.BytesIO())
+PYTHON
+  built -t app:1 context
+  is "$(ls outside)" ''
+  run 0 run --rm --network none app:1 /bin/sh -c 'cat /etc/new; ls /evil'
+  is "$out" $'here\nabsolute\nl'
+  printf 'FROM base:1\nADD evil.tar2 /evil/\n' >context/Dockerfile
+  fails 125 'ADD: unpack, on l/planted: no such file' build -q context
+  is "$(ls outside)" ''
+  tar -C outside -cPf context/evil.tar2 --transform 's,^,../../,' ../secret
+  fails 125 'ADD: .*".." that leads out' build -q context
+  nothing_of_build
+}
+
+test_build_words() { # build: here-documents, variables, mounts and secrets are as docker has them
+  need overlay
+  make_image base:1
+  echo sesame >token
+  cat >Dockerfile <<'FILE'
+# escape=`
+FROM base:1
+ARG A=x
+ENV E=/usr/local/bin/tool.tar.gz
+LABEL l1=${E#*/} l2=${E##*/} l3=${E%.*} l4=${E%%.*} l5=${E/tool/other} l6=${E//l/L} `
+  # in between
+  l7=${N:-${A}y} l8=${N-none} l9=${A:+"q r"} l10='$A' l11=`$A
+RUN <<END
+echo one >/one
+echo $A >>/one
+END
+RUN <<-'END'
+	#!/bin/sh
+	echo "$0 $A" >/two
+	END
+RUN cat <<X >/three && cat <<Y >>/three
+first
+X
+second
+Y
+COPY --chmod=600 <<expanded <<'raw' /docs/
+$A ${E}
+expanded
+$A
+raw
+RUN --mount=type=secret,id=token,mode=0444 cat /run/secrets/token >/four
+RUN --mount=type=secret,id=token,env=TOKEN echo $TOKEN >/five
+RUN --mount=type=cache,target=/c,id=shared echo x >>/c/log; cat /c/log >/six
+RUN --mount=type=cache,target=/d,id=shared echo y >>/d/log; cat /d/log >/seven
+RUN --mount=target=/b,rw cat /b/token >/eight && echo changed >/b/token
+FILE
+  built --secret id=token,src=token -t app:1 .
+  run 0 run --rm --network none app:1 /bin/sh -c 'cd / && cat one two three docs/expanded docs/raw \
+    four five six seven eight; ls -d /c /d /b /run || :'
+  is "$out" "$(printf '%s\n' one x '/dev/pipes/END x' first second 'x /usr/local/bin/tool.tar.gz' \
+    '$A' sesame sesame x x y sesame)"
+  is "$(<token)" sesame
+  run 0 inspect -f '{{.Config.Labels}}' app:1
+  is "$out" '{"l1": "usr/local/bin/tool.tar.gz", "l2": "tool.tar.gz", "l3": "/usr/local/bin/tool.tar", '"$(
+    )"'"l4": "/usr/local/bin/tool", "l5": "/usr/local/bin/other.tar.gz", '"$(
+    )"'"l6": "/usr/LocaL/bin/tooL.tar.gz", "l7": "xy", "l8": "none", "l9": "q r", "l10": "$A", '"$(
+    )"'"l11": "$A"}'
+  grep -rqF sesame state/layers state/built state/volumes || fail 'the layers have it'
+  is "$(grep -rlF sesame state/built state/volumes || :)" ''
+}
+
+test_build_sources() { # build: the context is a directory, a tar or nothing, the Dockerfile anywhere
+  local first
+  need overlay
+  make_image base:1
+  mkdir context
+  echo kept | tee context/{a,b,ignored} >context/c
+  echo ignored >context/.dockerignore
+  printf '%s\n' 'FROM base:1' 'COPY . /all/' >context/Dockerfile
+  built -q context
+  first=$out
+  built -q -f - context <context/Dockerfile
+  is "$out" "$first"
+  tar -C context -czf context.tar.gz .
+  built -q context.tar.gz
+  is "$out" "$first"
+  built -q - <context.tar.gz
+  is "$out" "$first"
+  mv context/Dockerfile other
+  echo '[ab]' >other.dockerignore
+  built -q -t other:1 -f other context
+  run 0 run --rm --network none other:1 /bin/sh -c 'echo /all/* /all/.d*'
+  is "$out" '/all/c /all/ignored /all/.dockerignore'
+  run 0 build -q - <<<$'FROM base:1\nENV A=b'
+  like "$out" '^sha256:'
+}
+
+test_build_reproducible() { # build: with SOURCE_DATE_EPOCH the same context has the same ids, anywhere
+  need overlay
+  local ids=()
+  small_root root
+  find root -exec touch -h -d @1500000000 {} +
+  tar -cf root.tar --sort=name -C root .
+  printf '%s\n' 'FROM base:1' 'RUN echo new >/new; mkdir /dir' 'COPY file /etc/' 'WORKDIR /w' >Dockerfile
+  for n in 1 2; do
+    export MYDOCKER_ROOT=$PWD/state$n SOURCE_DATE_EPOCH=1700000000
+    echo content >file
+    if ((n == 1)); then
+      run 0 import root.tar base:1
+      run 0 save -o base.tar base:1
+    else
+      run 0 load -i base.tar
+    fi
+    built -q -t app:1 .
+    ids+=("$out")
+    rm file
+  done
+  is "${ids[0]}" "${ids[1]}"
+  run 0 inspect -f '{{.Created}}' app:1
+  is "$out" 2023-11-14T22:13:20Z
+  run 0 run --rm --network none app:1 /bin/sh -c 'ls -ln --full-time /new /etc/file 2>/dev/null || :'
+}
+
+test_build_url() { # build: ADD fetches by http, and --checksum says what it must be
+  need overlay
+  local sum
+  make_image base:1
+  mkdir web context
+  echo payload >web/file.txt
+  sum=$(sha256sum web/file.txt)
+  "$PYTHON" -I -c '
+import functools, http.server, sys
+serve = functools.partial(http.server.SimpleHTTPRequestHandler, directory="web")
+server = http.server.HTTPServer(("127.0.0.1", 0), serve)
+print(server.server_port, flush=True)
+server.serve_forever()' >port 2>log &
+  wait_for test -s port
+  printf '%s\n' 'FROM base:1' "ADD --checksum=sha256:${sum%% *} http://127.0.0.1:$(<port)/file.txt /x/" \
+    >context/Dockerfile
+  built -q -t app:1 context
+  run 0 run --rm --network none app:1 cat /x/file.txt
+  is "$out" payload
+  echo changed >web/file.txt
+  fails 125 'its sha256 is' build -q context
+  sed -i 's/file.txt/nosuch/' context/Dockerfile
+  fails 125 'the server says 404' build -q context
+}
+
+# build_context DIR: files as projects have them, for the Dockerfiles of build_files.
+build_context() {
+  mkdir -p "$1"/{src/deep/er,conf.d,'with space',empty,node_modules/x,rootfs/{usr/bin,lib,etc}}
+  (
+    cd "$1" || exit
+    printf '{"name": "app"}\n' | tee package.json >package-lock.json
+    echo 'print("app")' >src/app.py
+    echo module >src/deep/er/mod.py
+    for file in a b c; do echo "$file=1" >"conf.d/$file.conf"; done
+    echo notes >conf.d/README.md
+    echo spaced >'with space/two words.txt'
+    echo 'ä' >'ünïcode.txt'
+    echo dependency >node_modules/x/index.js
+    printf '#!/bin/sh\necho entry "$@"\n' >entrypoint.sh
+    chmod 755 entrypoint.sh
+    chmod 700 conf.d
+    ln -s app.py src/link.py
+    ln -s /etc/passwd src/absolute
+    ln -s missing src/dangling
+    ln src/app.py src/hard.py
+    echo tool >rootfs/usr/bin/tool
+    echo lib >rootfs/lib/libx.so
+    echo motd >rootfs/etc/motd
+    echo secret >.env
+    printf '%s\n' '# what needn'"'"'t be there' '*.md' '!keep.md' 'node_modules' '.env' '**/*.pyc' \
+      'ignored/**' '!ignored/but/this' '/cache?' >.dockerignore
+    mkdir -p ignored/but/this ignored/other cache1 sub/cache1
+    echo this | tee ignored/but/this/file ignored/other/file sub/cache1/x >cache1/x
+    echo kept | tee keep.md >drop.md
+    touch src/a.pyc src/deep/b.pyc
+    truncate -s 1M sparse
+    tar -czf src.tar.gz --owner=7 --group=8 -C src deep app.py
+    tar -cf plain.tar -C conf.d a.conf
+    find . -exec touch -h -d @1600000000 {} +
+  )
+}
+
+# build_files: Dockerfiles shaped like the real world's, each behind a line "=== NAME".
+build_files() {
+  cat <<'FILES'
+=== python-app
+FROM base:1
+ENV PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=off \
+    # a comment in between
+    APP_HOME=/srv/app
+WORKDIR $APP_HOME
+COPY package.json package-lock.json ./
+RUN mkdir -p /var/lib/app && cat package.json > /var/lib/app/installed && chmod 750 /var/lib/app
+COPY src/ ./src/
+EXPOSE 8000 9000/udp
+CMD ["python", "src/app.py"]
+=== node-app
+FROM base:1
+WORKDIR /usr/src/app
+COPY package*.json ./
+RUN mkdir node_modules && echo built > node_modules/built
+COPY . .
+USER user
+ENTRYPOINT ["./entrypoint.sh"]
+CMD ["start"]
+=== go-multistage
+ARG BASE=base
+FROM ${BASE}:1 AS builder
+WORKDIR /build
+COPY src src
+RUN mkdir out && cat src/app.py > out/app && chmod 755 out/app
+FROM scratch AS unused
+COPY src /nowhere
+FROM scratch
+COPY --from=builder /build/out/app /app
+COPY --from=0 /etc/passwd /etc/passwd
+USER 65532:65532
+ENTRYPOINT ["/app"]
+=== arg-in-from
+ARG TAG=1
+ARG NAME=base
+FROM $NAME:$TAG AS first
+ARG TAG
+ARG OTHER=${TAG}-other
+RUN echo "$TAG $OTHER" > /args
+FROM first
+ARG OTHER=new
+RUN echo "$OTHER" > /args2
+=== chown-by-name
+FROM base:1
+COPY --chown=user:root conf.d /conf/
+COPY --chown=user src/app.py /home/user/app/
+COPY --chown=12:34 package.json /n/
+COPY --chown=user:user --chmod=600 package.json /m/p.json
+=== wildcards
+FROM base:1
+COPY conf.d/*.conf /etc/conf.d/
+COPY conf.d/?.con[f] /etc/q/
+COPY src/*.py entrypoint.sh /py/
+=== linked-directories
+FROM base:1
+RUN mkdir -p /data/real /srv && ln -s /data/real /srv/link && ln -s ../data /srv/up
+COPY package.json /srv/link/
+COPY src /srv/link/src
+COPY conf.d/a.conf /srv/up/real/
+WORKDIR /srv/link
+COPY conf.d/b.conf .
+=== copy-contents
+FROM base:1
+WORKDIR /w
+COPY src/ .
+COPY src/deep ./deep2
+COPY empty/ ./empty/
+=== dockerignore
+FROM base:1
+COPY . /all/
+=== workdir-chain
+FROM base:1
+WORKDIR /a
+WORKDIR b
+COPY package.json .
+WORKDIR ../c/./d
+ENV SUB=e
+WORKDIR $SUB/${NONE:-f}
+RUN pwd > pwd
+=== unicode
+FROM base:1
+COPY ünïcode.txt /tmp/übung/
+COPY ["with space/two words.txt", "/spaced dir/"]
+LABEL "größe"="zwölf" plain=yes
+=== labels
+FROM base:1
+LABEL a=1 b="two words" c='single $A'
+LABEL old style label
+LABEL multi="one \
+two"
+MAINTAINER Some One <one@example.com>
+=== env-forms
+FROM base:1
+ENV A=1 B="x  y" C=x\ y D='$A'
+ENV E=$A F=${A}b G=${Z:-dflt} H=${A:+alt} I="${A}" J=\$A
+ENV K  legacy value with  spaces
+ENV L=${B} M="a'b"
+RUN echo "$A|$B|$C|$D|$E|$F|$G|$H|$I|$J|$K|$L|$M" > /env
+=== shell
+FROM base:1
+SHELL ["/bin/sh", "-ec"]
+RUN echo one > /one; \
+    echo two >> /one
+ENTRYPOINT ["sh"]
+=== entrypoint-resets
+FROM base:1
+CMD ["one"]
+ENTRYPOINT ["/bin/sh"]
+CMD ["two"]
+=== volume-user
+FROM base:1
+RUN mkdir /data /more "/json list"
+VOLUME /data /more
+VOLUME ["/json list"]
+USER 1234:5678
+RUN echo mine > /tmp/mine
+STOPSIGNAL SIGQUIT
+=== healthcheck
+FROM base:1
+HEALTHCHECK --interval=5m --timeout=3s --start-period=1m --retries=4 CMD cat /etc/passwd || exit 1
+=== add-archives
+FROM base:1
+ADD src.tar.gz /tarred/
+ADD plain.tar /tarred/more/
+COPY plain.tar /untouched.tar
+ADD package.json /added/
+=== deletions
+FROM base:1
+RUN mkdir -p /d/x /e && echo 1 > /d/x/1 && echo 2 > /d/2 && echo 3 > /e/3
+RUN rm -r /d/x /e/3 && mkdir /d/x && echo new > /d/x/new
+RUN rm -r /e && chmod 700 /d && mv /d/2 /d/3
+=== cache-mount
+FROM base:1
+RUN mkdir /tmp/pkg
+RUN --mount=type=cache,target=/tmp/pkg echo x > /tmp/pkg/x && cat /tmp/pkg/x > /got
+RUN --mount=type=tmpfs,target=/scratch touch /scratch/x && ls /scratch > /listing
+=== bind-mount
+FROM base:1 AS tools
+RUN mkdir /tools && echo tool > /tools/tool
+FROM base:1
+RUN mkdir /tmp/tools
+RUN --mount=type=bind,from=tools,source=/tools,target=/tmp/tools cat /tmp/tools/tool > /used
+=== links-and-modes
+FROM base:1
+RUN ln -s /etc/passwd /link && ln /etc/group /hard && mkdir -m 1777 /sticky && touch /f && \
+    chmod 2755 /f
+COPY --from=base:1 /tmp /tmp2
+COPY src/link.py /followed
+=== rootfs-overlay
+FROM base:1
+COPY rootfs /
+COPY rootfs/etc /etc
+=== comments
+# syntax=docker/dockerfile:1
+
+# a comment
+FROM base:1
+# another
+RUN echo a \
+# in the middle
+
+  && echo b > /ab
+    COPY package.json /indented
+run echo lower > /case
+=== escape
+# escape=`
+FROM base:1
+RUN echo back\\slash > /e && `
+    echo two >> /e
+=== scratch-only
+FROM scratch
+COPY package.json /a/b/
+COPY src/app.py /
+WORKDIR /w
+COPY src/app.py .
+ENV A=b
+CMD ["/a"]
+=== onbuild-child
+FROM onbuild:1
+RUN echo child > /child
+FILES
+  local i
+  printf '=== many-instructions\nFROM base:1\n'
+  for i in {1..30}; do
+    printf 'ENV N%d=%d\nLABEL l%d=%d\nCOPY package.json /many/%d\n' "$i" "$i" "$i" "$i" "$i"
+  done
+  echo 'RUN echo $N1$N30 > /many/all'
+}
+
+# like_peer NAME: our image of that name and podman's hold the same tree and the same config.
+like_peer() {
+  "$PYTHON" -I - "$PWD/ours/$1" "$PWD/theirs/$1" <<'PYTHON'
+import hashlib, json, os, stat, sys
+
+def tree(top):
+    found, top = {}, os.path.realpath(top)
+    for folder, names, files in os.walk(top):
+        for name in [folder] + [os.path.join(folder, name) for name in names + files]:
+            info, what = os.lstat(name), ""
+            if stat.S_ISREG(info.st_mode):
+                with open(name, "rb") as file:
+                    what = info.st_size, hashlib.sha256(file.read()).hexdigest()
+            elif stat.S_ISLNK(info.st_mode):
+                what = os.readlink(name)
+            xattrs = {key: os.getxattr(name, key, follow_symlinks=False).hex()
+                      for key in os.listxattr(name, follow_symlinks=False)
+                      if key.startswith(("user.", "security.capability"))}
+            found[os.path.relpath(name, top)] = (
+                oct(info.st_mode), info.st_uid, info.st_gid, info.st_rdev, what, xattrs)
+    return found
+
+def config(path):
+    with open(path) as file:
+        value = json.load(file)
+    known = ("Env Cmd Entrypoint User WorkingDir Labels ExposedPorts Volumes Healthcheck "
+             "StopSignal Shell OnBuild").split()
+    found = {key: value.get(key) or None for key in known}
+    found["Env"] = sorted(found["Env"] or [])
+    found["Labels"] = {key: text for key, text in (found["Labels"] or {}).items()
+                       if not key.startswith("io.buildah")}
+    return found
+
+bad = 0
+for what, read, end in (("tree", tree, "/root"), ("config", config, "/config")):
+    ours, theirs = (read(top + end) for top in sys.argv[1:])
+    for key in sorted({*ours, *theirs}):
+        if ours.get(key) != theirs.get(key):
+            bad = 1
+            print(what, repr(key), "\n  ours  ", ours.get(key), "\n  theirs", theirs.get(key))
+sys.exit(bad)
+PYTHON
+}
+
+compared() { # compared NAME: mount both, ours loaded by podman, and compare
+  local name=$1 got=0
+  mkdir -p "ours/$name" "theirs/$name"
+  "${mydocker[@]}" save -o ours.tar "$name:1"
+  "${podman[@]}" load -q -i ours.tar >loaded
+  ln -s "$("${podman[@]}" image mount "docker.io/library/$name:1")" "ours/$name/root"
+  ln -s "$("${podman[@]}" image mount "localhost/$name:1")" "theirs/$name/root"
+  "${podman[@]}" image inspect -f '{{json .Config}}' "docker.io/library/$name:1" \
+    >"ours/$name/config"
+  "${podman[@]}" image inspect -f '{{json .Config}}' "localhost/$name:1" >"theirs/$name/config"
+  like_peer "$name" >differences || got=1
+  sed "s/^/$name: /" differences >&2
+  "${podman[@]}" image umount -f "docker.io/library/$name:1" "localhost/$name:1" >umounted
+  return "$got"
+}
+
+test_build_peers() { # build: trees and configs are podman's, for Dockerfiles shaped like the real
+  # world's
+  local name line different=''
+  need overlay
+  peer_podman
+  podman=("${podman[@]/vfs/overlay}")
+  small_root root
+  mkdir root/{dev,proc,run,sys} # what the two need for mounts, they needn't make
+  touch root/etc/{hosts,hostname,resolv.conf}
+  make_image base:1
+  tar -C root -c . | "${podman[@]}" import -q - localhost/base:1
+  build_context context
+  mkdir files ours theirs
+  while IFS= read -r line; do
+    if [[ $line == '=== '* ]]; then
+      name=${line#=== }
+    else
+      printf '%s\n' "$line" >>"files/$name"
+    fi
+  done < <(build_files)
+  printf '%s\n' 'FROM base:1' 'ONBUILD COPY package.json /onbuild/' \
+    'ONBUILD RUN echo trigger > /triggered' >files/onbuild
+  for name in onbuild $(cd files && printf '%s\n' * | grep -vx onbuild); do
+    run 0 build -q --network none -f "files/$name" -t "$name:1" context
+    "${podman[@]}" build -q --format docker --isolation chroot -f "files/$name" \
+      -t "localhost/$name:1" context >id 2>err || fail "podman: $name: $(<err)"
+    compared "$name" || different+=" $name"
+  done
+  is "$different" ''
 }
 
 # ── 23. Networks ───────────────────────────────────────────────────────────
@@ -8825,7 +9503,7 @@ END
   echo '{' >config.json
   fails 125 'config.json: bad JSON' create t
   rm config.json
-  fails 125 'config.json' create t
+  fails 125 'config.json' create --bundle . t
   fails 125 'not a container.s id' create ../t
   fails 125 'not a container.s id' run --bundle . ../t
   is "$(find state -mindepth 2)" ''
@@ -9318,7 +9996,7 @@ c['mounts'].append({'destination': '/dev/.', 'type': 'bind', 'source': '$PWD/emp
 }
 
 test_oci_foreign_sysctls() { # oci: a setting of a namespace that is the host's is refused, in whatever way it is the host's
-  local name kind domain before
+  local name kind file before
   before=$(cat /proc/sys/kernel/{msgmax,domainname} /proc/sys/net/ipv4/ip_forward)
   while read -r name kind file; do
     oci_bundle
@@ -9387,9 +10065,8 @@ test_oci_start_says() { # oci: start fails where the command can't be executed a
 test_passwd_no_file() { # user: an /etc/passwd or /etc/group that is no file is an empty one, in whatever way it came to be
   local kind file
   make_image "t$n:1"
-  for kind in mkdir mkfifo 'mknod_null' 'ln -s /etc/nowhere' 'ln -s passwd' 'ln -s /proc/self/fd/0'; do
+  for kind in mkdir mkfifo zero_device 'ln -s /etc/nowhere' 'ln -s passwd' 'ln -s /proc/self/fd/0'; do
     for file in passwd group; do
-      mknod_null() { mknod "$1" c 1 5; } # zero never ends
       [[ $kind != *passwd || $file == passwd ]] || continue
       rm -rf root "d$n"
       small_root root
@@ -9412,6 +10089,10 @@ test_passwd_no_file() { # user: an /etc/passwd or /etc/group that is no file is 
   run 0 stop -t 0 "d$n"
   run 0 start "d$n" # its user is a number
   run 0 rm -f "d$n"
+}
+
+zero_device() { # zero_device FILE: one that never ends
+  mknod "$1" c 1 5
 }
 
 test_terminal_escapes() { # main: nothing that images and labels say steers a terminal
@@ -10746,7 +11427,7 @@ test_nothing_left() { # main: nothing is left behind on this host
 test_old_python() { # main: a Python that is too old shows the line that says which one is needed
   local old found=''
   for old in python2.7 python3.6 python3.7; do
-    type -P "$old" || continue
+    "$old" -c pass || continue # it may be a name only
     found=1
     ! "$old" "$here/mydocker.py" --version 2>err || fail "$old took it"
     has err 'mydocker needs Python 3.8 or later'
