@@ -2564,7 +2564,8 @@ def make_spec(options, words, plan):
                           and os.path.isdir(row["destination"])]  # /dev stays the host's
     spec["mounts"] += volume_rows(options, image, own_root)
     plan_confinement(spec, options)
-    plan_ids(spec, options)
+    if options["userns"]:
+        plan_ids(spec, options)
     plan_sharing(spec, options)
     return spec
 
@@ -4810,11 +4811,14 @@ def make_user_namespace():
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     pid, helper = os.getpid(), os.fork()  # the child, to write the ids from outside
     if not helper:
-        ours.close()
-        if receive(theirs)[0] == "map":
-            for kind in rows:
-                attempt(lambda kind=kind: write_ids(pid, kind, rows[kind]))
-        os._exit(0)
+        try:
+            ours.close()
+            if receive(theirs)[0] == "map":
+                for kind in rows:
+                    with tolerate():  # then it goes on with one id
+                        write_ids(pid, kind, rows[kind])
+        finally:
+            os._exit(0)
     theirs.close()
     try:
         os.unshare(CLONE_NEWUSER)  # root in it has no power outside
@@ -4852,16 +4856,15 @@ def given_ids(kind):
                 yield tuple(map(int, numbers))
 
 def write_ids(pid, kind, rows):
-    """Say what the ids in that process's user namespace are; False if nobody lets us."""
+    """Say what the ids in that process's user namespace are, if somebody lets us."""
     if os.geteuid() == 0:
         write_value(f"/proc/{pid}/{kind}_map", "\n".join("%d %d %d" % row for row in rows))
-        return True
+        return
     found = [path for path in (f"{top}/new{kind}map" for top in PROGRAMS) if os.path.exists(path)]
-    if not found or len(rows) == 1:
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without it, it goes on with one id
-    words = [str(number) for row in rows for number in row]
-    return os.spawnv(os.P_WAIT, found[0], [found[0], str(pid), *words]) == 0
+    if found and len(rows) > 1:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without what it says, one id will do
+        words = [str(number) for row in rows for number in row]
+        os.spawnv(os.P_WAIT, found[0], [found[0], str(pid), *words])
 
 def squash_owner(entry):
     """Let an entry of an archive belong to an owner that our user namespace has; said once."""
@@ -4934,6 +4937,10 @@ def pasta_words(place, ports):
             words += [option, text]
     return [*words, "--netns", place]
 
+def pasta_servers():
+    """The name servers of a container where none of the host's can be reached but by pasta."""
+    return [PASTA_DNS]
+
 def become_pasta(words, log):
     """In the child: execute pasta, with nothing of ours but a file for what it says."""
     prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # when its container's monitor dies, so does it
@@ -4993,8 +5000,8 @@ offer("run", ("--userns", "MODE", "whose ids it has: host, ours, or keep-id, whe
 def plan_ids(spec, options):
     """Write into the spec what its ids are, if they aren't ours.  An image's files can't have two
     owners: the container gets a copy of them."""
-    mode, linux = given(options, "userns", "host"), spec["linux"]
-    if mode not in ("", "host", "keep-id"):
+    mode, linux = options["userns"], spec["linux"]
+    if mode not in ("host", "keep-id"):
         raise Failure(f"--userns, on {mode}: it is host or keep-id")
     if mode != "keep-id":
         return
@@ -12095,7 +12102,7 @@ def host_resolver(record, kind):
         search = search or [text for word, text in lines if word in ("search", "domain")][-1:]
         options = options or [text for word, text in lines if word in ("options", "sortlist")]
     if kind == "pasta" and not servers:
-        servers = [PASTA_DNS]
+        servers = pasta_servers()
     return servers or ["8.8.8.8", "8.8.4.4"], search, options
 
 # Ports
