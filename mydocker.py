@@ -2830,7 +2830,8 @@ class Watch:
         """End the container for good, in the time that it has for that: somebody ends us, as a
         host does that goes down."""
         record = self.monitor["record"]
-        touch_if_there(container_path(record, "stop"))
+        for name in ("stop", "halt"):
+            touch_if_there(container_path(record, name))
         thaw(record["cgroups"])  # nothing frozen takes a signal
         os.kill(self.pid, record["stop_signal"])
         if self.kill_at is None and record["stop_timeout"] >= 0:
@@ -5131,6 +5132,7 @@ def namespace_of(maps):
 #   record.json   the record: id, name, image, created, command; pid while it runs, status after
 #   lock          held by the container's monitor for as long as that lives; its status at the end
 #   stop          there when somebody asked it to end: its restart policy doesn't count
+#   halt          there, too, when that was the host, which went down
 #   container.log, .1, .2    what it said, the oldest last
 #   upper, work   what the container wrote over its image's layers (overlayfs)
 #   rootfs        where its root is mounted, seen from inside only
@@ -5425,6 +5427,22 @@ def container_state(record):
         return "created"  # init waits at its gate
     return "paused" if is_paused(record["cgroups"]) else "running"
 
+def comes_back(record):
+    """True if a container that doesn't run is to be started when the host has started."""
+    path, policy = container_path(record), record["restart"]
+    stopped = os.path.exists(path + "/stop") and not os.path.exists(path + "/halt")
+    return not record["running"] and "started" in record and (
+        policy == "always" or policy == "unless-stopped" and not stopped)
+
+@command("CONTAINER NAME", "give a container another name", takes=(2, 2))
+def cmd_rename(_, words):
+    record = find_container(words[0])
+    check_new_name(words[1], "rename")
+    take_name(words[1], record["id"])
+    old = record["name"]
+    change_record(record, name=words[1])
+    unlink_if_there(state_path("names", old))
+
 # ── 19. Living with containers ───────────────────────────────────────────────
 # What a container does is asked of the kernel each time: its lock says whether it is watched, its
 # first process and that one's start time whether it runs, its cgroups whether it is frozen.
@@ -5439,9 +5457,14 @@ STOP_OPTIONS = (
 @command("[OPTIONS] CONTAINER...", "start containers that have ended, as they were, or one that "
          "`create` made",
          ("-a --attach", "", "stay with it"), ("-i --interactive", "", "with -a: pass input on"),
-        takes=SOME)
+         ("--all-restarting", "", "those that --restart brings back after a reboot"),
+        takes=ANY)
 def cmd_start(options, words):
     sweep_containers()
+    if options["all-restarting"]:
+        words = [record["id"] for record in container_records()[::-1] if comes_back(record)]
+    elif not words:
+        raise Failure("start: it takes CONTAINER...", hint="mydocker start --help")
     if options["attach"] and len(words) == 1:
         return relaunch(find_container(words[0]), options)
     each("start", words, lambda name: start_again(find_container(name)) or name)
@@ -5464,7 +5487,8 @@ def relaunch(record, options, ready=lambda: None):
         record.setdefault("started", 0)  # `create` has made it: it stays, also if this fails
         mark_running(record)
         write_json(path + "/record.json", record)
-    unlink_if_there(path + "/stop")
+    for name in ("/stop", "/halt"):
+        unlink_if_there(path + name)
     write_status(lock, "")
     state = {"spec": spec, "record": record, "lock": lock, "attached": options is not None,
              "interactive": bool(options and options["interactive"])}
@@ -5628,15 +5652,6 @@ def remove_damaged(name, force):
         end_container({"id": container_id, "keep": False,
                        "cgroups": cgroup_dirs(f"mydocker/{container_id}")})
     return True
-
-@command("CONTAINER NAME", "give a container another name", takes=(2, 2))
-def cmd_rename(_, words):
-    record = find_container(words[0])
-    check_new_name(words[1], "rename")
-    take_name(words[1], record["id"])
-    old = record["name"]
-    change_record(record, name=words[1])
-    unlink_if_there(state_path("names", old))
 
 @command("[OPTIONS]", "remove all containers that don't run",
          ("-f --force", "", "without asking, as always"))
@@ -13370,9 +13385,29 @@ def installed_files(words):
     prefix = os.path.abspath(words[0] if words else "/usr/local")
     return f"{prefix}/bin/mydocker", f"{prefix}/lib/mydocker/mydocker.py"
 
+UNIT = "/etc/systemd/system/mydocker.service"
+WANTED = "/etc/systemd/system/multi-user.target.wants/mydocker.service"
+UNIT_TEXT = """[Unit]
+Description=mydocker's containers that come back after a reboot
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+Delegate=yes
+ExecStart={launcher} start --all-restarting
+
+[Install]
+WantedBy=multi-user.target
+"""
+
 @command("[PREFIX]", "put this file, and a launcher that compiles nothing, in place (/usr/local)",
+         ("--systemd", "", "and a unit that starts after a reboot what has --restart always"),
          takes=(0, 1))
-def cmd_install(_, words):
+def cmd_install(options, words):
+    if options["systemd"] and not os.path.isdir(os.path.dirname(UNIT)):
+        raise Failure(f"install, on --systemd: there is no {os.path.dirname(UNIT)}")
     launcher, source = installed_files(words)
     text, python = read_all(sys._getframe().f_code.co_filename), os.path.realpath(sys.executable)
     launch = LAUNCHER.format(python=python, source=source)
@@ -13383,6 +13418,12 @@ def cmd_install(_, words):
     unlink_if_there(source + "c")  # the launcher makes it anew
     if os.spawnv(os.P_WAIT, launcher, [launcher, "--version"]):
         raise Failure(f"install, on {launcher}: it doesn't start")
+    if options["systemd"]:
+        write_file(UNIT, UNIT_TEXT.format(launcher=launcher))
+        os.chmod(UNIT, 0o644)
+        os.makedirs(os.path.dirname(WANTED), exist_ok=True)
+        with tolerate(errno.EEXIST):
+            os.symlink(UNIT, WANTED)
 
 @command("COMMAND...", HIDDEN, takes=SOME, mixed=False)
 def cmd_renew(_, words):
@@ -13398,7 +13439,10 @@ def cmd_renew(_, words):
          takes=(0, 1))
 def cmd_uninstall(_, words):
     launcher, source = installed_files(words)
-    for path in (launcher, source, source + "c"):
+    paths = [launcher, source, source + "c"]
+    if os.path.exists(UNIT) and f"={launcher} " in read_all(UNIT):
+        paths += [WANTED, UNIT]
+    for path in paths:
         unlink_if_there(path)
     with tolerate(errno.ENOENT, errno.ENOTEMPTY):
         os.rmdir(os.path.dirname(source))
@@ -13423,7 +13467,7 @@ OS_CALLS.update(unshare=(("CLONE_",), ()), setns=((None, "CLONE_"), ()),
 OWN_CALLS = {"write_value": "write", "netlink": "netlink", "name_blob": "rename",
              "name_layer": "rename"}  # by the names to show
 FILLING = "make_link make_node mark_whiteout hide_lower place fill dress finish".split()  # layers
-DETAILS = set("openat2 statfs signalfd fchdir fchown pidfd_open".split())  # for --explain=all
+DETAILS = set("openat2 statfs fstatfs signalfd fchdir fchown pidfd_open".split())  # for --explain=all
 REPEATED = set("prctl mknod symlink mkdir rmdir write dup2".split())  # many alike become one line
 FILE_REASONS = {  # what writing to a file of the kernel's does: by its name
     "cgroup.procs": "in it goes, with all the children that it will have",

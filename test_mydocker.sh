@@ -10569,6 +10569,39 @@ test_copied_file() { # root: the file works wherever it is copied to, under any 
   is "$("$PYTHON" "$here/mydocker.py" run /bin/sh -c 'ls -a')" $'.\n..\na dir\nlink\n'$'\xff.py'
 }
 
+test_restart_after_reboot() { # install: --systemd writes a unit that starts what --restart brings back
+  # after a reboot, which is not what somebody stopped; uninstall takes it away
+  need root
+  own_state
+  local name
+  for name in always unless-stopped on-failure; do
+    run 0 run -d --name "$name" --restart "$name" --ephemeral /bin/sleep 1000
+  done
+  run 0 run -d --name stopped --restart unless-stopped --ephemeral /bin/sleep 1000
+  run 0 stop -t 0 stopped always
+  for name in unless-stopped on-failure; do # as a host does that goes down
+    kill -TERM "$("${mydocker[@]}" inspect -f '{{.Record.monitor}}' "$name")"
+    run 0 wait "$name"
+  done
+  fails 125 'it takes CONTAINER' start
+  run 0 start --all-restarting
+  is "$("${mydocker[@]}" ps --format '{{.Names}}' | sort | xargs)" 'always unless-stopped'
+  run 0 start --all-restarting
+  is "$out" ''
+  run 0 rm -f always unless-stopped on-failure stopped
+  unshare --mount --propagation private bash -ec '
+    mkdir -p /etc/systemd; mount -t tmpfs none /etc/systemd
+    if "$@" install --systemd top; then exit 1; fi 2>err
+    mkdir /etc/systemd/system
+    "$@" install --systemd top
+    cat /etc/systemd/system/multi-user.target.wants/mydocker.service >unit
+    "$@" uninstall top
+    ls /etc/systemd/system/*' unit "${mydocker[@]}" >out
+  has err 'install, on --systemd: there is no /etc/systemd/system'
+  has unit "^ExecStart=$PWD/top/bin/mydocker start --all-restarting\$"
+  unlike "$(<out)" 'mydocker.service'
+}
+
 test_install() { # install: a launcher that compiles nothing, until the file or the Python changes;
   # uninstall takes it away
   local launcher=$PWD/top/bin/mydocker code=$PWD/top/lib/mydocker/mydocker.pyc before
