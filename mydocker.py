@@ -4773,8 +4773,11 @@ PASTA_DNS = "169.254.1.1"  # asked there, pasta asks the host's own servers: pod
 def enter_own_user_namespace():
     """Go on as root of a user namespace.  Our mounts stay the host's: in a mount namespace of our
     own /proc/self/exe would name no place that is there."""
-    with blame(f"--root, on {state_path()}: it isn't yours"):
+    try:
         lock = hold(make_dirs(state_path()) + "/inhabitants")
+    except PermissionError:
+        raise Failure(f"--root, on {state_path()}: it is another user's",
+                      hint="sudo, or without MYDOCKER_ROOT and --root") from None
     with lock:
         here = [row for row in inhabitants(lock) if process_start(row[0]) == row[1]]
         if not any(join_user_namespace(pid) for pid, _ in here):

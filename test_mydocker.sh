@@ -4377,7 +4377,7 @@ record["pid"] = int(sys.argv[2])
 json.dump(record, open(sys.argv[1], "w"))
 PYTHON
   fails 125 'on f: it is not running' exec f /bin/sh -c "echo escaped >$PWD/escaped"
-  fails 125 'on f: it is not running' kill f
+  fails 125 'on f: it is not running' kill -s USR1 f
   fails 125 'on f: it is not running' top f
   kill -0 $! # it is still there
   kill -KILL "$(monitor_of f)"
@@ -5218,8 +5218,8 @@ test_cp_read_only() { # cp: nothing is copied into a read-only volume or root
     /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
   echo x >x
-  fails 125 'on x: read-only file system' cp x "c$n:/v/x"
-  fails 125 'on x: read-only file system' cp x "c$n:/etc/x"
+  fails 125 'read-only file system' cp x "c$n:/v/x"
+  fails 125 'read-only file system' cp x "c$n:/etc/x"
   is "$(ls host)" ''
   kill -KILL "$pid"
   ended 137
