@@ -2719,6 +2719,7 @@ def prepare_container(spec, record):
          takes=SOME, mixed=False)
 def cmd_create(options, words):
     """All that `run -d` does before there is a process."""
+    options["detach"] = True
     plan, words = plan_root(options, words)
     plan["network"], plan["wants"] = plan_network(options, plan)
     plan["keep"] = not options["rm"]
@@ -14336,7 +14337,8 @@ def cmd_system_prune(options, _):
         cmd_volume_prune({"all": False, "force": True}, [])
     cmd_image_prune(options, [])
 
-offer("create", *(row for row in OPTIONS["run"].values() if row[0] not in OPTIONS["create"]))
+offer("create", *(row for row in OPTIONS["run"].values() if row[0] not in OPTIONS["create"]
+                  and row[0] not in ("-d --detach", "--keep")))
 
 # ── 45. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.

@@ -1217,11 +1217,14 @@ for cell, below in zip(cells, cells[1:] + [""]):
     elif kind == "command":
         for text in quoted:
             first, _, rest = re.match(r"([a-z]+)( ([a-z|]+)(?= |$))?", text).group(1, 2, 3)
-            rest = rest if first in ("network", "volume") else None
+            rest = rest if first in ("network", "volume", "system", "image") else None
             for command in [f"{first} {word}" for word in rest.split("|")] if rest else [first]:
                 told.setdefault(command, set()).update(names(text))
                 for name in names(text) - set().union(*offered.get(command, [])):
                     print("README.md has an option that there is not:", command, name)
+told["create"] = told.get("create", set()) | told["run"]  # the same options
+for command in told:
+    told[command] |= told["run"] & {"explain", "step"}
 for command in sorted({*told} - {*offered}):
     print("README.md has a command that there is not:", command)
 for command in sorted({*offered} - {*told}):
