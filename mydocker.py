@@ -13309,10 +13309,10 @@ def open_book(book, scope):
     start = int.from_bytes(posix.pread(book, 8, end - 8), "little")
     chapters, functions, known = marshal.loads(posix.pread(book, end - start, start))
 
-    def load(title):
+    def open_chapter(title):
         at, size, needs = chapters.pop(title, (0, 0, ()))
         for other in needs:
-            load(other)
+            open_chapter(other)
         if size:
             if loud:
                 print("mydocker: reads", title, file=sys.stderr)
@@ -13320,14 +13320,14 @@ def open_book(book, scope):
 
     def door(name, title):
         def enter(*args, **named):
-            load(title)
+            open_chapter(title)
             return scope[name](*args, **named)
         return enter
 
     scope.update({name: door(name, title) for name, title in functions.items()})
     scope.update(BOOK=book, KNOWN_COMMANDS=known,
-                 read_book=lambda: [load(title) for title in [*chapters]])
-    load(next(reversed(functions.values())))
+                 read_book=lambda: [open_chapter(title) for title in [*chapters]])
+    open_chapter(next(reversed(functions.values())))
 
 def compile_book(text, path):
     """The program TEXT, from PATH, as bytecode in chapters: what own_bytecode() and the launcher

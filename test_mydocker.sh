@@ -1141,7 +1141,7 @@ test_help() { # cli: --help shows the commands, COMMAND --help its options
     --read-only --rm --ephemeral --log-level --explain; do
     like "$out" "$option"
   done
-  is "$("${mydocker[@]}" run -h)" "$out"
+  is "$("${mydocker[@]}" help run)" "$out"
 }
 
 test_options() { # cli: every long option takes one dash or two, its value behind = or a space
