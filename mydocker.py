@@ -29,10 +29,10 @@ what it plans outside and does inside, and its commands.  It uses constants and 
 chapters only; a later one is met by calling a function of it.  `run --explain` prints every kernel
 call as it is made, with the reason from its line here.
 
-Needs Linux 5.4, Python 3.8, and root or a kernel that lets anyone make user namespaces.  It protects the host from what runs inside as Docker does by
-default: not from a hole in the kernel, and not from --privileged.  Only modules that `run` needs at
-once are imported on top: each costs every container milliseconds, so the others are imported where
-they are used.
+Needs Linux 5.4, Python 3.8, and root or a kernel that lets anyone make user namespaces.  It
+protects the host from what runs inside as Docker does by default: not from a hole in the kernel,
+and not from --privileged.  Only modules that `run` needs at once are imported on top: each costs
+every container milliseconds, so the others are imported where they are used.
 """
 
 # ── 1. Imports and settings ──────────────────────────────────────────────────
@@ -47,14 +47,15 @@ they are used.
 #   plan      what `run` decided: id, path, root (None: the host's own), layers, image, reference,
 #             digest, diff_ids, keep, guard, network, wants; plan_root
 #   spec      the container in the form of the OCI's config.json; make_spec, load_bundle.  Of our
-#             own in it: annotations mydocker.*; a mount's volume, copyUp, chown, fallback, anonymous
-#   record    what is on disk of a container: id, name, reference, image, layers, created, keep, args,
-#             cgroups, network, wants, volumes, own_volumes, labels, restart, restarts, stop_signal,
-#             stop_timeout, log; while it runs pid, pid_start, monitor, monitor_start, started; then
-#             status, finished, oom, error, delay; of an engine's container engine, bundle, rootfs,
-#             annotations.  make_record, create_container, changed by change_record
-#   monitor   what only a living monitor has: spec, record, lock, attached, interactive, logged, stdin,
-#             typist, program, pid, master, outputs, typed, ports, before; cmd_run, relaunch
+#             own in it: annotations mydocker.*; a mount's volume, copyUp, chown, fallback,
+#             anonymous
+#   record    what is on disk of a container: id, name, reference, image, layers, created, keep,
+#             args, cgroups, network, wants, volumes, own_volumes, labels, restart, restarts,
+#             stop_signal, stop_timeout, log; while it runs pid, pid_start, monitor, monitor_start,
+#             started; then status, finished, oom, error, delay; of an engine's container engine,
+#             bundle, rootfs, annotations.  make_record, create_container, changed by change_record
+#   monitor   what only a living monitor has: spec, record, lock, attached, interactive, logged,
+#             stdin, typist, program, pid, master, outputs, typed, ports, before; cmd_run, relaunch
 
 import sys
 assert (LEAST := (3, 8)) <= sys.version_info  # mydocker needs Python 3.8 or later: see python3 -V
@@ -721,9 +722,9 @@ def to_json(value):
 def write_json(path, value, durable=False):
     write_file(path, to_json(value) + "\n", durable)
 
-# Documents from elsewhere have a shape: a type, [SHAPE], {key: SHAPE}, {str: SHAPE} for whatever keys
-# there are, or the range in which a number must lie: C's types would make another of it.  An int or
-# a range must be there, (int,) needn't.
+# Documents from elsewhere have a shape: a type, [SHAPE], {key: SHAPE}, {str: SHAPE} for whatever
+# keys there are, or the range in which a number must lie: C's types would make another of it.  An
+# int or a range must be there, (int,) needn't.
 
 JSON_LIMIT = 4 << 20  # bytes of one manifest, config or index; registries use the same limit
 ID = range(1 << 31)  # of a user or group, as runc has it: -1, and what C makes -1 of, is no id
@@ -942,8 +943,9 @@ def tell(channel, message, fds=()):
 # Docker's conventions: options end at the first positional or at `--`; -it is -i -t; --name=x is
 # --name x.  The tutorial's: every long option may have one dash only.
 
-# {name: its row, see `command`}, {name of a command: {the names of an option: its row}}; an installed
-# copy knows all of them from the start, and the chapters that it loads say the same once more.
+# {name: its row, see `command`}, {name of a command: {the names of an option: its row}}; an
+# installed copy knows all of them from the start, and the chapters that it loads say the same once
+# more.
 COMMANDS, OPTIONS = globals().get("KNOWN_COMMANDS") or ({}, {})
 QUICK = set("run exec create start state kill delete init join".split())  # no garbage in so short
 HIDDEN = "not for typing"  # the summary of what the program starts as by itself
@@ -2462,6 +2464,7 @@ NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-h
          ("--cidfile", "FILE", "write the container's id to a new file"),
          takes=ANY, mixed=False)
 def cmd_run(options, words):
+    """Make a container and stay with it until it ends, or leave that to another process."""
     apply_log_options(options)
     birth = None if options["detach"] else start_early("init")
     plan, words = plan_root(options, words)
@@ -3153,7 +3156,7 @@ def kernels_proc(spec, root):
     return Descriptor(os.open("/", os.O_PATH | os.O_CLOEXEC))
 
 def places_to_hide(root, proc, paths):
-    """Yield each of the paths that is there, open, by the /proc that is known to be the kernel's."""
+    """Yield each of the paths that is there, open, by a /proc that is known to be the kernel's."""
     for path in paths:
         above, path = root, os.path.normpath(path).lstrip("/")
         if path.startswith("proc/") and is_proc(proc):
@@ -3542,7 +3545,7 @@ def mount_cgroups(target, row, flags, _):
     for name, (point, own) in kinds.items():
         path = f"{place}/{name.split('=')[-1] or 'unified'}"
         os.mkdir(path)
-        if own != point or guest:  # no namespace of its own: its own part all the same, as runc has it
+        if own != point or guest:  # no namespace of its own: its own part all the same, as in runc
             mount_bind(path, {"source": own}, flags | MS_BIND, None)
             continue
         kind = "cgroup" if name else "cgroup2"
@@ -4948,7 +4951,7 @@ def pasta_servers():
 
 def become_pasta(words, log):
     """In the child: execute pasta, with nothing of ours but a file for what it says."""
-    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # when its container's monitor dies, so does it
+    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # when its container's monitor dies, it does
     os.setsid()  # away from the terminal, and its ^C
     forget_signals()
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -4991,16 +4994,16 @@ def why_refused():
     if kernel_says("kernel.apparmor_restrict_unprivileged_userns", "1"):
         program = os.path.realpath(sys.executable)
         return ("root can allow it with a profile in /etc/apparmor.d/mydocker: abi <abi/4.0>, "
-                f"profile mydocker {program} flags=(unconfined) {{ userns, }}; then apparmor_parser "
-                "-r /etc/apparmor.d/mydocker")
+                f"profile mydocker {program} flags=(unconfined) {{ userns, }}; then "
+                "apparmor_parser -r /etc/apparmor.d/mydocker")
     if "Seccomp:\t2" in read_all("/proc/self/status"):
         return "a system call filter around us may forbid it: inside a container?"
     return "sudo mydocker ..., or a kernel with CONFIG_USER_NS, and no chroot(2) around us"
 
 # A container's own user namespace
 
-offer("run", ("--userns", "MODE", "whose ids it has: host, ours, or keep-id, where the caller without "
-                                  "root has the same ids inside (default: host)"))
+offer("run", ("--userns", "MODE", "whose ids it has: host, ours, or keep-id, where the caller "
+                                  "without root has the same ids inside (default: host)"))
 
 def plan_ids(spec, options):
     """Write into the spec what its ids are, if they aren't ours.  An image's files can't have two
@@ -5344,8 +5347,8 @@ def lock_container(path):
     return None
 
 def wake_monitor(record):
-    """Let a monitor go on that was stopped (SIGSTOP) while its container ended: it is to tidy up, or
-    to start it again, which is awaited for a moment.  False if there is none such."""
+    """Let a monitor go on that was stopped (SIGSTOP) while its container ended: it is to tidy up,
+    or to start it again, which is awaited for a moment.  False if there is none such."""
     if is_alive(record) or process_state(record["monitor"])[0] != "T":
         return False
     send_signal(record["monitor"], record["monitor_start"], _signal.SIGCONT)
@@ -5585,6 +5588,7 @@ def pause_container(record, frozen):
 
 @command("CONTAINER...", "wait for containers to end, and print their exit statuses", many=True)
 def cmd_wait(_, name):
+    """Its lock can be shared when it has ended; who starts it again at once has another start."""
     record = find_container(name)
     path, first = container_path(record), record["monitor_start"]
     try:
@@ -5650,8 +5654,8 @@ def remove_damaged(name, force):
         return False
     with Descriptor(lock):
         if not force:
-            raise Failure(f"rm, on {name}: its record is damaged, and what it wrote is in {paths[0]}",
-                          hint=f"mydocker rm -f {name}")
+            raise Failure(f"rm, on {name}: its record is damaged, and what it wrote is in "
+                          f"{paths[0]}", hint=f"mydocker rm -f {name}")
         container_id = os.path.basename(paths[0])
         end_container({"id": container_id, "keep": False,
                        "cgroups": cgroup_dirs(f"mydocker/{container_id}")})
@@ -5699,7 +5703,8 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
     record = monitor["record"]
     first = live_pid(record)
     joined = [row for kind, row in NAMESPACES.items() if kind != "time"  # nor one that we are in:
-              and os.readlink(f"/proc/{first}/ns/{row[1]}") != os.readlink(f"/proc/self/ns/{row[1]}")]
+              and os.readlink(f"/proc/{first}/ns/{row[1]}")
+              != os.readlink(f"/proc/self/ns/{row[1]}")]
     fds = [os.open(f"/proc/{first}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for _, name in joined]
     with tolerate(*NOT_TO_BE_HAD):  # the others do as well
         fds.insert(0, pidfd_open(first, 0))
@@ -6822,6 +6827,7 @@ class CopyEnd:
          ("-L --follow-link", "", "if the first path is a link, copy what it leads to"),
          ("-q --quiet", "", "say nothing, as always"), takes=(2, 2))
 def cmd_cp(options, words):
+    """Which of the two ends is a container's, or a pipe, says which way it goes."""
     source, target = map(CopyEnd, words)
     if (source.container is None) == (target.container is None):
         raise Failure("cp: exactly one of the two paths must be CONTAINER:PATH")
@@ -6996,6 +7002,7 @@ class LiveTree:
         self.top, self.where, self.owner, self.devices = top, where, owner, devices
         self.path, self.fd, self.dirs = b"", os.dup(top), {}  # fd: of path, where we are
     def fill(self, chunks, strict=False):
+        """Put what a tar holds, which comes in chunks, in its places."""
         stream, mask, name = Stream(chunks), os.umask(0), b""
         try:
             for entry in read_tar(stream, strict):
@@ -7520,8 +7527,8 @@ def decompress(kind, chunks):
 # in layers/<diff id>, the digest of the plain tar, for overlayfs to stack.
 #
 # A layer gets its real name by one rename at the very end, when its data is on disk.  Nothing is
-# counted: what index.json and the containers reach stays, the rest is swept.  Who adds or uses holds
-# images.lock shared, who sweeps holds it alone.
+# counted: what index.json and the containers reach stays, the rest is swept.  Who adds or uses
+# holds images.lock shared, who sweeps holds it alone.
 
 def using_images():
     return hold(make_dirs(state_path()) + "/images.lock", fcntl.LOCK_SH)
@@ -7987,6 +7994,7 @@ def cmd_commit(options, words):
          ("-f --filter", "K=V...", "only some: dangling=true, label=K[=V], reference=PATTERN"),
          ("--format", "FORMAT", "table, json or a template"), takes=(0, 1))
 def cmd_images(options, words):
+    """A row for each name of an image, the newest first."""
     rows = []
     for image in sorted(stored_images(), key=image_created, reverse=True):
         steps = image["config"].get("history") or [{}]
@@ -8090,6 +8098,7 @@ STEP_COLUMNS = {"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedBy": "CREATED 
          ("-q --quiet", "", "ids only"), ("--no-trunc", "", "ids and commands in full"),
          ("--format", "FORMAT", "table, json or a template"), takes=ONE)
 def cmd_history(options, words):
+    """A row for each step, the last first; those that made a layer have its size."""
     image, rows = find_image(words[0]), []
     sizes = [layer["size"] for layer in image["layers"]]
     for step in image["config"].get("history") or [{} for _ in sizes]:
@@ -8187,8 +8196,8 @@ def names_below(layers, names):
 # ── 27. Speaking to registries ───────────────────────────────────────────────
 # OCI distribution-spec 1.1; Docker's registry documentation, "Token Authentication".
 #
-# What servers say is untrusted, each word with its bounds.  A secret is shown to whom it is for, and
-# to nobody that he redirects to (CVE-2020-15157).
+# What servers say is untrusted, each word with its bounds.  A secret is shown to whom it is for,
+# and to nobody that he redirects to (CVE-2020-15157).
 
 ATTEMPTS = 5  # requests in a row that may come to nothing
 HOPS = 10  # redirects in a row
@@ -8350,6 +8359,7 @@ class Site:
         return token
 
     def ask_token(self, method, realm, headers, body, secret):
+        """What the realm's answer holds of a token; Trouble if there is none."""
         from http.client import HTTPException, responses
         response = self.follow(method, realm, headers if body else (), body, secret)
         if response.status != 200:
@@ -8642,6 +8652,7 @@ def change_auths(host, entry):
          ("--password-stdin", "", "read the password from standard input (default: asks)"),
          takes=(0, 1))
 def cmd_login(options, words):
+    """What was typed is kept when the registry has accepted it, not before."""
     import base64
     site = Site("".join(words) or "docker.io", "", options)
     user, password = ask_login(options)
@@ -9049,7 +9060,7 @@ FLAGS = {  # what may stand before an instruction's words, as --FLAG=VALUE
 SWITCHES = ("link",)  # those that need no value
 
 class StepFailure(Failure):
-    """An instruction can't be carried out, and the message says which one; or no more of them is."""
+    """An instruction can't be carried out, and the message says which; or no more of them is."""
 
 class Instruction:
     """One instruction of a Dockerfile: its NAME, its flags as [(name, value)], what stands behind
@@ -9172,6 +9183,7 @@ class Expansion:
     def __init__(self, text, values, escape, quotes=True):
         self.text, self.values, self.escape, self.quotes, self.at = text, values, escape, quotes, 0
     def word(self, end=""):
+        """All up to one of the letters END, or to the text's end, with what its variables mean."""
         out = []
         while self.at < len(self.text) and self.text[self.at] not in end:
             letter = self.text[self.at]
@@ -9196,6 +9208,7 @@ class Expansion:
         piece, self.at = self.text[self.at:close], close + 1
         return piece
     def quoted(self):
+        """What stands between two ", of which the first was read."""
         out = []
         while self.at < len(self.text):
             letter = self.text[self.at]
@@ -9384,11 +9397,16 @@ def walk(fd, top, ignored):
                 yield row
 
 # ── 30. Build: config and files ──────────────────────────────────────────────
-# These instructions change the config of a stage, or put a layer on it that is made of files, as the
-# tar that they are going to be.  Where a path leads in the image is asked of the image, by descriptors
-# that no link leads out of; so is where it leads in the context.
+# These instructions change the config of a stage, or put a layer on it that is made of files, as
+# the tar that they are going to be.  Where a path leads in the image is asked of the image, by
+# descriptors that no link leads out of; so is where it leads in the context.
 
 DEFAULT_SHELL = "/bin/sh", "-c"
+
+def key_of(*things):
+    """What a step and all before it are known by."""
+    import hashlib
+    return hashlib.sha256(to_json(things).encode()).hexdigest()
 
 # The config
 
@@ -9472,6 +9490,7 @@ def step_shell(stage, step):
     stage.change(step, Shell=words)
 
 def step_healthcheck(stage, step):
+    """It is kept in the config for others; the flags are Docker's names in other letters."""
     kind, _, rest = step.rest.partition(" ")
     check_row, step.rest = {}, rest.strip()
     if kind.upper() == "NONE":
@@ -9723,6 +9742,7 @@ def owner_in(root, text, step):
     return int(uid), int(gid)
 
 def step_copy(stage, step):
+    """COPY and ADD: what is copied counts for the key, and is read again for the layer."""
     words, build = step.list() or step.rest.split(), stage.build
     words = [stage.expand(step, word) if "<<" not in word else word for word in words]
     if len(words) < 2:
@@ -9829,8 +9849,8 @@ def fetch(stage, step, url):
 
 # ── 31. Build: RUN ───────────────────────────────────────────────────────────
 # RUN's container is `run`'s own, with the same walls.  It writes into a directory of ours, which
-# becomes the layer.  Its monitor is a process that dies with this one, and the container with it, and
-# all that is left then is swept: there is nothing of it on record.
+# becomes the layer.  Its monitor is a process that dies with this one, and the container with it,
+# and all that is left then is swept: there is nothing of it on record.
 
 PROXIES = [name for word in ("HTTP", "HTTPS", "FTP", "NO", "ALL") for name in (
     f"{word}_PROXY", f"{word.lower()}_proxy")]  # arguments that need no ARG, and no key has
@@ -9974,7 +9994,8 @@ def parse_secret(text):
     row = dict(field.partition("=")[::2] for field in csv_fields(text))
     name = row.get("id") or os.path.basename(row.get("src") or row.get("source") or "")
     if not name or "/" in name:
-        raise Failure(f"build, on --secret {text}: it is id=NAME[,src=FILE] or id=NAME,env=VARIABLE")
+        raise Failure(f"build, on --secret {text}: it is id=NAME[,src=FILE] or "
+                      "id=NAME,env=VARIABLE")
     path = row.get("src") or row.get("source")
     if row.get("env") or not path:
         variable = row.get("env") or name
@@ -10188,10 +10209,10 @@ class BuildProgress:
             raise self.owner.no(message, status, hint) from None
 
 # ── 32. Build ────────────────────────────────────────────────────────────────
-# A build is stages, a stage an image on its way.  Each image with a new layer is kept without a name,
-# and built/KEY says which it is.  The key is a digest of all that counts: the key of the step before,
-# the instruction, what its variables mean, what is in its files, but not their times.  So a build
-# that breaks off goes on where it was, and `image prune` forgets it all.
+# A build is stages, a stage an image on its way.  Each image with a new layer is kept without a
+# name, and built/KEY says which it is.  The key is a digest of all that counts: the key of the step
+# before, the instruction, what its variables mean, what is in its files, but not their times.  So a
+# build that breaks off goes on where it was, and `image prune` forgets it all.
 #
 # A stage is read by an overlay in a mount namespace of our own.  An instruction is a row in STEPS.
 
@@ -10621,15 +10642,10 @@ def is_of_platform(image, wanted):
     return platform_name(*wanted.lower().split("/")) == platform_name(
         "linux", config.get("architecture") or "", config.get("variant") or "")
 
-def key_of(*things):
-    """What a step and all before it are known by."""
-    import hashlib
-    return hashlib.sha256(to_json(things).encode()).hexdigest()
-
 # ── 33. Netlink ──────────────────────────────────────────────────────────────
-# Links, addresses, routes and rules are asked for by netlink(7): a message is a header, a second one
-# of its kind, and attributes (u16 length, u16 type, value, padding to 4 bytes), whose value may be
-# attributes again.
+# Links, addresses, routes and rules are asked for by netlink(7): a message is a header, a second
+# one of its kind, and attributes (u16 length, u16 type, value, padding to 4 bytes), whose value may
+# be attributes again.
 
 # linux/netlink.h
 NETLINK_ROUTE, NETLINK_NETFILTER, SOL_NETLINK, NETLINK_CAP_ACK = 0, 12, 270, 10
@@ -11344,7 +11360,7 @@ def networks():
 
 def network_path(name, suffix=""):
     if not is_name(name) or "." in name or len(name) > 15 or name in (
-            "all", "default", "none", "host", "container", "pasta"):  # the kernel's, and --network's
+            "all", "default", "none", "host", "container", "pasta"):  # the kernel's, --network's
         raise Failure(f"network, on {as_typed(name)}: its name, a link's too, has at most 15 "
                       "letters, digits, _ and -")
     return state_path("networks", name + suffix)
@@ -11741,7 +11757,8 @@ def connect_by_pasta(state, pid, ports):
     record, old = state["record"], state.pop("pasta", None)
     if old:
         kill_child(old)
-    log, ready, place = (container_path(record, "pasta." + name) for name in ("log", "pid", "netns"))
+    log, ready, place = (container_path(record, "pasta." + name)
+                         for name in ("log", "pid", "netns"))
     unlink_if_there(ready)
     for path in (place, log):
         write_file(path, "")
@@ -11971,7 +11988,8 @@ def network_settings(record):
 # A published port is a socket of the host's that the monitor holds: as long as it is open no other
 # program can have it.  Packets take another way, by the packet filter.
 #
-# Who is who stands in each container's own /etc/hosts, which is bind-mounted: it is written in place.
+# Who is who stands in each container's own /etc/hosts, which is bind-mounted: it is written in
+# place.
 
 NEIGHBOUR = "\t# neighbour"  # marks our lines in a container's /etc/hosts
 
@@ -12336,8 +12354,8 @@ def set_personality(process):
         personality(PERSONALITIES[row["domain"]])  # personality(2)
 
 # ── 39. The OCI's config.json ────────────────────────────────────────────────
-# What an engine wants is a document, config.md of the OCI's runtime-spec.  One table says for each of
-# its fields what shape and bounds it has; what isn't carried out is refused by name.
+# What an engine wants is a document, config.md of the OCI's runtime-spec.  One table says for each
+# of its fields what shape and bounds it has; what isn't carried out is refused by name.
 
 USUAL_RULES = [  # what runc and crun add to an engine's: tun, but not the host's console
     rule for rule in device_rules([{"type": "c", "major": 10, "minor": 200, "access": "rwm"}])[1:]
@@ -12979,7 +12997,8 @@ def hand_over(options, pid, master):
 # The commands
 
 @for_engines("create", *CREATE_OPTIONS,
-             ("-b --bundle", "DIR", "make the OCI bundle there the container ID, up to its last step"),
+             ("-b --bundle", "DIR",
+              "make the OCI bundle there the container ID, up to its last step"),
              only=("bundle", *map(long_name, CREATE_OPTIONS)), typed="creates_bundle")
 def oci_create(options, words):
     if len(words) != 1:
@@ -13260,6 +13279,7 @@ def about_host():
 @command("[NAME...]", "show what this host can do, and what each is needed for; with names: "
                       "just those, and status 1 if one is missing", takes=ANY)
 def cmd_info(_, words):
+    """Probe everything, or what is named: then the status says whether all of it is there."""
     unknown = set(words) - {row[0] for row in PROBES}
     if unknown:
         raise Failure(f"info, on {' '.join(sorted(unknown))}: no such probe")
@@ -13911,6 +13931,7 @@ ENGINE_FILES = "hostname", "hosts", "resolv.conf", "termination-log"  # in /etc,
 @command("CONTAINER|PID", "tell what of a container a process has, of any engine or none: its "
          "namespaces, root, rights, limits, and what is unusual", takes=ONE)
 def cmd_explain(_, words):
+    """A process is told by its pid and start: what ended meanwhile isn't mixed with another."""
     pid = find_process(words[0])
     start = process_start(pid)
     try:
@@ -14304,6 +14325,7 @@ def cmd_version(options, _):
 @command("[OPTIONS]", "show what images, containers and volumes take on the disk",
          ("--format", "FORMAT", "table, json or a template"))
 def cmd_system_df(options, _):
+    """A row for each kind of thing: how many, how many in use, their size, what could go."""
     records, images = container_records(), [*stored_images()]
     running = [record for record in records if record["running"]]
     used = {record["image"] for record in records}
