@@ -1216,7 +1216,7 @@ for cell, below in zip(cells, cells[1:] + [""]):
     elif kind == "command":
         for text in quoted:
             first, _, rest = re.match(r"([a-z]+)( ([a-z|]+)(?= |$))?", text).group(1, 2, 3)
-            rest = rest if first in ("network", "volume") else None
+            rest = rest if first in ("image", "network", "system", "volume") else None
             for command in [f"{first} {word}" for word in rest.split("|")] if rest else [first]:
                 told.setdefault(command, set()).update(names(text))
                 for name in names(text) - set().union(*offered.get(command, [])):
