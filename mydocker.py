@@ -13671,7 +13671,7 @@ class Narrator:
     def fork_in_turn(self, frame):
         """fork(), but outside wait until the child has executed this file again."""
         birth = frame.f_locals.get("self")
-        if frame.f_code.co_name != "fork" or birth.mapped:  # that one has to wait for us
+        if frame.f_code.co_name != "fork" or birth.mapped or birth.guest:  # these wait for us
             return self.fork()
         executed, rest = os.pipe(), os.pipe()
         pid = self.fork()
