@@ -3332,7 +3332,7 @@ SECCOMP_ACTIONS = {  # linux/seccomp.h; to two of them an errno is added
     "ALLOW": 0x7fff0000, "LOG": 0x7ffc0000, "TRACE": 0x7ff00000, "ERRNO": 0x50000, "TRAP": 0x30000,
     "KILL": 0, "KILL_THREAD": 0, "KILL_PROCESS": 1 << 31}  # with SCMP_ACT_ in front
 OCI_SECCOMP = {  # the shape of a filter's rules: with more bits an errno would be another verdict
-    "defaultAction": str, "defaultErrnoRet": (range(1 << 16),), "syscalls": [{
+    "defaultAction": str, "defaultErrnoRet": (range(1 << 16),), "listenerPath": str, "syscalls": [{
         "names": [str], "action": str, "errnoRet": (range(1 << 16),), "args": [{
             "index": range(6), "value": range(1 << 64), "valueTwo": (range(1 << 64),),
             "op": str}]}]}
@@ -3397,6 +3397,8 @@ def step(code, value, yes=0, no=0):
 def verdict(action, code):
     """The instruction that ends the filter."""
     word = action.partition("SCMP_ACT_")[2]
+    if word not in SECCOMP_ACTIONS:
+        raise Failure(f"seccomp, on {action}: not supported")
     return step(BPF_RET, SECCOMP_ACTIONS[word] | (code if word in ("ERRNO", "TRACE") else 0))
 
 def compare(argument, no):
@@ -12577,6 +12579,8 @@ def refuse_unsupported(spec, what):
             value = value.get(key) if isinstance(value, dict) else None
         if value:
             raise Failure(f"{what}: {path}: not supported")
+    if spec["linux"].get("seccomp", {}).get("listenerPath"):
+        raise Failure(f"{what}: linux.seccomp.listenerPath: not supported")
     kinds = {row["type"] for row in spec["linux"]["namespaces"]}
     for kind in kinds - {*NAMESPACES}:
         raise Failure(f"{what}: linux.namespaces: {kind}: not supported")
