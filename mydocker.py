@@ -3398,7 +3398,7 @@ def verdict(action, code):
     """The instruction that ends the filter."""
     word = action.partition("SCMP_ACT_")[2]
     if word not in SECCOMP_ACTIONS:
-        raise Failure(f"seccomp, on {action}: not supported")
+        raise ValueError(f"{action} is no action that is known here")
     return step(BPF_RET, SECCOMP_ACTIONS[word] | (code if word in ("ERRNO", "TRACE") else 0))
 
 def compare(argument, no):
