@@ -9510,7 +9510,7 @@ END
   fails 125 'config.json: bad JSON' create t
   rm config.json
   fails 125 'config.json' create --bundle . t
-  fails 125 'not a container.s id' create ../t
+  fails 125 'not a container.s id' create --bundle . ../t
   fails 125 'not a container.s id' run --bundle . ../t
   is "$(find state -mindepth 2)" ''
 }
