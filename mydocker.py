@@ -13495,7 +13495,7 @@ OS_CALLS.update(unshare=(("CLONE_",), ()), setns=((None, "CLONE_"), ()),
 OWN_CALLS = {"write_value": "write", "netlink": "netlink", "name_blob": "rename",
              "name_layer": "rename"}  # by the names to show
 FILLING = "make_link make_node mark_whiteout hide_lower place fill dress finish".split()  # layers
-DETAILS = set("openat2 statfs fstatfs signalfd fchdir fchown pidfd_open".split())  # for --explain=all
+DETAILS = set("openat2 statfs fstatfs signalfd fchdir fchown pidfd_open".split())  # --explain=all
 REPEATED = set("prctl mknod symlink mkdir rmdir write dup2".split())  # many alike become one line
 FILE_REASONS = {  # what writing to a file of the kernel's does: by its name
     "cgroup.procs": "in it goes, with all the children that it will have",

@@ -10759,7 +10759,8 @@ test_copied_file() { # root: the file works wherever it is copied to, under any 
   is "$("$PYTHON" "$here/mydocker.py" run /bin/sh -c 'ls -a')" $'.\n..\na dir\nlink\n'$'\xff.py'
 }
 
-test_restart_after_reboot() { # install: --systemd writes a unit that starts what --restart brings back
+test_restart_after_reboot() { # install: --systemd writes a unit that starts what --restart brings
+  # back
   # after a reboot, which is not what somebody stopped; uninstall takes it away
   need root
   own_state
