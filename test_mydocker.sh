@@ -4014,8 +4014,8 @@ test_rootless_pasta() { # rootless: pasta leads out of a container, and to its p
   mknod -m 666 tun c 10 200
   unset MYDOCKER_NETWORK
   make_lan
-  "${box[@]}" ip route add default via 10.77.0.2
-  mydocker=("${box[@]}" "${mydocker[@]}")
+  "${host[@]}" ip route add default via 10.77.0.2
+  mydocker=("${host[@]}" "${mydocker[@]}")
   small_root root
   tar -C root -cf home/root.tar .
   run 0 import home/root.tar one
@@ -8464,10 +8464,10 @@ test_build_peers() { # build: trees and configs are podman's, for Dockerfiles sh
 # ── 23. Networks ───────────────────────────────────────────────────────────
 
 # A test of networks has a host of its own, and a LAN: network namespaces, which go with the test.
-# "$1"s below are their names; "${box[@]}" in front of a command runs it in the one called box.
+# "$1"s below are their names; "${host[@]}" in front of a command runs it in the one called box.
 
 # shellcheck disable=SC2034,SC2154 # they are assigned by name
-lan='' box=''
+lan='' host=''
 namespace() { # namespace NAME: make one
   local fd
   rm -f ready
@@ -8493,14 +8493,14 @@ own_networks() { # from here on mydocker runs on a host with a LAN
   own_state
   unset MYDOCKER_NETWORK
   make_lan
-  mydocker=("${box[@]}" "${program[@]}")
+  mydocker=("${host[@]}" "${program[@]}")
 }
 
-make_lan() { # box is 10.77.0.1, lan 10.77.0.2; ./net.py asks and answers
-  namespace box
+make_lan() { # host is 10.77.0.1, lan 10.77.0.2; ./net.py asks and answers
+  namespace host
   namespace lan
-  cable box lan0 10.77.0.1/24 lan eth0 10.77.0.2/24
-  "${box[@]}" bash -c 'echo 1 >/proc/sys/net/ipv4/ip_forward
+  cable host lan0 10.77.0.1/24 lan eth0 10.77.0.2/24
+  "${host[@]}" bash -c 'echo 1 >/proc/sys/net/ipv4/ip_forward
     echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter' # strict: what fails it with these, fails nowhere
   cat >net.py <<'PYTHON'
 import hashlib, os, socket, sys, threading, time
@@ -8617,7 +8617,7 @@ says() { # says ANSWER COMMAND... -- PROTOCOL ADDRESS PORT [WORD]: what is asked
 }
 
 links() { # the host's links but lo and its cable
-  "${box[@]}" ip -o link | sed 's/^[0-9]*: //; s/[:@].*//' | grep -vxE 'lo|lan0' | sort |
+  "${host[@]}" ip -o link | sed 's/^[0-9]*: //; s/[:@].*//' | grep -vxE 'lo|lan0' | sort |
     tr '\n' ' '
 }
 
@@ -8627,7 +8627,7 @@ links_are() { # links_are LINKS: the kernel removes a container's a moment after
 
 test_network_commands() { # net: networks are made, listed as in the tutorial, shown and removed
   own_networks
-  "${box[@]}" bash -c 'echo 0 >/proc/sys/net/ipv4/ip_forward'
+  "${host[@]}" bash -c 'echo 0 >/proc/sys/net/ipv4/ip_forward'
   run 0 network create --driver bridge --subnet 10.9.1.0/24 n1
   is "$out" n1
   like "$err" '^mydocker: warning: net.ipv4.ip_forward was 0'
@@ -8638,8 +8638,8 @@ test_network_commands() { # net: networks are made, listed as in the tutorial, s
 n1     10.9.1.1/24     bridge
 n2     172.17.0.1/16   bridge'
   is "$(links)" 'n1 n2 '
-  like "$("${box[@]}" ip -o addr show n1)" 'inet 10.9.1.1/24 '
-  like "$("${box[@]}" ip -o link show n2)" 'mtu 1400 '
+  like "$("${host[@]}" ip -o addr show n1)" 'inet 10.9.1.1/24 '
+  like "$("${host[@]}" ip -o link show n2)" 'mtu 1400 '
   run 0 network inspect -f '{{.IPAM.Config.0.Subnet}} {{.Internal}}' n1 n2
   is "$out" $'10.9.1.0/24 false\n172.17.0.0/16 true'
   run 0 network rm n1
@@ -8654,10 +8654,10 @@ n2     172.17.0.1/16   bridge'
 test_network_errors() { # net: foreign links, bad subnets and names,
   # and used networks are errors that change nothing
   own_networks
-  "${box[@]}" ip link add docker0 type bridge
+  "${host[@]}" ip link add docker0 type bridge
   run 0 network create --subnet 10.9.1.0/24 n1
   run 0 run -d --name user --net n1 /bin/sleep 1000
-  "${box[@]}" ip -o -4 addr >before
+  "${host[@]}" ip -o -4 addr >before
   ls -R state/networks >>before
   fails 125 'lo: .*not mydocker' network create lo
   fails 125 'docker0: .*not mydocker' network create docker0
@@ -8691,7 +8691,7 @@ test_network_errors() { # net: foreign links, bad subnets and names,
   fails 125 'network-alias' run --net n1 --network-alias $'x\n1.2.3.4 y' /bin/true
   fails 125 'network, on bridge:x' run --net bridge:x /bin/true
   fails 125 'mac-address' run --net n1 --mac-address 02:42 /bin/true
-  { "${box[@]}" ip -o -4 addr; ls -R state/networks; } >after
+  { "${host[@]}" ip -o -4 addr; ls -R state/networks; } >after
   diff before after
   run 0 rm -f user
   run 0 network rm n1
@@ -8729,8 +8729,8 @@ ports_answer() { # ports_answer PROTOCOL...: the ports of test_network_ports, by
   local kind
   for kind; do
     says "$kind 10.77.0.2 hello" "${lan[@]}" -- "$kind" 10.77.0.1 8080 # the source address is kept
-    says "$kind 10.9.1.1 hello" "${box[@]}" -- "$kind" 127.0.0.1 8080
-    says "$kind 10.77.0.1 hello" "${box[@]}" -- "$kind" 10.77.0.1 8080
+    says "$kind 10.9.1.1 hello" "${host[@]}" -- "$kind" 127.0.0.1 8080
+    says "$kind 10.77.0.1 hello" "${host[@]}" -- "$kind" 10.77.0.1 8080
     says "$kind 10.9.1.1 hello" "${mydocker[@]}" exec user -- "$kind" 10.77.0.1 8080
     says "$kind 10.9.1.1 hello" "${mydocker[@]}" exec user -- "$kind" 10.9.1.1 8080
     says "$kind 10.9.1.1 hello" "${mydocker[@]}" exec web -- "$kind" 10.77.0.1 8080 # its own
@@ -8746,28 +8746,28 @@ test_network_ports() { # net: published ports answer the LAN, the host,
   serve web "${mydocker[@]}" run -d --name web --net n1 -p 8080:80 -p 8080:80/udp -- tcp:80 udp:80
   run 0 run -d --name user --net n1 /bin/sleep 1000
   ports_answer tcp udp
-  if "${box[@]}" test -e $nf; then # bridged packets pass the rules, too, or not
-    "${box[@]}" bash -c "echo \$((! \$(<$nf))) >$nf"
+  if "${host[@]}" test -e $nf; then # bridged packets pass the rules, too, or not
+    "${host[@]}" bash -c "echo \$((! \$(<$nf))) >$nf"
     ports_answer tcp
   fi
   run 0 rm -f web
   says refused "${lan[@]}" -- tcp 10.77.0.1 8080
-  says refused "${box[@]}" -- tcp 127.0.0.1 8080
+  says refused "${host[@]}" -- tcp 127.0.0.1 8080
 }
 
 test_network_port_options() { # net: one host address, ranges, free ports, what the image names;
   # port and ps show them
   make_image box -c 'EXPOSE 80/tcp 53/udp'
   own_networks
-  "${box[@]}" ip addr add 10.77.0.9/24 dev lan0
+  "${host[@]}" ip addr add 10.77.0.9/24 dev lan0
   serve web "${mydocker[@]}" run -d --name web --net bridge -p 127.0.0.1:81:80 -p 10.77.0.1:82:80 \
     -p 10.77.0.9:82:81 \
     -p 9000-9001:80-81 -p 9000-9005:81 -p 81 -- tcp:80 tcp:81
-  says 'tcp 172.17.0.1 hello' "${box[@]}" -- tcp 127.0.0.1 81
+  says 'tcp 172.17.0.1 hello' "${host[@]}" -- tcp 127.0.0.1 81
   says refused "${lan[@]}" -- tcp 10.77.0.1 81
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 82
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.9 82
-  says refused "${box[@]}" -- tcp 127.0.0.1 82
+  says refused "${host[@]}" -- tcp 127.0.0.1 82
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 9001
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 9002
   run 0 port web 80
@@ -8792,7 +8792,7 @@ test_network_port_options() { # net: one host address, ranges, free ports, what 
 test_network_port_conflict() { # net: a port in use is an error before the command starts,
   # for other programs, too
   own_networks
-  serve host "${box[@]}" -- tcp:90 udp:91
+  serve host "${host[@]}" -- tcp:90 udp:91
   fails 125 '0.0.0.0:90/tcp: address already in use' run --net bridge -p 90:80 /bin/touch started
   fails 125 '10.77.0.1:91/udp: address already in use' run --net bridge -p 10.77.0.1:91:80/udp \
     /bin/touch started
@@ -8802,7 +8802,7 @@ test_network_port_conflict() { # net: a port in use is an error before the comma
   for port in 80:80 127.0.0.1:80:1 70-80:70-80 80:80/udp; do
     fails 125 ':80/.*: address already in use' run --net bridge -p $port /bin/touch started
   done
-  is "$("${box[@]}" "$PYTHON" -I -c '
+  is "$("${host[@]}" "$PYTHON" -I -c '
 import socket
 for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
     server = socket.socket(socket.AF_INET, kind)
@@ -8824,10 +8824,10 @@ test_network_localnet() { # net: the LAN and containers can't reach 127.0.0.1: C
   namespace evil
   run 0 network create --subnet 10.9.1.0/24 n1
   run 0 run -d --name keep --net n1 -p 127.0.0.1:8080:80 /bin/sleep 1000
-  serve secret "${box[@]}" -- tcp:7:127.0.0.1 udp:7:127.0.0.1
+  serve secret "${host[@]}" -- tcp:7:127.0.0.1 udp:7:127.0.0.1
   cable evil eth0 10.9.1.66/24 box evil0 10.66.66.66/32
-  "${box[@]}" ip link set evil0 master n1
-  says 'tcp 127.0.0.1 hello' "${box[@]}" -- tcp 127.0.0.1 7
+  "${host[@]}" ip link set evil0 master n1
+  says 'tcp 127.0.0.1 hello' "${host[@]}" -- tcp 127.0.0.1 7
   for name in evil lan; do # a neighbour of the containers, and of the host
     at=(nsenter "--net=$(eval "echo \$${name}_fd")")
     via='10.77.0.1 dev eth0 src 10.77.0.2'
@@ -8843,9 +8843,9 @@ test_network_localnet() { # net: the LAN and containers can't reach 127.0.0.1: C
     done
     says nothing "${at[@]}" -- tcp 127.0.0.1 8080
   done
-  is "$("${box[@]}" cat /proc/sys/net/ipv4/conf/{n1,lan0,all}/route_localnet)" $'1\n0\n0'
+  is "$("${host[@]}" cat /proc/sys/net/ipv4/conf/{n1,lan0,all}/route_localnet)" $'1\n0\n0'
   if [[ -e /proc/sys/net/ipv6 ]]; then
-    is "$("${box[@]}" cat /proc/sys/net/ipv6/conf/n1/accept_ra)" 0
+    is "$("${host[@]}" cat /proc/sys/net/ipv6/conf/n1/accept_ra)" 0
     run 0 exec keep cat /proc/sys/net/ipv6/conf/eth0/disable_ipv6
     is "$out" 1
   fi
@@ -8862,18 +8862,18 @@ test_network_isolation() { # net: two networks, and the LAN, can't get in but by
   serve inner "${mydocker[@]}" run -d --name inner --net n3 -- tcp:80 udp:80
   run 0 run -d --name inner2 --cap-add NET_ADMIN --net n3 /bin/sleep 1000
   serve away "${lan[@]}" -- tcp:80 udp:80
-  serve host "${box[@]}" -- tcp:70
+  serve host "${host[@]}" -- tcp:70
   "${lan[@]}" ip route add 10.9.0.0/16 via 10.77.0.1
   for kind in tcp udp; do
     says "$kind 10.77.0.1 hello" "${mydocker[@]}" exec two -- $kind 10.77.0.2 80 # masqueraded
-    says "$kind 10.9.1.1 hello" "${box[@]}" -- $kind 10.9.1.2 80
+    says "$kind 10.9.1.1 hello" "${host[@]}" -- $kind 10.9.1.2 80
     says "$kind 10.9.3.3 hello" "${mydocker[@]}" exec inner2 -- $kind 10.9.3.2 80
-    says "$kind 10.9.3.1 hello" "${box[@]}" -- $kind 10.9.3.2 80
+    says "$kind 10.9.3.1 hello" "${host[@]}" -- $kind 10.9.3.2 80
   done
   says 'tcp 10.9.2.2 hello' "${mydocker[@]}" exec two -- tcp 10.77.0.1 70
   says 'tcp 10.9.1.1 hello' "${mydocker[@]}" exec two -- tcp 10.77.0.1 8080 # ports are public
   run 0 exec inner2 ip route add default via 10.9.3.1
-  "${box[@]}" ip route add 10.44.0.0/16 via 10.77.0.2
+  "${host[@]}" ip route add 10.44.0.0/16 via 10.77.0.2
   "${lan[@]}" ip addr add 10.44.0.1/16 dev lo
   run 0 exec two ip addr add 10.44.7.7/32 dev eth0
   for kind in tcp udp; do
@@ -8961,7 +8961,7 @@ test_network_modes() { # net: host, none and container:ID; what each has of name
   like "$out" 'lan0:'
   like "$out" $'\n'"$(hostname)"$'\n'
   is "$("${mydocker[@]}" run --net host /bin/readlink /proc/self/ns/net)" \
-    "$("${box[@]}" readlink /proc/self/ns/net)"
+    "$("${host[@]}" readlink /proc/self/ns/net)"
   run 0 run --net none /bin/sh -c 'ip -o link'
   is "$(wc -l <<<"$out")" 1
   serve web "${mydocker[@]}" run -d --name web --net n1 -p 8080:80 -- tcp:80
@@ -8995,9 +8995,9 @@ test_network_reboot() { # net: after a reboot, or a flush of all rules,
   wait_for test -e web
   is "$(links | sed 's/veth[0-9a-f]* /veth /')" 'n1 veth '
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
-  "${box[@]}" ip link del n1 # or somebody removes it
+  "${host[@]}" ip link del n1 # or somebody removes it
   run 0 run --net n1 -p 8081:80 /bin/true
-  is "$("${box[@]}" ip -o -4 addr show n1 | wc -l)" 1
+  is "$("${host[@]}" ip -o -4 addr show n1 | wc -l)" 1
 }
 
 test_network_restart() { # net: a policy's restart keeps address and port;
@@ -9091,7 +9091,7 @@ PYTHON
   is "$out" n1
   one_line 'nothing outside, it needs the kernel.s modules nf_tables.*protocol not supported'
   serve web "${mydocker[@]}" run -d --name web --net n1 -- tcp:80
-  says 'tcp 10.9.1.1 hello' "${box[@]}" -- tcp 10.9.1.2 80
+  says 'tcp 10.9.1.1 hello' "${host[@]}" -- tcp 10.9.1.2 80
   says 'tcp 10.9.1.3 hello' "${mydocker[@]}" run --net n1 -- tcp 10.9.1.2 80
   fails 125 'publish: it needs the kernel.s modules nf_tables' run --net n1 -p 80:80 /bin/true
   is "$(ls state/networks/n1)" 10.9.1.2
@@ -9103,7 +9103,7 @@ test_network_docker() { # net: where Docker's rules drop what is forwarded,
   # its chain for others' rules lets containers through
   need iptables-nft
   own_networks
-  "${box[@]}" bash -ec 'iptables-nft -P FORWARD DROP
+  "${host[@]}" bash -ec 'iptables-nft -P FORWARD DROP
     iptables-nft -N DOCKER-USER; iptables-nft -A DOCKER-USER -j RETURN
     iptables-nft -I FORWARD -j DOCKER-USER'
   "${lan[@]}" ip route add 172.17.0.0/16 via 10.77.0.1
@@ -9112,15 +9112,15 @@ test_network_docker() { # net: where Docker's rules drop what is forwarded,
   says 'tcp 10.77.0.1 hello' "${mydocker[@]}" exec web -- tcp 10.77.0.2 80
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
   says nothing "${lan[@]}" -- tcp 172.17.0.2 80
-  "${box[@]}" iptables-nft -S DOCKER-USER >rules # iptables still understands its table
+  "${host[@]}" iptables-nft -S DOCKER-USER >rules # iptables still understands its table
   has rules '^-A DOCKER-USER -i mydocker0 .*--comment "mydocker /.*" -j ACCEPT$'
   has rules '^-A DOCKER-USER -o mydocker0 .*--comment "mydocker /.*" -j ACCEPT$'
   [[ ! -s web.err ]] # no warning: nothing is stopped
   run 0 run --net bridge /bin/true
-  "${box[@]}" iptables-nft -S DOCKER-USER | diff rules -
+  "${host[@]}" iptables-nft -S DOCKER-USER | diff rules -
   run 0 rm -f web
   run 0 network rm bridge
-  is "$("${box[@]}" iptables-nft -S DOCKER-USER)" $'-N DOCKER-USER\n-A DOCKER-USER -j RETURN'
+  is "$("${host[@]}" iptables-nft -S DOCKER-USER)" $'-N DOCKER-USER\n-A DOCKER-USER -j RETURN'
 }
 
 test_network_flush() { # net: whatever is lost of the rules comes back with the next container, or
@@ -9130,24 +9130,24 @@ test_network_flush() { # net: whatever is lost of the rules comes back with the 
   local table loss
   run 0 network create --subnet 10.9.1.0/24 n1
   run 0 network create --subnet 10.9.2.0/24 n2
-  table=$("${box[@]}" nft list tables | sed -n 's/^table ip mydocker/mydocker/p')
+  table=$("${host[@]}" nft list tables | sed -n 's/^table ip mydocker/mydocker/p')
   serve away "${lan[@]}" -- tcp:80
   serve web "${mydocker[@]}" run -d --name web --net n1 -p 8080:80 -- tcp:80
   for loss in 'flush ruleset' "flush chain ip $table forward" "flush chain ip $table postrouting
     delete chain ip $table postrouting" "flush set ip $table subnets" \
     "flush set ip $table bridges" "insert rule ip $table forward accept"; do
-    "${box[@]}" nft "$loss"
+    "${host[@]}" nft "$loss"
     says 'tcp 10.77.0.1 hello' "${mydocker[@]}" run --net n2 -- tcp 10.77.0.2 80 # masqueraded
     says nothing "${mydocker[@]}" run --net n2 -- tcp 10.9.1.2 80 # and isolated
     says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080 # the port of who runs, too
   done
-  "${box[@]}" nft "flush set ip $table subnets; flush set ip $table bridges"
+  "${host[@]}" nft "flush set ip $table subnets; flush set ip $table bridges"
   run 0 network ls
   says 'tcp 10.77.0.1 hello' "${mydocker[@]}" exec web -- tcp 10.77.0.2 80
-  "${box[@]}" nft "flush map ip $table ports"
+  "${host[@]}" nft "flush map ip $table ports"
   run 0 network inspect n1
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
-  "${box[@]}" nft flush ruleset
+  "${host[@]}" nft flush ruleset
   kill -KILL "$("${mydocker[@]}" inspect -f .State.Pid web)"
   run 0 wait web
   rm web
@@ -9157,7 +9157,7 @@ test_network_flush() { # net: whatever is lost of the rules comes back with the 
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
   run 0 rm -f web
   run 0 network rm n1 n2
-  is "$("${box[@]}" nft list ruleset)" ''
+  is "$("${host[@]}" nft list ruleset)" ''
 }
 
 test_network_udp_flow() { # net: who sends UDP before the container is there, or across a restart,
@@ -9178,7 +9178,7 @@ while True:
   client=$!
   run 0 network create --subnet 10.9.1.0/24 n1 # from now on flows are tracked
   if [[ -e /proc/net/nf_conntrack ]]; then
-    wait_for "${box[@]}" grep -q dport=8053 /proc/net/nf_conntrack
+    wait_for "${host[@]}" grep -q dport=8053 /proc/net/nf_conntrack
   fi
   serve web "${mydocker[@]}" run -d --name web --net n1 -p 8053:80/udp -- udp:80
   wait_for has flow 'udp 10.77.0.2 x'
@@ -9199,7 +9199,7 @@ test_network_firewalls() { # net: a firewall that stops what is forwarded is nam
   local table
   run 0 network create --subnet 10.9.1.0/24 n1
   run 0 network create --internal --subnet 10.9.2.0/24 inner
-  "${box[@]}" nft \
+  "${host[@]}" nft \
     'add table inet fw; add chain inet fw way { type filter hook forward priority 5; policy drop; }'
   run 0 run --net n1 /bin/true
   one_line "^mydocker: warning: network, on n1: fw's chain way stops what it sends out, unless: \
@@ -9209,23 +9209,23 @@ nft insert rule inet fw way iifname n1 accept; nft insert rule inet fw way oifna
   serve away "${lan[@]}" -- tcp:80
   says nothing "${mydocker[@]}" run --net n1 -- tcp 10.77.0.2 80
   run 0 run --net n1 /bin/true
-  "${box[@]}" sh -ec "${err##*unless: }"
+  "${host[@]}" sh -ec "${err##*unless: }"
   run 0 run --net n1 /bin/true
   is "$err" ''
   says 'tcp 10.77.0.1 hello' "${mydocker[@]}" run --net n1 -- tcp 10.77.0.2 80
-  "${box[@]}" nft 'delete table inet fw; add table inet firewalld
+  "${host[@]}" nft 'delete table inet fw; add table inet firewalld
     add chain inet firewalld filter_FORWARD {
       type filter hook forward priority 10; policy accept; }'
   run 0 run --net n1 /bin/true
   one_line ': firewall-cmd --zone=trusted --add-interface=n1$'
-  "${box[@]}" nft 'flush ruleset; add table ip filter; add chain ip filter ufw-user-forward
+  "${host[@]}" nft 'flush ruleset; add table ip filter; add chain ip filter ufw-user-forward
     add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'
   run 0 run --net n1 /bin/true
   one_line ': ufw route allow in on n1; ufw route allow out on n1$'
-  "${box[@]}" nft 'delete chain ip filter ufw-user-forward'
+  "${host[@]}" nft 'delete chain ip filter ufw-user-forward'
   run 0 run --net n1 /bin/true
   one_line ': iptables -I FORWARD -i n1 -j ACCEPT; iptables -I FORWARD -o n1 -j ACCEPT$'
-  "${box[@]}" nft 'flush ruleset'
+  "${host[@]}" nft 'flush ruleset'
   run 0 run --net n1 /bin/true
   is "$err" ''
 }
@@ -9233,19 +9233,19 @@ nft insert rule inet fw way iifname n1 accept; nft insert rule inet fw way oifna
 test_network_old_iptables() { # net: iptables from before nf_tables is asked, too
   need iptables-legacy
   own_networks
-  "${box[@]}" iptables-legacy -P FORWARD DROP || skip 'the kernel has no such tables'
+  "${host[@]}" iptables-legacy -P FORWARD DROP || skip 'the kernel has no such tables'
   run 0 network create --subnet 10.9.1.0/24 n1
   one_line ": iptables' FORWARD stops what it sends out, unless: \
 iptables-legacy -I FORWARD -i n1 -j ACCEPT; iptables"
-  "${box[@]}" sh -ec "${err##*unless: }"
+  "${host[@]}" sh -ec "${err##*unless: }"
   run 0 run --net n1 /bin/true
   is "$err" ''
-  "${box[@]}" sh -ec 'iptables-legacy -F FORWARD; iptables-legacy -N DOCKER-USER
+  "${host[@]}" sh -ec 'iptables-legacy -F FORWARD; iptables-legacy -N DOCKER-USER
     iptables-legacy -A FORWARD -j DOCKER-USER'
   run 0 run --net n1 /bin/true
   one_line ': iptables-legacy -I DOCKER-USER -i n1 -j ACCEPT; '\
 'iptables-legacy -I DOCKER-USER -o n1 -j ACCEPT$'
-  "${box[@]}" iptables-legacy -P FORWARD ACCEPT
+  "${host[@]}" iptables-legacy -P FORWARD ACCEPT
   run 0 run --net n1 /bin/true
   is "$err" ''
 }
@@ -9395,11 +9395,11 @@ test_network_roots() { # net: two state roots; bridges say whose they are, and o
   run 0 run -d --name keep --net bridge /bin/sleep 1000
   run 0 --root "$PWD/other" run -d --name away --net bridge /bin/sleep 1000
   wait_for links_are_but_veth 'mydocker0 mydocker1 '
-  like "$("${box[@]}" ip -d link show mydocker1)" "alias mydocker $PWD/other"
+  like "$("${host[@]}" ip -d link show mydocker1)" "alias mydocker $PWD/other"
   run 0 network create --subnet 10.9.1.0/24 n1
   fails 125 "on n1: that link is of the state root $PWD/state" --root "$PWD/other" network create n1
   like "$err" "hint: .*mydocker --root $PWD/state network rm n1"
-  "${box[@]}" ip link add theirs type bridge
+  "${host[@]}" ip link add theirs type bridge
   fails 125 "on theirs: that link is not mydocker's" network create theirs
   like "$err" 'hint: .*ip link delete theirs'
   fails 125 "mydocker0: that link is network bridge's" network create mydocker0
@@ -9408,7 +9408,7 @@ test_network_roots() { # net: two state roots; bridges say whose they are, and o
   wait_for links_are 'mydocker0 mydocker1 n1 theirs '
   rm -r state other
   run 0 network create --subnet 10.9.5.0/24 n1
-  is "$("${box[@]}" ip -o -4 addr show n1 | sed 's/.*inet \([^ ]*\).*/\1/')" 10.9.5.1/24
+  is "$("${host[@]}" ip -o -4 addr show n1 | sed 's/.*inet \([^ ]*\).*/\1/')" 10.9.5.1/24
   run 0 run --net n1 /bin/sh -c 'ip -o -4 addr show eth0'
   like "$out" 'inet 10.9.5.2/24 '
   run 0 run --net bridge /bin/sh -c 'ip -o -4 addr show eth0'
@@ -10760,8 +10760,7 @@ test_copied_file() { # root: the file works wherever it is copied to, under any 
 }
 
 test_restart_after_reboot() { # install: --systemd writes a unit that starts what --restart brings
-  # back
-  # after a reboot, which is not what somebody stopped; uninstall takes it away
+  # back after a reboot, which is not what somebody stopped; uninstall takes it away
   need root
   own_state
   local name
@@ -12146,7 +12145,7 @@ prepare_network() { # a host of our own, with a state and networks of its own
   if command -v busybox; then bundle; fi
   if command -v unshare nsenter ip; then
     make_lan
-    bridged=("${box[@]}" env -u MYDOCKER_NETWORK "${mydocker[@]}" --root "$PWD/networked")
+    bridged=("${host[@]}" env -u MYDOCKER_NETWORK "${mydocker[@]}" --root "$PWD/networked")
     "${bridged[@]}" run --net bridge /bin/true
   fi
 }
@@ -12169,20 +12168,20 @@ bench_net_port() { # network: the same with --net bridge -p 8080:80
 bench_net_podman_none() { # network: podman run --net none --rootfs, busybox
   need podman busybox runc
   podman_on_runc
-  row=("${box[@]}" "${podman[@]}" "${podman_run[@]}" --net none --rootfs "$PWD/root" /bin/true)
+  row=("${host[@]}" "${podman[@]}" "${podman_run[@]}" --net none --rootfs "$PWD/root" /bin/true)
 }
 
 bench_net_podman_bridge() { # network: the same with --net bridge
   need podman busybox runc
   podman_on_runc
-  row=("${box[@]}" "${podman[@]}" "${podman_run[@]}" --net bridge
+  row=("${host[@]}" "${podman[@]}" "${podman_run[@]}" --net bridge
     --rootfs "$PWD/root" /bin/true)
 }
 
 measure_throughput() { # TCP from a container to the host, beside a plain veth pair, in turn
   local n
   rm -f sink
-  serve sink "${box[@]}" -- tcp:5000
+  serve sink "${host[@]}" -- tcp:5000
   "${bridged[@]}" run -d --name c --net bridge /bin/sleep 1000
   for n in 1 2 3; do
     echo "TCP to the host, MB/s: by a plain veth pair $("${lan[@]}" "$PYTHON" -I net.py ask 60 tcp \
