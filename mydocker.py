@@ -9863,6 +9863,7 @@ RUN_MOUNT_KEYS = {  # --mount's words, and what they are called below
     "readonly": "ro", "ro": "ro", "rw": "rw", "readwrite": "rw"}
 
 def step_run(stage, step):
+    """Run a command on the stage as it is; what it wrote becomes the layer on top."""
     build, arguments = stage.build, dict(stage.arguments)
     mounts = [parse_run_mount(stage, step, value) for flag, value in step.flags if flag == "mount"]
     words, script = run_words(stage, step)
@@ -10247,6 +10248,7 @@ BUILD_RUN = (  # what RUN's containers share with run's
          ("--progress", "FORM", "auto or plain"), ("-q --quiet", "", "print the id only"),
          takes=ONE)
 def cmd_build(options, words):
+    """In mounts of our own, and with the images kept from a sweep until the names are given."""
     if options["ssh"]:
         raise Failure("build, on --ssh: no agent is passed on", hint="--secret id=key,src=FILE")
     if options["progress"] not in (None, "auto", "plain"):
@@ -13434,6 +13436,7 @@ WantedBy=multi-user.target
          ("--systemd", "", "and a unit that starts after a reboot what has --restart always"),
          takes=(0, 1))
 def cmd_install(options, words):
+    """A copy and what starts it, tried once; with --systemd also the unit, and a link to it."""
     if options["systemd"] and not os.path.isdir(os.path.dirname(UNIT)):
         raise Failure(f"install, on --systemd: there is no {os.path.dirname(UNIT)}")
     launcher, source = installed_files(words)
@@ -13495,7 +13498,7 @@ OS_CALLS.update(unshare=(("CLONE_",), ()), setns=((None, "CLONE_"), ()),
 OWN_CALLS = {"write_value": "write", "netlink": "netlink", "name_blob": "rename",
              "name_layer": "rename"}  # by the names to show
 FILLING = "make_link make_node mark_whiteout hide_lower place fill dress finish".split()  # layers
-DETAILS = set("openat2 statfs fstatfs signalfd fchdir fchown pidfd_open".split())  # for --explain=all
+DETAILS = set("openat2 statfs fstatfs signalfd fchdir fchown pidfd_open".split())  # --explain=all
 REPEATED = set("prctl mknod symlink mkdir rmdir write dup2".split())  # many alike become one line
 FILE_REASONS = {  # what writing to a file of the kernel's does: by its name
     "cgroup.procs": "in it goes, with all the children that it will have",

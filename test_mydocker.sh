@@ -773,7 +773,8 @@ test_explain_images() { # calls: --explain with import, commit and pull
   run 0 commit --explain "t$n" "t$n:2"
   like "$err" $'── one more layer\n.*run +rename\\('
   run 125 pull --explain --insecure "127.0.0.1:1/t$n:1"
-  like "$err" 'run +http\("(GET|HEAD)", "https?://127.0.0.1:1/v2/.*/manifests/1"\) +what it is made of'
+  like "$err" \
+    'run +http\("(GET|HEAD)", "https?://127.0.0.1:1/v2/.*/manifests/1"\) +what it is made of'
 }
 
 test_explain_container() { # calls: `explain` tells of a container what it has and what is unusual,
@@ -782,7 +783,8 @@ test_explain_container() { # calls: `explain` tells of a container what it has a
   local pid
   run 0 run -d --name "t$n" -m 64m --pids-limit 99 -v "$PWD:/mnt:ro" --ephemeral /bin/sleep 1000
   run 0 explain "t$n"
-  like "$err$out" $'process +[0-9]+, /bin/sleep 1000; inside it is 1; of mydocker, container [0-9a-f]'
+  like "$err$out" \
+    $'process +[0-9]+, /bin/sleep 1000; inside it is 1; of mydocker, container [0-9a-f]'
   like "$out" $'\nown +cgroup ipc mnt net pid uts\nshared +with the host: [^\n]*user'
   like "$out" $'\nroot +overlay of [0-9]+ layers?, writable\n'
   like "$out" $'\nfrom host +'"[^ ]*${PWD##*/} at /mnt, read-only"
@@ -960,12 +962,14 @@ test_failed_step() { # fail: when a step inside fails the command never starts
   [[ ! -e started ]]
 }
 
-test_python_built_without() { # fail: a part that this Python was built without is named in one line, and only when needed
+test_python_built_without() { # fail: a part that this Python was built without is named in one
+  # line, and only when needed
   local without='import runpy, sys; sys.modules[sys.argv[1]] = None; sys.argv[:2] = []
 runpy.run_path(sys.argv[0], run_name="__main__")'
   lacks() { # lacks MODULE STATUS REGEX ARG...
     local got=0
-    "$PYTHON" -c "$without" "$1" "$here/mydocker.py" "${@:4}" >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
+    "$PYTHON" -c "$without" "$1" "$here/mydocker.py" "${@:4}" >"$scratch/stdout" \
+      2>"$scratch/stderr" || got=$?
     read_output
     is "status $got" "status $2"
     ((got == 0)) || one_line "$3"
@@ -1958,7 +1962,8 @@ test_image_read_only() { # root: --read-only leaves only volumes, /dev and tmpfs
   is "$out" $'/v\n/mem\n/dev/shm'
 }
 
-test_read_only_later() { # root: what the host mounts later on a read-only root isn't writable inside, but a slave volume gets it
+test_read_only_later() { # root: what the host mounts later on a read-only root isn't writable
+  # inside, but a slave volume gets it
   need unshare mount
   local how
   mkdir later root
@@ -2106,8 +2111,8 @@ test_containers_stay() { # images: a container keeps what it wrote until rm, and
   is "$(find "$MYDOCKER_ROOT/containers" -mindepth 1)" ''
 }
 
-test_shared_with_host() { # run: --pid, --ipc, --uts and --cgroupns host share what they say, and -h,
-  # --domainname, --group-add, --annotation and --label-file are as docker has them
+test_shared_with_host() { # run: --pid, --ipc, --uts and --cgroupns host share what they say, and
+  # -h, --domainname, --group-add, --annotation and --label-file are as docker has them
   local name
   for name in pid ipc uts cgroup; do
     is "$("${mydocker[@]}" run "--${name/cgroup/cgroupns}" host --ephemeral \
@@ -3098,7 +3103,8 @@ test_update_whole() { # limits: update changes all that it was told, or nothing:
   fails 125 '^mydocker: --cpuset-cpus, on 9999: ' update -m 128m --pids-limit 30 --cpus 0.2 \
     --cpuset-cpus 9999 t
   is "$(all_limits t)" "$before"
-  fails 125 '^mydocker: unified, on x: there is no cgroup with nosuch.file here$' update -r - t <<<'{
+  fails 125 '^mydocker: unified, on x: there is no cgroup with nosuch.file here$' update -r - t \
+    <<<'{
     "memory": {"limit": 33554432}, "unified": {"nosuch.file": "x"}}'
   fails 125 '^mydocker: hugepageLimits, on .*' update -r - t <<<'{
     "pids": {"limit": 7}, "hugepageLimits": [{"pageSize": "3MB", "limit": 1}]}'
@@ -3108,7 +3114,8 @@ test_update_whole() { # limits: update changes all that it was told, or nothing:
   run 0 inspect --format '{{.HostConfig.RestartPolicy.Name}}' t
   is "$out" no
   fails 125 '^mydocker: --restart, on nosuch: ' update --restart nosuch t
-  fails 125 '^mydocker: --cpus, on 100000: more than this host'\''s processors, ' update --cpus 100000 t
+  fails 125 '^mydocker: --cpus, on 100000: more than this host'\''s processors, ' update \
+    --cpus 100000 t
   fails 125 '^mydocker: --cpu, on 10000000: more than' run --cpu 10000000 /bin/true
   kill -KILL "$(pid_of t)"
   run 0 wait t # no policy starts it again
@@ -3397,8 +3404,10 @@ for line in sys.stdin.buffer.read().decode().splitlines():
     json.loads(line)' <"$scratch/stderr"
 }
 
-test_caller_descriptors() { # tty: without -t pipes are the caller's own, files and terminals stay outside
-  local what say='echo more; echo evil 2>/dev/null >/proc/self/fd/0; : >/proc/self/fd/1; : >/proc/self/fd/2'
+test_caller_descriptors() { # tty: without -t pipes are the caller's own, files and terminals stay
+  # outside
+  local what \
+    say='echo more; echo evil 2>/dev/null >/proc/self/fd/0; : >/proc/self/fd/1; : >/proc/self/fd/2'
   exec 5< <(echo one; echo two)
   what=$(readlink /proc/self/fd/5)
   is "$("${mydocker[@]}" run -i /usr/bin/readlink /proc/self/fd/0 <&5)" "$what"
@@ -3423,17 +3432,21 @@ test_caller_descriptors() { # tty: without -t pipes are the caller's own, files 
     }
   done
   # a reader that leaves ends who writes, by the signal, also where bytes are copied
-  { "${mydocker[@]}" run --init /bin/sh -c 'while :; do echo y; done' 2>err || echo "$?" >status; } | head -n 1 >out
+  {
+    "${mydocker[@]}" run --init /bin/sh -c 'while :; do echo y; done' 2>err || echo "$?" >status
+  } | head -n 1 >out
   is "$(<out) $(<status)" 'y 141'
   run 0 rm -f "d$n"
 }
 
-test_job_control_outside() { # tty: with -i and no -t, Ctrl-Z and & leave what is typed next to the shell
+test_job_control_outside() { # tty: with -i and no -t, Ctrl-Z and & leave what is typed next to the
+  # shell
   local command="${mydocker[*]} run -i /bin/sh -c 'echo r\"\"eady; exec cat'"
   tty 0 'P> ' "$command &"$'\n' 'ready\n' $'echo o""ne\n' 'one\n' $'echo t""wo\n' 'two\n' \
-    $'echo th""ree\n' 'three\n' $'kill -KILL %1; exec true\n' -- env PS1='P> ' bash --norc --noediting -i
-  tty 0 'P> ' "$command"$'\n' 'ready\n' $'abc\n' 'abc\nabc' $'\x1a' 'Stopped' $'echo o""ne\n' 'one\n' \
-    $'echo t""wo\n' 'two\n' $'fg\n' 'cat' $'def\n' 'def\ndef' $'\x04' 'P> ' $'exit 0\n' \
+    $'echo th""ree\n' 'three\n' $'kill -KILL %1; exec true\n' -- env PS1='P> ' \
+    bash --norc --noediting -i
+  tty 0 'P> ' "$command"$'\n' 'ready\n' $'abc\n' 'abc\nabc' $'\x1a' 'Stopped' $'echo o""ne\n' \
+    'one\n' $'echo t""wo\n' 'two\n' $'fg\n' 'cat' $'def\n' 'def\ndef' $'\x04' 'P> ' $'exit 0\n' \
     -- env PS1='P> ' bash --norc --noediting -i
 }
 
@@ -3815,7 +3828,9 @@ outsider() {
   chown 23456:23456 home home/program
   user=(unshare -m --propagation private bash -ec '
     for file in passwd group; do mount --bind "$0/$file" "/etc/$file"; done
-    for file in subuid subgid; do [[ ! -e /etc/$file ]] || mount --bind "$0/subid" "/etc/$file"; done
+    for file in subuid subgid; do
+      [[ ! -e /etc/$file ]] || mount --bind "$0/subid" "/etc/$file"
+    done
     [[ ! -c $0/tun ]] || mount --bind "$0/tun" /dev/net/tun
     exec setpriv --reuid=23456 --regid=23456 --clear-groups --inh-caps=-all "$@"' "$PWD")
   "${user[@]}" "$PYTHON" -c '' || skip 'an ordinary user can not reach this Python'
@@ -3999,8 +4014,8 @@ test_rootless_pasta() { # rootless: pasta leads out of a container, and to its p
   mknod -m 666 tun c 10 200
   unset MYDOCKER_NETWORK
   make_lan
-  "${box[@]}" ip route add default via 10.77.0.2
-  mydocker=("${box[@]}" "${mydocker[@]}")
+  "${host[@]}" ip route add default via 10.77.0.2
+  mydocker=("${host[@]}" "${mydocker[@]}")
   small_root root
   tar -C root -cf home/root.tar .
   run 0 import home/root.tar one
@@ -4032,8 +4047,8 @@ test_rootless_podman() { # rootless: podman runs containers with it, and goes in
   export XDG_RUNTIME_DIR=$PWD/home/run
   small_root root
   mkdir -p home/run root/{dev,proc,sys,run}
-  printf '#!/bin/sh\nexec %q %q --root %q "$@"\n' "$PYTHON" "$PWD/home/program" "$PWD/home/mydocker" \
-    >home/runtime
+  printf '#!/bin/sh\nexec %q %q --root %q "$@"\n' "$PYTHON" "$PWD/home/program" \
+    "$PWD/home/mydocker" >home/runtime
   chmod 755 home/runtime
   chown -R 23456:23456 home root
   local top=$PWD podman=("${user[@]}" podman --root "$PWD/home/store" --runroot "$PWD/home/run/root"
@@ -4043,7 +4058,8 @@ test_rootless_podman() { # rootless: podman runs containers with it, and goes in
     skip 'podman without root does not work here'
   cd home
   is "$("${podman[@]}" "$top/home/runtime" "${run[@]}" --rootfs "$top/root" /bin/sh -c 'id -u')" 0
-  "${podman[@]}" "$top/home/runtime" run -d "${run[@]:2}" --name "p$n" --rootfs "$top/root" sleep 1000
+  "${podman[@]}" "$top/home/runtime" run -d "${run[@]:2}" --name "p$n" --rootfs "$top/root" \
+    sleep 1000
   is "$("${podman[@]}" "$top/home/runtime" exec "p$n" id -u)" 0
   is "$("${podman[@]}" "$top/home/runtime" exec -u 1234 "p$n" id -u)" 1234
   "${podman[@]}" "$top/home/runtime" rm -f -t 0 "p$n"
@@ -4833,13 +4849,15 @@ test_full_disk_ends() { # life: on a full disk, containers that end are shown, a
     done
     "$@" rm a
     "$@" prune' >out
-  like "$(<out)" \
-    $'\n3\nb\n137\nb exited Exited \\(137\\) [^\n]* ago\na exited Exited \\(3\\) [^\n]* ago\n3\na\nb\nT'
-  like "$(<err)" "^mydocker: warning: container [ab]: its end can't be written, on [^ ]*: no space left"
+  like "$(<out)" $'\n3\nb\n137\nb exited Exited \\(137\\) [^\n]* ago\n'\
+$'a exited Exited \\(3\\) [^\n]* ago\n3\na\nb\nT'
+  like "$(<err)" \
+    "^mydocker: warning: container [ab]: its end can't be written, on [^ ]*: no space left"
   like "$(<errs)" 'mydocker: start, on [^ ]*: .*no space left'
 }
 
-test_create() { # life: create makes what `run` would, and start starts it; what fails to start stays
+test_create() { # life: create makes what `run` would, and start starts it; what fails to start
+  # stays
   need overlay
   own_state
   small_root root
@@ -5066,7 +5084,8 @@ test_volume_prune() { # volumes: volume prune removes those that no container us
   is "$(sort <<<"$out")" "free$n"$'\n'"used$n"
 }
 
-with_mount() { # with_mount PLACE STATUS ARG...: `mydocker ARG...` ends so where ./canary is mounted on PLACE, into ./err
+with_mount() { # with_mount PLACE STATUS ARG...: `mydocker ARG...` ends so where ./canary is mounted
+  # on PLACE, into ./err
   WANT=$2 unshare -m bash -exc 'mount --bind canary "$1"
     got=0
     "${@:2}" 2>err || got=$?
@@ -5074,13 +5093,16 @@ with_mount() { # with_mount PLACE STATUS ARG...: `mydocker ARG...` ends so where
   canary_lives
 }
 
-test_remove_across_mounts() { # volumes: what is mounted in a volume or a container's directory stays, and is named
+test_remove_across_mounts() { # volumes: what is mounted in a volume or a container's directory
+  # stays, and is named
   local place
   make_canary
   make_image "t$n:1"
-  run 0 run --name "c$n" -v "v$n:/v" "t$n:1" /bin/sh -c 'mkdir -p /v/sub/place /sub/place; echo file >/v/file'
+  run 0 run --name "c$n" -v "v$n:/v" "t$n:1" \
+    /bin/sh -c 'mkdir -p /v/sub/place /sub/place; echo file >/v/file'
   with_mount "$(echo "$PWD/state/containers"/*/upper/sub/place)" 125 rm "c$n"
-  like "$(<err)" "^mydocker: remove, on $PWD/state/containers/.*/place: something is mounted there\$"
+  like "$(<err)" \
+    "^mydocker: remove, on $PWD/state/containers/.*/place: something is mounted there\$"
   run 0 ps -a
   place=$PWD/state/volumes/v$n/_data
   for what in "rm v$n" 'prune -a'; do
@@ -5092,25 +5114,31 @@ test_remove_across_mounts() { # volumes: what is mounted in a volume or a contai
   run 0 volume rm "v$n"
 }
 
-test_mount_words() { # volumes: --mount takes docker's CSV quotes; a word that means nothing is refused, not ignored
+test_mount_words() { # volumes: --mount takes docker's CSV quotes; a word that means nothing is
+  # refused, not ignored
   mkdir 'a,b' 'q"q' dir
   echo comma >'a,b/file'
   echo quote >'q"q/file'
   make_image "t$n:1"
-  run 0 run --rm --mount "type=bind,\"source=$PWD/a,b\",target=/a" --mount "type=bind,\"src=$PWD/q\"\"q\",dst=/q,readonly=true" \
-    --mount "type=bind,source=$PWD/dir,target=/d,ro=0" "t$n:1" /bin/sh -c 'cat /a/file /q/file; touch /q/x 2>/dev/null || touch /d/x'
+  run 0 run --rm --mount "type=bind,\"source=$PWD/a,b\",target=/a" \
+    --mount "type=bind,\"src=$PWD/q\"\"q\",dst=/q,readonly=true" \
+    --mount "type=bind,source=$PWD/dir,target=/d,ro=0" "t$n:1" \
+    /bin/sh -c 'cat /a/file /q/file; touch /q/x 2>/dev/null || touch /d/x'
   is "$out" $'comma\nquote'
   [[ -e dir/x ]]
   fails 125 'mount' run --rm --mount "type=bind,\"source=$PWD/a,b,target=/a" "t$n:1" /bin/ls
   fails 125 'readonly' run --rm --mount "type=bind,source=$PWD/dir,target=/a,ro=yes" "t$n:1" /bin/ls
-  fails 125 'sideways' run --rm --mount "type=bind,source=$PWD/dir,target=/a,bind-propagation=sideways" "t$n:1" /bin/ls
+  fails 125 'sideways' run \
+    --rm --mount "type=bind,source=$PWD/dir,target=/a,bind-propagation=sideways" "t$n:1" /bin/ls
 }
 
-test_two_mounts_at_one_place() { # volumes: two mounts at one place are refused, however they are written
+test_two_mounts_at_one_place() { # volumes: two mounts at one place are refused, however they are
+  # written
   local second
   mkdir dir
   make_image "t$n:1" -c 'VOLUME /data'
-  for second in '-v /data' "-v v$n:/data/" "--mount type=tmpfs,target=/x/../data" '--tmpfs //data' "-v $PWD/dir:/./data"; do
+  for second in '-v /data' "-v v$n:/data/" "--mount type=tmpfs,target=/x/../data" '--tmpfs //data' \
+    "-v $PWD/dir:/./data"; do
     # shellcheck disable=SC2086 # words
     fails 125 'data/?: two mounts at one place' run --rm -v "$PWD/dir:/data" $second "t$n:1" /bin/ls
   done
@@ -5120,7 +5148,8 @@ test_two_mounts_at_one_place() { # volumes: two mounts at one place are refused,
   [[ -e dir/x ]]
 }
 
-test_volume_places_of_the_kernel() { # volumes: the root, /proc and /sys are no volumes of an image's, and nothing of the kernel's gets into one
+test_volume_places_of_the_kernel() { # volumes: the root, /proc and /sys are no volumes of an
+  # image's, and nothing of the kernel's gets into one
   local place
   small_root root
   mkdir root/proc root/sys
@@ -5142,7 +5171,8 @@ test_volume_places_of_the_kernel() { # volumes: the root, /proc and /sys are no 
   fails 125 'root' run --rm -v "v$n:/self" "t$n:1" /bin/ls
 }
 
-test_volume_modes() { # volumes: every user may look into a new volume, whatever the caller's umask is
+test_volume_modes() { # volumes: every user may look into a new volume, whatever the caller's umask
+  # is
   local place
   make_image "t$n:1"
   run 0 run --name "c$n" -u 1234 -v "c$n:/c" -v /d -v "e$n:/e:nocopy" "t$n:1" /bin/ls /c /d /e
@@ -5304,8 +5334,8 @@ test_cp_runs_nothing() { # cp: no program, library or module of the container's 
   is "$(grep -c execve trace)" 1
 }
 
-# cp_rules: SOURCE TARGET WHAT... what `cp [-L] SOURCE TARGET` does to the tree of cp_target: 125 and
-# nothing, or the changes.  A line of podman's: where that one differs from docker's rules.
+# cp_rules: SOURCE TARGET WHAT... what `cp [-L] SOURCE TARGET` does to the tree of cp_target: 125
+# and nothing, or the changes.  A line of podman's: where that one differs from docker's rules.
 cp_rules() {
   cat <<'END'
 f new new=new
@@ -5425,23 +5455,27 @@ test_cp_rules() { # cp: docker's rules for each kind onto each kind, both ways, 
   cp_target w
   cp_tree w >before
   for state in running stopped; do
-    start run --name "c$n" -v "$PWD/inside:/i" "t$n:1" /bin/sh -c 'echo ready; [ "$1" = stopped ] || exec sleep 1000' sh "$state"
+    start run --name "c$n" -v "$PWD/inside:/i" "t$n:1" \
+      /bin/sh -c 'echo ready; [ "$1" = stopped ] || exec sleep 1000' sh "$state"
     wait_for has out ready
     [[ $state == running ]] || ended 0
     while read -r source target want; do
       ((rows = rows + 1))
-      [[ $state == running || $((rows % 4)) == 0 ]] || continue # there only the root is opened another way
+      # there only the root is opened another way
+      [[ $state == running || $((rows % 4)) == 0 ]] || continue
       option=(-q)
       [[ $source != -L,* ]] || option=(-L)
       source=${source#-L,}
       cp_target inside/w
       got=0
-      timeout -k 5 "$patience" "${mydocker[@]}" cp "${option[@]}" "s/$source" "c$n:/i/w/$target" 2>err || got=$?
+      timeout -k 5 "$patience" "${mydocker[@]}" cp "${option[@]}" "s/$source" "c$n:/i/w/$target" \
+        2>err || got=$?
       is "$source $target $(cp_result "$got" inside/w)" "$source $target $want"
       ((got == 0)) || like "$(<err)" "^mydocker: cp, on [^:]+.*: [a-z ,']+\$"
       cp_target w
       got=0
-      timeout -k 5 "$patience" "${mydocker[@]}" cp "${option[@]}" "c$n:/i/s/$source" "w/$target" 2>err || got=$?
+      timeout -k 5 "$patience" "${mydocker[@]}" cp "${option[@]}" "c$n:/i/s/$source" "w/$target" \
+        2>err || got=$?
       is "out $source $target $(cp_result "$got" w)" "out $source $target $want"
     done < <(cp_rules)
     run 0 rm -f "c$n"
@@ -5449,7 +5483,8 @@ test_cp_rules() { # cp: docker's rules for each kind onto each kind, both ways, 
   done
 }
 
-test_cp_rules_peer() { # cp: where podman keeps docker's rules, the same tree comes of it as with podman
+test_cp_rules_peer() { # cp: where podman keeps docker's rules, the same tree comes of it as with
+  # podman
   local source target want peer place
   peer_podman
   mkdir root inside
@@ -5463,10 +5498,11 @@ test_cp_rules_peer() { # cp: where podman keeps docker's rules, the same tree co
   peer=$("${podman[@]}" create localhost/peer:1 /bin/sh)
   place=$("${podman[@]}" mount "$peer")
   while read -r source target want; do
-    # podman wants a new directory without "/", follows the host's links, replaces what isn't a directory, and
-    # copies half of a tree before it sees that the rest has no room
+    # podman wants a new directory without "/", follows the host's links, replaces what isn't a
+    # directory, and copies half of a tree before it sees that the rest has no room
     case "$source $target" in
-      'd new/' | 'd new/.' | 'e/. dir' | -L,* | lf* | l[dx]\ * | l/* | *' fifo' | *' null' | f*' lfile' | f*' lnone') continue ;;
+      'd new/' | 'd new/.' | 'e/. dir' | -L,* | lf* | l[dx]\ * | l/* | *' fifo' | *' null' | \
+        f*' lfile' | f*' lnone') continue ;;
       p*) continue ;; # it reads a fifo of the host's, for ever
     esac
     cp_target "$place/w"
@@ -5477,7 +5513,8 @@ test_cp_rules_peer() { # cp: where podman keeps docker's rules, the same tree co
   "${podman[@]}" rm -f "$peer"
 }
 
-test_cp_in_place() { # cp: a file that is there stays the same file, mounted or linked where it is; directories merge
+test_cp_in_place() { # cp: a file that is there stays the same file, mounted or linked where it is;
+  # directories merge
   local state inode
   small_root root
   mkdir root/srv root/srv/data host s s/data s/kept
@@ -5488,7 +5525,8 @@ test_cp_in_place() { # cp: a file that is there stays the same file, mounted or 
   echo new | tee s/data/new s/file s/hosts s/single s/kept/new >s/data/file
   for state in running stopped; do
     start run --name "c$n" -v "$PWD/host:/srv/data" -v "$PWD/single:/srv/single" "t$n:1" \
-      /bin/sh -c 'ln /srv/file /srv/twin; echo ready; [ "$1" = stopped ] || exec sleep 1000' sh "$state"
+      /bin/sh -c 'ln /srv/file /srv/twin; echo ready; [ "$1" = stopped ] || exec sleep 1000' \
+      sh "$state"
     wait_for has out ready
     [[ $state == running ]] || ended 0
     inode=$(stat -c %i single)
@@ -5504,13 +5542,17 @@ test_cp_in_place() { # cp: a file that is there stays the same file, mounted or 
     fails 125 "c$n:/srv/single" cp s/data "c$n:/srv/single"
     mkdir -p s/all/data s/all/single
     echo first >s/all/aaa
-    fails 125 "c$n:/srv/single: a file is there, which a directory can't replace" cp s/all/. "c$n:/srv"
+    fails 125 "c$n:/srv/single: a file is there, which a directory can't replace" cp s/all/. \
+      "c$n:/srv"
     rm -r s/all
     fails 125 'aaa' cp "c$n:/srv/aaa" got
     is "$(ls host)" $'file\nnew'
     if [[ $state == running ]]; then
       run 0 cp s/hosts "c$n:/etc/hosts"
-      run 0 exec "c$n" /bin/sh -c 'cat /etc/hosts; while read -r a b c d place e; do [ "$place" != /etc/hosts ] || echo mounted; done </proc/self/mountinfo'
+      run 0 exec "c$n" /bin/sh -c 'cat /etc/hosts
+        while read -r a b c d place e; do
+          [ "$place" != /etc/hosts ] || echo mounted
+        done </proc/self/mountinfo'
       is "$out" $'new\nmounted'
       kill -KILL "$pid"
       ended 137
@@ -5526,7 +5568,8 @@ test_cp_onto_itself() { # cp: nothing is copied onto or into itself, by whatever
   mkdir -p data/sub
   echo text >data/file
   make_image "t$n:1"
-  start run --name "c$n" -v "$PWD/data:/d" -v "$PWD/data/sub:/s" "t$n:1" /bin/sh -c 'echo ready; exec sleep 1000'
+  start run --name "c$n" -v "$PWD/data:/d" -v "$PWD/data/sub:/s" "t$n:1" \
+    /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
   cp_tree data >before
   fails 125 'd/file: .* itself' cp data/file "c$n:/d/file"
@@ -5546,7 +5589,8 @@ test_cp_onto_itself() { # cp: nothing is copied onto or into itself, by whatever
   ended 137
 }
 
-test_cp_out_safely() { # cp: nothing of the container's becomes set-id root, a device or a link to write through on the host
+test_cp_out_safely() { # cp: nothing of the container's becomes set-id root, a device or a link to
+  # write through on the host
   small_root root
   mkdir root/s
   echo program | tee root/s/mine root/s/user root/s/group >root/s/link
@@ -5554,7 +5598,8 @@ test_cp_out_safely() { # cp: nothing of the container's becomes set-id root, a d
   chown 0:1000 root/s/group
   chmod 4755 root/s/mine
   chmod 6755 root/s/user root/s/group
-  "$PYTHON" -I -c 'import os, sys; os.setxattr(sys.argv[1], "security.capability", b"\1\0\0\2\0\x20\0\0" + bytes(12))' root/s/user || :
+  "$PYTHON" -I -c 'import os, sys
+os.setxattr(sys.argv[1], "security.capability", b"\1\0\0\2\0\x20\0\0" + bytes(12))' root/s/user || :
   mknod root/s/device c 1 3
   make_canary
   make_image "t$n:1"
@@ -5567,7 +5612,8 @@ test_cp_out_safely() { # cp: nothing of the container's becomes set-id root, a d
   is "$("$PYTHON" -I -c 'import os; print(os.listxattr("s/user"))')" '[]'
   [[ ! -e s/device ]]
   run 0 cp -a "c$n:/s/." s
-  is "$(stat -c '%a %u:%g' s/mine s/user s/group | paste -sd,)" '4755 0:0,6755 1000:1000,6755 0:1000'
+  is "$(stat -c '%a %u:%g' s/mine s/user s/group | paste -sd,)" \
+    '4755 0:0,6755 1000:1000,6755 0:1000'
   # a link that an earlier copy may have brought
   ln -sf "$PWD/canary/file" s/link
   fails 125 's/link: a link is there' cp "c$n:/s/link" s
@@ -5601,7 +5647,8 @@ w w/ w/file w/link
 w/. ./ file link
 w/link/passwd passwd
 END
-  "${mydocker[@]}" cp -L "c$n:/w/link" - | tar -x --wildcards --no-anchored -O '*passwd' | cmp - root/etc/passwd
+  "${mydocker[@]}" cp -L "c$n:/w/link" - | tar -x --wildcards --no-anchored -O '*passwd' |
+    cmp - root/etc/passwd
   # what comes out goes in again, as it was
   tar --format=pax --xattrs --xattrs-include='*' -C root -cf a.tar rich
   tree_of root/rich >want
@@ -5627,7 +5674,8 @@ END
   fails 125 'archive' cp - "c$n:/w" <bad.tar
 }
 
-test_cp_hostile_archive() { # cp: an archive on stdin gets neither out of its directory nor through a link, CVE-2018-15664
+test_cp_hostile_archive() { # cp: an archive on stdin gets neither out of its directory nor through
+  # a link, CVE-2018-15664
   local line
   make_canary
   small_root root
@@ -5686,10 +5734,12 @@ sys.stdout.buffer.write(lzma.compress(sys.stdin.buffer.read()))' <a.tar >a.tar.x
   done
 }
 
-without_libzstd() { # without_libzstd ARG...: `mydocker ARG...` fails where the library is no file; fills $err
+without_libzstd() { # without_libzstd ARG...: `mydocker ARG...` fails where the library is no file;
+  # fills $err
   local got=0
   unshare -m bash -c 'for file in $(ldconfig -p | sed -n "s/.*libzstd.so.1 .*=> //p"); do
-    mount --bind /dev/null "$(readlink -f "$file")"; done; exec "$@"' bash "${mydocker[@]}" "$@" >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
+    mount --bind /dev/null "$(readlink -f "$file")"; done; exec "$@"' bash "${mydocker[@]}" "$@" \
+      >"$scratch/stdout" 2>"$scratch/stderr" || got=$?
   read_output
   is "status $got" 'status 125'
   like "$err" "layer.*zstd data: a compression that this Python can't read"$'\n''hint: .*libzstd'
@@ -5705,7 +5755,11 @@ test_import_zstd() { # images: zstd is read by Python or the host's libzstd, els
   tar -C root -cf a.tar .
   digest=$(sha256sum <a.tar)
   zstd -q a.tar
-  { head -c 100000 a.tar | zstd -q; printf '\x50\x2a\x4d\x18\x03\0\0\0abc'; tail -c +100001 a.tar | zstd -q --long=27; } >frames
+  {
+    head -c 100000 a.tar | zstd -q
+    printf '\x50\x2a\x4d\x18\x03\0\0\0abc'
+    tail -c +100001 a.tar | zstd -q --long=27
+  } >frames
   for file in a.tar.zst frames; do
     if "$PYTHON" -c 'import ctypes; ctypes.CDLL("libzstd.so.1")' 2>/dev/null; then
       run 0 import "$file" "t$n"
@@ -5855,8 +5909,9 @@ PYTHON
   run 0 load -i l
   canary_lives
   nothing_half_done
-  # Two defences hold: each layer has a directory of its own, where the lower one's links aren't; and
-  # a name is resolved with that as "/". Where layers are copied over one another, the second does.
+  # Two defences hold: each layer has a directory of its own, where the lower one's links aren't;
+  # and a name is resolved with that as "/". Where layers are copied over one another, the second
+  # does.
   need overlay
   mkdir lower upper work merged
   unshare -m --propagation private bash -exc '
@@ -5908,7 +5963,8 @@ PYTHON
   done
 }
 
-test_tar_headers() { # images: headers are read as all writers make them; what no writer makes is refused
+test_tar_headers() { # images: headers are read as all writers make them; what no writer makes is
+  # refused
   own_state
   tar_headers
   run 0 import good.tar "t$n:1"
@@ -6111,7 +6167,8 @@ User|{"Entrypoint": null, "User": 0}
 WorkingDir|{"User": null, "WorkingDir": ["/"]}
 StopSignal|{"WorkingDir": null, "StopSignal": 9}
 END
-  set_config "t$n:1" '{"StopSignal": null, "Volumes": {"/data": null, "/new": {}}, "Labels": {"a": "x"}}'
+  set_config "t$n:1" \
+    '{"StopSignal": null, "Volumes": {"/data": null, "/new": {}}, "Labels": {"a": "x"}}'
   nothing_half_done
   while IFS='|' read -r key json; do
     set_top "$json"
@@ -6317,7 +6374,8 @@ is_whole() { # is_whole [OPTION...] NAME: the image on ./disk runs, and has all 
   cmp stdout want
 }
 
-test_power_loss_records() { # life: after a power loss a container is there as a whole, or not at all
+test_power_loss_records() { # life: after a power loss a container is there as a whole, or not at
+  # all
   need mkfs.ext4 mount unshare
   local flag
   own_state
@@ -6372,7 +6430,8 @@ test_many_layers() { # images: 120 layers are no problem, the top one wins
   is "$out" x
 }
 
-test_output_planted() { # security: no file that root writes follows a link that another user made, CVE-2015-3627
+test_output_planted() { # security: no file that root writes follows a link that another user made,
+  # CVE-2015-3627
   own_state
   small_root root
   run 0 import root "t$n:1"
@@ -6732,15 +6791,17 @@ YAML
   wait_for answers "$reg"
 }
 
-# front NAME HOST:PORT [KEY=VALUE...]: a reverse proxy before a registry, at $NAME; what it is asked goes to NAME.log, as
-# "METHOD PATH STATUS range=... auth=...".  tokens=N: it wants Bearer tokens, each is good for N requests; user=U:P: only
-# to him.  redirect=HOST:PORT: for blobs.  rate=N: bytes a second.  cut=N: blobs break off after N bytes.  busy=N: 429 to
-# so many requests, with after=RETRY-AFTER.  chaos=SEED: all that can go wrong, at random.  dir=DIR: files there come
-# first, FILE.type with them.  head=STATUS: what HEAD gets, without headers.  digest=none|upper|wrong: what it says of one.
-# type=TYPE, length=N: of manifests.  challenge=LINE|LINE: instead of its own, with REALM.  key=KEY: of the token in JSON.
-# refresh=TOKEN: POST /token wants it.  moved=STATUS: uploads are redirected first.  relative=1: uploads' places are.
-# most=N: bytes of a PUT, else 413.  least=N: bytes of an upload's piece.  tls=FILE: it speaks TLS, with that key and
-# certificate.
+# front NAME HOST:PORT [KEY=VALUE...]: a reverse proxy before a registry, at $NAME; what it is asked
+# goes to NAME.log, as "METHOD PATH STATUS range=... auth=...".  tokens=N: it wants Bearer tokens,
+# each is good for N requests; user=U:P: only to him.  redirect=HOST:PORT: for blobs.  rate=N: bytes
+# a second.  cut=N: blobs break off after N bytes.  busy=N: 429 to so many requests, with
+# after=RETRY-AFTER.  chaos=SEED: all that can go wrong, at random.  dir=DIR: files there come
+# first, FILE.type with them.  head=STATUS: what HEAD gets, without headers.
+# digest=none|upper|wrong: what it says of one.  type=TYPE, length=N: of manifests.
+# challenge=LINE|LINE: instead of its own, with REALM.  key=KEY: of the token in JSON.
+# refresh=TOKEN: POST /token wants it.  moved=STATUS: uploads are redirected first.  relative=1:
+# uploads' places are.  most=N: bytes of a PUT, else 413.  least=N: bytes of an upload's piece.
+# tls=FILE: it speaks TLS, with that key and certificate.
 front() {
   local -n address=$1
   local name=$1 port
@@ -6762,8 +6823,9 @@ class Front(http.server.BaseHTTPRequestHandler):
         if opt.get("chaos") and self.path.startswith("/v2/"):
             status, headers, data = self.spoil(status, headers, data)
         with lock, open(log, "a") as file:
-            print(self.command, self.path, status, "range=" + self.headers.get("Range", ""), "auth=" + auth,
-                  *("proxy=" + text for text in self.headers.get_all("Proxy-Authorization", [])), file=file)
+            proxies = self.headers.get_all("Proxy-Authorization", [])
+            print(self.command, self.path, status, "range=" + self.headers.get("Range", ""),
+                  "auth=" + auth, *("proxy=" + text for text in proxies), file=file)
         self.send_response(status)
         for key, value in headers:
             self.send_header(key, value)
@@ -6793,15 +6855,19 @@ class Front(http.server.BaseHTTPRequestHandler):
             if "moved" in opt and "moved=1" not in query:
                 return int(opt["moved"]), [("Location", "?%s&moved=1" % query)], b""
             self.path = self.path.replace("&moved=1", "")
-            if self.command == "PUT" and "/blobs/" in path and len(body) > int(opt.get("most", 1 << 40)):
+            if self.command == "PUT" and "/blobs/" in path and len(body) > int(
+                    opt.get("most", 1 << 40)):
                 return 413, [], b""
         if "tokens" in opt and not self.good(auth):
-            scope = "repository:%s:%s" % (path[4:].split("/blobs/")[0].split("/manifests/")[0],
-                                          "pull" if self.command in ("GET", "HEAD") else "pull,push")
+            scope = "repository:%s:%s" % (
+                path[4:].split("/blobs/")[0].split("/manifests/")[0],
+                "pull" if self.command in ("GET", "HEAD") else "pull,push")
+            realm = "http://127.0.0.1:%s/token" % port
             if "challenge" in opt:
-                lines = opt["challenge"].replace("REALM", "http://127.0.0.1:%s/token" % port).split("|")
+                lines = opt["challenge"].replace("REALM", realm).split("|")
                 return 401, [("WWW-Authenticate", line) for line in lines], b""
-            return 401, [("WWW-Authenticate", 'Bearer realm="http://127.0.0.1:%s/token",service="s",scope="%s"' % (port, scope))], b""
+            return 401, [("WWW-Authenticate", 'Bearer realm="%s",service="s",scope="%s"' % (
+                realm, scope))], b""
         if "redirect" in opt and "/blobs/sha256" in path:
             return 307, [("Location", "http://" + opt["redirect"] + path)], b""
         if os.path.isfile(file):
@@ -6818,13 +6884,15 @@ class Front(http.server.BaseHTTPRequestHandler):
             headers["Authorization"] = auth
         server.request(self.command, self.path, body, {**headers, "Host": "127.0.0.1:%s" % port})
         reply = server.getresponse()
-        headers = {key.lower(): text for key, text in reply.getheaders() if key.lower() != "transfer-encoding"}
+        headers = {key.lower(): text for key, text in reply.getheaders()
+                   if key.lower() != "transfer-encoding"}
         if "relative" in opt and "location" in headers and self.command != "PUT":
             headers["location"] = headers["location"].rpartition("/")[2]
         if "digest" in opt and "docker-content-digest" in headers:
             kind, digest = headers.pop("docker-content-digest").split(":")
             if opt["digest"] != "none":
-                headers["Docker-Content-Digest"] = kind + ":" + (digest.upper() if opt["digest"] == "upper" else "0" * 64)
+                headers["Docker-Content-Digest"] = kind + ":" + (
+                    digest.upper() if opt["digest"] == "upper" else "0" * 64)
         if "/manifests/" in path and reply.status == 200:
             headers["content-type"] = opt.get("type", headers["content-type"])
             headers["content-length"] = opt.get("length", headers["content-length"])
@@ -6841,7 +6909,8 @@ class Front(http.server.BaseHTTPRequestHandler):
     def token(self, auth, query, body):
         if "refresh" in opt:
             query = urllib.parse.parse_qs(body)
-            if query.get("refresh_token") != [opt["refresh"]] or query.get("grant_type") != ["refresh_token"]:
+            if query.get("refresh_token") != [opt["refresh"]] or query.get("grant_type") != [
+                    "refresh_token"]:
                 return 401, [], b""
         wanted = "Basic " + base64.b64encode(opt.get("user", "").encode()).decode()
         if auth != wanted and ("user" in opt or auth):
@@ -6849,7 +6918,8 @@ class Front(http.server.BaseHTTPRequestHandler):
         token = "t%d" % dice.getrandbits(64)
         with lock:
             tokens["Bearer " + token] = int(opt["tokens"]), " ".join(query.get("scope", []))
-        return 200, [], ('{"%s": "%s", "expires_in": 60}' % (opt.get("key", "token"), token)).encode()
+        return 200, [], ('{"%s": "%s", "expires_in": 60}' % (
+            opt.get("key", "token"), token)).encode()
 
     def spoil(self, status, headers, data):
         with lock:
@@ -6872,7 +6942,8 @@ if "tls" in opt:
     import ssl
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trust.load_cert_chain(opt["tls"])
-    server.socket = trust.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.socket = trust.wrap_socket(server.socket, server_side=True,
+                                      do_handshake_on_connect=False)
 server.serve_forever()
 PYTHON
   wait_for answers "$address"
@@ -7007,7 +7078,8 @@ test_registry_platforms() { # registry: of an index the image for this machine c
   fails 125 "'Many' can't stand there" pull "$reg/Many:1"
 }
 
-test_registry_layers() { # registry: 60 layers come, each once, and zstd where Python or the host reads it, else nothing is fetched
+test_registry_layers() { # registry: 60 layers come, each once, and zstd where Python or the host
+  # reads it, else nothing is fetched
   need overlay
   registry
   front door "$reg"
@@ -7461,13 +7533,15 @@ test_registry_push() { # registry: what it has is not sent again,
   fails 125 'no such image' push "$door/none:1"
 }
 
-test_registry_headers() { # registry: what HEAD and optional headers say is needed for nothing, and no lie of theirs believed
+test_registry_headers() { # registry: what HEAD and optional headers say is needed for nothing, and
+  # no lie of theirs believed
   need overlay
   local words digest
   registry
   publish box/made:1
   digest=$(skopeo inspect --tls-verify=false --format '{{.Digest}}' "docker://$reg/box/made:1")
-  for words in head=405 head=404 head=403 head=200 digest=none digest=upper type=application/json "length=$(printf '9%.0s' {1..5000})"; do
+  for words in head=405 head=404 head=403 head=200 digest=none digest=upper type=application/json \
+    "length=$(printf '9%.0s' {1..5000})"; do
     front door "$reg" "$words"
     run 0 pull -q "$door/box/made:1"
     is "$out" "$digest"
@@ -7483,17 +7557,23 @@ test_registry_headers() { # registry: what HEAD and optional headers say is need
     front door "$reg" "$words"
     run 0 tag "$reg/box/made:1" "$door/box/${words/=/-}:1"
     run 0 push "$door/box/${words/=/-}:1"
-    is "$out" "$(skopeo inspect --tls-verify=false --format '{{.Digest}}' "docker://$reg/box/${words/=/-}:1")"
+    is "$out" \
+      "$(skopeo inspect --tls-verify=false --format '{{.Digest}}' \
+      "docker://$reg/box/${words/=/-}:1")"
   done
 }
 
-test_registry_challenges() { # registry: whatever form a challenge has: schemes, keys, quotes, scope, the token's name
+test_registry_challenges() { # registry: whatever form a challenge has: schemes, keys, quotes,
+  # scope, the token's name
   local line
   registry
   publish box/made:1
-  for line in 'Bearer realm="REALM",service="s",scope="repository:box/made:pull"' 'Bearer realm=REALM,service=s' \
-    'Basic realm="x", Bearer realm="REALM", service="s"' 'Bearer Realm="REALM" , SERVICE=s, Basic realm="x"' \
-    'Negotiate|Basic realm="x, Bearer realm=\"no\""|bearer RealM="REALM"' 'Digest qop="auth,auth-int", nonce=ab==, BEARER realm=REALM'; do
+  for line in 'Bearer realm="REALM",service="s",scope="repository:box/made:pull"' \
+    'Bearer realm=REALM,service=s' \
+    'Basic realm="x", Bearer realm="REALM", service="s"' \
+    'Bearer Realm="REALM" , SERVICE=s, Basic realm="x"' \
+    'Negotiate|Basic realm="x, Bearer realm=\"no\""|bearer RealM="REALM"' \
+    'Digest qop="auth,auth-int", nonce=ab==, BEARER realm=REALM'; do
     front door "$reg" tokens=100 "challenge=$line" key=access_token
     run 0 pull -q "$door/box/made:1"
     has door.log '^GET /token.*scope=repository%3Abox%2Fmade%3Apull'
@@ -7515,7 +7595,8 @@ test_registry_challenges() { # registry: whatever form a challenge has: schemes,
   run 0 pull -q "$door/box/made:1"
 }
 
-test_registry_config() { # registry: config.json's keys and entries in all forms, the longest match; none is ever shown
+test_registry_config() { # registry: config.json's keys and entries in all forms, the longest match;
+  # none is ever shown
   local entry key base secret=c2VjcmV0
   echo "$HTPASSWD" >htpasswd
   registry '' "auth: {htpasswd: {realm: box, path: $PWD/htpasswd}}"
@@ -7523,21 +7604,26 @@ test_registry_config() { # registry: config.json's keys and entries in all forms
   mkdir docker
   publish box/made:1 --dest-creds user:secret
   base=$(printf user:secret | base64)
-  good='"auth": "'$base'"'
-  for entry in "\"$reg\": {$good}" "\"http://$reg\": {$good}" "\"https://$reg/v1/\": {$good}" "\"$reg/v2/\": {$good}" \
-    "\"$reg/\": {$good}" "\"$reg/box\": {$good}" "\"$reg\": {\"auth\": \"eDp5\"}, \"$reg/box/made\": {$good}" \
-    "\"$reg/other\": {\"auth\": \"eDp5\"}, \"$reg\": {\"username\": \"user\", \"password\": \"secret\"}" \
-    "\"$reg\": {\"auth\": \"$base\\n\"}" "\"$reg\": {\"auth\": \"$(printf 'user:secret\0' | base64)\"}"; do
+  good='"auth": "'$base'"' plain='{"username": "user", "password": "secret"}'
+  for entry in "\"$reg\": {$good}" "\"http://$reg\": {$good}" "\"https://$reg/v1/\": {$good}" \
+    "\"$reg/v2/\": {$good}" "\"$reg/\": {$good}" "\"$reg/box\": {$good}" \
+    "\"$reg\": {\"auth\": \"eDp5\"}, \"$reg/box/made\": {$good}" \
+    "\"$reg/other\": {\"auth\": \"eDp5\"}, \"$reg\": $plain" \
+    "\"$reg\": {\"auth\": \"$base\\n\"}" \
+    "\"$reg\": {\"auth\": \"$(printf 'user:secret\0' | base64)\"}"; do
     echo "{\"auths\": {$entry}}" >docker/config.json
     run 0 pull -q "$reg/box/made:1"
   done
-  for entry in "{\"auth\": \"$secret\"}" "{\"auth\": \"\\n$secret:\"}" "{\"auth\": [\"$secret\"]}" "{\"password\": {\"$secret\": 1}}" \
-    "{\"identitytoken\": \"$secret\\r\\nX: $secret\"}" "\"$secret\"" "[\"$secret\"]" "{\"registrytoken\": \"$secret \\n$secret\"}" "{\"auth\": \"$secret"; do
+  for entry in "{\"auth\": \"$secret\"}" "{\"auth\": \"\\n$secret:\"}" "{\"auth\": [\"$secret\"]}" \
+    "{\"password\": {\"$secret\": 1}}" \
+    "{\"identitytoken\": \"$secret\\r\\nX: $secret\"}" "\"$secret\"" "[\"$secret\"]" \
+    "{\"registrytoken\": \"$secret \\n$secret\"}" "{\"auth\": \"$secret"; do
     echo "{\"auths\": {\"$reg\": $entry}}" >docker/config.json
     fails 125 "docker/config.json: " pull "$reg/box/made:1"
     unlike "$err" "$secret|secret|bug in"
   done
-  for entry in "{\"auths\": \"$secret\"}" "[\"$secret\"]" "{\"credsStore\": \"../$secret\"}" "{\"credsStore\": [\"$secret\"]}"; do
+  for entry in "{\"auths\": \"$secret\"}" "[\"$secret\"]" "{\"credsStore\": \"../$secret\"}" \
+    "{\"credsStore\": [\"$secret\"]}"; do
     echo "$entry" >docker/config.json
     fails 125 'config.json: ' pull "$reg/box/made:1"
     unlike "$err" "$secret|bug in"
@@ -7548,7 +7634,8 @@ test_registry_config() { # registry: config.json's keys and entries in all forms
     is "$(tr -d ' \n' <docker/config.json)" '{"auths":{"other":{}}}'
   done
   front gate "$reg" tokens=100 refresh=again
-  echo "{\"auths\": {\"$gate\": {\"auth\": \"\", \"identitytoken\": \"never\"}}}" >docker/config.json
+  echo "{\"auths\": {\"$gate\": {\"auth\": \"\", \"identitytoken\": \"never\"}}}" \
+    >docker/config.json
   fails 125 "token: 401.*hint: mydocker login" pull "$gate/box/made:1"
   unlike "$err" never
   is "$(grep -c 'never' gate.log || :)" 0 # no secret in an address
@@ -7557,13 +7644,15 @@ test_registry_config() { # registry: config.json's keys and entries in all forms
   unlike "$err" "$secret"
 }
 
-test_registry_upload() { # registry: uploads follow 307 and 308 with their bytes, relative places, and go in pieces where wanted
+test_registry_upload() { # registry: uploads follow 307 and 308 with their bytes, relative places,
+  # and go in pieces where wanted
   need overlay
   local words number=0
   registry
   publish box/made:1
   run 0 pull -q "$reg/box/made:1"
-  for words in moved=307 moved=308 relative=1 'moved=307 relative=1 most=200000' least=1000 least=99999999999999999999 most=200000; do
+  for words in moved=307 moved=308 relative=1 'moved=307 relative=1 most=200000' least=1000 \
+    least=99999999999999999999 most=200000; do
     number=$((number + 1))
     # shellcheck disable=SC2086 # a list
     front door "$reg" $words
@@ -7577,7 +7666,8 @@ test_registry_upload() { # registry: uploads follow 307 and 308 with their bytes
   broken "registry $door, on last/made/blobs/uploads/: 303" push "$door/last/made:1"
 }
 
-test_registry_no_proxy() { # registry: no_proxy knows names, domains, ports, addresses and networks; a proxy gets its password
+test_registry_no_proxy() { # registry: no_proxy knows names, domains, ports, addresses and networks;
+  # a proxy gets its password
   need ip
   local place entry
   registry
@@ -7585,12 +7675,15 @@ test_registry_no_proxy() { # registry: no_proxy knows names, domains, ports, add
   front proxy "$reg"
   http_proxy=http://user:se%40cret@$proxy run 0 pull -q --insecure box.test/box/made:1
   has proxy.log ' 200 .*proxy=Basic dXNlcjpzZUBjcmV0$'
-  http_proxy=http://user:secret@nowhere:x fails 125 'registry box.test' pull --insecure box.test/box/made:1
+  http_proxy=http://user:secret@nowhere:x fails 125 'registry box.test' pull \
+    --insecure box.test/box/made:1
   unlike "$err" secret
-  mydocker=(unshare -n sh -c 'ip link set lo up; exec "$@"' sh "${mydocker[@]}") # where only lo is: all else is unreachable
+  # where only lo is: all else is unreachable
+  mydocker=(unshare -n sh -c 'ip link set lo up; exec "$@"' sh "${mydocker[@]}")
   export https_proxy=http://127.0.0.1:1
   for entry in 10.9.8.7 10.9.0.0/16 10.9.8.7/32:443 10.9.8.7:443 '*' 'x, 10.9.8.0/24'; do
-    no_proxy=$entry fails 125 'registry 10.9.8.7, .*: network is unreachable' pull 10.9.8.7/box/made:1
+    no_proxy=$entry fails 125 'registry 10.9.8.7, .*: network is unreachable' pull \
+      10.9.8.7/box/made:1
   done
   for entry in 10.9.8.6 10.8.0.0/16 10.9.8.7:80 10.9.8.7:444 0.9.8.7 nonsense/x ''; do
     no_proxy=$entry fails 125 'registry 10.9.8.7, .*: connection refused' pull 10.9.8.7/box/made:1
@@ -7607,7 +7700,8 @@ test_registry_no_proxy() { # registry: no_proxy knows names, domains, ports, add
 
 test_registry_certificates() { # registry: SSL_CERT_DIR has authorities, too
   need openssl
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 -keyout key -out crt
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
+    -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 -keyout key -out crt
   registry "tls: {certificate: $PWD/crt, key: $PWD/key}"
   publish box/made:1
   mkdir certs
@@ -7616,12 +7710,14 @@ test_registry_certificates() { # registry: SSL_CERT_DIR has authorities, too
   SSL_CERT_DIR=$PWD fails 125 'certificate verify failed' pull "$reg/box/made:1"
 }
 
-test_registry_https() { # registry: over https the token, and what is redirected, come over https as well; bad addresses are said
+test_registry_https() { # registry: over https the token, and what is redirected, come over https as
+  # well; bad addresses are said
   local place
   need openssl
   registry
   publish box/made:1
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 -keyout key -out crt
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
+    -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 -keyout key -out crt
   cat key crt >pem
   front gate "$reg" tls=pem tokens=100 'challenge=Bearer realm="/token"' # relative: by https, too
   run 0 pull -q --cacert crt "$gate/box/made:1"
@@ -7641,7 +7737,8 @@ test_registry_https() { # registry: over https the token, and what is redirected
   done
 }
 
-test_registry_login_planted() { # security: login and logout write where another user may write, and follow none of his links
+test_registry_login_planted() { # security: login and logout write where another user may write, and
+  # follow none of his links
   local number
   registry
   export DOCKER_CONFIG=$PWD/theirs
@@ -7675,7 +7772,8 @@ test_registry_login_planted() { # security: login and logout write where another
   DOCKER_CONFIG=$PWD/mine broken 'warning: .*--username: .* with a colon' login -u us:er -p x "$reg"
 }
 
-test_registry_words() { # registry: artifacts, odd platforms and hostile words: each is said clearly, and steers no terminal
+test_registry_words() { # registry: artifacts, odd platforms and hostile words: each is said
+  # clearly, and steers no terminal
   local v2=$PWD/fake/v2/box/made index=application/vnd.oci.image.index.v1+json
   registry
   publish box/made:1
@@ -7688,7 +7786,8 @@ test_registry_words() { # registry: artifacts, odd platforms and hostile words: 
 import hashlib, json, sys
 raw = open("manifest", "rb").read()
 m = json.loads(raw)
-row = {"mediaType": m["mediaType"], "digest": "sha256:" + hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+row = {"mediaType": m["mediaType"], "digest": "sha256:" + hashlib.sha256(raw).hexdigest(),
+       "size": len(raw)}
 exec(sys.argv[2])
 data = json.dumps(d).encode()
 kind = "application/vnd.oci.image.index.v1+json" if "manifests" in d else m["mediaType"]
@@ -7697,27 +7796,38 @@ for name in "1", "sha256:" + hashlib.sha256(data).hexdigest():
     open(sys.argv[1] + name + ".type", "w").write(kind)
 PYTHON
   }
-  serve 'd = {**m, "config": {**m["config"], "mediaType": "application/vnd.cncf.helm.config.v1+json"}}'
-  broken "image, on sha256:[0-9a-f]*: an artifact, not an image: 'application/vnd.cncf.helm" pull "$door/box/made:1"
-  serve 'd = {"schemaVersion": 2, "artifactType": "x/y", "config": {**m["config"], "mediaType": "application/vnd.oci.empty.v1+json"}, "layers": []}'
+  serve 'd = {**m, "config": {
+    **m["config"], "mediaType": "application/vnd.cncf.helm.config.v1+json"}}'
+  broken "image, on sha256:[0-9a-f]*: an artifact, not an image: 'application/vnd.cncf.helm" pull \
+    "$door/box/made:1"
+  serve 'd = {"schemaVersion": 2, "artifactType": "x/y", "config": {
+    **m["config"], "mediaType": "application/vnd.oci.empty.v1+json"}, "layers": []}'
   broken 'image, .*: an artifact, not an image' pull "$door/box/made:1"
-  serve 'd = {"schemaVersion": 2, "manifests": [{**row, "platform": {"os": "unknown", "architecture": "unknown"}}]}'
+  serve 'd = {"schemaVersion": 2, "manifests": [
+    {**row, "platform": {"os": "unknown", "architecture": "unknown"}}]}'
   broken 'image, on .*: not for this machine \([^)]*\): no image at all' pull "$door/box/made:1"
   serve 'd = {"schemaVersion": 2, "manifests": []}'
-  broken 'image, on .*: not for linux/arm64: no image at all' pull --platform linux/arm64 "$door/box/made:1"
-  serve 'd = {"schemaVersion": 2, "manifests": [{**row, "platform": {"os": "linux", "architecture": "\x1b[31m\x9b2J\u202e"}}]}'
+  broken 'image, on .*: not for linux/arm64: no image at all' pull --platform linux/arm64 \
+    "$door/box/made:1"
+  serve 'd = {"schemaVersion": 2, "manifests": [
+    {**row, "platform": {"os": "linux", "architecture": "\x1b[31m\x9b2J\u202e"}}]}'
   broken 'image, on .*: not for this machine.*: \\x1b\[31m\\x9b2J\\u202e' pull "$door/box/made:1"
   unlike "$err" $'[\x1b\x9b]'
-  serve 'd = {"schemaVersion": 2, "manifests": [{**row, "platform": {"os": "linux", "architecture": "unknown"}}, {**row, "size": 1 << 70}]}'
+  serve 'd = {"schemaVersion": 2, "manifests": [
+    {**row, "platform": {"os": "linux", "architecture": "unknown"}}, {**row, "size": 1 << 70}]}'
   broken '.*int wanted' pull "$door/box/made:1"
-  serve 'd = {"schemaVersion": 2, "manifests": [{**row, "platform": {"os": "linux", "architecture": "mips"}}, {**row, "platform": None},
-    {**row, "digest": "sha256:" + "0" * 64, "platform": {"os": "linux", "architecture": "amd64"}, "annotations": {"vnd.docker.reference.type": "attestation-manifest"}}]}'
+  serve 'd = {"schemaVersion": 2, "manifests": [
+    {**row, "platform": {"os": "linux", "architecture": "mips"}}, {**row, "platform": None},
+    {**row, "digest": "sha256:" + "0" * 64, "platform": {"os": "linux", "architecture": "amd64"},
+     "annotations": {"vnd.docker.reference.type": "attestation-manifest"}}]}'
   run 0 pull -q "$door/box/made:1"
-  serve 'd = {"schemaVersion": 2, "manifests": [{**row, "platform": {"os": "linux", "architecture": "arm64"}}]}'
+  serve 'd = {"schemaVersion": 2, "manifests": [
+    {**row, "platform": {"os": "linux", "architecture": "arm64"}}]}'
   run 0 pull -q --platform AArch64 "$door/box/made:1"
 }
 
-test_registry_retry_after() { # registry: Retry-After may be a date or nonsense, and is obeyed for a minute at most
+test_registry_retry_after() { # registry: Retry-After may be a date or nonsense, and is obeyed for a
+  # minute at most
   local after
   registry
   publish box/made:1
@@ -7725,7 +7835,8 @@ test_registry_retry_after() { # registry: Retry-After may be a date or nonsense,
     front door "$reg" busy=1 "after=$after"
     run 0 pull -q "$door/box/made:1"
   done
-  for after in "$(printf '9%.0s' {1..5000})" "$(LC_ALL=C date -u -d '+2 days' '+%a, %d %b %Y %H:%M:%S GMT')"; do
+  for after in "$(printf '9%.0s' {1..5000})" \
+    "$(LC_ALL=C date -u -d '+2 days' '+%a, %d %b %Y %H:%M:%S GMT')"; do
     front door "$reg" busy=1 "after=$after"
     start pull -q "$door/box/made:1"
     wait_for has err waiting
@@ -7747,8 +7858,8 @@ nothing_of_build() { # no container, no half a layer and no mount is left
   is "$(grep -F "$PWD/state" /proc/self/mountinfo || :)" ''
 }
 
-test_build_cache() { # build: what is the same is taken from the cache, times don't count; stages that
-  # aren't needed are left out
+test_build_cache() { # build: what is the same is taken from the cache, times don't count; stages
+  # that aren't needed are left out
   need overlay
   local first
   make_image base:1
@@ -7796,8 +7907,8 @@ test_build_cache() { # build: what is the same is taken from the cache, times do
   unlike "$err" CACHED
 }
 
-test_build_failures() { # build: a failure names file, line and instruction, has docker's status, and
-  # leaves nothing but the cache
+test_build_failures() { # build: a failure names file, line and instruction, has docker's status,
+  # and leaves nothing but the cache
   local line status why
   need overlay
   make_image base:1
@@ -7938,7 +8049,8 @@ FILE
     '$A' sesame sesame x x y sesame)"
   is "$(<token)" sesame
   run 0 inspect -f '{{.Config.Labels}}' app:1
-  is "$out" '{"l1": "usr/local/bin/tool.tar.gz", "l2": "tool.tar.gz", "l3": "/usr/local/bin/tool.tar", '"$(
+  is "$out" \
+    '{"l1": "usr/local/bin/tool.tar.gz", "l2": "tool.tar.gz", "l3": "/usr/local/bin/tool.tar", '"$(
     )"'"l4": "/usr/local/bin/tool", "l5": "/usr/local/bin/other.tar.gz", '"$(
     )"'"l6": "/usr/LocaL/bin/tooL.tar.gz", "l7": "xy", "l8": "none", "l9": "q r", "l10": "$A", '"$(
     )"'"l11": "$A"}'
@@ -7946,7 +8058,8 @@ FILE
   is "$(grep -rlF sesame state/built state/volumes || :)" ''
 }
 
-test_build_sources() { # build: the context is a directory, a tar or nothing, the Dockerfile anywhere
+test_build_sources() { # build: the context is a directory, a tar or nothing, the Dockerfile
+  # anywhere
   local first
   need overlay
   make_image base:1
@@ -7972,13 +8085,15 @@ test_build_sources() { # build: the context is a directory, a tar or nothing, th
   like "$out" '^sha256:'
 }
 
-test_build_reproducible() { # build: with SOURCE_DATE_EPOCH the same context has the same ids, anywhere
+test_build_reproducible() { # build: with SOURCE_DATE_EPOCH the same context has the same ids,
+  # anywhere
   need overlay
   local ids=()
   small_root root
   find root -exec touch -h -d @1500000000 {} +
   tar -cf root.tar --sort=name -C root .
-  printf '%s\n' 'FROM base:1' 'RUN echo new >/new; mkdir /dir' 'COPY file /etc/' 'WORKDIR /w' >Dockerfile
+  printf '%s\n' 'FROM base:1' 'RUN echo new >/new; mkdir /dir' 'COPY file /etc/' 'WORKDIR /w' \
+    >Dockerfile
   for n in 1 2; do
     export MYDOCKER_ROOT=$PWD/state$n SOURCE_DATE_EPOCH=1700000000
     echo content >file
@@ -7995,7 +8110,8 @@ test_build_reproducible() { # build: with SOURCE_DATE_EPOCH the same context has
   is "${ids[0]}" "${ids[1]}"
   run 0 inspect -f '{{.Created}}' app:1
   is "$out" 2023-11-14T22:13:20Z
-  run 0 run --rm --network none app:1 /bin/sh -c 'ls -ln --full-time /new /etc/file 2>/dev/null || :'
+  run 0 run --rm --network none app:1 \
+    /bin/sh -c 'ls -ln --full-time /new /etc/file 2>/dev/null || :'
 }
 
 test_build_url() { # build: ADD fetches by http, and --checksum says what it must be
@@ -8012,8 +8128,8 @@ server = http.server.HTTPServer(("127.0.0.1", 0), serve)
 print(server.server_port, flush=True)
 server.serve_forever()' >port 2>log &
   wait_for test -s port
-  printf '%s\n' 'FROM base:1' "ADD --checksum=sha256:${sum%% *} http://127.0.0.1:$(<port)/file.txt /x/" \
-    >context/Dockerfile
+  printf '%s\n' 'FROM base:1' \
+    "ADD --checksum=sha256:${sum%% *} http://127.0.0.1:$(<port)/file.txt /x/" >context/Dockerfile
   built -q -t app:1 context
   run 0 run --rm --network none app:1 cat /x/file.txt
   is "$out" payload
@@ -8377,14 +8493,14 @@ own_networks() { # from here on mydocker runs on a host with a LAN
   own_state
   unset MYDOCKER_NETWORK
   make_lan
-  mydocker=("${box[@]}" "${program[@]}")
+  mydocker=("${host[@]}" "${program[@]}")
 }
 
-make_lan() { # box is 10.77.0.1, lan 10.77.0.2; ./net.py asks and answers
-  namespace box
+make_lan() { # host is 10.77.0.1, lan 10.77.0.2; ./net.py asks and answers
+  namespace host
   namespace lan
-  cable box lan0 10.77.0.1/24 lan eth0 10.77.0.2/24
-  "${box[@]}" bash -c 'echo 1 >/proc/sys/net/ipv4/ip_forward
+  cable host lan0 10.77.0.1/24 lan eth0 10.77.0.2/24
+  "${host[@]}" bash -c 'echo 1 >/proc/sys/net/ipv4/ip_forward
     echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter' # strict: what fails it with these, fails nowhere
   cat >net.py <<'PYTHON'
 import hashlib, os, socket, sys, threading, time
@@ -8501,7 +8617,7 @@ says() { # says ANSWER COMMAND... -- PROTOCOL ADDRESS PORT [WORD]: what is asked
 }
 
 links() { # the host's links but lo and its cable
-  "${box[@]}" ip -o link | sed 's/^[0-9]*: //; s/[:@].*//' | grep -vxE 'lo|lan0' | sort |
+  "${host[@]}" ip -o link | sed 's/^[0-9]*: //; s/[:@].*//' | grep -vxE 'lo|lan0' | sort |
     tr '\n' ' '
 }
 
@@ -8511,7 +8627,7 @@ links_are() { # links_are LINKS: the kernel removes a container's a moment after
 
 test_network_commands() { # net: networks are made, listed as in the tutorial, shown and removed
   own_networks
-  "${box[@]}" bash -c 'echo 0 >/proc/sys/net/ipv4/ip_forward'
+  "${host[@]}" bash -c 'echo 0 >/proc/sys/net/ipv4/ip_forward'
   run 0 network create --driver bridge --subnet 10.9.1.0/24 n1
   is "$out" n1
   like "$err" '^mydocker: warning: net.ipv4.ip_forward was 0'
@@ -8522,8 +8638,8 @@ test_network_commands() { # net: networks are made, listed as in the tutorial, s
 n1     10.9.1.1/24     bridge
 n2     172.17.0.1/16   bridge'
   is "$(links)" 'n1 n2 '
-  like "$("${box[@]}" ip -o addr show n1)" 'inet 10.9.1.1/24 '
-  like "$("${box[@]}" ip -o link show n2)" 'mtu 1400 '
+  like "$("${host[@]}" ip -o addr show n1)" 'inet 10.9.1.1/24 '
+  like "$("${host[@]}" ip -o link show n2)" 'mtu 1400 '
   run 0 network inspect -f '{{.IPAM.Config.0.Subnet}} {{.Internal}}' n1 n2
   is "$out" $'10.9.1.0/24 false\n172.17.0.0/16 true'
   run 0 network rm n1
@@ -8538,10 +8654,10 @@ n2     172.17.0.1/16   bridge'
 test_network_errors() { # net: foreign links, bad subnets and names,
   # and used networks are errors that change nothing
   own_networks
-  "${box[@]}" ip link add docker0 type bridge
+  "${host[@]}" ip link add docker0 type bridge
   run 0 network create --subnet 10.9.1.0/24 n1
   run 0 run -d --name user --net n1 /bin/sleep 1000
-  "${box[@]}" ip -o -4 addr >before
+  "${host[@]}" ip -o -4 addr >before
   ls -R state/networks >>before
   fails 125 'lo: .*not mydocker' network create lo
   fails 125 'docker0: .*not mydocker' network create docker0
@@ -8575,7 +8691,7 @@ test_network_errors() { # net: foreign links, bad subnets and names,
   fails 125 'network-alias' run --net n1 --network-alias $'x\n1.2.3.4 y' /bin/true
   fails 125 'network, on bridge:x' run --net bridge:x /bin/true
   fails 125 'mac-address' run --net n1 --mac-address 02:42 /bin/true
-  { "${box[@]}" ip -o -4 addr; ls -R state/networks; } >after
+  { "${host[@]}" ip -o -4 addr; ls -R state/networks; } >after
   diff before after
   run 0 rm -f user
   run 0 network rm n1
@@ -8613,8 +8729,8 @@ ports_answer() { # ports_answer PROTOCOL...: the ports of test_network_ports, by
   local kind
   for kind; do
     says "$kind 10.77.0.2 hello" "${lan[@]}" -- "$kind" 10.77.0.1 8080 # the source address is kept
-    says "$kind 10.9.1.1 hello" "${box[@]}" -- "$kind" 127.0.0.1 8080
-    says "$kind 10.77.0.1 hello" "${box[@]}" -- "$kind" 10.77.0.1 8080
+    says "$kind 10.9.1.1 hello" "${host[@]}" -- "$kind" 127.0.0.1 8080
+    says "$kind 10.77.0.1 hello" "${host[@]}" -- "$kind" 10.77.0.1 8080
     says "$kind 10.9.1.1 hello" "${mydocker[@]}" exec user -- "$kind" 10.77.0.1 8080
     says "$kind 10.9.1.1 hello" "${mydocker[@]}" exec user -- "$kind" 10.9.1.1 8080
     says "$kind 10.9.1.1 hello" "${mydocker[@]}" exec web -- "$kind" 10.77.0.1 8080 # its own
@@ -8630,28 +8746,28 @@ test_network_ports() { # net: published ports answer the LAN, the host,
   serve web "${mydocker[@]}" run -d --name web --net n1 -p 8080:80 -p 8080:80/udp -- tcp:80 udp:80
   run 0 run -d --name user --net n1 /bin/sleep 1000
   ports_answer tcp udp
-  if "${box[@]}" test -e $nf; then # bridged packets pass the rules, too, or not
-    "${box[@]}" bash -c "echo \$((! \$(<$nf))) >$nf"
+  if "${host[@]}" test -e $nf; then # bridged packets pass the rules, too, or not
+    "${host[@]}" bash -c "echo \$((! \$(<$nf))) >$nf"
     ports_answer tcp
   fi
   run 0 rm -f web
   says refused "${lan[@]}" -- tcp 10.77.0.1 8080
-  says refused "${box[@]}" -- tcp 127.0.0.1 8080
+  says refused "${host[@]}" -- tcp 127.0.0.1 8080
 }
 
 test_network_port_options() { # net: one host address, ranges, free ports, what the image names;
   # port and ps show them
   make_image box -c 'EXPOSE 80/tcp 53/udp'
   own_networks
-  "${box[@]}" ip addr add 10.77.0.9/24 dev lan0
+  "${host[@]}" ip addr add 10.77.0.9/24 dev lan0
   serve web "${mydocker[@]}" run -d --name web --net bridge -p 127.0.0.1:81:80 -p 10.77.0.1:82:80 \
     -p 10.77.0.9:82:81 \
     -p 9000-9001:80-81 -p 9000-9005:81 -p 81 -- tcp:80 tcp:81
-  says 'tcp 172.17.0.1 hello' "${box[@]}" -- tcp 127.0.0.1 81
+  says 'tcp 172.17.0.1 hello' "${host[@]}" -- tcp 127.0.0.1 81
   says refused "${lan[@]}" -- tcp 10.77.0.1 81
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 82
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.9 82
-  says refused "${box[@]}" -- tcp 127.0.0.1 82
+  says refused "${host[@]}" -- tcp 127.0.0.1 82
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 9001
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 9002
   run 0 port web 80
@@ -8676,7 +8792,7 @@ test_network_port_options() { # net: one host address, ranges, free ports, what 
 test_network_port_conflict() { # net: a port in use is an error before the command starts,
   # for other programs, too
   own_networks
-  serve host "${box[@]}" -- tcp:90 udp:91
+  serve host "${host[@]}" -- tcp:90 udp:91
   fails 125 '0.0.0.0:90/tcp: address already in use' run --net bridge -p 90:80 /bin/touch started
   fails 125 '10.77.0.1:91/udp: address already in use' run --net bridge -p 10.77.0.1:91:80/udp \
     /bin/touch started
@@ -8686,7 +8802,7 @@ test_network_port_conflict() { # net: a port in use is an error before the comma
   for port in 80:80 127.0.0.1:80:1 70-80:70-80 80:80/udp; do
     fails 125 ':80/.*: address already in use' run --net bridge -p $port /bin/touch started
   done
-  is "$("${box[@]}" "$PYTHON" -I -c '
+  is "$("${host[@]}" "$PYTHON" -I -c '
 import socket
 for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
     server = socket.socket(socket.AF_INET, kind)
@@ -8708,10 +8824,10 @@ test_network_localnet() { # net: the LAN and containers can't reach 127.0.0.1: C
   namespace evil
   run 0 network create --subnet 10.9.1.0/24 n1
   run 0 run -d --name keep --net n1 -p 127.0.0.1:8080:80 /bin/sleep 1000
-  serve secret "${box[@]}" -- tcp:7:127.0.0.1 udp:7:127.0.0.1
+  serve secret "${host[@]}" -- tcp:7:127.0.0.1 udp:7:127.0.0.1
   cable evil eth0 10.9.1.66/24 box evil0 10.66.66.66/32
-  "${box[@]}" ip link set evil0 master n1
-  says 'tcp 127.0.0.1 hello' "${box[@]}" -- tcp 127.0.0.1 7
+  "${host[@]}" ip link set evil0 master n1
+  says 'tcp 127.0.0.1 hello' "${host[@]}" -- tcp 127.0.0.1 7
   for name in evil lan; do # a neighbour of the containers, and of the host
     at=(nsenter "--net=$(eval "echo \$${name}_fd")")
     via='10.77.0.1 dev eth0 src 10.77.0.2'
@@ -8727,9 +8843,9 @@ test_network_localnet() { # net: the LAN and containers can't reach 127.0.0.1: C
     done
     says nothing "${at[@]}" -- tcp 127.0.0.1 8080
   done
-  is "$("${box[@]}" cat /proc/sys/net/ipv4/conf/{n1,lan0,all}/route_localnet)" $'1\n0\n0'
+  is "$("${host[@]}" cat /proc/sys/net/ipv4/conf/{n1,lan0,all}/route_localnet)" $'1\n0\n0'
   if [[ -e /proc/sys/net/ipv6 ]]; then
-    is "$("${box[@]}" cat /proc/sys/net/ipv6/conf/n1/accept_ra)" 0
+    is "$("${host[@]}" cat /proc/sys/net/ipv6/conf/n1/accept_ra)" 0
     run 0 exec keep cat /proc/sys/net/ipv6/conf/eth0/disable_ipv6
     is "$out" 1
   fi
@@ -8746,18 +8862,18 @@ test_network_isolation() { # net: two networks, and the LAN, can't get in but by
   serve inner "${mydocker[@]}" run -d --name inner --net n3 -- tcp:80 udp:80
   run 0 run -d --name inner2 --cap-add NET_ADMIN --net n3 /bin/sleep 1000
   serve away "${lan[@]}" -- tcp:80 udp:80
-  serve host "${box[@]}" -- tcp:70
+  serve host "${host[@]}" -- tcp:70
   "${lan[@]}" ip route add 10.9.0.0/16 via 10.77.0.1
   for kind in tcp udp; do
     says "$kind 10.77.0.1 hello" "${mydocker[@]}" exec two -- $kind 10.77.0.2 80 # masqueraded
-    says "$kind 10.9.1.1 hello" "${box[@]}" -- $kind 10.9.1.2 80
+    says "$kind 10.9.1.1 hello" "${host[@]}" -- $kind 10.9.1.2 80
     says "$kind 10.9.3.3 hello" "${mydocker[@]}" exec inner2 -- $kind 10.9.3.2 80
-    says "$kind 10.9.3.1 hello" "${box[@]}" -- $kind 10.9.3.2 80
+    says "$kind 10.9.3.1 hello" "${host[@]}" -- $kind 10.9.3.2 80
   done
   says 'tcp 10.9.2.2 hello' "${mydocker[@]}" exec two -- tcp 10.77.0.1 70
   says 'tcp 10.9.1.1 hello' "${mydocker[@]}" exec two -- tcp 10.77.0.1 8080 # ports are public
   run 0 exec inner2 ip route add default via 10.9.3.1
-  "${box[@]}" ip route add 10.44.0.0/16 via 10.77.0.2
+  "${host[@]}" ip route add 10.44.0.0/16 via 10.77.0.2
   "${lan[@]}" ip addr add 10.44.0.1/16 dev lo
   run 0 exec two ip addr add 10.44.7.7/32 dev eth0
   for kind in tcp udp; do
@@ -8845,7 +8961,7 @@ test_network_modes() { # net: host, none and container:ID; what each has of name
   like "$out" 'lan0:'
   like "$out" $'\n'"$(hostname)"$'\n'
   is "$("${mydocker[@]}" run --net host /bin/readlink /proc/self/ns/net)" \
-    "$("${box[@]}" readlink /proc/self/ns/net)"
+    "$("${host[@]}" readlink /proc/self/ns/net)"
   run 0 run --net none /bin/sh -c 'ip -o link'
   is "$(wc -l <<<"$out")" 1
   serve web "${mydocker[@]}" run -d --name web --net n1 -p 8080:80 -- tcp:80
@@ -8879,9 +8995,9 @@ test_network_reboot() { # net: after a reboot, or a flush of all rules,
   wait_for test -e web
   is "$(links | sed 's/veth[0-9a-f]* /veth /')" 'n1 veth '
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
-  "${box[@]}" ip link del n1 # or somebody removes it
+  "${host[@]}" ip link del n1 # or somebody removes it
   run 0 run --net n1 -p 8081:80 /bin/true
-  is "$("${box[@]}" ip -o -4 addr show n1 | wc -l)" 1
+  is "$("${host[@]}" ip -o -4 addr show n1 | wc -l)" 1
 }
 
 test_network_restart() { # net: a policy's restart keeps address and port;
@@ -8923,7 +9039,8 @@ test_network_many() { # net: 24 containers (FULL=1: 200) 8 at a time, a third ki
   is "$(cut -d' ' -f1 addresses | sort -u | wc -l)" "$count"
   is "$(ls state/networks/n1)" "$(cut -d' ' -f1 addresses)"
   is "$(links | tr ' ' '\n' | grep -c veth)" "$count"
-  grep -c '# neighbour$' state/containers/*/hosts | sed 's/.*://' | sort -u >known # everybody knows everybody
+  # everybody knows everybody
+  grep -c '# neighbour$' state/containers/*/hosts | sed 's/.*://' | sort -u >known
   is "$(<known)" "$((count - 1))"
   for ((n = 3; n <= count; n += 3)); do kill -KILL "$(monitor_of "c$n")"; done
   seq "$((count + 1))" "$((count + count / 3))" | xargs -P 8 -I %N% "${mydocker[@]}" run \
@@ -8932,7 +9049,8 @@ test_network_many() { # net: 24 containers (FULL=1: 200) 8 at a time, a third ki
   "${mydocker[@]}" ps --format '{{.IP}} {{.ID}}' | sort >addresses
   is "$(wc -l <addresses) $(cut -d' ' -f1 addresses | sort -u | wc -l)" "$count $count"
   is "$(ls state/networks/n1)" "$(cut -d' ' -f1 addresses)"
-  "${mydocker[@]}" ps -q --no-trunc | sed 's,.*,state/containers/&/hosts,' | xargs grep -c '# neighbour$' | sed 's/.*://' | sort -u >known
+  "${mydocker[@]}" ps -q --no-trunc | sed 's,.*,state/containers/&/hosts,' |
+    xargs grep -c '# neighbour$' | sed 's/.*://' | sort -u >known
   is "$(<known)" "$((count - 1))"
   # shellcheck disable=SC2046 # a list
   run 0 rm -f $("${mydocker[@]}" ps -aq)
@@ -8973,7 +9091,7 @@ PYTHON
   is "$out" n1
   one_line 'nothing outside, it needs the kernel.s modules nf_tables.*protocol not supported'
   serve web "${mydocker[@]}" run -d --name web --net n1 -- tcp:80
-  says 'tcp 10.9.1.1 hello' "${box[@]}" -- tcp 10.9.1.2 80
+  says 'tcp 10.9.1.1 hello' "${host[@]}" -- tcp 10.9.1.2 80
   says 'tcp 10.9.1.3 hello' "${mydocker[@]}" run --net n1 -- tcp 10.9.1.2 80
   fails 125 'publish: it needs the kernel.s modules nf_tables' run --net n1 -p 80:80 /bin/true
   is "$(ls state/networks/n1)" 10.9.1.2
@@ -8985,7 +9103,7 @@ test_network_docker() { # net: where Docker's rules drop what is forwarded,
   # its chain for others' rules lets containers through
   need iptables-nft
   own_networks
-  "${box[@]}" bash -ec 'iptables-nft -P FORWARD DROP
+  "${host[@]}" bash -ec 'iptables-nft -P FORWARD DROP
     iptables-nft -N DOCKER-USER; iptables-nft -A DOCKER-USER -j RETURN
     iptables-nft -I FORWARD -j DOCKER-USER'
   "${lan[@]}" ip route add 172.17.0.0/16 via 10.77.0.1
@@ -8994,41 +9112,42 @@ test_network_docker() { # net: where Docker's rules drop what is forwarded,
   says 'tcp 10.77.0.1 hello' "${mydocker[@]}" exec web -- tcp 10.77.0.2 80
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
   says nothing "${lan[@]}" -- tcp 172.17.0.2 80
-  "${box[@]}" iptables-nft -S DOCKER-USER >rules # iptables still understands its table
+  "${host[@]}" iptables-nft -S DOCKER-USER >rules # iptables still understands its table
   has rules '^-A DOCKER-USER -i mydocker0 .*--comment "mydocker /.*" -j ACCEPT$'
   has rules '^-A DOCKER-USER -o mydocker0 .*--comment "mydocker /.*" -j ACCEPT$'
   [[ ! -s web.err ]] # no warning: nothing is stopped
   run 0 run --net bridge /bin/true
-  "${box[@]}" iptables-nft -S DOCKER-USER | diff rules -
+  "${host[@]}" iptables-nft -S DOCKER-USER | diff rules -
   run 0 rm -f web
   run 0 network rm bridge
-  is "$("${box[@]}" iptables-nft -S DOCKER-USER)" $'-N DOCKER-USER\n-A DOCKER-USER -j RETURN'
+  is "$("${host[@]}" iptables-nft -S DOCKER-USER)" $'-N DOCKER-USER\n-A DOCKER-USER -j RETURN'
 }
 
-test_network_flush() { # net: whatever is lost of the rules comes back with the next container, or `network ls`
+test_network_flush() { # net: whatever is lost of the rules comes back with the next container, or
+  # `network ls`
   need nft
   own_networks
   local table loss
   run 0 network create --subnet 10.9.1.0/24 n1
   run 0 network create --subnet 10.9.2.0/24 n2
-  table=$("${box[@]}" nft list tables | sed -n 's/^table ip mydocker/mydocker/p')
+  table=$("${host[@]}" nft list tables | sed -n 's/^table ip mydocker/mydocker/p')
   serve away "${lan[@]}" -- tcp:80
   serve web "${mydocker[@]}" run -d --name web --net n1 -p 8080:80 -- tcp:80
   for loss in 'flush ruleset' "flush chain ip $table forward" "flush chain ip $table postrouting
-    delete chain ip $table postrouting" "flush set ip $table subnets" "flush set ip $table bridges" \
-    "insert rule ip $table forward accept"; do
-    "${box[@]}" nft "$loss"
+    delete chain ip $table postrouting" "flush set ip $table subnets" \
+    "flush set ip $table bridges" "insert rule ip $table forward accept"; do
+    "${host[@]}" nft "$loss"
     says 'tcp 10.77.0.1 hello' "${mydocker[@]}" run --net n2 -- tcp 10.77.0.2 80 # masqueraded
     says nothing "${mydocker[@]}" run --net n2 -- tcp 10.9.1.2 80 # and isolated
     says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080 # the port of who runs, too
   done
-  "${box[@]}" nft "flush set ip $table subnets; flush set ip $table bridges"
+  "${host[@]}" nft "flush set ip $table subnets; flush set ip $table bridges"
   run 0 network ls
   says 'tcp 10.77.0.1 hello' "${mydocker[@]}" exec web -- tcp 10.77.0.2 80
-  "${box[@]}" nft "flush map ip $table ports"
+  "${host[@]}" nft "flush map ip $table ports"
   run 0 network inspect n1
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
-  "${box[@]}" nft flush ruleset
+  "${host[@]}" nft flush ruleset
   kill -KILL "$("${mydocker[@]}" inspect -f .State.Pid web)"
   run 0 wait web
   rm web
@@ -9038,10 +9157,11 @@ test_network_flush() { # net: whatever is lost of the rules comes back with the 
   says 'tcp 10.77.0.2 hello' "${lan[@]}" -- tcp 10.77.0.1 8080
   run 0 rm -f web
   run 0 network rm n1 n2
-  is "$("${box[@]}" nft list ruleset)" ''
+  is "$("${host[@]}" nft list ruleset)" ''
 }
 
-test_network_udp_flow() { # net: who sends UDP before the container is there, or across a restart, is served; other flows stay
+test_network_udp_flow() { # net: who sends UDP before the container is there, or across a restart,
+  # is served; other flows stay
   own_networks
   local client
   "${lan[@]}" "$PYTHON" -I -c '
@@ -9057,7 +9177,9 @@ while True:
         time.sleep(0.02)' >>flow 2>flow.err &
   client=$!
   run 0 network create --subnet 10.9.1.0/24 n1 # from now on flows are tracked
-  if [[ -e /proc/net/nf_conntrack ]]; then wait_for "${box[@]}" grep -q dport=8053 /proc/net/nf_conntrack; fi
+  if [[ -e /proc/net/nf_conntrack ]]; then
+    wait_for "${host[@]}" grep -q dport=8053 /proc/net/nf_conntrack
+  fi
   serve web "${mydocker[@]}" run -d --name web --net n1 -p 8053:80/udp -- udp:80
   wait_for has flow 'udp 10.77.0.2 x'
   run 0 stop -t 0 web
@@ -9070,36 +9192,40 @@ while True:
   kill "$client"
 }
 
-test_network_firewalls() { # net: a firewall that stops what is forwarded is named, with the command that helps
+test_network_firewalls() { # net: a firewall that stops what is forwarded is named, with the command
+  # that helps
   need nft
   own_networks
   local table
   run 0 network create --subnet 10.9.1.0/24 n1
   run 0 network create --internal --subnet 10.9.2.0/24 inner
-  "${box[@]}" nft 'add table inet fw; add chain inet fw way { type filter hook forward priority 5; policy drop; }'
+  "${host[@]}" nft \
+    'add table inet fw; add chain inet fw way { type filter hook forward priority 5; policy drop; }'
   run 0 run --net n1 /bin/true
-  one_line "^mydocker: warning: network, on n1: fw's chain way stops what it sends out, unless: nft insert rule inet fw way iifname n1 accept; nft insert rule inet fw way oifname n1 accept"
+  one_line "^mydocker: warning: network, on n1: fw's chain way stops what it sends out, unless: \
+nft insert rule inet fw way iifname n1 accept; nft insert rule inet fw way oifname n1 accept"
   run 0 run --net inner /bin/true
   is "$err" ''
   serve away "${lan[@]}" -- tcp:80
   says nothing "${mydocker[@]}" run --net n1 -- tcp 10.77.0.2 80
   run 0 run --net n1 /bin/true
-  "${box[@]}" sh -ec "${err##*unless: }"
+  "${host[@]}" sh -ec "${err##*unless: }"
   run 0 run --net n1 /bin/true
   is "$err" ''
   says 'tcp 10.77.0.1 hello' "${mydocker[@]}" run --net n1 -- tcp 10.77.0.2 80
-  "${box[@]}" nft 'delete table inet fw; add table inet firewalld
-    add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; policy accept; }'
+  "${host[@]}" nft 'delete table inet fw; add table inet firewalld
+    add chain inet firewalld filter_FORWARD {
+      type filter hook forward priority 10; policy accept; }'
   run 0 run --net n1 /bin/true
   one_line ': firewall-cmd --zone=trusted --add-interface=n1$'
-  "${box[@]}" nft 'flush ruleset; add table ip filter; add chain ip filter ufw-user-forward
+  "${host[@]}" nft 'flush ruleset; add table ip filter; add chain ip filter ufw-user-forward
     add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'
   run 0 run --net n1 /bin/true
   one_line ': ufw route allow in on n1; ufw route allow out on n1$'
-  "${box[@]}" nft 'delete chain ip filter ufw-user-forward'
+  "${host[@]}" nft 'delete chain ip filter ufw-user-forward'
   run 0 run --net n1 /bin/true
   one_line ': iptables -I FORWARD -i n1 -j ACCEPT; iptables -I FORWARD -o n1 -j ACCEPT$'
-  "${box[@]}" nft 'flush ruleset'
+  "${host[@]}" nft 'flush ruleset'
   run 0 run --net n1 /bin/true
   is "$err" ''
 }
@@ -9107,21 +9233,25 @@ test_network_firewalls() { # net: a firewall that stops what is forwarded is nam
 test_network_old_iptables() { # net: iptables from before nf_tables is asked, too
   need iptables-legacy
   own_networks
-  "${box[@]}" iptables-legacy -P FORWARD DROP || skip 'the kernel has no such tables'
+  "${host[@]}" iptables-legacy -P FORWARD DROP || skip 'the kernel has no such tables'
   run 0 network create --subnet 10.9.1.0/24 n1
-  one_line ": iptables' FORWARD stops what it sends out, unless: iptables-legacy -I FORWARD -i n1 -j ACCEPT; iptables"
-  "${box[@]}" sh -ec "${err##*unless: }"
+  one_line ": iptables' FORWARD stops what it sends out, unless: \
+iptables-legacy -I FORWARD -i n1 -j ACCEPT; iptables"
+  "${host[@]}" sh -ec "${err##*unless: }"
   run 0 run --net n1 /bin/true
   is "$err" ''
-  "${box[@]}" sh -ec 'iptables-legacy -F FORWARD; iptables-legacy -N DOCKER-USER; iptables-legacy -A FORWARD -j DOCKER-USER'
+  "${host[@]}" sh -ec 'iptables-legacy -F FORWARD; iptables-legacy -N DOCKER-USER
+    iptables-legacy -A FORWARD -j DOCKER-USER'
   run 0 run --net n1 /bin/true
-  one_line ': iptables-legacy -I DOCKER-USER -i n1 -j ACCEPT; iptables-legacy -I DOCKER-USER -o n1 -j ACCEPT$'
-  "${box[@]}" iptables-legacy -P FORWARD ACCEPT
+  one_line ': iptables-legacy -I DOCKER-USER -i n1 -j ACCEPT; '\
+'iptables-legacy -I DOCKER-USER -o n1 -j ACCEPT$'
+  "${host[@]}" iptables-legacy -P FORWARD ACCEPT
   run 0 run --net n1 /bin/true
   is "$err" ''
 }
 
-test_network_several() { # net: run in several networks; connect and disconnect, running or not: names, ports, the way out
+test_network_several() { # net: run in several networks; connect and disconnect, running or not:
+  # names, ports, the way out
   make_image box
   own_networks
   local n
@@ -9129,8 +9259,10 @@ test_network_several() { # net: run in several networks; connect and disconnect,
   run 0 network create --subnet 10.9.4.0/24 --internal n4
   serve away "${lan[@]}" -- tcp:80
   run 0 run -d --name two --net n2 box sleep 1000
-  serve web "${mydocker[@]}" run -d --name web --net n4 --net name=n1,ip=10.9.1.9,alias=db -p 8080:80 -- tcp:80
-  run 0 inspect -f '{{.NetworkSettings.Networks.n4.IPAddress}} {{.NetworkSettings.Networks.n1.IPAddress}}' web
+  serve web "${mydocker[@]}" run -d --name web --net n4 --net name=n1,ip=10.9.1.9,alias=db \
+    -p 8080:80 -- tcp:80
+  run 0 inspect \
+    -f '{{.NetworkSettings.Networks.n4.IPAddress}} {{.NetworkSettings.Networks.n1.IPAddress}}' web
   is "$out" '10.9.4.2 10.9.1.9'
   run 0 ps --format '{{.Networks}}' --filter name=web
   is "$out" n4,n1
@@ -9169,14 +9301,16 @@ test_network_several() { # net: run in several networks; connect and disconnect,
   kill -KILL "$n"
   wait_for gone "$n"
   run 0 ps -q
-  is "$(ls state/networks/{n2,n3,n4})" $'state/networks/n2:\n10.9.2.2\n\nstate/networks/n3:\n\nstate/networks/n4:'
+  is "$(ls state/networks/{n2,n3,n4})" \
+    $'state/networks/n2:\n10.9.2.2\n\nstate/networks/n3:\n\nstate/networks/n4:'
   fails 125 'two: it is not in n9' network disconnect n9 two
   fails 125 'no such network' network connect n9 two
   run 0 run -d --name alone --net none box sleep 1000
   fails 125 'alone: it was started with --network none' network connect n2 alone
 }
 
-test_network_restart_connected() { # net: what was connected while it ran is there when a policy starts it again
+test_network_restart_connected() { # net: what was connected while it ran is there when a policy
+  # starts it again
   make_image box
   own_networks
   run 0 network create --subnet 10.9.1.0/24 n1
@@ -9197,60 +9331,75 @@ test_network_options() { # net: what can't be an address, a name or a subnet is 
   local text
   run 0 network create --subnet 10.9.1.0/30 n1
   for text in foo foo:bar : :1.2.3.4 foo: 'a b:1.2.3.4' $'a\tb:1.2.3.4' foo:1.2.3 foo:1.2.3.4.5; do
-    fails 125 '^mydocker: --add-host, on .*: (it is NAME:IP|not an IP address)' run --net n1 --add-host "$text" /bin/touch made
+    fails 125 '^mydocker: --add-host, on .*: (it is NAME:IP|not an IP address)' run --net n1 \
+      --add-host "$text" /bin/touch made
   done
   for text in x '' 1.2.3 300.1.1.1 1.2.3.4/24; do
-    fails 125 '^mydocker: --dns, on .*: not an IP address' run --net n1 --dns "$text" /bin/touch made
-    [[ ! $text ]] || fails 125 '^mydocker: --ip, on .*: not an IP address' run --net n1 --ip "$text" /bin/touch made
+    fails 125 '^mydocker: --dns, on .*: not an IP address' run --net n1 --dns "$text" /bin/touch \
+      made
+    [[ ! $text ]] || fails 125 '^mydocker: --ip, on .*: not an IP address' run --net n1 \
+      --ip "$text" /bin/touch made
   done
-  fails 125 '^mydocker: --ip, on fd00::2: not an IP address' run --net n1 --ip fd00::2 /bin/touch made
-  fails 125 '^mydocker: --dns-search, on .*: not a domain' run --net n1 --dns-search $'a\nnameserver 1.1.1.1' /bin/touch made
+  fails 125 '^mydocker: --ip, on fd00::2: not an IP address' run --net n1 --ip fd00::2 /bin/touch \
+    made
+  fails 125 '^mydocker: --dns-search, on .*: not a domain' run --net n1 \
+    --dns-search $'a\nnameserver 1.1.1.1' /bin/touch made
   for text in 01:00:00:00:00:01 02:42:0a:09:01 :::::::::::::::::; do
     fails 125 '^mydocker: --mac-address, on ' run --net n1 --mac-address "$text" /bin/touch made
   done
-  for text in 0.0.0.0/8 240.0.0.0/8 255.0.0.0/8 10.9.2.0/255.255.255.0 10.9.2.1/24 10.0.0.0/7 10.9.2.0/31; do
-    fails 125 '^mydocker: --subnet, on .*: (not a subnet|no host|the subnet of)' network create --subnet "$text" n2
+  for text in 0.0.0.0/8 240.0.0.0/8 255.0.0.0/8 10.9.2.0/255.255.255.0 10.9.2.1/24 10.0.0.0/7 \
+    10.9.2.0/31; do
+    fails 125 '^mydocker: --subnet, on .*: (not a subnet|no host|the subnet of)' network create \
+      --subnet "$text" n2
   done
-  fails 125 '^mydocker: --gateway, on x: not an IP address' network create --subnet 10.9.2.0/24 --gateway x n2
+  fails 125 '^mydocker: --gateway, on x: not an IP address' network create --subnet 10.9.2.0/24 \
+    --gateway x n2
   fails 125 'it is there twice' run --net n1 --net n1 /bin/touch made
   fails 125 "can't go with other networks" run --net n1 --net host /bin/touch made
   fails 125 'unknown key frob' run --net name=n1,frob=1 /bin/touch made
   fails 125 -- '--ip: --network says it' run --net name=n1,ip=10.9.1.2 --ip 10.9.1.2 /bin/touch made
   run 0 run -d --net n1 /bin/sleep 1000
-  fails 125 '^mydocker: network, on n1: it is full, all 2 addresses of 10.9.1.0/30 are taken$' run --net n1 /bin/touch made
+  fails 125 '^mydocker: network, on n1: it is full, all 2 addresses of 10.9.1.0/30 are taken$' run \
+    --net n1 /bin/touch made
   [[ ! -e made ]]
 }
 
-test_network_resolv_conf() { # net: search and options survive a stub; servers that only IPv6 reaches aren't handed on
+test_network_resolv_conf() { # net: search and options survive a stub; servers that only IPv6
+  # reaches aren't handed on
   make_image box
   own_networks
   with_resolver() { # with_resolver TEXT: what a container makes of that
     printf %b "$1" >resolv
     run 0 run --rm --network none box cat /etc/resolv.conf
   }
-  mydocker=(unshare -m sh -c 'mount --bind resolv /etc/resolv.conf; [ ! -d /run/systemd/resolve ] || mount -t tmpfs none /run/systemd/resolve; exec "$@"' sh "${mydocker[@]}")
+  mydocker=(unshare -m sh -c 'mount --bind resolv /etc/resolv.conf
+    [ ! -d /run/systemd/resolve ] || mount -t tmpfs none /run/systemd/resolve
+    exec "$@"' sh "${mydocker[@]}")
   with_resolver 'nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch example.org\n'
   is "$out" $'nameserver 8.8.8.8\nnameserver 8.8.4.4\nsearch example.org\noptions edns0 trust-ad'
-  with_resolver '# x\nnameserver fd00::53\nnameserver  192.0.2.53\nsearch a.example\nsearch b.example c.example\n'
+  with_resolver '# x\nnameserver fd00::53\nnameserver  192.0.2.53\nsearch a.example\n'\
+'search b.example c.example\n'
   is "$out" $'nameserver 192.0.2.53\nsearch b.example c.example'
   with_resolver 'nameserver fe80::1%eth0\nnameserver fd00::53\ndomain example.org'
   is "$out" $'nameserver 8.8.8.8\nnameserver 8.8.4.4\ndomain example.org'
-  run 0 run --rm --network none --dns 192.0.2.1 --dns fd00::1 --dns-search . box cat /etc/resolv.conf
+  run 0 run --rm --network none --dns 192.0.2.1 --dns fd00::1 --dns-search . box cat \
+    /etc/resolv.conf
   is "$out" $'nameserver 192.0.2.1\nnameserver fd00::1'
   run 0 run --rm --network host box cat /etc/resolv.conf
   like "$out" $'^nameserver fe80::1%eth0\nnameserver fd00::53\n'
 }
 
-test_network_roots() { # net: two state roots; bridges say whose they are, and one that was left is taken
+test_network_roots() { # net: two state roots; bridges say whose they are, and one that was left is
+  # taken
   own_networks
   run 0 run -d --name keep --net bridge /bin/sleep 1000
   run 0 --root "$PWD/other" run -d --name away --net bridge /bin/sleep 1000
   wait_for links_are_but_veth 'mydocker0 mydocker1 '
-  like "$("${box[@]}" ip -d link show mydocker1)" "alias mydocker $PWD/other"
+  like "$("${host[@]}" ip -d link show mydocker1)" "alias mydocker $PWD/other"
   run 0 network create --subnet 10.9.1.0/24 n1
   fails 125 "on n1: that link is of the state root $PWD/state" --root "$PWD/other" network create n1
   like "$err" "hint: .*mydocker --root $PWD/state network rm n1"
-  "${box[@]}" ip link add theirs type bridge
+  "${host[@]}" ip link add theirs type bridge
   fails 125 "on theirs: that link is not mydocker's" network create theirs
   like "$err" 'hint: .*ip link delete theirs'
   fails 125 "mydocker0: that link is network bridge's" network create mydocker0
@@ -9259,7 +9408,7 @@ test_network_roots() { # net: two state roots; bridges say whose they are, and o
   wait_for links_are 'mydocker0 mydocker1 n1 theirs '
   rm -r state other
   run 0 network create --subnet 10.9.5.0/24 n1
-  is "$("${box[@]}" ip -o -4 addr show n1 | sed 's/.*inet \([^ ]*\).*/\1/')" 10.9.5.1/24
+  is "$("${host[@]}" ip -o -4 addr show n1 | sed 's/.*inet \([^ ]*\).*/\1/')" 10.9.5.1/24
   run 0 run --net n1 /bin/sh -c 'ip -o -4 addr show eth0'
   like "$out" 'inet 10.9.5.2/24 '
   run 0 run --net bridge /bin/sh -c 'ip -o -4 addr show eth0'
@@ -9273,21 +9422,25 @@ test_network_roots() { # net: two state roots; bridges say whose they are, and o
 }
 
 links_are_but_veth() {
-  [[ "$(links | tr ' ' '\n' | grep -v veth | tr '\n' ' ')" == "$1 " || "$(links | sed 's/veth[0-9a-f]* //g')" == "$1" ]]
+  [[ "$(links | tr ' ' '\n' | grep -v veth | tr '\n' ' ')" == "$1 " ||
+    "$(links | sed 's/veth[0-9a-f]* //g')" == "$1" ]]
 }
 
-test_network_many_ports() { # net: 1,200 ports at ulimit -n 1024 are held; the container's limit stays; the first error is the one that is said
+test_network_many_ports() { # net: 1,200 ports at ulimit -n 1024 are held; the container's limit
+  # stays; the first error is the one that is said
   own_networks
   ulimit -Sn 1024
   (($(ulimit -Hn) > 2000)) || skip 'needs a hard limit of more descriptors'
   make_image box
-  run 0 run -d --name many --restart always --net bridge -p 3001-4200:3001-4200 box sh -c 'ulimit -n; sleep 0.2'
+  run 0 run -d --name many --restart always --net bridge -p 3001-4200:3001-4200 box \
+    sh -c 'ulimit -n; sleep 0.2'
   wait_for logs_of many $'^1024\n1024\n'
   run 0 port many 4200
   is "$out" 0.0.0.0:4200
   run 0 rm -f many
   ulimit -Hn 1024
-  fails 125 '^mydocker: --publish, on 0.0.0.0:[0-9]*/tcp: too many open files$' run --net bridge -p 3001-4200:3001-4200 box touch /made
+  fails 125 '^mydocker: --publish, on 0.0.0.0:[0-9]*/tcp: too many open files$' run --net bridge \
+    -p 3001-4200:3001-4200 box touch /made
   run 0 ps -aq
   is "$out" ''
   run 0 run --net bridge -p 3001-3100:3001-3100 box sh -c :
@@ -9609,7 +9762,8 @@ done </proc/self/mountinfo'
     /bin/sh -c 'cat /full/file; cat /proc/sys/kernel/hostname'
 }
 
-test_oci_masked() { # oci: a path that is to be masked and read-only is both; a masked passwd has no accounts
+test_oci_masked() { # oci: a path that is to be masked and read-only is both; a masked passwd has no
+  # accounts
   small_root root
   echo 'root:x:0:0:root:/root:/bin/sh' >root/etc/passwd
   bundle_says '/' "
@@ -9620,10 +9774,12 @@ set -- /proc/sys/*; if [ -e "$1" ]; then echo seen; fi
 cat /etc/passwd; if (echo x >/etc/new) 2>/dev/null; then echo written; fi; cd /; echo ~'
 }
 
-test_oci_propagation() { # oci: each mount keeps its own propagation, whatever it is and whatever the root's is
+test_oci_propagation() { # oci: each mount keeps its own propagation, whatever it is and whatever
+  # the root's is
   own_state
   bundle_says $'/ shared\n/a shared\n/b -\n/c unbindable\n/d shared' "
-for place, *options in (('/a', 'nosuid', 'shared'), ('/b', 'rprivate'), ('/c', 'unbindable'), ('/d',)):
+for place, *options in (
+        ('/a', 'nosuid', 'shared'), ('/b', 'rprivate'), ('/c', 'unbindable'), ('/d',)):
     c['mounts'].append({'destination': place, 'type': 'tmpfs', 'options': options})
 l['rootfsPropagation'] = 'rshared'" /bin/sh -c '
 while read -r _ _ _ _ place _ word _; do
@@ -9644,14 +9800,16 @@ done </proc/self/mountinfo
   like "$out" char
 }
 
-test_oci_mount_kinds() { # oci: a file over a directory, or the reverse, is no directory; a missing source leaves nothing
+test_oci_mount_kinds() { # oci: a file over a directory, or the reverse, is no directory; a missing
+  # source leaves nothing
   local source target
   oci_bundle
   mkdir -p directory root/over
   touch file root/below
   for source in "file /over" "directory /below"; do
     read -r source target <<<"$source"
-    configure "c['mounts'] = c['mounts'][:7] + [{'destination': '$target', 'type': 'bind', 'source': '$PWD/$source', 'options': ['rbind']}]"
+    configure "c['mounts'] = c['mounts'][:7] + [{
+      'destination': '$target', 'type': 'bind', 'source': '$PWD/$source', 'options': ['rbind']}]"
     fails 125 "^mydocker: mount, on $PWD/$source at $target: not a directory\$" create t
   done
   configure "c['mounts'][-1].update(source='$PWD/none', destination='/new')"
@@ -9659,13 +9817,18 @@ test_oci_mount_kinds() { # oci: a file over a directory, or the reverse, is no d
   [[ ! -e root/new ]]
 }
 
-test_oci_devices() { # oci: devices are made as they are written, and those that runc always allows can be used
+test_oci_devices() { # oci: devices are made as they are written, and those that runc always allows
+  # can be used
   local rule
   bundle_says $'con not permitted\nlog not permitted\n660 /dev/log\n0 /dev/none\n0' "
 c['root']['readonly'] = False
-l['resources'] = {'devices': [{'allow': False, 'access': 'rwm'}, {'allow': True, 'type': 'c', 'major': 1, 'minor': 11, 'access': 'wa'}]}
-l['devices'] = [{'path': '/dev/' + name, 'type': 'c', 'major': major, 'minor': minor, 'fileMode': mode}
-                for name, major, minor, mode in (('net/tun/', 10, 200, 0o666), ('con', 5, 1, 0o666), ('log', 1, 11, 0o20660), ('none', 1, 3, 0))]" \
+l['resources'] = {'devices': [
+    {'allow': False, 'access': 'rwm'},
+    {'allow': True, 'type': 'c', 'major': 1, 'minor': 11, 'access': 'wa'}]}
+l['devices'] = [
+    {'path': '/dev/' + name, 'type': 'c', 'major': major, 'minor': minor, 'fileMode': mode}
+    for name, major, minor, mode in (('net/tun/', 10, 200, 0o666), ('con', 5, 1, 0o666),
+                                     ('log', 1, 11, 0o20660), ('none', 1, 3, 0))]" \
     /bin/sh -c '
 for name in net/tun con log; do
   case $( (: </dev/$name) 2>&1) in *"not permitted"*) echo "$name not permitted" ;; esac
@@ -9674,17 +9837,20 @@ busybox stat -c "%a %n" /dev/log /dev/none
 (: >/dev/log); echo $?'
   for rule in "'/dev/x', 'type': 'z'" "'/', 'type': 'c'" "'/dev/x', 'type': 'c', 'major': -1"; do
     configure "l['devices'] = [{'path': $rule}]"
-    fails 125 'config.json: linux(.devices: /(dev/x)?: no such device|: devices: major: a number)' create t
+    fails 125 'config.json: linux(.devices: /(dev/x)?: no such device|: devices: major: a number)' \
+      create t
   done
   configure "l['devices'] = []; l['resources']['devices'][1]['access'] = 'x'"
   fails 125 'linux.resources.devices: access: x: unknown' create t
-  configure "l['resources'] = {'blockIO': {'weightDevice': [{'major': 0, 'minor': 0, 'weight': 300}]}}"
+  configure \
+    "l['resources'] = {'blockIO': {'weightDevice': [{'major': 0, 'minor': 0, 'weight': 300}]}}"
   fails 125 'blockIO.weightDevice, on 0:0 300: ' create t
 }
 
 test_oci_workdir() { # oci: a working directory that isn't there is made, in a read-only root, too
   bundle_says '/made/up' "p['cwd'] = '/made/up'; c['root']['readonly'] = True" /bin/sh -c pwd
-  bundle_says '/m/a' "p['cwd'] = '/m/a'; c['mounts'].append({'destination': '/m', 'type': 'tmpfs'})" /bin/sh -c pwd
+  bundle_says '/m/a' \
+    "p['cwd'] = '/m/a'; c['mounts'].append({'destination': '/m', 'type': 'tmpfs'})" /bin/sh -c pwd
   [[ ! -e root/m/a ]]
 }
 
@@ -9711,14 +9877,17 @@ c['root']['readonly'] = False" /bin/cat /tmp/state
   like "$out" '"id": "t"'
 }
 
-test_oci_hook_surroundings() { # oci: where a hook starts, what environment it has, and the status in its state
+test_oci_hook_surroundings() { # oci: where a hook starts, what environment it has, and the status
+  # in its state
   oci_bundle
-  echo 'read -r s; s=${s#*status\": \"}; echo "$1 $PWD $MARK $OWN ${s%%\"*}" >>"$2"' | tee root/tmp/hook.sh >hook.sh
+  echo 'read -r s; s=${s#*status\": \"}; echo "$1 $PWD $MARK $OWN ${s%%\"*}" >>"$2"' |
+    tee root/tmp/hook.sh >hook.sh
   configure "
 def hook(moment, where='$PWD', **more):
     return {'path': '/bin/sh', 'args': ['sh', where + '/hook.sh', moment, where + '/hooks'], **more}
 c['hooks'] = {moment: [hook(moment), hook(moment, env=['OWN=own'])]
-              for moment in ('prestart', 'createRuntime', 'createContainer', 'poststart', 'poststop')}
+              for moment in ('prestart', 'createRuntime', 'createContainer', 'poststart',
+                             'poststop')}
 c['hooks']['startContainer'] = [hook('startContainer', '/tmp')]
 p['env'].append('MARK=inside')
 c['root']['readonly'] = False" /bin/sh -c :
@@ -9776,7 +9945,8 @@ echo $seconds $more'
   fails 125 'linux.timeOffsets: it needs a time namespace' create t
 }
 
-test_oci_options() { # oci: the options of create, run, exec, update and ps that people and clients pass
+test_oci_options() { # oci: the options of create, run, exec, update and ps that people and clients
+  # pass
   need busybox
   oci_bundle
   configure '' /bin/busybox ls /..
@@ -9936,10 +10106,13 @@ test_oci_descriptors() { # oci: descriptors from 3 on are the command's only as 
 
 test_oci_listen() { # oci: a service manager's sockets are the command's, an empty HOME is filled
   oci_bundle
-  configure 'p["env"].append("HOME=")' /bin/sh -c 'echo $HOME $LISTEN_FDS $LISTEN_PID; read -r line <&3; echo $line; if (echo <&4) 2>/dev/null; then echo more; fi'
+  configure 'p["env"].append("HOME=")' /bin/sh -c 'echo $HOME $LISTEN_FDS $LISTEN_PID
+    read -r line <&3; echo $line; if (echo <&4) 2>/dev/null; then echo more; fi'
   echo passed >file
-  is "$(sh -c 'exec 3<file 4<file; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"' sh "${mydocker[@]}" run --bundle . t)" $'/root 1 1\npassed'
-  is "$(sh -c 'exec 3<file; export LISTEN_FDS=1 LISTEN_PID=1; exec "$@"' sh "${mydocker[@]}" run --bundle . t 2>/dev/null)" '/root'
+  is "$(sh -c 'exec 3<file 4<file; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"' \
+    sh "${mydocker[@]}" run --bundle . t)" $'/root 1 1\npassed'
+  is "$(sh -c 'exec 3<file; export LISTEN_FDS=1 LISTEN_PID=1; exec "$@"' \
+    sh "${mydocker[@]}" run --bundle . t 2>/dev/null)" '/root'
 }
 
 test_oci_delete_killed() { # oci: delete waits for who has just been killed, and refuses who hasn't
@@ -9971,13 +10144,16 @@ test_oci_update() { # oci: update takes resources in the OCI's form, and zero le
   run 0 delete --force t
 }
 
-test_oci_devices_elsewhere() { # oci: a device is made in the container's own /dev or root, and nothing is removed for it
+test_oci_devices_elsewhere() { # oci: a device is made in the container's own /dev or root, and
+  # nothing is removed for it
   local where
   oci_bundle
   mkdir -p tree/deep/er
   echo precious | tee tree/deep/file root/file >/dev/null
   configure "
-c['mounts'].insert(0, {'destination': '/bound', 'type': 'bind', 'source': '$PWD/tree', 'options': ['rbind']})" /bin/true
+c['mounts'].insert(0, {
+    'destination': '/bound', 'type': 'bind', 'source': '$PWD/tree',
+    'options': ['rbind']})" /bin/true
   for where in /bound/deep /bound/new /bound/made/up /file /etc; do
     configure "l['devices'] = [{'path': '$where', 'type': 'c', 'major': 1, 'minor': 3}]"
     fails 125 "^mydocker: device, on $where: (/bound is on another mount|file exists)$" create t
@@ -9988,7 +10164,8 @@ c['mounts'].insert(0, {'destination': '/bound', 'type': 'bind', 'source': '$PWD/
   is "$(find tree | sort | xargs)" 'tree tree/deep tree/deep/er tree/deep/file'
   is "$(cat tree/deep/file root/file)" $'precious\nprecious'
   configure "l['devices'] = [{'path': path, 'type': 'c', 'major': 1, 'minor': 7}
-  for path in ('/null0', '/dev/a/full', '/dev/zero', '/dev/ptmx')]" /bin/ls -l /null0 /dev/a/full /dev/zero /dev/ptmx
+  for path in ('/null0', '/dev/a/full', '/dev/zero', '/dev/ptmx')]" \
+    /bin/ls -l /null0 /dev/a/full /dev/zero /dev/ptmx
   run 0 run --bundle . t
   is "$(grep -c ' 1, *7 ' <<<"$out")" 3
   like "$out" '/dev/ptmx -> pts/ptmx'
@@ -9996,12 +10173,15 @@ c['mounts'].insert(0, {'destination': '/bound', 'type': 'bind', 'source': '$PWD/
   # a /dev that is somebody else's is not filled, nor is its console made
   mkdir empty
   configure "l['devices'], l['maskedPaths'] = [], []
-c['mounts'].append({'destination': '/dev/.', 'type': 'bind', 'source': '$PWD/empty', 'options': ['bind']})" /bin/ls /dev
+c['mounts'].append({
+    'destination': '/dev/.', 'type': 'bind', 'source': '$PWD/empty',
+    'options': ['bind']})" /bin/ls /dev
   run 0 run --bundle . t
   is "$out$(ls empty)" ''
 }
 
-test_oci_foreign_sysctls() { # oci: a setting of a namespace that is the host's is refused, in whatever way it is the host's
+test_oci_foreign_sysctls() { # oci: a setting of a namespace that is the host's is refused, in
+  # whatever way it is the host's
   local name kind file before
   before=$(cat /proc/sys/kernel/{msgmax,domainname} /proc/sys/net/ipv4/ip_forward)
   while read -r name kind file; do
@@ -10030,18 +10210,25 @@ END
 test_oci_private_keys() { # oci: what chapters tell init by keys of their own a bundle can't tell it
   local row
   make_canary
-  for row in "'tree': 3" "'fallback': {'type': 'copy'}" "'copyUp': True" "'chown': True" "'volume': 'v'"; do
-    bundle_says fine "c['mounts'].append({'destination': '/x', 'type': 'tmpfs', $row})" /bin/sh -c 'echo fine'
-    bundle_says fine "c['mounts'].append({'destination': '/x', 'type': 'bind', 'source': '$PWD/canary', 'options': ['rbind'], $row})" \
+  for row in "'tree': 3" "'fallback': {'type': 'copy'}" "'copyUp': True" "'chown': True" \
+    "'volume': 'v'"; do
+    bundle_says fine "c['mounts'].append({'destination': '/x', 'type': 'tmpfs', $row})" \
+      /bin/sh -c 'echo fine'
+    bundle_says fine "c['mounts'].append({
+      'destination': '/x', 'type': 'bind', 'source': '$PWD/canary', 'options': ['rbind'], $row})" \
       /bin/sh -c 'echo fine'
     rm -rf root
   done
-  bundle_says fine "p['user'].update(username='no:body', added=7); p['capabilities']['made_up'] = ['CAP_X']
-c.update(gate=3, states=4, filter=5); c['annotations'] = {'mydocker.init': 'true', 'mydocker.scratch': '/etc'}" \
+  bundle_says fine "p['user'].update(username='no:body', added=7)
+p['capabilities']['made_up'] = ['CAP_X']
+c.update(gate=3, states=4, filter=5)
+c['annotations'] = {'mydocker.init': 'true', 'mydocker.scratch': '/etc'}" \
     /bin/sh -c 'echo fine'
   for row in copy layers; do
     oci_bundle
-    configure "c['mounts'].append({'destination': '/x', 'type': '$row', 'source': '$PWD/canary', 'options': ['lowerdir=/etc']})" /bin/true
+    configure "c['mounts'].append({
+      'destination': '/x', 'type': '$row', 'source': '$PWD/canary',
+      'options': ['lowerdir=/etc']})" /bin/true
     fails 125 "config.json: mounts: type: $row: unknown" create t
   done
   canary_lives
@@ -10068,10 +10255,12 @@ test_oci_start_says() { # oci: start fails where the command can't be executed a
   run 0 delete --force t
 }
 
-test_passwd_no_file() { # user: an /etc/passwd or /etc/group that is no file is an empty one, in whatever way it came to be
+test_passwd_no_file() { # user: an /etc/passwd or /etc/group that is no file is an empty one, in
+  # whatever way it came to be
   local kind file
   make_image "t$n:1"
-  for kind in mkdir mkfifo zero_device 'ln -s /etc/nowhere' 'ln -s passwd' 'ln -s /proc/self/fd/0'; do
+  for kind in mkdir mkfifo zero_device 'ln -s /etc/nowhere' 'ln -s passwd' \
+    'ln -s /proc/self/fd/0'; do
     for file in passwd group; do
       [[ $kind != *passwd || $file == passwd ]] || continue
       rm -rf root "d$n"
@@ -10089,7 +10278,8 @@ test_passwd_no_file() { # user: an /etc/passwd or /etc/group that is no file is 
       run 0 rm -f "d$n"
     done
   done
-  background --name "d$n" "t$n:1" /bin/sh -c 'rm /etc/passwd; mkdir /etc/passwd; exec sleep 1000' # made later
+  # made later
+  background --name "d$n" "t$n:1" /bin/sh -c 'rm /etc/passwd; mkdir /etc/passwd; exec sleep 1000'
   wait_for eval 'timeout 9 "${mydocker[@]}" exec "d$n" /bin/sh -c "[ -d /etc/passwd ]"'
   fails 125 '^mydocker: --user, on user: ' exec -u user "d$n" /bin/true
   run 0 stop -t 0 "d$n"
@@ -10164,17 +10354,20 @@ runs_command() { # runs_command PROGRAM: somebody does; prints the pids
   return "$found"
 }
 
-test_oci_moved_proc() { # oci: a /proc that is moved while the container is made isn't left unmasked, CVE-2023-27561
-  oci_bundle # two defences hold: it is looked for right after the mount, and opened once for all that
-  # is hidden in it; this is about the second, test_rootfs_race about both
+test_oci_moved_proc() { # oci: a /proc that is moved while the container is made isn't left
+  # unmasked, CVE-2023-27561
+  oci_bundle # two defences hold: it is looked for right after the mount, and opened once for all
+  # that is hidden in it; this is about the second, test_rootfs_race about both
   mkdir root/proc root/other
-  configure "c['hooks'] = {'createRuntime': [sh('mv $PWD/root/proc $PWD/root/real; mv $PWD/root/other $PWD/root/proc')]}" \
+  configure "c['hooks'] = {'createRuntime': [
+    sh('mv $PWD/root/proc $PWD/root/real; mv $PWD/root/other $PWD/root/proc')]}" \
     /bin/sh -c 'ls -l /real/kcore'
   fails 125 '^mydocker: mount, on /proc: it was moved meanwhile' run --bundle . t
   [[ -d root/real ]]
 }
 
-test_oci_planted_terminal() { # oci: a name in /dev/pts that leads elsewhere is no terminal, CVE-2025-52565
+test_oci_planted_terminal() { # oci: a name in /dev/pts that leads elsewhere is no terminal,
+  # CVE-2025-52565
   local number
   oci_bundle
   mkdir pts
@@ -10186,7 +10379,8 @@ test_oci_planted_terminal() { # oci: a name in /dev/pts that leads elsewhere is 
   configure "
 p['terminal'], p['user'] = True, {'uid': 1234, 'gid': 0}
 c['mounts'] += [
-    {'destination': '/own', 'type': 'devpts', 'options': ['newinstance', 'ptmxmode=0666', 'mode=0620']},
+    {'destination': '/own', 'type': 'devpts',
+     'options': ['newinstance', 'ptmxmode=0666', 'mode=0620']},
     {'destination': '/precious', 'type': 'bind', 'source': '$PWD/precious', 'options': ['bind']},
     {'destination': '/dev/pts', 'type': 'bind', 'source': '$PWD/pts', 'options': ['bind']}]" \
     /bin/sh -c '[ -t 0 ] && echo "a terminal"; ls -l /dev/console; cat /precious || :'
@@ -10195,8 +10389,9 @@ c['mounts'] += [
   is "$(<precious) $(stat -c '%u %a' precious)" 'precious 0 600'
 }
 
-test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a scope of its, with the
-  # limits for properties; without a bus the container lies below, where nothing can be taken from it
+test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a scope of its, with
+  # the limits for properties; without a bus the container lies below, where nothing can be taken
+  # from it
   need cgroup-v2 unshare umount awk systemctl
   local tree top got=0
   [[ -x /lib/systemd/systemd ]] || skip 'needs /lib/systemd/systemd'
@@ -10526,8 +10721,8 @@ test_info() { # cli: info tells what the host can do; with names it answers by i
   like "$out" "$(uname -r)"
   like "$out" "$("$PYTHON" -c 'import platform; print(platform.python_version())')"
   like "$out" "$MYDOCKER_ROOT"
-  for name in root rootless pidns mntns utsns ipcns netns cgroupns userns cgroup-v1 cgroup-v2 overlay \
-    seccomp openat2 pidfd nf_tables; do
+  for name in root rootless pidns mntns utsns ipcns netns cgroupns userns cgroup-v1 cgroup-v2 \
+    overlay seccomp openat2 pidfd nf_tables; do
     like "$out" $'\n'"$name +(yes|no)  "
   done
   run 0 info root pidns
@@ -10564,8 +10759,8 @@ test_copied_file() { # root: the file works wherever it is copied to, under any 
   is "$("$PYTHON" "$here/mydocker.py" run /bin/sh -c 'ls -a')" $'.\n..\na dir\nlink\n'$'\xff.py'
 }
 
-test_restart_after_reboot() { # install: --systemd writes a unit that starts what --restart brings back
-  # after a reboot, which is not what somebody stopped; uninstall takes it away
+test_restart_after_reboot() { # install: --systemd writes a unit that starts what --restart brings
+  # back after a reboot, which is not what somebody stopped; uninstall takes it away
   need root
   own_state
   local name
@@ -10625,9 +10820,11 @@ test_install_chapters() { # install: what is installed reads only the chapters t
   run 0 install top
   MYDOCKER_LOG=debug "$launcher" run /bin/true >out 2>err
   like "$(<err)" 'reads 7. Inside'
-  unlike "$(<err)" 'reads [^ ]+ [^:]*([Tt]ar|store|image|[Rr]egistr|Pull|Build|[Nn]etworks|OCI|host$)'
+  unlike "$(<err)" \
+    'reads [^ ]+ [^:]*([Tt]ar|store|image|[Rr]egistr|Pull|Build|[Nn]etworks|OCI|host$)'
   MYDOCKER_LOG=debug "$launcher" state nonesuch >out 2>err || :
-  unlike "$(<err)" 'reads [^ ]+ (Inside|`run`|The monitor|Privileges|Volumes|[Nn]et|[A-Z][^:]*egistr)'
+  unlike "$(<err)" \
+    'reads [^ ]+ (Inside|`run`|The monitor|Privileges|Volumes|[Nn]et|[A-Z][^:]*egistr)'
   MYDOCKER_LOG=debug "$launcher" images >out 2>err
   like "$(<err)" 'reads [^ ]+ The store'
 }
@@ -10829,7 +11026,8 @@ still_empty() { # those of "${empty[@]}" that are there and without one now
   done
 }
 
-test_reserved_signals() { # run: the C library's own signals are left alone, musl's too, which are three
+test_reserved_signals() { # run: the C library's own signals are left alone, musl's too, which are
+  # three
   { # this program as it is on musl, where 34 is one of them
     cat <<'PYTHON'
 import _signal
@@ -10857,25 +11055,31 @@ PYTHON
 planted() { # planted DIR NAME...: modules there that tell of it, in $top, when they are imported
   local name
   mkdir -p "$1"
-  for name in "${@:2}"; do echo "print('$name from $1', file=open('$top/imported', 'a'))" >"$1/$name.py"; done
+  for name in "${@:2}"; do echo "print('$name from $1', file=open('$top/imported', 'a'))" \
+    >"$1/$name.py"; done
 }
 
-imports_nothing() { # imports_nothing [ENV...] PYTHON WORD...: so started it runs, and no planted file does
+imports_nothing() { # imports_nothing [ENV...] PYTHON WORD...: so started it runs, and no planted
+  # file does
   local words
   own_state
-  for words in --version images 'volume ls' 'ps --format json' 'run /bin/true' 'run --rm --explain /bin/true'; do
+  for words in --version images 'volume ls' 'ps --format json' 'run /bin/true' \
+    'run --rm --explain /bin/true'; do
     read -ra words <<<"$words"
     env "$@" "${words[@]}" </dev/null >out 2>err || fail "$* ${words[*]}: $(<err)"
     [[ ! -e $top/imported ]] || fail "$* ${words[*]}: $(<"$top/imported")"
   done
 }
 
-test_planted_imports() { # main: files beside it, in the current directory or in PYTHONPATH are never imported
-  local top=$PWD modules=(errno fcntl select struct _struct _ctypes ctypes _socket socket json _json hashlib _hashlib
+test_planted_imports() { # main: files beside it, in the current directory or in PYTHONPATH are
+  # never imported
+  local top=$PWD modules=(errno fcntl select struct _struct _ctypes ctypes _socket socket json \
+    _json hashlib _hashlib
     termios datetime zlib tarfile shlex subprocess math signal base64 secrets)
   planted "$PWD/beside" "${modules[@]}"
   planted "$PWD/path" "${modules[@]}"
-  while PYTHONPATH=$PWD/path "$PYTHON" -c '' && [[ -e imported ]]; do # what Python imports by itself is not ours
+  # what Python imports by itself is not ours
+  while PYTHONPATH=$PWD/path "$PYTHON" -c '' && [[ -e imported ]]; do
     sed 's,^,path/,; s, .*,.py,' imported | xargs rm -f imported
   done
   cp "$here/mydocker.py" beside/
@@ -10885,21 +11089,25 @@ test_planted_imports() { # main: files beside it, in the current directory or in
   cd beside
   imports_nothing "$PYTHON" mydocker.py
   imports_nothing "$PYTHON" -m mydocker
-  imports_nothing PYTHONPATH= "$PYTHON" -c 'exec(compile(open("mydocker.py").read(), "mydocker.py", "exec"))'
+  imports_nothing PYTHONPATH= \
+    "$PYTHON" -c 'exec(compile(open("mydocker.py").read(), "mydocker.py", "exec"))'
   cd ..
   cp path/*.py .
   imports_nothing PYTHONPATH=. "$PYTHON" link.py
   run 0 --version
 }
 
-test_umask() { # main: a caller's umask changes nothing for the users in containers, nor what commit makes
-  local mask c='stat -c "%a %n" / /etc /etc/hosts /work /vol /made /empty; read -r x </etc/hostname; ls /vol; umask'
+test_umask() { # main: a caller's umask changes nothing for the users in containers, nor what commit
+  # makes
+  local mask c='stat -c "%a %n" / /etc /etc/hosts /work /vol /made /empty
+    read -r x </etc/hostname; ls /vol; umask'
   small_root root
   with_libraries "$(type -P stat)" root stat
   make_image "t$n:1"
   for mask in 022 077 027; do
     umask "$mask"
-    run 0 run -u 1000 -w /work -v "v$mask:/vol" -v "$PWD/made$mask:/made" -v "e$mask:/empty:nocopy" "t$n:1" /bin/sh -c "$c"
+    run 0 run -u 1000 -w /work -v "v$mask:/vol" -v "$PWD/made$mask:/made" \
+      -v "e$mask:/empty:nocopy" "t$n:1" /bin/sh -c "$c"
     is "$out" $'755 /\n755 /etc\n644 /etc/hosts\n755 /work\n755 /vol\n755 /made\n755 /empty\n0022'
     run 0 run --name "c$mask" "t$n:1" /bin/sh -c 'mkdir /new; echo x >/new/file'
     run 0 commit "c$mask" "made$mask"
@@ -10910,12 +11118,15 @@ test_umask() { # main: a caller's umask changes nothing for the users in contain
     is "$(<closed)" ''
   done
   oci_bundle
-  configure 'p["user"] = {"uid": 5, "gid": 6, "umask": 63}; c["root"]["readonly"] = False; p["cwd"] = "/made/by us"' /bin/sh -c 'umask; stat -c %a . /made'
+  configure 'p["user"] = {"uid": 5, "gid": 6, "umask": 63}
+c["root"]["readonly"] = False
+p["cwd"] = "/made/by us"' /bin/sh -c 'umask; stat -c %a . /made'
   run 0 run --bundle . t
   is "$out" $'0077\n755\n755'
 }
 
-test_number_ends() { # oci: a number that C would make another of is refused by its field's name, and ids are runc's
+test_number_ends() { # oci: a number that C would make another of is refused by its field's name,
+  # and ids are runc's
   local want path values value
   oci_bundle
   configure 'l["resources"] = {}; l["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}'
@@ -10923,6 +11134,7 @@ test_number_ends() { # oci: a number that C would make another of is refused by 
   while read -r want path values; do
     for value in $values; do
       configure "
+ERRNO = 'SCMP_ACT_ERRNO'
 *keys, last = '$path'.split('.')
 for key in keys:
     c = c.setdefault(key, {})
@@ -10958,36 +11170,43 @@ limit linux.resources.pids.limit 9223372036854775808
 rate linux.resources.blockIO.throttleReadBpsDevice [{"major":8,"minor":0,"rate":-1}]
 classID linux.resources.network.classID 4294967296
 hcaHandles linux.resources.rdma.mlx {"hcaHandles":-1}
-errnoRet linux.seccomp.syscalls [{"names":["mkdir"],"action":"SCMP_ACT_ERRNO","errnoRet":2147090432}]
+errnoRet linux.seccomp.syscalls [{"names":["mkdir"],"action":ERRNO,"errnoRet":2147090432}]
 defaultErrnoRet linux.seccomp.defaultErrnoRet 65536
-index linux.seccomp.syscalls [{"names":["mkdir"],"action":"SCMP_ACT_ERRNO","args":[{"index":6,"value":1}]}]
+index linux.seccomp.syscalls [{"names":["mkdir"],"action":ERRNO,"args":[{"index":6,"value":1}]}]
 END
   configure 'l["uidMappings"] = [{"containerID": 0, "hostID": 4294967294, "size": 2}]'
   fails 125 'uidMappings: ids above 4294967294' create t
   cp good config.json
   # of a user only what is the OCI's: a name or capabilities would be taken for our own
-  configure 'p["user"] = {"uid": 2147483647, "gid": 2147483647, "username": "root", "added": ["CAP_KILL"]}' \
-    /bin/sh -c 'id -u; id -g; while read -r name caps; do [ "$name" != CapEff: ] || echo "$caps"; done </proc/self/status'
+  configure 'p["user"] = {
+    "uid": 2147483647, "gid": 2147483647, "username": "root", "added": ["CAP_KILL"]}' \
+    /bin/sh -c 'id -u; id -g
+      while read -r name caps; do
+        [ "$name" != CapEff: ] || echo "$caps"
+      done </proc/self/status'
   run 0 run --bundle . t
   is "$out" $'2147483647\n2147483647\n0000000000000000'
   is "$(find state -mindepth 2)" ''
 }
 
-test_number_ends_exec() { # oci: so it is in the file of exec --process, in update's resources and in a seccomp profile
+test_number_ends_exec() { # oci: so it is in the file of exec --process, in update's resources and
+  # in a seccomp profile
   oci_bundle
   configure '' /bin/sleep 1000
   run 0 create --pid-file pid t </dev/null
   run 0 start t
   echo '{"args": ["/bin/id"], "cwd": "/", "user": {"uid": 4294967295, "gid": 0}}' >process.json
-  fails 125 'process.json: user: uid: a number from 0 to 2147483647 wanted, found 4294967295' exec --process process.json t
-  echo '{"args": ["/bin/id", "-u"], "cwd": "/", "user": {"uid": 5, "gid": 0, "username": "root"}}' >process.json
+  fails 125 'process.json: user: uid: a number from 0 to 2147483647 wanted, found 4294967295' exec \
+    --process process.json t
+  echo '{"args": ["/bin/id", "-u"], "cwd": "/", "user": {"uid": 5, "gid": 0, "username": "root"}}' \
+    >process.json
   run 0 exec --process process.json t
   is "$out" 5
   echo '{"memory": {"limit": 18446744073709551616}}' >resources
   fails 125 'memory: limit: a number from' update --resources resources t
   run 0 delete --force t
-  echo '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO",
-    "errnoRet": 2147090432}]}' >profile
+  echo '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{
+    "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 2147090432}]}' >profile
   fails 125 'profile: .*errnoRet: a number from' run --security-opt seccomp=profile /bin/true
 }
 
@@ -10995,12 +11214,14 @@ test_number_ends_options() { # limits: sizes and numbers on the command line hav
   local many words
   many=$(printf '9%.0s' {1..5000})
   for words in '-m 17179869184g' "-m $many" "-m $many.${many}k" '--shm-size 9223372036854775808' \
-    '--log-opt max-size=8388608t' "--pids-limit $many" '--pids-limit 9223372036854775808' '--pids-limit --3' \
-    "--cpu-shares $many" "--cpus $many" '--ulimit nofile=18446744073709551616' "--ulimit nofile=1:$many" \
+    '--log-opt max-size=8388608t' "--pids-limit $many" '--pids-limit 9223372036854775808' \
+    '--pids-limit --3' \
+    "--cpu-shares $many" "--cpus $many" '--ulimit nofile=18446744073709551616' \
+    "--ulimit nofile=1:$many" \
     '-u 2147483648' "-u $many" "-u 0:$many" "--stop-timeout $many" "--oom-score-adj -$many"; do
     # shellcheck disable=SC2086 # they are two words
-    fails 125 '^mydocker: --(memory|shm-size|log-opt max-size|pids-limit|cpu-shares|cpus|ulimit|user|stop-timeout|oom-score-adj), on ' \
-      run $words /bin/true
+    fails 125 '^mydocker: --(memory|shm-size|log-opt max-size|pids-limit|cpu-shares|cpus|ulimit|'\
+'user|stop-timeout|oom-score-adj), on ' run $words /bin/true
     unlike "$err" 'bug in mydocker'
   done
 }
@@ -11034,7 +11255,8 @@ test_user_digits() { # user: a name of digits is the number, whoever has it for 
   is "$out" '1000 7'
 }
 
-test_json_numbers() { # images: NaN and infinities are no JSON, in an image, a bundle or any other document
+test_json_numbers() { # images: NaN and infinities are no JSON, in an image, a bundle or any other
+  # document
   local number
   make_image "t$n:1"
   set_config "t$n:1" '{}'
@@ -11061,14 +11283,17 @@ test_json_numbers() { # images: NaN and infinities are no JSON, in an image, a b
   is "$(find state/oci state/containers -mindepth 1)" ''
 }
 
-test_json_texts() { # images: a text that can't be handed on or written back is refused where it is read
+test_json_texts() { # images: a text that can't be handed on or written back is refused where it is
+  # read
   local text key
   make_image "t$n:1"
   set_config "t$n:1" '{}'
   cp -r layout pristine
   for text in 'a\u0000b' '\ud800'; do
-    for key in '"Cmd": ["/bin/true", "@"]' '"User": "@"' '"Env": ["A=@"]' '"Env": ["@=b"]' '"Labels": {"x": "@"}' \
-      '"Labels": {"@": "x"}' '"WorkingDir": "/@"' '"Entrypoint": ["@"]' '"Volumes": {"/@": {}}' '"StopSignal": "@"'; do
+    for key in '"Cmd": ["/bin/true", "@"]' '"User": "@"' '"Env": ["A=@"]' '"Env": ["@=b"]' \
+      '"Labels": {"x": "@"}' \
+      '"Labels": {"@": "x"}' '"WorkingDir": "/@"' '"Entrypoint": ["@"]' '"Volumes": {"/@": {}}' \
+      '"StopSignal": "@"'; do
       rm -rf layout && cp -r pristine layout
       set_config "t$n:1" "{${key//@/$text}}" 125
       one_line '(a NUL in a text|a lone surrogate)'
@@ -11115,24 +11340,32 @@ cgroup_trees() { # the places of the cgroup trees
   awk '/ - cgroup2? / {print $5}' /proc/self/mountinfo
 }
 
-test_cgroups_path_root() { # oci: a cgroupsPath that is the root of the trees is refused, before anything is made or killed
+test_cgroups_path_root() { # oci: a cgroupsPath that is the root of the trees is refused, before
+  # anything is made or killed
   need unshare awk mount
-  local path mydocker=(unshare --mount --propagation private --pid --fork --kill-child --mount-proc bash -ec '
-    awk "/ - cgroup2? / {print \$5}" /proc/self/mountinfo | while read -r place; do mount -o remount,bind,ro "$place"; done
-    "$@"' bash "${mydocker[@]}") # whatever goes wrong, no process or cgroup of others can go with it
+  # whatever goes wrong, no process or cgroup of others can go with it
+  local path mydocker=(unshare --mount --propagation private --pid --fork --kill-child \
+    --mount-proc bash -ec '
+    awk "/ - cgroup2? / {print \$5}" /proc/self/mountinfo | while read -r place; do
+      mount -o remount,bind,ro "$place"
+    done
+    "$@"' bash "${mydocker[@]}")
   oci_bundle
   for path in / . '' /. ./. // /.. a/.. ../mydocker /a/../..; do
     configure "l['cgroupsPath'] = '$path'" /bin/sh -c :
-    fails 125 '^mydocker: (--cgroup-parent or )?cgroupsPath, on .*: it (names no cgroup of its own|must not contain \.\.)' create t
+    fails 125 '^mydocker: (--cgroup-parent or )?cgroupsPath, on .*: it '\
+'(names no cgroup of its own|must not contain \.\.)' create t
     fails 125 cgroupsPath run --bundle . t
     is "$(find state -mindepth 2)" ''
   done
 }
 
-test_cgroups_path_found() { # oci: a cgroup that was there is refused if it's in use, and else neither killed nor removed
+test_cgroups_path_found() { # oci: a cgroup that was there is refused if it's in use, and else
+  # neither killed nor removed
   local tree place other name=mydocker-allowed-$$-$n
   oci_bundle
-  for tree in $(cgroup_trees | grep freezer) $(cgroup_trees); do # v1's cpuset takes no process before it has processors
+  # v1's cpuset takes no process before it has processors
+  for tree in $(cgroup_trees | grep freezer) $(cgroup_trees); do
     [[ $tree != *cpuset* ]] && mkdir "$tree/$name" 2>/dev/null && break
   done
   place=$tree/$name
@@ -11142,7 +11375,8 @@ test_cgroups_path_found() { # oci: a cgroup that was there is refused if it's in
   other=$!
   mkdir "$place/below"
   echo "$other" >"$place/below/cgroup.procs"
-  fails 125 "^mydocker: cgroupsPath, on .*$name: it is there already, and has processes in it$" create t
+  fails 125 "^mydocker: cgroupsPath, on .*$name: it is there already, and has processes in it$" \
+    create t
   gone "$other" && fail 'it was killed'
   is "$(find state -mindepth 2)" ''
   kill "$other"
@@ -11169,17 +11403,20 @@ test_cgroups_path_found() { # oci: a cgroup that was there is refused if it's in
   wait_for rmdir "$place"
 }
 
-test_cgroups_path_allow() { # limits: a cgroup whose path holds the word "allow" has its device rules like any other
+test_cgroups_path_allow() { # limits: a cgroup whose path holds the word "allow" has its device
+  # rules like any other
   run 0 run --cgroup-parent "/mydocker-allowed-$n" /bin/sh -c 'echo x >/dev/null && echo written'
   is "$out" written
   find /sys/fs/cgroup -depth -type d -path "*/mydocker-allowed-$n*" -exec rmdir {} +
 }
 
-test_streams_of_users() { # run: another user than root can open /dev/stdout and /dev/stderr, and nothing of the caller's is given away
+test_streams_of_users() { # run: another user than root can open /dev/stdout and /dev/stderr, and
+  # nothing of the caller's is given away
   local say='echo out >/dev/stdout; echo err >/dev/stderr; echo more >&1' null command status
   null=$(stat -c '%u %a %t:%T' /dev/null)
   make_image "t$n:1"
-  background --name "d$n" -u 1234 "t$n:1" /bin/sh -c "$say; exec sleep 1000" # its pipes are mydocker's
+  # its pipes are mydocker's
+  background --name "d$n" -u 1234 "t$n:1" /bin/sh -c "$say; exec sleep 1000"
   wait_for said "d$n" more
   run 0 logs "d$n"
   is "$out" $'out\nmore'
@@ -11190,18 +11427,21 @@ test_streams_of_users() { # run: another user than root can open /dev/stdout and
     {
       "${mydocker[@]}" $command /bin/sh -c "$say" 2>err | cat >out # a pipe and a file
       is "$(<out) $(<err)" $'out\nmore err'
-      "${mydocker[@]}" $command /bin/sh -c "$say" >both 2>&1 # a file for both: what is said keeps its order
+      # a file for both: what is said keeps its order
+      "${mydocker[@]}" $command /bin/sh -c "$say" >both 2>&1
       is "$(<both)" $'out\nerr\nmore'
       is "$(stat -c %u both err)" $'0\n0'
-      "${mydocker[@]}" $command /bin/sh -c 'read x </dev/stdin; echo "$x" >/dev/stdout; exit 7' </dev/null >out 2>&1 || status=$?
+      "${mydocker[@]}" $command /bin/sh -c 'read x </dev/stdin; echo "$x" >/dev/stdout; exit 7' \
+        </dev/null >out 2>&1 || status=$?
       is "$status" 7
       "${mydocker[@]}" $command /bin/sh -c "$say" >/dev/null 2>&1
-      tty 0 -- sh -c 'before=$(stat -c %u $(tty)); "$@"; [ "$(stat -c %u $(tty))" = "$before" ]' sh \
-        "${mydocker[@]}" $command /bin/sh -c "$say"
+      tty 0 -- sh -c 'before=$(stat -c %u $(tty)); "$@"; [ "$(stat -c %u $(tty))" = "$before" ]' \
+        sh "${mydocker[@]}" $command /bin/sh -c "$say"
       is "$out" $'out\nerr\nmore'
     }
   done
-  echo typed | "${mydocker[@]}" run --rm -i -u 1234 "t$n:1" /bin/sh -c 'read -r x </dev/stdin; echo "$x"' >out
+  echo typed | "${mydocker[@]}" run --rm -i -u 1234 "t$n:1" \
+    /bin/sh -c 'read -r x </dev/stdin; echo "$x"' >out
   is "$(<out)" typed
   mkfifo fifo
   cat fifo >out &
@@ -11215,7 +11455,8 @@ test_streams_of_users() { # run: another user than root can open /dev/stdout and
   is "$(stat -c '%u %a %t:%T' /dev/null)" "$null"
 }
 
-test_streams_of_engines() { # oci: an engine's pipes, files and sockets are the container user's, its devices are not
+test_streams_of_engines() { # oci: an engine's pipes, files and sockets are the container user's,
+  # its devices are not
   local null say='echo out >/dev/stdout; echo err >/dev/stderr'
   null=$(stat -c '%u %a %t:%T' /dev/null)
   oci_bundle
@@ -11224,7 +11465,8 @@ test_streams_of_engines() { # oci: an engine's pipes, files and sockets are the 
   is "$(stat -c %u "$scratch/stdout" "$scratch/stderr")" $'1234\n1234'
   run 0 start t
 
-  echo '{"args": ["/bin/sh", "-c", "'"$say"'"], "cwd": "/", "user": {"uid": 4321, "gid": 0}}' >process.json
+  echo '{"args": ["/bin/sh", "-c", "'"$say"'"], "cwd": "/", "user": {"uid": 4321, "gid": 0}}' \
+    >process.json
   "${mydocker[@]}" exec --process process.json t >out 2>err </dev/null
   is "$(<out) $(<err) $(stat -c %u out err)" $'out err 4321\n4321'
   "${mydocker[@]}" exec --process process.json t </dev/null 2>&1 | cat >piped
@@ -11264,7 +11506,8 @@ fuzzed() {
   is "$status" 0
 }
 
-test_fuzz() { # oci: 300 bundles and 100 images with something wrong in them end in words of ours, and leave nothing (FULL=1)
+test_fuzz() { # oci: 300 bundles and 100 images with something wrong in them end in words of ours,
+  # and leave nothing (FULL=1)
   [[ ${FULL-} ]] || skip 'needs FULL=1'
   need unshare mount awk busybox
   make_image "t$n:1"
@@ -11367,7 +11610,8 @@ def tried(what, *words):
 
 config = json.load(open("config.json"))
 config["process"].update(
-    args=["/bin/sh", "-c", ":"], oomScoreAdj=100, rlimits=[{"type": "RLIMIT_NOFILE", "soft": 64, "hard": 64}])
+    args=["/bin/sh", "-c", ":"], oomScoreAdj=100,
+    rlimits=[{"type": "RLIMIT_NOFILE", "soft": 64, "hard": 64}])
 config["process"]["user"] = {"uid": 7, "gid": 8, "additionalGids": [9, 10], "umask": 18}
 config.update(annotations={"a": "b"}, domainname="moon", hooks={
     moment: [{"path": "/bin/sh", "args": ["sh", "-c", ":"], "env": ["A=b"], "timeout": 9}]
@@ -11537,9 +11781,11 @@ bench_unpack_podman_import() { # unpack: podman import (overlay) of the layer, t
   row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" import -q big.tar)
 }
 
-bench_unpack_pack() { # unpack: the other way, mydocker.py import of the layer's tree, then rm -r of all
+bench_unpack_pack() { # unpack: the other way, mydocker.py import of the layer's tree, then rm -r of
+  # all
   [[ -d packed ]] || { mkdir packed && tar -C packed -xf big.tar; }
-  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" import packed big:1)
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" import \
+    packed big:1)
 }
 
 bench_unpack_pack_tar() { # unpack: tar -c of the layer's tree and tar -x of that, then rm -r
@@ -11622,7 +11868,8 @@ unpack_and_remove() { # unpack_and_remove COMMAND... -- COMMAND...: the second w
   "$@" && "${remove[@]}"
 }
 
-prepare_pull() { # once for pull to export: ./moved, an image of 300 MB and 20,000 files, and containers that wrote as much
+prepare_pull() { # once for pull to export: ./moved, an image of 300 MB and 20,000 files, and
+  # containers that wrote as much
   [[ ! -e moved/registry ]] || return 0
   mkdir -p moved/empty
   cd moved || return
@@ -11657,7 +11904,8 @@ prepare_commit() { prepare_pull; }
 
 prepare_export() { prepare_pull; }
 
-moved_podman() { # podman with a storage of its own, with overlay; with ours: the one that has the image and the container
+moved_podman() { # podman with a storage of its own, with overlay; with ours: the one that has the
+  # image and the container
   need podman
   peer_podman
   podman=("${podman[@]/vfs/overlay}")
@@ -11669,23 +11917,28 @@ emptied() { # emptied COMMAND...: with nothing in the registry
   "$@"
 }
 
-bench_pull() { # pull: mydocker.py pull of a 300 MB image (20,000 files) from a registry on loopback, then rm -r
-  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" pull "$(<moved/registry)/big:1")
+bench_pull() { # pull: mydocker.py pull of a 300 MB image (20,000 files) from a registry on
+  # loopback, then rm -r
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" pull \
+    "$(<moved/registry)/big:1")
 }
 
 bench_pull_podman() { # pull: podman pull (overlay) of it, then podman rmi
   moved_podman
-  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" pull -q --tls-verify=false "$(<moved/registry)/big:1")
+  row=(unpack_and_remove "${podman[@]}" rmi -af -- "${podman[@]}" pull \
+    -q --tls-verify=false "$(<moved/registry)/big:1")
 }
 
 bench_pull_umoci() { # pull: skopeo copy of it to a layout and umoci unpack, then rm -r
   need skopeo umoci
-  row=(unpack_and_remove rm -rf out -- sh -c 'skopeo copy -q --src-tls-verify=false "docker://$1/big:1" oci:out/l:1 &&
+  row=(unpack_and_remove rm -rf out -- \
+    sh -c 'skopeo copy -q --src-tls-verify=false "docker://$1/big:1" oci:out/l:1 &&
     umoci unpack --image out/l:1 out/bundle' sh "$(<moved/registry)")
 }
 
 bench_push() { # push: mydocker.py tag, push of it to an empty registry, rmi
-  row=(emptied env "MYDOCKER_ROOT=$PWD/moved/state" sh -c '"$@" tag big:1 "$0" && "$@" push "$0"; "$@" rmi "$0"'
+  row=(emptied env "MYDOCKER_ROOT=$PWD/moved/state" \
+    sh -c '"$@" tag big:1 "$0" && "$@" push "$0"; "$@" rmi "$0"'
     "$(<moved/registry)/new:1" "${mydocker[@]}")
 }
 
@@ -11696,11 +11949,13 @@ bench_push_podman() { # push: podman push of it
 
 bench_push_skopeo() { # push: skopeo copy of it from a layout
   need skopeo
-  row=(emptied skopeo copy -q --dest-tls-verify=false oci:moved/layout:1 "docker://$(<moved/registry)/new:1")
+  row=(emptied skopeo copy -q --dest-tls-verify=false oci:moved/layout:1 \
+    "docker://$(<moved/registry)/new:1")
 }
 
 bench_load() { # load: mydocker.py load of it, then rm -r
-  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" load -i moved/saved.tar)
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" load \
+    -i moved/saved.tar)
 }
 
 bench_load_podman() { # load: podman load (overlay), then podman rmi
@@ -11710,11 +11965,14 @@ bench_load_podman() { # load: podman load (overlay), then podman rmi
 
 bench_load_umoci() { # load: skopeo copy of it to a layout and umoci unpack, then rm -r
   need skopeo umoci
-  row=(unpack_and_remove rm -rf out -- sh -c 'skopeo copy -q oci-archive:moved/saved.tar oci:out/l:1 && umoci unpack --image out/l:1 out/bundle')
+  row=(unpack_and_remove rm -rf out -- sh -c '
+    skopeo copy -q oci-archive:moved/saved.tar oci:out/l:1 &&
+      umoci unpack --image out/l:1 out/bundle')
 }
 
 bench_import() { # import: mydocker.py import of its plain tar, then rm -r
-  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" import moved/big.tar big:1)
+  row=(unpack_and_remove rm -rf out -- env "MYDOCKER_ROOT=$PWD/out/state" "${mydocker[@]}" import \
+    moved/big.tar big:1)
 }
 
 bench_import_podman() { # import: podman import (overlay), then podman rmi
@@ -11726,8 +11984,10 @@ bench_import_tar() { # import: tar -x of it, then rm -r
   row=(unpack_and_remove rm -rf out -- tar -C out -xf moved/big.tar)
 }
 
-bench_commit() { # commit: mydocker.py commit of a container that wrote 20,000 files, 300 MB; then rmi
-  row=(env "MYDOCKER_ROOT=$PWD/moved/state" sh -c '"$@" commit c new:1 && "$@" rmi new:1' sh "${mydocker[@]}")
+bench_commit() { # commit: mydocker.py commit of a container that wrote 20,000 files, 300 MB; then
+  # rmi
+  row=(env "MYDOCKER_ROOT=$PWD/moved/state" sh -c '"$@" commit c new:1 && "$@" rmi new:1' \
+    sh "${mydocker[@]}")
 }
 
 bench_commit_podman() { # commit: podman commit (overlay) of such a one, then podman rmi
@@ -11885,7 +12145,7 @@ prepare_network() { # a host of our own, with a state and networks of its own
   if command -v busybox; then bundle; fi
   if command -v unshare nsenter ip; then
     make_lan
-    bridged=("${box[@]}" env -u MYDOCKER_NETWORK "${mydocker[@]}" --root "$PWD/networked")
+    bridged=("${host[@]}" env -u MYDOCKER_NETWORK "${mydocker[@]}" --root "$PWD/networked")
     "${bridged[@]}" run --net bridge /bin/true
   fi
 }
@@ -11908,20 +12168,20 @@ bench_net_port() { # network: the same with --net bridge -p 8080:80
 bench_net_podman_none() { # network: podman run --net none --rootfs, busybox
   need podman busybox runc
   podman_on_runc
-  row=("${box[@]}" "${podman[@]}" "${podman_run[@]}" --net none --rootfs "$PWD/root" /bin/true)
+  row=("${host[@]}" "${podman[@]}" "${podman_run[@]}" --net none --rootfs "$PWD/root" /bin/true)
 }
 
 bench_net_podman_bridge() { # network: the same with --net bridge
   need podman busybox runc
   podman_on_runc
-  row=("${box[@]}" "${podman[@]}" "${podman_run[@]}" --net bridge
+  row=("${host[@]}" "${podman[@]}" "${podman_run[@]}" --net bridge
     --rootfs "$PWD/root" /bin/true)
 }
 
 measure_throughput() { # TCP from a container to the host, beside a plain veth pair, in turn
   local n
   rm -f sink
-  serve sink "${box[@]}" -- tcp:5000
+  serve sink "${host[@]}" -- tcp:5000
   "${bridged[@]}" run -d --name c --net bridge /bin/sleep 1000
   for n in 1 2 3; do
     echo "TCP to the host, MB/s: by a plain veth pair $("${lan[@]}" "$PYTHON" -I net.py ask 60 tcp \
