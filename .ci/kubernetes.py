@@ -563,7 +563,7 @@ def attach(kubelet):
     with kubelet.pod() as pod:
         for tty in (False, True):
             box = pod.begin(f"a{tty}", "/bin/sh", "-c", "read x; echo got $x; test -t 0; echo $?; "
-                            "ls -l /dev/console 2>&1 | cut -c1; exit 6", stdin=True, tty=tty)
+                            "ls -l /dev/console 2>&1 | cut -c1; sleep 1; exit 6", stdin=True, tty=tty)
             url = pod.node.cri.Attach(cri.AttachRequest(container_id=box, stdin=True, stdout=True,
                                                         stderr=not tty, tty=tty)).url
             asked = Stream(url)
