@@ -2520,6 +2520,17 @@ def plan_root(options, words):
         raise Failure("run, on --ephemeral: it is for the host's own root")
     return plan, words
 
+def name_rows(plan, on_host_root):
+    """The mounts of a container's own files in /etc.  On the host's root its host name and, without
+    a network of its own, all of them are the host's."""
+    names = ["hosts", "hostname", "resolv.conf"]
+    if on_host_root:
+        names = []
+        if has_cable(plan):
+            names = [name for name in ("hosts", "resolv.conf") if os.path.exists(f"/etc/{name}")]
+    return [mount_row(f"/etc/{name}", "bind", "rbind", "rprivate", source=f"{plan['path']}/{name}")
+            for name in names]
+
 def make_spec(options, words, plan):
     """The spec of a container, in the form of the OCI's config.json; for PLAN see plan_root."""
     own_root, image, path = plan["root"] is not None, plan["image"], plan["path"]
@@ -2558,13 +2569,10 @@ def make_spec(options, words, plan):
     if options["ephemeral"]:
         spec["annotations"]["mydocker.scratch"] = path + "/scratch"
         spec["mounts"] = ephemeral_mounts(path + "/scratch") + spec["mounts"]
-    elif own_root:
-        spec["mounts"] += [mount_row(f"/etc/{name}", "bind", "rbind", "rprivate",
-                                     source=f"{path}/{name}")
-                           for name in ("hosts", "hostname", "resolv.conf")]
-    else:
+    elif not own_root:
         spec["mounts"] = [row for row in spec["mounts"] if row["destination"] != "/dev"
                           and os.path.isdir(row["destination"])]  # /dev stays the host's
+    spec["mounts"] += name_rows(plan, options["ephemeral"] or not own_root)
     spec["mounts"] += volume_rows(options, image, own_root)
     plan_confinement(spec, options)
     if options["userns"]:

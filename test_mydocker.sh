@@ -9389,6 +9389,21 @@ test_network_resolv_conf() { # net: search and options survive a stub; servers t
   like "$out" $'^nameserver fe80::1%eth0\nnameserver fd00::53\n'
 }
 
+test_network_host_root() { # net: on the host's own root, too, a network has its own names
+  own_networks
+  run 0 network create n1 --subnet 10.9.2.0/24
+  run_there() { # run_there ARG...: in the network's host
+    out=$("${mydocker[@]}" run --net n1 "$@")
+  }
+  run_there --dns 192.0.2.7 --add-host db:10.9.2.9 /bin/sh -c 'cat /etc/resolv.conf /etc/hosts'
+  like "$out" $'^nameserver 192.0.2.7\n'
+  like "$out" $'\n10.9.2.9\tdb(\n|$)'
+  run_there --ephemeral --dns 192.0.2.7 /bin/cat /etc/resolv.conf
+  like "$out" '^nameserver 192.0.2.7'
+  run 0 run --net none /bin/cat /etc/hosts
+  is "$out" "$(</etc/hosts)"
+}
+
 test_network_roots() { # net: two state roots; bridges say whose they are, and one that was left is
   # taken
   own_networks
