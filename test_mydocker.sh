@@ -33,6 +33,7 @@ self=$here/${BASH_SOURCE[0]##*/}
 mydocker=("$PYTHON" "$here/mydocker.py")
 patience=${PATIENCE:-60} # seconds that any single event may take; only a failure waits so long
 smoke=(test_detach test_pause) # with the first ten and the last the smoke set
+host=() lan=() # set by `namespace`: what stands before a command that is to run in there
 power_flags=(2 1) # at once; after the journal's next commit, which brings names to disk, no data
 
 # ── Helpers ────────────────────────────────────────────────────────────────
@@ -8464,10 +8465,7 @@ test_build_peers() { # build: trees and configs are podman's, for Dockerfiles sh
 # ── 23. Networks ───────────────────────────────────────────────────────────
 
 # A test of networks has a host of its own, and a LAN: network namespaces, which go with the test.
-# "$1"s below are their names; "${box[@]}" in front of a command runs it in the one called box.
-
-# shellcheck disable=SC2034,SC2154 # they are assigned by name
-lan='' box=''
+# "$1"s below are their names; "${host[@]}" in front of a command runs it in the one called host.
 namespace() { # namespace NAME: make one
   local fd
   rm -f ready
@@ -9986,8 +9984,8 @@ test_oci_options() { # oci: the options of create, run, exec, update and ps that
   "${mydocker[@]}" exec --ignore-paused t /bin/sh -c 'echo late' >late &
   run 0 resume t
   wait_for has late late
-  "${mydocker[@]}" events --interval 1s t >events &
-  wait_for has events '"type": "stats"'
+  "${mydocker[@]}" events --interval 1s t >told &
+  wait_for has told '"type": "stats"'
   run 0 kill t KILL
   wait # events ends with it
   run 0 delete t
