@@ -36,7 +36,7 @@ smoke=(test_detach test_pause) # with the first ten and the last the smoke set
 host=() lan=() # set by `namespace`: what stands before a command that is to run in there
 power_flags=(2 1) # at once; after the journal's next commit, which brings names to disk, no data
 
-# ── Helpers ────────────────────────────────────────────────────────────────
+# ── Helpers ──────────────────────────────────────────────────────────────────
 
 fail() { # fail WHY
   printf 'FAILED: %s\n' "$*" >&2
@@ -279,7 +279,7 @@ for top in sys.argv[1:]:
 PYTHON
 }
 
-# ── Helpers: images, roots and containers ──────────────────────────────────
+# ── Helpers: images, roots and containers ────────────────────────────────────
 
 own_state() { # the images, volumes and containers of this test alone
   export MYDOCKER_ROOT=$PWD/state
@@ -560,7 +560,7 @@ said() { # said NAME REGEX: it has said so by now
   "${mydocker[@]}" logs "$1" 2>&1 | grep -qE -e "$2"
 }
 
-# ── The first ten: the smoke set ───────────────────────────────────────────
+# ── The first ten: the smoke set ─────────────────────────────────────────────
 
 test_tutorial_ls() { # run: -it /bin/ls tells the tutorial's three lines, then lists the directory
   mkdir dir && cd dir && touch LICENSE Makefile 'two words'
@@ -682,7 +682,7 @@ test_cannot_start() { # run: 127 for a program that is not there, 126 for one th
   fails 125 'init' init /bin/true
 }
 
-# ── 2. Kernel calls and --explain ──────────────────────────────────────────
+# ── Kernel calls and --explain ───────────────────────────────────────────────
 
 test_explain() { # calls: --explain prints the calls of both processes in C's notation, with reasons
   local call line
@@ -850,7 +850,7 @@ test_the_owners_way() { # calls: the core is os.unshare, os.fork, os.execvp,
   done
 }
 
-# ── 3. Failing ─────────────────────────────────────────────────────────────
+# ── Failing ──────────────────────────────────────────────────────────────────
 
 test_not_executable() { # fail: directory, file without x, bad interpreter line,
   # no program: 126 and the name
@@ -985,7 +985,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")'
   lacks _lzma 125 "lzma data: .* this Python can't read" import packed name
 }
 
-# ── 4. Files, locks, processes, channels ───────────────────────────────────
+# ── Files, locks, processes, channels ────────────────────────────────────────
 
 test_state_root_full() { # fail: a full disk under the state root means that the command never
   # starts
@@ -1049,7 +1049,7 @@ test_state_is_roots() { # security: nobody but root reaches what images and cont
   run 0 rm "t$n"
 }
 
-# ── 5. The command line ────────────────────────────────────────────────────
+# ── The command line ─────────────────────────────────────────────────────────
 
 test_usage_errors() { # fail: a wrong command line is one line that names what is wrong
   run 0
@@ -1279,7 +1279,7 @@ test_dockers_words() { # command line: groups, help and version as docker has th
   fails 125 nosuch rm nosuch
 }
 
-# ── 6. Outside ─────────────────────────────────────────────────────────────
+# ── Outside ──────────────────────────────────────────────────────────────────
 
 test_killed_while_starting() { # monitor: killed at any moment of the start, it leaves no process
   need strace
@@ -1413,7 +1413,7 @@ test_locale() { # monitor: bytes stay what they are in any locale
   is "$(<out)" $'\xff中'
 }
 
-# ── 7. Inside ──────────────────────────────────────────────────────────────
+# ── Inside ───────────────────────────────────────────────────────────────────
 
 test_workdir_errors() { # fail: a working directory that isn't there is an error on the host's root
   touch file
@@ -1530,7 +1530,7 @@ test_init_signals() { # init: --init passes signals on to the command
   ended 143
 }
 
-# ── 8. Root file system ────────────────────────────────────────────────────
+# ── Root file system ─────────────────────────────────────────────────────────
 
 test_shared_root() { # root: nothing reaches a host whose mounts are shared, as systemd makes them
   need unshare mount
@@ -2050,7 +2050,7 @@ test_root_copied() { # root: where overlayfs doesn't work the layers are copied,
   has names '^(\./)?more$'
 }
 
-# ── 9. run ─────────────────────────────────────────────────────────────────
+# ── run ──────────────────────────────────────────────────────────────────────
 
 test_image_config() { # images: the image's Entrypoint, Cmd, Env, WorkingDir and User are honoured
   make_image "t$n:1"
@@ -2139,7 +2139,7 @@ has_logs() { # has_logs CONTAINER REGEX
   "${mydocker[@]}" logs "$1" | grep -E -e "$2" >"$scratch/found"
 }
 
-# ── 10. Privileges ─────────────────────────────────────────────────────────
+# ── Privileges ───────────────────────────────────────────────────────────────
 
 test_user_errors() { # fail: a user or group that isn't known, or makes no sense, is named
   local user
@@ -2909,7 +2909,7 @@ test_beside_podman() { # security: what a container sees is what podman's defaul
   is "$(grep -vE "$documented" differences)" ''
 }
 
-# ── 11. Limits ─────────────────────────────────────────────────────────────
+# ── Limits ───────────────────────────────────────────────────────────────────
 # What holds on this host: cgroup v1, v2 or both. The limits are read where the kernel keeps them.
 
 limit_file() { # limit_file CONTAINER NAME...: the path of the first of these files that its cgroups
@@ -3378,7 +3378,7 @@ test_limit_restarted() { # limits: what update has changed holds when a restart 
   run 0 rm -f u
 }
 
-# ── 12. Terminal and logs ──────────────────────────────────────────────────
+# ── Terminal and logs ────────────────────────────────────────────────────────
 
 test_narration() { # tty: only -it tells the steps, --log-level and MYDOCKER_LOG say otherwise
   local options
@@ -4090,7 +4090,7 @@ test_weak_root() { # rootless: root without CAP_SYS_ADMIN has all ids that it se
   is "$out" $'1234\n5678'
 }
 
-# ── 13. Without root ───────────────────────────────────────────────────────
+# ── Without root ─────────────────────────────────────────────────────────────
 
 test_not_root() { # fail: another user than root is told so
   need setpriv
@@ -4105,7 +4105,7 @@ test_not_root() { # fail: another user than root is told so
   like "$err" 'hint: .*sudo'
 }
 
-# ── 14. Containers on disk ─────────────────────────────────────────────────
+# ── Containers on disk ───────────────────────────────────────────────────────
 
 test_names() { # life: a name means one container, by itself or made up;
   # so do an id and its beginning
@@ -4297,7 +4297,7 @@ test_faults() { # life: a system call that fails, or a kill at it,
   done
 }
 
-# ── 15. Living with them ───────────────────────────────────────────────────
+# ── Living with them ─────────────────────────────────────────────────────────
 
 test_detach() { # life: run -d prints the id when the command runs,
   # and its monitor keeps nothing of the caller's
@@ -4884,7 +4884,7 @@ test_create() { # life: create makes what `run` would, and start starts it; what
 }
 
 
-# ── 16. Volumes and cp ─────────────────────────────────────────────────────
+# ── Volumes and cp ───────────────────────────────────────────────────────────
 
 test_bind_mounts() { # volumes: -v shows directories and files of the host's;
   # a directory that isn't there is made
@@ -5711,7 +5711,7 @@ END
   ended 137
 }
 
-# ── 17. Tar ────────────────────────────────────────────────────────────────
+# ── Tar ──────────────────────────────────────────────────────────────────────
 
 test_import_compressions() { # images: tar, tar.gz and tar.xz, from a file or stdin,
   # give one and the same layer
@@ -6075,7 +6075,7 @@ test_odd_names() { # images: names that are long or no UTF-8 come through, at an
   done
 }
 
-# ── 18. The store ──────────────────────────────────────────────────────────
+# ── The store ────────────────────────────────────────────────────────────────
 
 test_load_wrong_digest() { # images: a blob that isn't what its digest says is refused,
   # and nothing is kept
@@ -6454,7 +6454,7 @@ test_output_planted() { # security: no file that root writes follows a link that
   cmp ours.tar "$scratch/stdout"
 }
 
-# ── 19. In and out ─────────────────────────────────────────────────────────
+# ── In and out ───────────────────────────────────────────────────────────────
 
 test_import_directory() { # images: import of a directory keeps the tree as it is
   own_state
@@ -6761,7 +6761,7 @@ test_export() { # images: export gives the tree that the container sees; importe
   is "$out" $'new\ngone\n0'
 }
 
-# ── 20. Registries ─────────────────────────────────────────────────────────
+# ── Registries ───────────────────────────────────────────────────────────────
 
 door='' gate='' slow='' dying='' proxy='' holes='' store='' thief='' # fronts, see below
 
@@ -8462,7 +8462,7 @@ test_build_peers() { # build: trees and configs are podman's, for Dockerfiles sh
   is "$different" ''
 }
 
-# ── 23. Networks ───────────────────────────────────────────────────────────
+# ── Networks ─────────────────────────────────────────────────────────────────
 
 # A test of networks has a host of its own, and a LAN: network namespaces, which go with the test.
 # "$1"s below are their names; "${host[@]}" in front of a command runs it in the one called host.
@@ -8823,7 +8823,7 @@ test_network_localnet() { # net: the LAN and containers can't reach 127.0.0.1: C
   run 0 network create --subnet 10.9.1.0/24 n1
   run 0 run -d --name keep --net n1 -p 127.0.0.1:8080:80 /bin/sleep 1000
   serve secret "${host[@]}" -- tcp:7:127.0.0.1 udp:7:127.0.0.1
-  cable evil eth0 10.9.1.66/24 box evil0 10.66.66.66/32
+  cable evil eth0 10.9.1.66/24 host evil0 10.66.66.66/32
   "${host[@]}" ip link set evil0 master n1
   says 'tcp 127.0.0.1 hello' "${host[@]}" -- tcp 127.0.0.1 7
   for name in evil lan; do # a neighbour of the containers, and of the host
@@ -9499,7 +9499,7 @@ print(client.recv(9).decode(), [n for n in names if n.startswith(("e", "w", "v",
   is "$out" 'hello []'
 }
 
-# ── 24. The OCI runtime ────────────────────────────────────────────────────
+# ── The OCI runtime ──────────────────────────────────────────────────────────
 
 oci_bundle() { # a root of the host's own programs in ./root, and a config.json around it
   own_state
@@ -10468,7 +10468,7 @@ END
   is "$got" 0
 }
 
-# ── 24. The OCI runtime under engines ──────────────────────────────────────
+# ── The OCI runtime under engines ────────────────────────────────────────────
 # Real ones, each private to its test; they use the launcher of `install`. What they say must be
 # what they say on runc.
 
@@ -10726,7 +10726,7 @@ same_as_docker() { # same_as_docker ENGINE...
   is "$mine" "$out$err"
 }
 
-# ── 25. This host ──────────────────────────────────────────────────────────
+# ── This host ────────────────────────────────────────────────────────────────
 
 test_info() { # cli: info tells what the host can do; with names it answers by its status
   local name
@@ -10842,7 +10842,7 @@ test_install_chapters() { # install: what is installed reads only the chapters t
   like "$(<err)" 'reads [^ ]+ The store'
 }
 
-# ── Beside other programs ──────────────────────────────────────────────────
+# ── Beside other programs ────────────────────────────────────────────────────
 
 test_skopeo_reads_store() { # peers: skopeo reads the store in place, and what it puts there runs
   need skopeo
@@ -10984,7 +10984,7 @@ test_debootstrap() { # peers: a Debian of debootstrap's is a system: packages, s
   is "$out" $'installed\nsomeone\n/home/someone\nperl'
 }
 
-# ── 26. Main ───────────────────────────────────────────────────────────────
+# ── Main ─────────────────────────────────────────────────────────────────────
 
 test_no_warnings() { # main: it starts without a warning of Python's
   local got=0
@@ -11733,7 +11733,7 @@ test_nothing_left() { # main: nothing is left behind on this host
   is "$(find "$MYDOCKER_ROOT"/{containers,running} -mindepth 1)" ''
 }
 
-# ── Measurements ───────────────────────────────────────────────────────────
+# ── Measurements ─────────────────────────────────────────────────────────────
 # Each bench_* sets $row to a command, or skips. The rows of an area are run in turn, and compared
 # with the area's first row; prepare_AREA, where there is one, comes before.
 
@@ -12571,7 +12571,7 @@ bench() { # bench [PATTERN]
   fi
 }
 
-# ── Runner ─────────────────────────────────────────────────────────────────
+# ── Runner ───────────────────────────────────────────────────────────────────
 
 functions() { # functions KIND: the names of this file's KIND_* functions, in order
   sed -n "s/^\\($1_[a-z0-9_]*\\)() { # .*: .*/\\1/p" "$self"
