@@ -93,6 +93,7 @@ VERSION = "0.1.0"
 STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
+LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 LEVELS = ("debug", "info", "warning", "error")
 SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and may be hostile
 SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itself: musl's are three
@@ -2749,8 +2750,6 @@ def cmd_create(options, words):
 # Whoever started a container stays with it: carries signals and bytes, starts it again if its
 # restart policy says so, tidies up when it has ended, and passes on its exit status.  It holds the
 # container's lock as long as it lives, and the container lives no longer than it.
-
-LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
 
 def supervise(monitor, small):
     """Stay with a container, start it again as its restart policy says, then tidy up. Returns its
