@@ -11035,7 +11035,7 @@ still_empty() { # those of "${empty[@]}" that are there and without one now
   local - dir
   set +x
   for dir in "${empty[@]}"; do
-    [[ ! -d $dir || $(cat "$dir/cgroup.procs" 2>/dev/null) ]] || echo "$dir"
+    [[ ! -d $dir || $(cat "$dir"{,/*}/cgroup.procs 2>/dev/null) ]] || echo "$dir"
   done
 }
 
