@@ -1047,6 +1047,7 @@ def run_command(name, options, words):
     try:
         return function(options, words) or 0
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where what buffers still hold goes
         raise Unread() from None
     except OSError as error:  # the kernel's errors don't say what was being done
         raise Failure(*describe(error, name)) from None
