@@ -2842,8 +2842,10 @@ class Watch:
         """End the container for good, in the time that it has for that: somebody ends us, as a
         host does that goes down."""
         record = self.monitor["record"]
-        for name in ("stop", "halt"):
-            touch_if_there(container_path(record, name))
+        stopped = container_path(record, "stop")
+        if not os.path.exists(stopped):  # else it is `stop` that ends us
+            touch_if_there(stopped)
+            touch_if_there(container_path(record, "halt"))
         thaw(record["cgroups"])  # nothing frozen takes a signal
         os.kill(self.pid, record["stop_signal"])
         if self.kill_at is None and record["stop_timeout"] >= 0:
