@@ -1548,7 +1548,7 @@ def reexec_inside(role, channel, program, outlive):
     """In the child: execute this file again, as `init` or `join`, with mounts of its own.  Nothing
     inside must overwrite what it maps of the host: CVE-2019-5736.  OUTLIVE: it may live longer than
     we."""
-    python = os.readlink("/proc/self/exe")  # in a chroot it has another name afterwards
+    python = own_python()  # in a chroot it has another name afterwards
     if not outlive:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # if run dies, however it dies, so do we
     with call_named("unshare"):
@@ -1566,11 +1566,22 @@ def reexec_inside(role, channel, program, outlive):
     with call_named("execvp"):
         os.execvp(python, [*words, role, str(channel.fileno()), *places])  # this file again
 
+def own_python():
+    """This Python's file, by a name that it has here: the kernel doesn't know any after a change of
+    the mount namespace, if the file isn't on the root's own mount."""
+    python = os.readlink("/proc/self/exe")
+    if os.path.exists(python) and os.path.samefile(python, "/proc/self/exe"):
+        return python
+    return os.path.realpath(sys.executable)
+
 def mapped_places(python):
     """Where on the host lies what this program maps: PYTHON itself, its libraries and modules."""
     rows = [row.split(None, 5) for row in read_all("/proc/self/maps").split("\n")]
     files = {row[5] for row in rows if len(row) > 5 and ".so" in row[5]} - {python}
-    folders = {os.path.dirname(path) for path in files}
+    found = {path for path in files if os.path.exists(path)}  # see own_python
+    folders = {os.path.dirname(path) for path in found}
+    if files != found:
+        folders.add(sys.exec_prefix + "/lib")
     folders |= {path for path in sys.path if path.endswith("/lib-dynload")}
     places = {python} | {path for path in folders if os.path.isdir(path)} - {"/"}
     return [path for path in places  # without those that another one holds

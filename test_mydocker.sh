@@ -3833,7 +3833,17 @@ outsider() {
       [[ ! -e /etc/$file ]] || mount --bind "$0/subid" "/etc/$file"
     done
     [[ ! -c $0/tun ]] || mount --bind "$0/tun" /dev/net/tun
-    exec setpriv --reuid=23456 --regid=23456 --clear-groups --inh-caps=-all "$@"' "$PWD")
+    prefix=${1%/bin/*} top=/${1#/} top=${top%"${top#/*/}"}
+    shift
+    if ! setpriv --reuid=23456 --clear-groups test -x "$prefix/bin"; then # in a home of root
+      mkdir -p "$0/prefix"
+      mount --bind "$prefix" "$0/prefix"
+      mount -t tmpfs -o mode=755 none "$top"
+      mkdir -p "$prefix"
+      mount --move "$0/prefix" "$prefix"
+    fi
+    exec setpriv --reuid=23456 --regid=23456 --clear-groups --inh-caps=-all "$@"' \
+    "$PWD" "$PYTHON")
   "${user[@]}" "$PYTHON" -c '' || skip 'an ordinary user can not reach this Python'
   "${user[@]}" unshare -U true || skip 'an ordinary user can not make a user namespace'
   if [[ ${1-} ]]; then need newuidmap newgidmap; fi
