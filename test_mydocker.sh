@@ -1976,7 +1976,7 @@ test_read_only_later() { # root: what the host mounts later on a read-only root 
     HOW=$how own_mounts '
       mount --make-rshared /
       if [[ $HOW == *--rootfs* ]]; then top=/later; else top=$PWD/later; fi
-      "$@" run -i $HOW -v "$PWD/later:/etc:rslave" /bin/sh -c "
+      "$@" run --rm -i $HOW -v "$PWD/later:/etc:rslave" /bin/sh -c "
         echo up; read x
         (: >$top/file) && echo written; ls -d $top/seen /etc/seen; read x" <go >out 2>&1 &
       exec 3>go
