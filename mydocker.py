@@ -645,7 +645,7 @@ def remove_entry(name, dir_fd):
         except IsADirectoryError:
             os.rmdir(name, dir_fd=dir_fd)
     except FileNotFoundError:
-        pass
+        pass  # it's gone already
     except OSError as why:
         if why.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return False
@@ -2958,7 +2958,7 @@ def make_room(monitor):
             os.set_inheritable(fd, True)
     for fd in monitor["outputs"] + monitor.get("ports", []):
         os.set_inheritable(fd, True)
-    words = [os.readlink("/proc/self/exe"), "-I", "-S", "-X", "utf8",
+    words = [own_python(), "-I", "-S", "-X", "utf8",
              f"/proc/self/fd/{monitor['program']}", "monitor", str(carried)]
     try:
         os.execv("/proc/self/exe", words + sys.argv)  # the last for those who read ps
@@ -8575,7 +8575,7 @@ def config_json():
                 raise Failure(f"{path}: not a regular file")
             config = json.loads(file.read(JSON_LIMIT))
     except FileNotFoundError:
-        pass
+        pass  # nobody has logged in
     except (ValueError, RecursionError):
         raise Failure(f"{path}: bad JSON") from None
     if not isinstance(config, dict):
