@@ -332,10 +332,17 @@ set_config() { # set_config NAME JSON [STATUS]: put these keys into the image's 
     mkdir layout
     run 0 save --format oci -o layout.tar "$1"
     tar -C layout -xf layout.tar
+    rm -f layout/manifest.json
   fi
-  "$PYTHON" -I - layout "$2" <<'PYTHON'
+  change_config "$2"
+  run "${3-0}" load -i layout
+}
+
+change_config() { # change_config JSON [TOP]: put the keys of JSON into the "config" of ./layout's
+  # config, those of TOP beside it
+  "$PYTHON" -I - "$1" "${2-{\}}" <<'PYTHON'
 import hashlib, json, os, sys
-os.chdir(sys.argv[1])
+os.chdir("layout")
 index = json.load(open("index.json"))
 
 def path(of):
@@ -348,15 +355,12 @@ def store(of, value):
 
 manifest = json.load(open(path(index["manifests"][0])))
 config = json.load(open(path(manifest["config"])))
-config.setdefault("config", {}).update(json.loads(sys.argv[2]))
+config.setdefault("config", {}).update(json.loads(sys.argv[1]))
+config.update(json.loads(sys.argv[2]))
 store(manifest["config"], config)
 store(index["manifests"][0], manifest)
 json.dump(index, open("index.json", "w"))
-for name in os.listdir("."):
-    if name == "manifest.json":
-        os.unlink(name)
 PYTHON
-  run "${3-0}" load -i layout
 }
 
 add_layers() { # add_layers LAYOUT NUMBER: put so many layers more on the saved image
@@ -6182,7 +6186,7 @@ END
     '{"StopSignal": null, "Volumes": {"/data": null, "/new": {}}, "Labels": {"a": "x"}}'
   nothing_half_done
   while IFS='|' read -r key json; do
-    set_top "$json"
+    change_config '{}' "$json"
     fails 125 "image, on sha256:[0-9a-f]{64}: .*$key.* wanted" load -i layout
   done <<'END'
 history|{"history": {"created": "now"}}
@@ -6192,29 +6196,6 @@ author|{"history": null, "author": 5}
 created|{"author": null, "created": 1700000000}
 architecture|{"created": null, "architecture": {}}
 END
-}
-
-set_top() { # set_top JSON: put these keys beside the config's "config", in ./layout
-  "$PYTHON" -I - "$1" <<'PYTHON'
-import hashlib, json, os, sys
-os.chdir("layout")
-index = json.load(open("index.json"))
-
-def path(of):
-    return "blobs/sha256/" + of["digest"][7:]
-
-def store(of, value):
-    data = json.dumps(value).encode()
-    of["digest"], of["size"] = "sha256:" + hashlib.sha256(data).hexdigest(), len(data)
-    open(path(of), "wb").write(data)
-
-manifest = json.load(open(path(index["manifests"][0])))
-config = json.load(open(path(manifest["config"])))
-config.update(json.loads(sys.argv[1]))
-store(manifest["config"], config)
-store(index["manifests"][0], manifest)
-json.dump(index, open("index.json", "w"))
-PYTHON
 }
 
 test_tag_rmi() { # images: an image goes with its last name,
@@ -11722,8 +11703,8 @@ PYTHON
 test_old_python() { # main: a Python that is too old shows the line that says which one is needed
   local old
   has "$here/mydocker.py" '^assert .*# mydocker needs Python 3.8 or later'
-  for old in python2.7 python3.6 python3.7 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/{2.7,3.6,3.7}*/bin/python
-  do
+  for old in python2.7 python3.6 python3.7 \
+    "${PYENV_ROOT:-$HOME/.pyenv}"/versions/{2.7,3.6,3.7}*/bin/python; do
     "$old" -c pass || continue # it isn't there, or a name only
     ! "$old" "$here/mydocker.py" --version 2>err || fail "$old took it"
     has err 'mydocker needs Python 3.8 or later'
@@ -12331,9 +12312,18 @@ bench_calls_podman() { # a million calls: podman run (runc, libseccomp), with it
   row=("${podman[@]}" "${podman_run[@]}" --net none --rootfs "$PWD/root" /bin/calls)
 }
 
-prepare_oci() { # a bundle and the launcher, and daemons with an image of it
+prepare_exec() { # a bundle and the launcher
   if command -v busybox; then bundle; fi
   "${mydocker[@]}" install "$PWD/top"
+}
+
+end_exec() { # nothing runs on
+  "$PWD/top/bin/mydocker" --root "$PWD/oci" delete --force in
+  ! command -v runc || runc --root "$PWD/runc" delete --force in
+}
+
+prepare_oci() { # the same, and daemons with an image of it
+  prepare_exec
   tar -C root -cf root.tar .
   printf '#!/bin/sh\nexec %q --root %q "$@"\n' "$PWD/top/bin/mydocker" "$PWD/oci" >runtime
   chmod 755 runtime
@@ -12572,6 +12562,9 @@ bench() { # bench [PATTERN]
       "prepare_${area##* }" >"$scratch/log" 2>&1 </dev/null
     fi
     measure "$area" "${rows[@]}" </dev/null # else one of the programs eats the other areas' names
+    if [[ $(type -t "end_${area##* }") ]]; then
+      "end_${area##* }" >"$scratch/log" 2>&1 </dev/null
+    fi
   done < <(functions bench | while read -r name; do title "$name" area; done | uniq |
     grep -E -e "$1")
   echo
