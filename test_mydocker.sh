@@ -84,7 +84,7 @@ wait_for() { # wait_for COMMAND...: until it succeeds
   local - end=$((SECONDS + patience))
   set +x
   until "$@"; do
-    ((SECONDS < end)) || fail "waited in vain for: $*"
+    ((SECONDS < end)) || fail "waited in vain for: $*$(cat some 2>/dev/null)"
     sleep 0.02
   done
 }
@@ -6346,19 +6346,24 @@ new_disk() { # an empty file system in ./disk.img
 }
 
 # powered FLAG ARG...: `mydocker ARG...` with disk.img at ./disk, until it ends or says "ready";
-# then the disk loses its power, unless FLAG is empty
+# then the disk loses its power, unless FLAG is empty, and the host its cgroups
 powered() {
-  local got=0
+  local got=0 id
   unshare -m --propagation private --pid --fork --kill-child --mount-proc bash -exc '
     mount -o loop disk.img disk
     "${@:3}" >stdout &
     while kill -0 "$!" && ! grep -q "^ready$" stdout; do sleep 0.02; done 2>/dev/null
     grep -q "^ready$" stdout || wait "$!"
+    ls disk/state/containers >ids || :
     [[ ! $1 ]] || "$2" -I -c "import fcntl, os, struct, sys
 disk, flag = os.open(\"disk\", os.O_RDONLY), int(sys.argv[1])
 fcntl.ioctl(disk, 0x8004587d, struct.pack(\"I\", flag))" "$1"' \
     bash "$1" "$PYTHON" "${mydocker[@]}" "${@:2}" || got=$?
   is "$got" 0
+  [[ $1 ]] || return 0
+  while IFS= read -r id; do # of which the next start may know nothing
+    find /sys/fs/cgroup -depth -path "*/mydocker/$id*" -type d -exec rmdir {} +
+  done <ids
 }
 
 is_whole() { # is_whole [OPTION...] NAME: the image on ./disk runs, and has all that was in it
@@ -11009,8 +11014,9 @@ strays() { # processes of ours, or of containers whose monitor is dead
 ps_line() {
   printf '%s %s\n' "$1" "$(tr '\0' ' ' <"/proc/$1/cmdline")"
 }
-none() { # none COMMAND...: it prints nothing
-  [[ ! $("$@") ]]
+none() { # none COMMAND...: it prints nothing; what it printed last is in ./some
+  "$@" >some
+  [[ ! -s some ]]
 }
 
 survey() { # survey DIRECTORY: what of this host a run of the tests could leave something of
