@@ -211,7 +211,21 @@ open_tree = kernel("open_tree", INT, TEXT, "OPEN_TREE_", number=428)  # since 5.
 move_mount = kernel("move_mount", INT, TEXT, INT, TEXT, "MOVE_MOUNT_", number=429)  # since 5.2
 mount_setattr = kernel("mount_setattr", INT, TEXT, "AT_", BYTES, LONG, number=442)  # since 5.12
 
-if not hasattr(os, "unshare"):  # before Python 3.12
+def naming(function, *kinds):
+    """FUNCTION of the os module, but its errors carry the call, as those of kernel() do."""
+    def call(*args):
+        try:
+            return function(*args)
+        except OSError as error:
+            error.filename = c_call(function.__name__, args, kinds)
+            raise
+
+    return call
+
+if hasattr(os, "unshare"):  # since Python 3.12
+    os.unshare = naming(os.unshare, "CLONE_")
+    os.setns = naming(os.setns, INT, "CLONE_")
+else:
     os.unshare = kernel("unshare", "CLONE_")
     os.setns = kernel("setns", INT, "CLONE_")
 
@@ -1392,8 +1406,7 @@ class Birth:
             if flag & early:
                 os.setns(fd, flag)  # the next child is in another's
         if self.flags & early:
-            with call_named("unshare"):
-                os.unshare(self.flags & early)  # the next child is PID 1 of a new PID namespace
+            os.unshare(self.flags & early)  # the next child is PID 1 of a new PID namespace
         if self.offsets:
             write_value("/proc/self/timens_offsets", self.offsets)  # before anybody is in it
         with call_named("fork"):
@@ -1551,8 +1564,7 @@ def reexec_inside(role, channel, program, outlive):
     python = own_python()  # in a chroot it has another name afterwards
     if not outlive:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # if run dies, however it dies, so do we
-    with call_named("unshare"):
-        os.unshare(CLONE_NEWNS)  # a mount table of its own
+    os.unshare(CLONE_NEWNS)  # a mount table of its own
     mount(None, "/", None, MS_REC | MS_SLAVE, None)  # what we mount, the host must not see
     places = mapped_places(python)
     for path in places:
@@ -1734,8 +1746,7 @@ def take_place(channel):
         with Descriptor(others.pop(0)) as fd:
             os.setns(fd, flag)  # a namespace that is there already
     if flags:
-        with call_named("unshare"):
-            os.unshare(flags)  # a host name, IPC and network of its own
+        os.unshare(flags)  # a host name, IPC and network of its own
     if report:
         send(channel, "apart")  # there is a network namespace to lay a cable to
     return others
