@@ -3644,7 +3644,11 @@ pane() {
 keys() {
   in_tmux send-keys -t 0:0 "$@"
 }
+prompted() { # the shell waits: what is typed before a program has given the terminal back is lost
+  wait_for shows $'(^|\n)# *$'
+}
 leave() { # back to a shell outside whose terminal works
+  prompted
   keys "exit" Enter
   wait_for shows $'host> *\n*$'
   keys 'echo b""ack; stty -a | grep -c " icanon"' Enter
@@ -3687,6 +3691,7 @@ test_top() { # tty: top works in a real terminal, and follows its size
   in_tmux resize-window -t 0 -x 60 -y 15
   wait_for shows ' PID '
   keys q
+  prompted
   in_tmux resize-window -t 0 -x 120 -y 40
   keys 'clear; until [ "$(stty size)" = "40 120" ]; do :; done; echo r""ight' Enter
   wait_for shows 'right'
