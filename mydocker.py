@@ -958,10 +958,9 @@ def tell(channel, message, fds=()):
 # Docker's conventions: options end at the first positional or at `--`; -it is -i -t; --name=x is
 # --name x.  The tutorial's: every long option may have one dash only.
 
-# {name: its row, see `command`}, {name of a command: {the names of an option: its row}}; an
-# installed copy knows all of them from the start, and the chapters that it loads say the same once
-# more.
-COMMANDS, OPTIONS = globals().get("KNOWN_COMMANDS") or ({}, {})
+# {name: its row, see `command`}, {name of a command: {the names of an option: its row}}.  What says
+# these rows is left out of an installed copy's chapters: it has them from the start, see row_of.
+COMMANDS, OPTIONS = globals().get("KNOWN_COMMANDS", {}), {}
 QUICK = set("run exec create start state kill delete init join".split())  # no garbage in so short
 HIDDEN = "not for typing"  # the summary of what the program starts as by itself
 NONE, ONE, SOME, ANY = (0, 0), (1, 1), (1, 1 << 30), (0, 1 << 30)  # how many words there may be
@@ -1040,9 +1039,15 @@ def also_called(alias, name):
     """Give a command a second name."""
     COMMANDS[alias], OPTIONS[alias] = COMMANDS[name], OPTIONS[name]
 
+def row_of(name):
+    """The row of a command, and those of its options; an installed copy has bytes of them, as most
+    starts need those of one command."""
+    row = COMMANDS[name]
+    return marshal.loads(row) if isinstance(row, bytes) else (row, OPTIONS[name])
+
 def run_command(name, options, words):
     """Carry out a command that was typed; returns the exit status."""
-    row = COMMANDS[name]
+    row = row_of(name)[0]
     engine = is_for_engine(row, options, words)
     function = globals()[row["engine" if engine else "function"]]
     if name not in QUICK:
@@ -1129,11 +1134,11 @@ def option_lines(rows):
                     for names, argument, text in rows])
 
 def help_text(name):
-    row, rows = COMMANDS[name], OPTIONS[name].values()
+    row, options = row_of(name)
     lines = [f"Usage: mydocker {name} {row['usage']}".rstrip(), "",
              row["summary"][0].upper() + row["summary"][1:] + "."]
-    if rows:
-        lines += ["", "Options (one dash is as good as two):", *option_lines(rows)]
+    if options:
+        lines += ["", "Options (one dash is as good as two):", *option_lines(options.values())]
     return "\n".join(lines)
 
 def given(options, name, default):
@@ -10311,7 +10316,7 @@ class Build:
         self.options, self.folders, self.done, self.bases = options, [], {}, {}
         self.known = {entry["digest"] for entry in read_index()}
         self.progress = BuildProgress(options)
-        self.run_options, _ = parse_options(OPTIONS["run"].values(), [], "build")
+        self.run_options, _ = parse_options(row_of("run")[1].values(), [], "build")
         for row in BUILD_RUN:
             self.run_options[long_name(row)] = options[long_name(row)]
         self.run_options["network"] = [*filter(None, [options["network"]])]
@@ -13337,35 +13342,45 @@ def cmd_info(_, words):
 LAUNCHER = """#!{python} -ISXutf8
 import marshal, posix, sys
 from _frozen_importlib_external import MAGIC_NUMBER
-source, front = {source!r}, b""
-info = posix.stat(source)
-head = MAGIC_NUMBER + b"".join((number & 0xffffffff).to_bytes(4, "little")
-                               for number in (0, int(info.st_mtime), info.st_size))
+SOURCE, front = {source!r}, b""
 try:
-    BOOK = posix.open(source + "c", posix.O_RDONLY | posix.O_CLOEXEC)
-    low = []
-    while BOOK < 3:  # a closed standard one must not be taken
-        low.append(BOOK)
-        BOOK = posix.dup(BOOK)
-    for fd in low:
-        posix.close(fd)
+    BOOK = posix.open(SOURCE + "c", posix.O_RDONLY | posix.O_CLOEXEC)
     front = posix.pread(BOOK, 1 << 14, 0)
 except OSError:
     pass
-if not front.startswith(head):  # the file or the Python has changed
-    words = [sys.executable, "-IS", "-Xno_debug_ranges", source, "renew", "--"]
-    posix.execv(sys.executable, [*words, *sys.argv[1:]])
-exec(marshal.loads(memoryview(front)[16:]))
+if front[:4] == MAGIC_NUMBER:
+    exec(marshal.loads(memoryview(front)[16:]))
+posix.execv(sys.executable, [sys.executable, "-IS", "-Xno_debug_ranges", SOURCE, "renew", "--",
+                             *sys.argv[1:]])  # the file or the Python has changed
 """
 
+FRONT = "is_fresh", "above_standard", "open_book"  # what a launcher starts with
+
+def is_fresh(front, info):
+    """True if a book that begins so is of the source with this stat: see PEP 552."""
+    return front[8:16] == b"".join((number & 0xffffffff).to_bytes(4, "little")
+                                   for number in (int(info.st_mtime), info.st_size))
+
+def above_standard(fd):
+    """FD, or where that is a standard one, which was closed, another number for what it is."""
+    import posix
+    if fd > 2:
+        return fd
+    other = above_standard(posix.dup(fd))
+    posix.close(fd)
+    return other
+
 def open_book(book, scope):
-    """Give SCOPE all chapters of BOOK, a descriptor of a compile_book(): those that are needed at
-    once, and doors to the others."""
+    """Give SCOPE what is needed at once of a BOOK, a descriptor of a compile_book(); all other
+    functions are doors, which read a function when it is called, or all of its chapter before."""
     import gc, marshal, posix, sys
+    from _functools import partial
+    from _thread import RLock
     gc.disable()  # run_command knows who needs it: others are done before there is much to collect
     loud, end = posix.environ.get(b"MYDOCKER_LOG") == b"debug", posix.fstat(book).st_size
     start = int.from_bytes(posix.pread(book, 8, end - 8), "little")
-    chapters, functions, known = marshal.loads(posix.pread(book, end - start, start))
+    chapters, known = marshal.loads(posix.pread(book, end - start, start))
+    homes, pages, turn = {}, {}, RLock()  # threads may meet at a door
 
     def open_chapter(title):
         at, size, needs = chapters.pop(title, (0, 0, ()))
@@ -13374,18 +13389,29 @@ def open_book(book, scope):
         if size:
             if loud:
                 print("mydocker: reads", title, file=sys.stderr)
-            exec(marshal.loads(posix.pread(book, size, at)), scope)
+            code, own, others = marshal.loads(posix.pread(book, size, at))
+            pages.update(own)
+            homes.update(others)
+            for name in [*own, *others]:
+                if name not in scope:
+                    scope[name] = partial(enter, name)
+            exec(code, scope)
 
-    def door(name, title):
-        def enter(*args, **named):
+    def enter(name, /, *args, **named):
+        with turn:
+            open_chapter(homes.get(name))
+            if name in pages:
+                exec(marshal.loads(pages.pop(name)), scope)
+        return scope[name](*args, **named)
+
+    def read_book():
+        for title in [*chapters]:
             open_chapter(title)
-            return scope[name](*args, **named)
-        return enter
+        while pages:
+            exec(marshal.loads(pages.popitem()[1]), scope)
 
-    scope.update({name: door(name, title) for name, title in functions.items()})
-    scope.update(BOOK=book, KNOWN_COMMANDS=known,
-                 read_book=lambda: [open_chapter(title) for title in [*chapters]])
-    open_chapter(next(reversed(functions.values())))
+    scope.update(BOOK=book, KNOWN_COMMANDS=known, read_book=read_book)
+    open_chapter(next(reversed(chapters)))
 
 def compile_book(text, path):
     """The program TEXT, from PATH, as bytecode in chapters: what own_bytecode() and the launcher
@@ -13395,27 +13421,63 @@ def compile_book(text, path):
     titles = [line.strip("# ─") if line.startswith("# ── ") else "" for line in text.split("\n")]
     for node in tree.body[1:]:  # without the docstring
         title = next(filter(None, titles[node.lineno - 1::-1]))
+        if is_call(node, "offer", "also_called"):
+            continue  # the appendix has these rows, and those of what stands above functions
         chapters.setdefault(title, []).append(node)
         if isinstance(node, ast.FunctionDef):
             functions[node.name] = title
+            node.decorator_list = []
         else:
             homes.update(dict.fromkeys(names_made(node), title))
-    loader = next(node for node in tree.body if getattr(node, "name", "") == "open_book")
-    front = book_head(path) + compiled([loader, *ast.parse(OPEN_BOOK).body], path)
+    loader = [node for node in tree.body if getattr(node, "name", "") in FRONT]
+    front = book_head(path) + marshal.dumps(compiled(loader + ast.parse(OPEN_BOOK).body, path))
     data, index = b"", {}
     for title, nodes in chapters.items():
-        used = [node.id for top in nodes for node in ast.walk(top) if isinstance(node, ast.Name)]
+        used = {name for node in nodes for name in names_used(node)}
         needs = {homes[name] for name in used if name in homes} - {title}
-        code = compiled(nodes, path)
-        index[title] = len(front) + len(data), len(code), sorted(needs, key=[*chapters].index)
-        data += code
-    appendix = marshal.dumps((index, functions, (COMMANDS, OPTIONS)))
+        if title == functions["main"]:  # it finds the commands' functions by name
+            used |= names_told()
+        others = {name: functions[name] for name in sorted(used & {*functions})
+                  if functions[name] != title}
+        chapter = marshal.dumps((*cut_chapter(nodes, path), others))
+        index[title] = len(front) + len(data), len(chapter), sorted(needs, key=[*chapters].index)
+        data += chapter
+    appendix = marshal.dumps((index, {name: marshal.dumps(row_of(name)) for name in COMMANDS}))
     return front + data + appendix + (len(front) + len(data)).to_bytes(8, "little")
 
-def compiled(nodes, path):
-    """Top-level statements as marshalled bytecode."""
+def cut_chapter(nodes, path):
+    """A chapter as what is executed when it's opened, and its functions, each as bytes; but those
+    that are needed for the former are part of it."""
     import ast
-    return marshal.dumps(compile(ast.Module(nodes, []), path, "exec", optimize=2))
+    at_once, own = [], {}
+    used = {name for node in nodes for part in getattr(node, "body", [node])  # of a class, each
+            if not isinstance(node, ast.FunctionDef) and not isinstance(part, ast.FunctionDef)
+            for name in names_used(part)}
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef) and node.name not in used:
+            own[node.name] = marshal.dumps(compiled([node], path))
+        else:
+            at_once.append(node)
+    return compiled(at_once, path), own
+
+def is_call(node, *names):
+    """True if a top-level statement is a call of one of these functions."""
+    call = getattr(node, "value", None)
+    return getattr(getattr(call, "func", None), "id", "") in names
+
+def names_used(node):
+    import ast
+    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+
+def names_told():
+    """The names of functions that the rows of the commands tell."""
+    return {name for row in COMMANDS.values() for key, name in row.items()
+            if key in ("function", "engine", "typed") and name}
+
+def compiled(nodes, path):
+    """Top-level statements as bytecode."""
+    import ast
+    return compile(ast.Module(nodes, []), path, "exec", optimize=2)
 
 def names_made(node):
     """The global names that a top-level statement makes: constants, classes, modules."""
@@ -13431,8 +13493,9 @@ def names_made(node):
 OPEN_BOOK = """
 import posix, sys
 if "BOOK" not in globals():  # it was started from a memfd
-    BOOK = posix.open(sys.argv[0], posix.O_RDONLY | posix.O_CLOEXEC)
-open_book(BOOK, globals())
+    open_book(posix.open(sys.argv[0], posix.O_RDONLY | posix.O_CLOEXEC), globals())
+elif is_fresh(front, posix.stat(SOURCE)):
+    open_book(above_standard(BOOK), globals())
 """
 
 def book_head(path):
@@ -14420,8 +14483,8 @@ POWERLESS = "version info install uninstall renew login logout spec features".sp
 def overview():
     return "\n".join(
         ["Usage: mydocker [OPTIONS] COMMAND ...", "", "Containers in one file.  Commands:",
-         *columns([(f"  {name}", row["summary"]) for name, row in COMMANDS.items()
-                   if row["summary"] != HIDDEN]),
+         *columns([(f"  {name}", row["summary"]) for name, (row, _) in
+                   zip(COMMANDS, map(row_of, COMMANDS)) if row["summary"] != HIDDEN]),
          "", "Options:", *option_lines(GLOBAL_OPTIONS),
          "", "mydocker COMMAND --help shows a command's own options."])
 
@@ -14453,8 +14516,8 @@ def dispatch(words):
         words = words[len(name.split()):]
     else:
         name, words = docker_word(words)
-    row = COMMANDS[name]
-    rows = (GLOBAL_OPTIONS[1], *OPTIONS[name].values())  # `run -h NAME` is its own
+    row, rows = row_of(name)
+    rows = (GLOBAL_OPTIONS[1], *rows.values())  # `run -h NAME` is its own
     options, words = parse_options(rows, words, name, row["mixed"])
     if options["help"]:
         return show(help_text(name)) or 0
