@@ -2742,8 +2742,9 @@ def prepare_container(spec, record):
             make_volume(source)
         elif row["type"] == "bind" and not source.startswith(path) and not os.path.exists(source):
             os.makedirs(source, exist_ok=True)
-    for name in ("rootfs", "scratch"):
-        make_dirs(f"{path}/{name}")
+    for place in (spec["root"]["path"], spec["annotations"].get("mydocker.scratch", "")):
+        if place.startswith(path + "/"):
+            make_dirs(place)
     for row in spec["mounts"]:
         if row["type"] == "copy" and not os.path.isdir(row["source"]):
             copy_layers(row, mapped=id_functions(spec["linux"]))
@@ -3794,11 +3795,12 @@ def was_out_of_memory(record):
     return sums.get("oom_kill", 0) > 0
 
 def remove_cgroups(record):
-    """Kill what is left in a container's cgroups, and remove them with those that it made in them;
-    returns whether the kernel killed something because of their memory limit."""
+    """Kill what is left in a container's cgroups, and remove them with those that it made in
+    them."""
     dirs, end = own_cgroups(record), time.monotonic() + GRACE
-    killed = was_out_of_memory(record)
     for path in dirs:
+        with tolerate(errno.EBUSY, *LEAVING):  # most have nothing in them any more
+            os.rmdir(path)
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
                 for directory, _, _ in os.walk(path, topdown=False):
@@ -3815,7 +3817,6 @@ def remove_cgroups(record):
             while "mydocker" in above.split("/")[-2:]:  # mydocker/ itself, or a state root's in it
                 os.rmdir(above)
                 above = os.path.dirname(above)
-    return killed
 
 # Devices.  Rules as in the OCI's linux.resources.devices: of those that fit, the last one counts.
 # In v2 they are compiled: see bpf.h, bpf_cgroup_dev_ctx, and bpf/standardization/ of the kernel.
@@ -5300,8 +5301,9 @@ def take_name(wanted, container_id):
 def end_container(record, status=None):
     """Tidy up after a container: keep what is to be kept, with its exit status, else remove all.
     Where nothing can be written, on a full disk, each later command tries again."""
-    out_of_memory = remove_cgroups(record)
     kept = record["keep"] and "started" in record
+    out_of_memory = kept and was_out_of_memory(record)
+    remove_cgroups(record)
     try:
         if not record.get("network") or has_cable(record):
             disconnect_container(record)
