@@ -9097,9 +9097,9 @@ def upload_place(response, digest=""):
 FLAGS = {  # what may stand before an instruction's words, as --FLAG=VALUE
     "FROM": ("platform",), "RUN": ("mount", "network", "security"),
     "COPY": ("from", "chown", "chmod", "link"),
-    "ADD": ("chown", "chmod", "link", "checksum"),
+    "ADD": ("chown", "chmod", "link", "checksum", "keep-git-dir"),
     "HEALTHCHECK": ("interval", "timeout", "start-period", "start-interval", "retries")}
-SWITCHES = ("link",)  # those that need no value
+SWITCHES = ("link", "keep-git-dir")  # those that need no value
 
 class StepFailure(Failure):
     """An instruction can't be carried out, and the message says which; or no more of them is."""
@@ -9141,6 +9141,15 @@ class Instruction:
             except (ValueError, RecursionError, Failure):
                 pass  # docker takes it for a command then
         return None
+
+def read_dockerfile_text(name, chunks):
+    """A Dockerfile's text, of the chunks of bytes that it comes in."""
+    data = b""
+    for chunk in chunks:
+        data += chunk
+        if len(data) > SMALL_FILE:
+            raise Failure(f"build, on {name}: that is too long for a Dockerfile, or it is no tar")
+    return data.decode("utf-8", "surrogateescape")
 
 def parse_dockerfile(text, path):
     """The instructions of a Dockerfile, and the character that escapes in it."""
@@ -9349,6 +9358,50 @@ def parse_duration(text, step, flag):
     if text != "0" and (not parts or "".join(map("".join, parts)) != text):
         raise step.no(f"--{flag}={text} is no duration, such as 30s")
     return sum(int(float(number) * units[unit]) for number, unit in parts)
+
+# Modes
+
+PERMISSIONS = {"u": 6, "g": 3, "o": 0}  # who: how far left of the others' rwx his own stand
+SPECIAL = {"u": 0o4000, "g": 0o2000, "o": 0}  # what s means for whom
+
+def parse_mode(text):
+    """What 755, or u=rwX,go=rX as for chmod(1), makes of a mode: a function of that; None if the
+    text is neither.  Where nobody is named, group and others get no w: the umask is 022."""
+    import re
+    if re.fullmatch("0*[0-7]{1,4}", text):
+        return lambda _: int(text, 8)
+    changes = []
+    for clause in text.split(","):
+        found = re.fullmatch("([ugoa]*)((?:[-+=](?:[rwxXst]*|[ugo]))+)", clause)
+        if not found:
+            return None
+        for sign, what in re.findall("([-+=])([a-zX]*)", found[2]):
+            changes.append((found[1], sign, what))
+    return lambda mode: changed_mode(mode, changes)
+
+def changed_mode(mode, changes):
+    """A file's mode after CHANGES: [(who, one of -+=, what)]."""
+    is_directory, mode = stat.S_ISDIR(mode), stat.S_IMODE(mode)
+    for who, sign, what in changes:
+        runs = "x" in what or "X" in what and (is_directory or mode & 0o111)
+        rwx = 4 * ("r" in what) + 2 * ("w" in what) + bool(runs)
+        if what in PERMISSIONS:  # as for them
+            rwx = mode >> PERMISSIONS[what] & 7
+        everybody = not who or "a" in who
+        bits, mask = 0, 0
+        for one, shift in PERMISSIONS.items():
+            if everybody or one in who:
+                mask |= 7 << shift | (0 if is_directory else SPECIAL[one])
+                bits |= rwx << shift | (SPECIAL[one] if "s" in what else 0)
+        if everybody or "o" in who:
+            mask |= 0o1000
+            bits |= 0o1000 if "t" in what else 0
+        if not who:
+            bits &= ~0o022
+        if sign == "=":
+            mode &= ~mask
+        mode = mode & ~bits if sign == "-" else mode | bits
+    return mode
 
 # Patterns
 
@@ -9589,8 +9642,8 @@ class FileInfo:
         self.st_uid, self.st_gid = owner or (info.st_uid, info.st_gid)
         self.st_mode, self.st_rdev = info.st_mode, info.st_rdev
         self.st_mtime_ns = info.st_mtime_ns if moment is None else moment
-        if mode is not None and not stat.S_ISLNK(info.st_mode):
-            self.st_mode = stat.S_IFMT(info.st_mode) | mode
+        if mode and not stat.S_ISLNK(info.st_mode):
+            self.st_mode = stat.S_IFMT(info.st_mode) | mode(info.st_mode)
 
 class Piece:
     """Something that is copied: a path below a directory (a descriptor), what is IGNORED there, and
@@ -9686,7 +9739,7 @@ class Copying:
                 info = self.new_directory()
             yield tar_header(encode(here or ".") + b"/", b"5", info, pax=pax)
     def new_directory(self):
-        return FileInfo(os.fstat(self.root), self.owner or (0, 0), 0o755, self.new)
+        return FileInfo(os.fstat(self.root), self.owner or (0, 0), lambda _: 0o755, self.new)
     def pack(self, pieces, place, into):
         """Yield PIECES below PLACE, or as it; INTO: files go into it."""
         for piece in pieces:
@@ -9789,9 +9842,10 @@ def step_copy(stage, step):
     words = [stage.expand(step, word) if "<<" not in word else word for word in words]
     if len(words) < 2:
         raise step.no("it needs what to copy, and where to")
-    mode = stage.expand(step, step.flag("chmod", ""))
-    if mode and not (mode.isdigit() and not set(mode) & set("89") and int(mode, 8) <= 0o7777):
-        raise step.no(f"--chmod={mode} is no mode, such as 755")
+    text = stage.expand(step, step.flag("chmod", ""))
+    mode = parse_mode(text) if text else None
+    if text and not mode:
+        raise step.no(f"--chmod={text} is no mode, such as 755 or u=rwX,go=rX")
     pieces = find_pieces(stage, step, words[:-1])
     place, into = words[-1], words[-1].endswith("/") or words[-1] in (".", "..")
     into = into or place.endswith(("/.", "/.."))
@@ -9810,7 +9864,7 @@ def step_copy(stage, step):
     owner = stage.expand(step, step.flag("chown", "")) or None
     if owner:
         owner = owner_in(root, owner, step)
-    copy = Copying(build, root, owner, int(mode, 8) if mode else None)
+    copy = Copying(build, root, owner, mode)
     stage.add_layer(step, key, lambda: as_tar(copy.pack(pieces, place, into)))
 
 def find_pieces(stage, step, words):
@@ -9830,10 +9884,13 @@ def find_pieces(stage, step, words):
             write_file(f"{folder}/{name}", documents[name])
             os.chmod(f"{folder}/{name}", 0o644)
             pieces.append(Piece(os.open(folder, OPEN_DIR), name))
+        elif step.name == "ADD" and is_git(word):
+            keep = step.flag("keep-git-dir", "false") in ("", "true", "1")
+            pieces.append(Piece(os.open(clone(build, word, keep), OPEN_DIR), ""))
         elif step.name == "ADD" and word.startswith(("http://", "https://")):
             pieces.append(fetch(stage, step, word))
-        elif step.name == "ADD" and (word.startswith("git@") or "://" in word):
-            raise step.no(f"{word}: only http and https are fetched")
+        elif step.name == "ADD" and "://" in word:
+            raise step.no(f"{word}: only git, http and https are fetched")
         else:
             found = find_paths(root, word, ignored)
             if not found:
@@ -9868,26 +9925,32 @@ def fetch(stage, step, url):
     from email.utils import parsedate_to_datetime
     build, wanted = stage.build, stage.expand(step, step.flag("checksum", ""))
     name = os.path.basename(url.partition("?")[0].partition("#")[0].partition("://")[2])
-    site = Site(origin(url)[1], "", build.run_options)
+    folder = build.temporary()
+    path = f"{folder}/{name or 'index'}"
+    found, moment = save_url(build, url, path)
+    if wanted not in ("", f"sha256:{found}"):
+        raise step.no(f"{url}: its sha256 is {found}, not {wanted}")
+    os.utime(path, (moment, moment))
+    return Piece(os.open(folder, OPEN_DIR), name or "index")
+
+def save_url(build, url, path):
+    """Download a file: (its sha256, the time that the server says it is of, or 0)."""
+    import hashlib
+    from email.utils import parsedate_to_datetime
+    site, sha256 = Site(origin(url)[1], "", build.run_options), hashlib.sha256()
     response = site.persist(url, lambda: site.follow("GET", url))
     if response.status != 200:
-        raise step.no(f"{url}: the server says {response.status}")
-    folder, sha256 = build.temporary(), hashlib.sha256()
-    path = f"{folder}/{name or 'index'}"
-    with blame(f"fetch, on {url}"), open(path, "xb") as file:
+        raise Failure(f"fetch, on {hide_password(url)}: the server says {response.status}")
+    with blame(f"fetch, on {hide_password(url)}"), open(path, "xb") as file:
         os.fchmod(file.fileno(), 0o600)
         while chunk := response.read(CHUNK):
             sha256.update(chunk)
             file.write(chunk)
-    if wanted not in ("", f"sha256:{sha256.hexdigest()}"):
-        raise step.no(f"{url}: its sha256 is {sha256.hexdigest()}, not {wanted}")
-    moment = 0
     try:
-        moment = parsedate_to_datetime(response.headers["Last-Modified"]).timestamp()
+        return sha256.hexdigest(), parsedate_to_datetime(
+            response.headers["Last-Modified"]).timestamp()
     except (TypeError, ValueError, OverflowError, IndexError):
-        pass  # it doesn't say
-    os.utime(path, (moment, moment))
-    return Piece(os.open(folder, OPEN_DIR), name or "index")
+        return sha256.hexdigest(), 0  # it doesn't say
 
 # ── 31. Build: RUN ───────────────────────────────────────────────────────────
 # RUN's container is `run`'s own, with the same walls.  It writes into a directory of ours, which
@@ -9901,11 +9964,13 @@ RUN_MOUNT_KEYS = {  # --mount's words, and what they are called below
     "source": "source", "src": "source", "from": "from", "id": "id", "mode": "mode", "uid": "uid",
     "gid": "gid", "sharing": "sharing", "size": "size", "required": "required", "env": "env",
     "readonly": "ro", "ro": "ro", "rw": "rw", "readwrite": "rw"}
+RUN_MOUNT_MODES = {"cache": "755", "secret": "400", "ssh": "600"}
 
 def step_run(stage, step):
     """Run a command on the stage as it is; what it wrote becomes the layer on top."""
     build, arguments = stage.build, dict(stage.arguments)
-    mounts = [parse_run_mount(stage, step, value) for flag, value in step.flags if flag == "mount"]
+    mounts = [value for flag, value in step.flags if flag == "mount"]
+    mounts = [parse_run_mount(stage, step, *pair) for pair in enumerate(mounts)]
     words, script = run_words(stage, step)
     network = step.flag("network", "default")
     if network not in ("default", "none", "host"):
@@ -9927,6 +9992,8 @@ def step_run(stage, step):
         for row in mounts:
             if row["type"] == "secret" and "env" in row and row["id"] in build.secrets:
                 arguments[row["env"]] = os.fsdecode(build.secrets[row["id"]])
+            if row["type"] == "ssh" and row["id"] in build.agents:
+                arguments.setdefault("SSH_AUTH_SOCK", row["target"])
         if script:
             rows.append(script_row(build, *script))
         folder = run_container(stage, step, words, arguments, [*filter(None, rows)], network)
@@ -9961,27 +10028,41 @@ def script_row(build, name, text):
 
 # Mounts
 
-def parse_run_mount(stage, step, text):
-    """A --mount of RUN's as a dict."""
+def parse_run_mount(stage, step, number, text):
+    """A --mount of RUN's as a dict; NUMBER: how many stand before it."""
     row = {"type": "bind"}
     for field in csv_fields(text):
         key, equals, value = field.partition("=")
         if key not in RUN_MOUNT_KEYS:
             raise step.no(f"--mount={text}: unknown key {key}")
         row[RUN_MOUNT_KEYS[key]] = stage.expand(step, value) if equals else "true"
-    if row["type"] == "ssh":
-        raise step.no("--mount=type=ssh: no agent is passed on", hint="--secret id=key,src=FILE")
-    if row["type"] not in ("bind", "cache", "tmpfs", "secret"):
-        raise step.no(f"--mount={text}: type is bind, cache, tmpfs or secret")
+    if row["type"] not in ("bind", "cache", "tmpfs", "secret", "ssh"):
+        raise step.no(f"--mount={text}: type is bind, cache, tmpfs, secret or ssh")
+    read_run_numbers(step, row)
     if row["type"] == "secret":
         row.setdefault("id", os.path.basename(row.get("source") or row.get("target") or ""))
         if "env" not in row:
             row.setdefault("target", f"/run/secrets/{row['id']}")
+    if row["type"] == "ssh":
+        row.setdefault("id", "default")
+        row.setdefault("target", f"/run/buildkit/ssh_agent.{number}")
     if not row.get("target") and "env" not in row:
         raise step.no(f"--mount={text}: target is missing")
     if row.get("target"):
         row["target"] = os.path.join("/", stage.run.get("WorkingDir") or "", row["target"])
     return row
+
+def read_run_numbers(step, row):
+    """Make numbers of what a --mount says of mode and owner, within what they can be."""
+    for key, usual in (("mode", RUN_MOUNT_MODES.get(row["type"])), ("uid", "0"), ("gid", "0")):
+        text = row.get(key, usual)
+        fits = parse_mode(text) if key == "mode" and text and text.isdigit() else None
+        if key != "mode" and is_id(text):
+            row[key] = int(text)
+        elif fits:
+            row[key] = fits(0)
+        elif text is not None:
+            raise step.no(f"--mount: {key}={text} is no {'mode' if key == 'mode' else 'id'}")
 
 def find_piece(stage, step, row):
     """What a mount shows of the context or of another stage, as a Piece, or None."""
@@ -10000,10 +10081,14 @@ def mount_for_run(build, step, row, piece, held):
     """The row of the spec for a mount of RUN's; HELD: what to let go of afterwards."""
     kind = row["type"]
     if kind == "tmpfs":
-        more = [f"size={row['size']}"] if row.get("size") else []
+        more = []
+        if row.get("size"):
+            more = [f"size={parse_size(row['size'], '--mount size')}"]
         return mount_row(row["target"], "tmpfs", "nosuid", "nodev", *more)
     if kind == "secret":
         return secret_row(build, step, row)
+    if kind == "ssh":
+        return ssh_row(build, step, row, held)
     if kind == "bind":
         source = copied(build, piece)
         return mount_row(row["target"], "bind", "rbind", "rw" if "rw" in row else "ro",
@@ -10014,8 +10099,8 @@ def mount_for_run(build, step, row, piece, held):
         path = build.temporary("cache")
     elif not os.path.isdir(path):
         make_volume(path)
-        os.chmod(path, int(row.get("mode") or "755", 8))
-        os.chown(path, int(row.get("uid") or 0), int(row.get("gid") or 0))
+        os.chmod(path, row["mode"])
+        os.chown(path, row["uid"], row["gid"])
         if piece:
             source = copied(build, piece)
             copy_up(source, path, os.listdir(source))
@@ -10062,8 +10147,8 @@ def secret_row(build, step, row):
     path = folder + "/it"
     with Descriptor(os.open(path, OPEN_NEW, 0o600)) as fd:
         write_all(fd, data)
-        os.fchown(fd, int(row.get("uid") or 0), int(row.get("gid") or 0))
-        os.fchmod(fd, int(row.get("mode") or "400", 8))
+        os.fchown(fd, row["uid"], row["gid"])
+        os.fchmod(fd, row["mode"])
     return mount_row(row["target"], "bind", "rbind", "ro", source=path)
 
 # The container
@@ -10247,9 +10332,203 @@ class BuildProgress:
                 print_line(line)
         else:
             self.say(f"#{self.number} ERROR")
-        if isinstance(error, (Failure, OSError)) and not isinstance(error, StepFailure):
+        if self.owner and isinstance(error, (Failure, OSError)) and not isinstance(
+                error, StepFailure):
             message, status, hint = describe(error, self.owner.name)
             raise self.owner.no(message, status, hint) from None
+
+# ── 31b. Build: git and ssh ──────────────────────────────────────────────────
+# What others hold: sources in a repository, which the host's own git fetches, and keys in an agent,
+# which RUN may ask to sign.  A repository is an attacker's: git is told to run nothing that it
+# names, and to speak to nothing but servers.  So is RUN: its agent is a process of ours, which
+# passes on what asks, and nothing that would change what the real one holds.
+
+GIT_ENVIRONMENT = {
+    "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "HOME": "/nonexistent",
+    "GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "LC_ALL": "C",
+    "GIT_ALLOW_PROTOCOL": "https:http:git:ssh",  # no file, no ext: CVE-2022-39253
+    "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
+GIT_INHERITS = ("PATH", "SSH_AUTH_SOCK", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH", *PROXIES)
+GIT_SETTINGS = "core.hooksPath=/dev/null", "init.templateDir=", "core.fsmonitor=false"
+AGENT_ASKS = 11, 13  # list the keys, sign with one: SSH_AGENTC_... of OpenSSH's PROTOCOL.agent
+AGENT_FAILURE = b"\5"
+AGENT_MESSAGE = 256 << 10  # bytes at most, as OpenSSH has it
+AGENT_TALKS = 64  # that one RUN may have at a time
+
+# git
+
+def is_git(place):
+    """Is that the address of a repository?  Docker's rule."""
+    import re
+    return bool(re.match(r"(git|ssh)://|github\.com/|[\w.-]+@[\w.-]+:|https?://[^#?]+\.git(#|$)",
+                         place))
+
+def hide_password(url):
+    import re
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
+
+def clone(build, place, keep=False):
+    """What is in a repository, URL[#REF[:DIRECTORY]], in a directory of ours; KEEP: its .git,
+    too.  Returns the directory's path."""
+    import shutil
+    url, _, rest = place.partition("#")
+    ref, _, inner = rest.partition(":")
+    shown = hide_password(place)
+    if not shutil.which("git"):
+        raise Failure(f"build, on {shown}: there is no git on this host, which would fetch it",
+                      hint="clone it elsewhere, and build the directory or a tar of it")
+    folder = build.temporary("tree")
+    git = git_for(build, folder, url if "://" in url or "@" in url else f"https://{url}", shown)
+    fetch_commit(git, ref or "HEAD")
+    git("submodule", "-q", "update", "--init", "--recursive", "--depth=1")
+    if not keep:
+        remove_tree(f"{folder}/.git")
+        for top, _, names in os.walk(folder):
+            if ".git" in names:  # a submodule's: no repository can hold one itself
+                os.unlink(f"{top}/.git")
+    with blame(f"build, on {shown}"), Descriptor(os.open(folder, OPEN_DIR)) as top, \
+            Descriptor(open_in_root(top, inner or ".", OPEN_DIR)) as fd:
+        return os.readlink(f"/proc/self/fd/{fd}")
+
+def git_for(build, folder, url, shown):
+    """A function that runs git in a new repository of ours, whose origin is at URL.  All on the
+    host see a command's arguments: a password is in a file instead."""
+    import re, subprocess
+    above, settings = os.path.dirname(folder), [*GIT_SETTINGS]
+    env = {name: os.environ[name] for name in GIT_INHERITS if name in os.environ}
+    env.update(GIT_ENVIRONMENT)
+    if "default" in build.agents:
+        env["SSH_AUTH_SOCK"] = build.agents["default"]
+    login = re.fullmatch(r"(https?://)([^/@:]*:[^/@]*@)(([^/]*).*)", url)
+    if login:
+        write_file(f"{above}/login", f"{login[1]}{login[2]}{login[4]}\n")
+        settings.append(f"credential.helper=store --file={above}/login")
+        url = login[1] + login[3]
+    words = ["git", "-C", folder]
+    for setting in settings:
+        words += ["-c", setting]
+
+    def git(*more):
+        with open(f"{above}/said", "wb") as said:
+            done = subprocess.run([*words, *more], env=env, stdin=subprocess.DEVNULL,
+                                  stdout=said, stderr=said, check=False)
+        if done.returncode:
+            lines = [line for line in read_text(f"{above}/said").split("\n") if line.strip()]
+            fatal = [line for line in lines if line.startswith(("fatal: ", "error: "))]
+            raise Failure(f"build, on {shown}: git {more[0]}: "
+                          f"{[*fatal, *lines[-1:], f'status {done.returncode}'][0]:.300}")
+
+    git("init", "-q")
+    git("remote", "add", "origin", url)
+    return git
+
+def fetch_commit(git, ref):
+    """Check out REF: a branch, a tag or a commit, alone; all of them where a server gives no such
+    thing alone."""
+    import re
+    try:
+        git("fetch", "-q", "--depth=1", "--no-tags", "--", "origin", ref)
+    except Failure as failure:
+        wanted = "FETCH_HEAD"
+        try:
+            if re.fullmatch("[0-9a-f]{7,64}", ref):
+                git("fetch", "-q", "--tags", "--", "origin", "+refs/heads/*:refs/remotes/origin/*")
+                wanted = ref
+            else:
+                git("fetch", "-q", "--no-tags", "--", "origin", ref)
+            git("checkout", "-q", "--detach", wanted)
+        except Failure:
+            raise failure from None
+    else:
+        git("checkout", "-q", "--detach", "FETCH_HEAD")
+
+# ssh
+
+def parse_ssh(text):
+    """A --ssh argument, as (id, the path of an agent's socket)."""
+    name, _, path = text.partition("=")
+    path = path or os.environ.get("SSH_AUTH_SOCK", "")
+    if not name or not path:
+        raise Failure(f"build, on --ssh {as_typed(text)}: there is no SSH_AUTH_SOCK",
+                      hint="--ssh default=$SSH_AUTH_SOCK, which sudo doesn't pass on")
+    with blame(f"build, on --ssh {text}"):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise Failure(f"build, on --ssh {text}: {path} is no agent's socket",
+                          hint="a key is given to an agent: ssh-add, and --ssh default")
+    return name, os.path.abspath(path)
+
+def ssh_row(build, step, row, held):
+    """The row that shows an agent, and a process that answers there until what is HELD is let go;
+    None if it needn't be there."""
+    agent = build.agents.get(row["id"])
+    if agent is None:
+        if row.get("required") in ("true", "1"):
+            raise step.no(f"--mount: there is no agent {row['id']}", hint="build --ssh")
+        return None
+    folder = build.temporary("agent")
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    with Descriptor(os.open(folder, OPEN_DIR)) as fd:
+        listener.bind(f"/proc/self/fd/{fd}/it")  # short, wherever the state root is
+    os.chown(f"{folder}/it", row["uid"], row["gid"])
+    os.chmod(f"{folder}/it", row["mode"])
+    listener.listen(AGENT_TALKS)
+    theirs, ours = os.pipe()
+    if os.fork() == 0:
+        be_agent(listener, agent, theirs, ours)
+    listener.close()
+    os.close(theirs)
+    held.append(ours)
+    return mount_row(row["target"], "bind", "rbind", "rw", source=f"{folder}/it")
+
+def be_agent(listener, agent, end, ours):
+    """In a process of its own: answer RUN for the agent, until the build lets go of END's other
+    end."""
+    try:
+        import threading
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
+        for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+            _signal.signal(number, _signal.SIG_DFL)
+        os.close(ours)
+        places = threading.BoundedSemaphore(AGENT_TALKS)
+        threading.Thread(target=take_calls, args=(listener, agent, places), daemon=True).start()
+        os.read(end, 1)
+    finally:
+        os._exit(0)
+
+def take_calls(listener, agent, places):
+    import socket, threading
+    while True:
+        places.acquire()
+        fd, _ = listener._accept()
+        talk = threading.Thread(target=answer_call, daemon=True,
+                                args=(socket.socket(fileno=fd), agent, places))
+        talk.start()
+
+def answer_call(caller, path, places):
+    """Pass a caller's questions on to the agent, and the answers back, one after the other."""
+    import socket
+    try:
+        with tolerate(), caller, socket.socket(socket.AF_UNIX) as agent:
+            agent.connect(path)
+            while (question := read_agent_message(caller)) is not None:
+                answer = AGENT_FAILURE
+                if question[:1] and question[0] in AGENT_ASKS:
+                    agent.sendall(struct.pack(">I", len(question)) + question)
+                    answer = read_agent_message(agent)
+                    if answer is None:
+                        break
+                caller.sendall(struct.pack(">I", len(answer)) + answer)
+    finally:
+        places.release()
+
+def read_agent_message(channel):
+    """The next message, without its length; None at the end, or if that isn't one."""
+    header = channel.recv(4, _socket.MSG_WAITALL)
+    size = struct.unpack(">I", header)[0] if len(header) == 4 else AGENT_MESSAGE + 1
+    if size > AGENT_MESSAGE:
+        return None
+    data = channel.recv(size, _socket.MSG_WAITALL) if size else b""
+    return data if len(data) == size else None
 
 # ── 32. Build ────────────────────────────────────────────────────────────────
 # A build is stages, a stage an image on its way.  Each image with a new layer is kept without a
@@ -10273,7 +10552,7 @@ BUILD_RUN = (  # what RUN's containers share with run's
     ("--cap-add", "CAP...", "give RUN a capability"), ("--cap-drop", "CAP...", "take one away"),
     ("--security-opt", "OPT...", "for RUN, as run has it"))
 
-@command("[OPTIONS] DIR|TAR|-", "make an image as a Dockerfile says", *BUILD_RUN,
+@command("[OPTIONS] DIR|TAR|URL|-", "make an image as a Dockerfile says", *BUILD_RUN,
          ("-t --tag", "NAME[:TAG]...", "what the image is to be called"),
          ("-f --file", "FILE", "the Dockerfile, - for standard input (default: the context's "
                                "Containerfile or Dockerfile)"),
@@ -10284,13 +10563,12 @@ BUILD_RUN = (  # what RUN's containers share with run's
          ("--label", "K=V...", "add a label"),
          ("--network --net", "NAME", "RUN's network: none, host, bridge or another"),
          ("--secret", "id=ID[,src=FILE|,env=NAME]...", "what RUN --mount=type=secret shows"),
-         ("--ssh", "ID...", "not to be had"), ("--iidfile", "FILE", "write the image's id there"),
+         ("--ssh", "ID[=SOCKET]...", "an agent that RUN --mount=type=ssh may ask to sign"),
+         ("--iidfile", "FILE", "write the image's id there"),
          ("--progress", "FORM", "auto or plain"), ("-q --quiet", "", "print the id only"),
          takes=ONE)
 def cmd_build(options, words):
     """In mounts of our own, and with the images kept from a sweep until the names are given."""
-    if options["ssh"]:
-        raise Failure("build, on --ssh: no agent is passed on", hint="--secret id=key,src=FILE")
     if options["progress"] not in (None, "auto", "plain"):
         raise Failure(f"--progress, on {options['progress']}: not auto or plain")
     names = [full_name(name) for name in options["tag"]]
@@ -10325,6 +10603,7 @@ class Build:
         self.run_options["network"] = [*filter(None, [options["network"]])]
         self.run_options.update(pull="always" if options["pull"] else None, hostname="build")
         self.secrets = dict(map(parse_secret, options["secret"]))
+        self.agents = dict(map(parse_ssh, options["ssh"]))
         self.given = {}  # arguments
         for text in options["build-arg"]:
             name, equals, value = text.partition("=")
@@ -10364,19 +10643,18 @@ class Build:
     def open_context(self, place):
         """Open what COPY copies from, and read what is to be done."""
         wanted, text = self.options["file"], None
-        if "://" in place or place.startswith("git@"):
-            raise Failure(f"build, on {place}: a context from the network", hint="fetch it first")
         if wanted == "-":
             if place == "-":
                 raise Failure("build, on -f -: standard input is the context already")
-            wanted, text = "stdin", sys.stdin.read()
-        inside = not os.path.isdir(place)
-        folder = place
-        if inside:
+            wanted, text = "stdin", read_dockerfile_text("stdin", read_path(0))
+        inside, folder = not os.path.isdir(place), place
+        if inside and (is_git(place) or "://" in place):
+            folder, text, place = self.fetch_context(place, text)
+        elif inside:
             folder = self.temporary()
             text = text or self.unpack_context(place, folder)
-            if text and not wanted:
-                wanted = "stdin"
+        if text and not wanted:
+            wanted = "stdin" if place == "-" else place
         with blame(f"build, on {place}"):
             self.context = os.open(folder, OPEN_DIR)
         if text is None:
@@ -10387,17 +10665,30 @@ class Build:
         self.ignored.rules.insert(0, (lambda path: path == own, True))  # it grows while we copy
         self.split_stages(steps)
 
-    def unpack_context(self, place, folder):
-        """Unpack a context that is a tar; one on stdin that is none is the Dockerfile's text."""
+    def fetch_context(self, place, text):
+        """Fetch a context: (its directory, the Dockerfile's TEXT, what to call it)."""
+        shown = hide_password(place)
+        with self.progress.step(f"[internal] load {shown}"):
+            if is_git(place):
+                return clone(self, place), text, shown
+            if not place.startswith(("http://", "https://")):
+                raise Failure(f"build, on {shown}: only git, http and https are fetched")
+            path, folder = f"{self.temporary()}/it", self.temporary()
+            save_url(self, place, path)
+            return folder, self.unpack_context(path, folder, shown) or text, shown
+
+    def unpack_context(self, place, folder, shown=None):
+        """Unpack a context that is a tar; what came from elsewhere, on stdin or as what is SHOWN,
+        and is none, is the Dockerfile's text."""
         from itertools import chain
-        with blame(f"build, on {place}"):
+        with blame(f"build, on {shown or place}"):
             kind, chunks = sniff(read_path(0 if place == "-" else place))
         start = next(chunks, b"")
         chunks = chain([start], chunks)
         if kind == "plain" and start[257:262] != b"ustar":
-            if place != "-":
+            if place != "-" and not shown:
                 raise Failure(f"build, on {place}: neither a directory nor a tar archive")
-            return b"".join(chunks).decode(errors="surrogateescape")
+            return read_dockerfile_text(shown or "stdin", chunks)
         with Descriptor(os.open(folder, OPEN_DIR)) as fd:
             unpack_layer(decompress(kind, chunks), fd, whiteouts="keep",
                          owned_by=(os.geteuid(), os.getegid()))
@@ -10406,8 +10697,9 @@ class Build:
     def read_dockerfile(self, wanted, place, inside):
         """The path and the text of the Dockerfile: where -f says, or in the context."""
         for name in [wanted] if wanted else ["Containerfile", "Dockerfile"]:
-            if wanted and not inside and os.path.isfile(name):
-                return name, read_text(name)
+            if wanted and not inside and os.path.exists(name) and not os.path.isdir(name):
+                with blame(f"build, on {name}"):  # it may be a pipe
+                    return name, read_dockerfile_text(name, read_path(name))
             with tolerate(errno.ENOENT):
                 return name, self.read_context(name)
         raise Failure(f"build, on {wanted or place}: no such file" if wanted else

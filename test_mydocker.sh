@@ -7935,17 +7935,26 @@ test_build_failures() { # build: a failure names file, line and instruction, has
 125|ENV A=${B|ENV: bad substitution of B
 125|ENV A="${B:?is needed}"|ENV: B: is needed
 125|RUN <<END\nfoo|RUN: the here-document <<END has no end
-125|RUN --mount=type=ssh true|RUN: --mount=type=ssh: no agent is passed on
+125|RUN --mount=type=ssh,required=true true|RUN: --mount: there is no agent default
+125|RUN --mount=type=cache,target=/c,mode=9 true|RUN: --mount: mode=9 is no mode
+125|RUN --mount=type=cache,target=/c,uid=4294967295 true|RUN: --mount: uid=4294967295 is no id
+125|RUN --mount=type=secret,id=x,gid=-1 true|RUN: --mount: gid=-1 is no id
+125|RUN --mount=type=tmpfs,"size=1m,uid=7",target=/t true|RUN: .* on 1m,uid=7: not a size
+125|RUN --mount=type=tmpfs,target=/t,size=lots true|RUN: .* on lots: not a size
+125|COPY --chmod=u=rwz file /x|COPY: --chmod=u=rwz is no mode
+125|COPY --chmod=² file /x|COPY: --chmod=.* is no mode
 125|RUN --mount=type=secret,id=x,required=true true|RUN: --mount: there is no secret x
 125|EXPOSE abc|EXPOSE: abc is no port
 125|HEALTHCHECK --interval=soon CMD x|HEALTHCHECK: --interval=soon is no duration
 125|WORKDIR /etc/passwd|WORKDIR: /etc/passwd is not a directory
 CASES
   nothing_of_build
-  fails 125 'build, on --ssh: no agent is passed on' build --ssh default .
+  SSH_AUTH_SOCK='' fails 125 'build, on --ssh default: there is no SSH_AUTH_SOCK' \
+    build --ssh default .
+  fails 125 'build, on --ssh x=file: file is no agent.s socket' build --ssh x=file .
   fails 125 'build, on nosuch: no such file or directory' build nosuch
-  fails 125 'build, on https://x.example/y.git: a context from the network' \
-    build https://x.example/y.git
+  run 125 build ftp://x.example/y.tar
+  like "$err" 'build, on ftp://x.example/y.tar: only git, http and https are fetched'
   fails 125 'build, on nosuch: no such file' build -f nosuch .
   fails 125 'build, on --target nosuch: no such stage' build --target nosuch .
   printf 'RUN x\n' >Dockerfile
@@ -8139,6 +8148,163 @@ server.serve_forever()' >port 2>log &
   fails 125 'its sha256 is' build -q context
   sed -i 's/file.txt/nosuch/' context/Dockerfile
   fails 125 'the server says 404' build -q context
+}
+
+test_build_modes() { # build: COPY --chmod takes chmod's words, and means by them what chmod does
+  local mode want='' n=0
+  need overlay
+  make_image base:1
+  mkdir -p context/d
+  touch context/{plain,runs}
+  chmod 640 context/plain
+  chmod 4751 context/runs
+  chmod 2750 context/d
+  echo FROM base:1 >Dockerfile
+  for mode in 04755 00644 u=rwX,go=rX +x a-rwx,u+s g=u-w,o= -w o+t,ug=o =rw u+rw+x,o-x+X; do
+    echo "COPY --chmod=$mode . /m/$((++n))/" >>Dockerfile
+    cp -a context changed
+    chmod -- "$mode" changed/{plain,runs,d}
+    want+=$(cd changed && stat -c '%A %n' d plain runs)$'\n'
+    rm -rf changed
+  done
+  built -q -t app:1 -f Dockerfile context
+  run 0 run --rm --network none app:1 /bin/sh -c \
+    'for i in 1 2 3 4 5 6 7 8 9 10; do cd /m/$i && ls -dln d plain runs; done'
+  is "$(sed -E 's/[.+]? .* / /' <<<"$out")" "${want%$'\n'}"
+}
+
+test_build_ssh() { # build: RUN may ask an agent of --ssh to list keys and to sign, and no more; it
+  # is nowhere in the image
+  need overlay ssh-agent ssh-add ssh-keygen
+  eval "$(ssh-agent -a "$PWD/agent.sock")"
+  trap 'kill "$SSH_AGENT_PID"' EXIT
+  ssh-keygen -q -t ed25519 -N '' -C my-key -f key
+  ssh-add -q key
+  small_root root
+  with_libraries "$(command -v ssh-add)" root ssh-add
+  cp key.pub root/
+  make_image base:1
+  cat >Dockerfile <<'FILE'
+FROM base:1
+RUN --mount=type=ssh ssh-add -L && ssh-add -T /key.pub && ! ssh-add -D && ! ssh-add -x </dev/null
+RUN --mount=type=ssh --mount=type=ssh,id=other,target=/tmp/a,uid=1234,mode=0604 \
+    ls -ln $SSH_AUTH_SOCK /tmp/a
+RUN --mount=type=ssh,id=nosuch echo "<$SSH_AUTH_SOCK>"
+USER user
+RUN --mount=type=ssh,uid=1234 ssh-add -L
+RUN ls -R /run /tmp 2>&1 || :
+FILE
+  built -t app:1 --ssh default --ssh "other=$PWD/agent.sock" .
+  is "$(grep -cE '[0-9.]+ ssh-ed25519 .* my-key' <<<"$err")" 2
+  like "$err" '[0-9.]+ srw------- +1 0 +0 .* /run/buildkit/ssh_agent.0'
+  like "$err" '[0-9.]+ srw----r-- +1 1234 +0 .* /tmp/a'
+  like "$err" '[0-9.]+ <>'
+  unlike "${err##*RUN ls -R}" 'ssh_agent|a$'
+  like "$(ssh-add -l)" my-key
+  run 0 inspect app:1
+  unlike "$out" 'SSH_AUTH_SOCK=|agent.sock'
+  printf 'FROM base:1\nRUN --mount=type=ssh ls $SSH_AUTH_SOCK; sleep 1000\n' >Dockerfile
+  start build --network none --ssh default .
+  wait_for has err '#2 [0-9.]+ /run/buildkit/ssh_agent.0'
+  agents=$(children "$pid")
+  is "$(wc -w <<<"$agents")" 2
+  kill -9 "$pid"
+  # shellcheck disable=SC2086 # two words
+  wait_for gone $agents
+  run 0 ps -q
+  built -q - <<<'FROM base:1'
+  nothing_of_build
+}
+
+# git_server: serve the repositories in ./repos at git://$reg, and by the old, plain http at $plain.
+git_server() {
+  "$PYTHON" -I - >ports 2>log <<'PYTHON' &
+import functools, http.server, socketserver, subprocess, threading
+class Git(socketserver.BaseRequestHandler):
+    def handle(self):
+        subprocess.run(["git", "daemon", "--inetd", "--export-all", "--base-path=repos", "repos"],
+                       stdin=self.request, stdout=self.request)
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *words):
+        pass
+git = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Git)
+web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory="repos"))
+print("git=127.0.0.1:%d plain=127.0.0.1:%d" % (git.server_address[1], web.server_port), flush=True)
+threading.Thread(target=web.serve_forever, daemon=True).start()
+git.serve_forever()
+PYTHON
+  wait_for test -s ports
+  eval "$(<ports)"
+}
+
+commit_in() { # commit_in DIR: all that is in there
+  git -C "$1" add -A
+  git -C "$1" -c user.name=x -c user.email=x@x.example commit -qm commit
+}
+
+test_build_git() { # build: the context, or what ADD adds, is a repository's branch, tag or commit,
+  # and what is in that runs nothing
+  local first git plain
+  need overlay git
+  export GIT_CONFIG_GLOBAL=/dev/null
+  make_image base:1
+  git init -q -b main repos/part.git
+  echo part >repos/part.git/piece
+  commit_in repos/part.git
+  git init -q -b main repos/app.git
+  mkdir repos/app.git/inner
+  printf 'FROM base:1\nCOPY . /all/\nRUN cd /all && echo .[a-z]* * */* && cat file\n' |
+    tee repos/app.git/Dockerfile >repos/app.git/inner/Containerfile
+  echo first | tee repos/app.git/file >repos/app.git/inner/file
+  git -C repos/app.git -c protocol.file.allow=always submodule -q add ../part.git part
+  commit_in repos/app.git
+  first=$(git -C repos/app.git rev-parse HEAD)
+  git -C repos/app.git tag v1
+  echo second >repos/app.git/file
+  commit_in repos/app.git
+  git -C repos/part.git update-server-info
+  git_server
+  built -t app:1 "git://$git/app.git"
+  like "$err" '#1 \[internal\] load git://'
+  is "$(sed -n 's/^#4 [0-9.]* //p' <<<"$err")" \
+    $'.gitmodules Dockerfile file inner part inner/Containerfile inner/file part/piece\nsecond'
+  built "git://$git/app.git#v1"
+  like "$err" '[0-9.]+ first'
+  built "git://$git/app.git#$first:inner"
+  like "$err" '[0-9.]+ first'
+  mkdir hooks
+  printf '#!/bin/sh\ntouch %q\n' "$PWD/ran" >hooks/post-checkout
+  chmod 755 hooks/post-checkout
+  printf '[core]\nhooksPath = %s\n' "$PWD/hooks" >.gitconfig
+  cat >other <<FILE
+FROM base:1
+ADD git://$git/app.git#v1 /x/
+ADD --keep-git-dir=true git://$git/app.git#main:inner/.. /y/
+ADD http://$plain/part.git/.git#main /z/
+RUN cat /x/file /y/file /z/piece && ls -d /?/.git /?/part/.git 2>/dev/null || :
+FILE
+  HOME=$PWD GIT_CONFIG_GLOBAL=$PWD/.gitconfig built -f other -t app:1 root
+  is "$(sed -n 's/^#5 [0-9.]* //p' <<<"$err")" $'first\nsecond\npart\n/y/.git\n/y/part/.git'
+  [[ ! -e ran ]]
+  run 125 build "git://$git/app.git#nosuch"
+  like "$err" "mydocker: build, on git://$git/app.git#nosuch: git fetch: fatal: .*nosuch"
+  run 125 build "git://$git/app.git#:../../../../etc"
+  like "$err" "mydocker: build, on git://$git/app.git#:.*: no such file or directory"
+  run 125 build "http://me:sesame@$plain/nosuch.git"
+  like "$err" "mydocker: build, on http://me:\*\*\*@$plain/nosuch.git: git fetch: fatal: "
+  unlike "$err" sesame
+  is "$(grep -rl sesame state)" ''
+  echo 'FROM base:1' >repos/file
+  built "http://$plain/file"
+  tar -C repos/app.git -cf repos/context.tar Dockerfile file inner
+  built "http://$plain/context.tar"
+  like "$err" '[0-9.]+ second'
+  run 125 build "http://$plain/nosuch"
+  like "$err" 'mydocker: fetch, on .*: the server says 404'
+  nothing_of_build
+  mydocker=(env PATH=/nosuch "${mydocker[@]}")
+  run 125 build "git://$git/app.git"
+  like "$err" "mydocker: build, on git://$git/app.git: there is no git on this host"
 }
 
 # build_context DIR: files as projects have them, for the Dockerfiles of build_files.
