@@ -9880,9 +9880,7 @@ def find_pieces(stage, step, words):
     for word in words:
         name = word.partition("<<")[2].lstrip("-").strip("\"'")
         if "<<" in word and name in documents:
-            folder = build.temporary()
-            write_file(f"{folder}/{name}", documents[name])
-            os.chmod(f"{folder}/{name}", 0o644)
+            folder = write_document(build, step, name, documents[name], 0o644)
             pieces.append(Piece(os.open(folder, OPEN_DIR), name))
         elif step.name == "ADD" and is_git(word):
             keep = step.flag("keep-git-dir", "false") in ("", "true", "1")
@@ -9901,6 +9899,17 @@ def find_pieces(stage, step, words):
                 found = [unpacked(build, piece) for piece in found]
             pieces += found
     return pieces
+
+def write_document(build, step, name, text, mode):
+    """Write a here-document as a file of its name in a new directory; returns the directory."""
+    if "/" in name or name in (".", ".."):
+        raise step.no(f"the here-document <<{name} is to be a file, and that is no file's name")
+    folder = build.temporary()
+    with Descriptor(os.open(folder, OPEN_DIR)) as above, Descriptor(
+            os.open(name, OPEN_NEW, mode, dir_fd=above)) as fd:
+        write_all(fd, encode(text))
+        os.fchmod(fd, mode)
+    return folder
 
 def unpacked(build, piece):
     """What is in an archive of the context, or the piece as it is if it is none."""
@@ -9995,7 +10004,7 @@ def step_run(stage, step):
             if row["type"] == "ssh" and row["id"] in build.agents:
                 arguments.setdefault("SSH_AUTH_SOCK", row["target"])
         if script:
-            rows.append(script_row(build, *script))
+            rows.append(script_row(build, step, *script))
         folder = run_container(stage, step, words, arguments, [*filter(None, rows)], network)
     finally:
         for lock in held:
@@ -10020,11 +10029,9 @@ def run_words(stage, step):
         return [*shell, text], None
     return [*shell, step.rest + "".join(f"\n{body}{end}" for end, _, body in step.documents)], None
 
-def script_row(build, name, text):
-    path = f"{build.temporary()}/{name}"
-    write_file(path, text)
-    os.chmod(path, 0o755)
-    return mount_row(f"/dev/pipes/{name}", "bind", "rbind", "ro", source=path)
+def script_row(build, step, name, text):
+    folder = write_document(build, step, name, text, 0o755)
+    return mount_row(f"/dev/pipes/{name}", "bind", "rbind", "ro", source=f"{folder}/{name}")
 
 # Mounts
 
@@ -10419,7 +10426,7 @@ def git_for(build, folder, url, shown):
                           f"{[*fatal, *lines[-1:], f'status {done.returncode}'][0]:.300}")
 
     git("init", "-q")
-    git("remote", "add", "origin", url)
+    git("remote", "add", "--", "origin", url)
     return git
 
 def fetch_commit(git, ref):

@@ -8014,6 +8014,13 @@ PYTHON
   is "$(ls outside)" ''
   tar -C outside -cPf context/evil.tar2 --transform 's,^,../../,' ../secret
   fails 125 'ADD: .*".." that leads out' build -q context
+  for n in '../../../outside/x' "$PWD/outside/x" '..' 'file/../../../../outside/x'; do
+    printf 'FROM base:1\nCOPY <<%s /x\n#!/bin/sh\n%s\n' "$n" "$n" >context/Dockerfile
+    fails 125 "COPY: the here-document <<.* is to be a file" build -q context
+    sed -i 's,COPY \(.*\) /x,RUN \1,' context/Dockerfile
+    fails 125 "RUN: the here-document <<.* is to be a file" build -q --network none context
+  done
+  is "$(ls outside)" ''
   nothing_of_build
 }
 
