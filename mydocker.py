@@ -9154,6 +9154,9 @@ def read_dockerfile_text(name, chunks):
 def parse_dockerfile(text, path):
     """The instructions of a Dockerfile, and the character that escapes in it."""
     lines, at = text.lstrip("\ufeff").replace("\r\n", "\n").split("\n"), 0
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:  # nothing of it could be given to the kernel, nor kept in a config
+            raise Failure(f"build, on {path} line {number}: there is a NUL in it")
     escape, found = read_directives(lines, path), []
     while at < len(lines):
         if not lines[at].strip() or lines[at].lstrip().startswith("#"):
@@ -9354,10 +9357,13 @@ def parse_duration(text, step, flag):
     """A duration of Go's, 1m30s, in nanoseconds."""
     import re
     units = {"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|us|ns|h|m|s)", text)
+    parts = re.findall(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)(ms|us|ns|h|m|s)", text)
     if text != "0" and (not parts or "".join(map("".join, parts)) != text):
         raise step.no(f"--{flag}={text} is no duration, such as 30s")
-    return sum(int(float(number) * units[unit]) for number, unit in parts)
+    total = sum(int(float(number) * units[unit]) for number, unit in parts)
+    if total >= 1 << 63:
+        raise step.no(f"--{flag}={text} is longer than a config can say")
+    return total
 
 # Modes
 
@@ -9423,13 +9429,29 @@ def path_pattern(text, star="[^/]*"):
             out += "[^/]"
         elif letter == "[" and "]" in text[at + 1:]:
             end = text.index("]", at + 1)
-            inner = text[at:end].replace("\\", "\\\\").replace("[", "\\[")
-            out, at = f"{out}[{'^' if inner[0] in '!^' else ''}{inner.lstrip('!^')}]", end + 1
+            out, at = out + letter_class(text[at:end]), end + 1
         elif letter == "\\" and at < len(text):
             out, at = out + re.escape(text[at]), at + 1
         else:
             out += re.escape(letter)
     return out
+
+def letter_class(text):
+    """A regular expression for what stands between [ and ] of a pattern.  A range that runs
+    backwards holds nothing, as in Go's and in a shell's."""
+    import re
+    no, text = text[0] in "!^", text.lstrip("!^")
+    letters, at = "", 0
+    while at < len(text):
+        if text[at + 1:at + 2] == "-" and at + 2 < len(text):
+            if text[at] <= text[at + 2]:
+                letters += f"{re.escape(text[at])}-{re.escape(text[at + 2])}"
+            at += 3
+        else:
+            letters, at = letters + re.escape(text[at]), at + 1
+    if not letters:
+        return "." if no else "(?!)"
+    return f"[{'^' if no else ''}{letters}]"
 
 class Ignored:
     """What a .dockerignore hides: call it with a path.  The last line that fits a path, or what it
@@ -9532,7 +9554,7 @@ def step_expose(stage, step):
         span, _, kind = word.partition("/")
         first, _, last = span.partition("-")
         first, last = to_number(first, 1 << 16), to_number(last or first, 1 << 16)
-        if first is None or last is None or kind.lower() not in ("", "tcp", "udp", "sctp"):
+        if None in (first, last) or first > last or kind.lower() not in ("", "tcp", "udp", "sctp"):
             raise step.no(f"{word} is no port, such as 80 or 53/udp")
         ports.update({f"{port}/{kind.lower() or 'tcp'}": {} for port in range(first, last + 1)})
     stage.change(step, ExposedPorts=ports)
@@ -9846,6 +9868,8 @@ def step_copy(stage, step):
     mode = parse_mode(text) if text else None
     if text and not mode:
         raise step.no(f"--chmod={text} is no mode, such as 755 or u=rwX,go=rX")
+    if step.flag("checksum") and any(is_git(word) or "://" not in word for word in words[:-1]):
+        raise step.no("--checksum is for what is fetched by http or https")
     pieces = find_pieces(stage, step, words[:-1])
     place, into = words[-1], words[-1].endswith("/") or words[-1] in (".", "..")
     into = into or place.endswith(("/.", "/.."))
@@ -10552,6 +10576,7 @@ STEPS = {
     "ONBUILD": step_onbuild, "RUN": step_run, "SHELL": step_shell,
     "STOPSIGNAL": step_text("StopSignal"), "USER": step_text("User"), "VOLUME": step_volume,
     "WORKDIR": step_workdir}
+YEAR_10000 = 253402300800  # seconds: RFC 3339 has no later times, nor has an image's config
 BUILD_RUN = (  # what RUN's containers share with run's
     *LIMIT_OPTIONS, PROCESS_LIMITS[1], PROCESS_LIMITS[3], *PULL_OPTIONS,
     ("--add-host", "NAME:IP...", "a line in RUN's /etc/hosts"),
@@ -10601,7 +10626,8 @@ def stop_build(number, _):
 class Build:
     """One `build`: its context and instructions, its stages, and what is to go at its end."""
     def __init__(self, options):
-        self.options, self.folders, self.done, self.bases = options, [], {}, {}
+        self.options = dict(options, platform=checked_platform(options["platform"], "--platform"))
+        self.folders, self.done, self.bases = [], {}, {}
         self.known = {entry["digest"] for entry in read_index()}
         self.progress = BuildProgress(options)
         self.run_options, _ = parse_options(row_of("run")[1].values(), [], "build")
@@ -10620,6 +10646,8 @@ class Build:
         seconds = int(time.time())
         if epoch:
             seconds = parse_number(epoch, "SOURCE_DATE_EPOCH")
+            if seconds >= YEAR_10000:
+                raise Failure(f"SOURCE_DATE_EPOCH, on {epoch}: that is after the year 9999")
             self.moment = seconds * 10**9  # what all files get
         self.created_ns = seconds * 10**9
         self.created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
@@ -10760,6 +10788,8 @@ class Build:
             return Expansion(text, values, self.escape, quotes).word()
         except ValueError as why:
             raise step.no(str(why)) from None
+        except RecursionError:
+            raise step.no("variables in variables, too deep") from None
 
     def find_stage(self, word, before):
         """The number of the stage, of those BEFORE one, that a name or a number means, or None."""
@@ -10816,6 +10846,7 @@ class Build:
             label = f"stage-{number}"
         title = f"{label} {{}}/{len(steps) + 1}".strip()
         with self.progress.step(f"[{title.format(1)}] FROM {base}", first):
+            platform = checked_platform(platform, "--platform")
             stage = Stage(self, number, below, base, platform)
             triggers = [parse_dockerfile(text, f"ONBUILD of {base}")[0][0]
                         for text in stage.run.pop("OnBuild", None) or ()]
@@ -10979,6 +11010,14 @@ def platform_arguments(wanted):
                       f"{prefix}OS": "linux", f"{prefix}ARCH": words[0],
                       f"{prefix}VARIANT": words[1]})
     return found
+
+def checked_platform(text, what):
+    """A platform, or "" for this host's, if it can be one: it ends in the config of an image."""
+    import re
+    if text and not re.fullmatch(r"linux|(linux/)?(?!linux|windows|darwin)[\w.-]+(/[\w.-]+)?", text,
+                                 re.ASCII | re.IGNORECASE):
+        raise Failure(f"{what}, on {text}: not [linux/]ARCHITECTURE[/VARIANT]")
+    return "" if not text or text.lower() == "linux" else text
 
 def is_of_platform(image, wanted):
     config = image["config"]

@@ -7947,7 +7947,32 @@ test_build_failures() { # build: a failure names file, line and instruction, has
 125|EXPOSE abc|EXPOSE: abc is no port
 125|HEALTHCHECK --interval=soon CMD x|HEALTHCHECK: --interval=soon is no duration
 125|WORKDIR /etc/passwd|WORKDIR: /etc/passwd is not a directory
+125|COPY [z-a]* /x/|COPY: .z-a..: no such file
+125|ENV N=${NO:?${PATH/[z-a]/x}}|ENV: NO: /usr/local
+125|HEALTHCHECK --interval=2562048h CMD x|HEALTHCHECK: --interval=2562048h is longer than
+125|HEALTHCHECK --timeout=٣s CMD x|HEALTHCHECK: --timeout=.*s is no duration
+125|HEALTHCHECK --retries=٣ CMD x|HEALTHCHECK: .* not a number
+125|EXPOSE 5-1|EXPOSE: 5-1 is no port
+125|ADD --checksum=sha256:0 file /x|ADD: --checksum is for what is fetched
+125|FROM --platform=windows/x base:1|FROM: --platform, on windows/x: not .linux
 CASES
+  printf 'FROM base:1\nENV A=%s\n' "$(printf '${A:-%.0s' {1..3000})x$(printf '}%.0s' {1..3000})" \
+    >Dockerfile
+  fails 125 'build, on Dockerfile line 2, ENV: variables in variables, too deep' build -q .
+  printf 'FROM base:1\nLABEL A=b\0c\n' >Dockerfile
+  fails 125 'build, on Dockerfile line 2: there is a NUL in it' build -q .
+  printf 'FROM base:1\nCOPY . /x/\n' >Dockerfile
+  printf '[z-a]\n[\n[^z-a]\n' >.dockerignore
+  built -q --platform linux .
+  rm .dockerignore
+  fails 125 '--platform, on windows/amd64: not ' build --platform windows/amd64 .
+  fails 125 '--platform, on .x1b/x: not ' build --platform $'\e/x' .
+  SOURCE_DATE_EPOCH=253402300800 fails 125 'SOURCE_DATE_EPOCH, on .*: that is after' build .
+  head -c 2000000 /dev/zero >zeros
+  run 125 build -q - <zeros
+  like "$err" 'mydocker: build, on stdin: that is too long for a Dockerfile'
+  run 125 build -q -f zeros .
+  like "$err" 'mydocker: build, on zeros: that is too long'
   nothing_of_build
   SSH_AUTH_SOCK='' fails 125 'build, on --ssh default: there is no SSH_AUTH_SOCK' \
     build --ssh default .
