@@ -494,6 +494,15 @@ def read_all(path):
     text = data.decode("utf-8", "surrogateescape")
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
+def read_foreign(path):
+    """The text of a file that somebody else may have written; of one without an end there is none:
+    EFBIG.  It may be a pipe, or a descriptor."""
+    with open(path, "rb", closefd=isinstance(path, str)) as file:
+        data = file.read(JSON_LIMIT + 1)
+    if len(data) > JSON_LIMIT:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+    return data.decode("utf-8", "surrogateescape")
+
 def read_text(path):
     """A small file's text.  Safe on what a container made: no FIFO blocks, no device is read."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -589,6 +598,19 @@ def write_file(path, data, durable=False, like_folder=False):
                 os.unlink(temporary, dir_fd=above)
             error.filename, error.filename2 = path, None  # which the user knows
             raise
+
+def write_named(path, data):
+    """Write a file that the user named: in one step, but into what a device or a link is, such as
+    /dev/stdout; another user's link is replaced.  The directory must be there: one that isn't has
+    been mistyped."""
+    os.stat(os.path.dirname(path) or ".")
+    there = os.lstat(path) if os.path.lexists(path) else None
+    if not there or stat.S_ISREG(there.st_mode) or (
+            stat.S_ISLNK(there.st_mode) and there.st_uid not in (0, os.geteuid())):
+        write_file(path, data)
+        return
+    with open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        file.write(encode(data))
 
 def open_named(path, flags):
     """Open a file that the user named, perhaps in a directory of somebody else's: a link there that
@@ -2629,7 +2651,7 @@ def environment_of(options, start):
 def env_file_items(path):
     """The lines of an --env-file, each K=V or K; empty ones and # comments are skipped."""
     with blame(f"--env-file, on {path}"):
-        text = read_all(path)
+        text = read_foreign(path)
     if text.startswith("\ufeff"):  # the byte order mark of Windows' editors
         text = text[1:]
     lines = [line.lstrip() for line in text.split("\n")]
@@ -3409,7 +3431,7 @@ def default_seccomp(held):
 def read_seccomp(path, held):
     """A profile in Docker's form as the spec's: the rules whose conditions hold on this host."""
     try:
-        profile = check(read_json(path), OCI_SECCOMP,
+        profile = check(from_json(read_foreign(path)), OCI_SECCOMP,
                         f"--security-opt, on {path}: not a seccomp profile")
         profile["syscalls"] = [dict(row, names=row.get("names") or [row["name"]])
                                for row in profile["syscalls"]
@@ -5245,7 +5267,7 @@ def make_record(options, plan, spec):
 def label_lines(path):
     """The lines of a --label-file, each K=V; empty ones and # comments are skipped."""
     with blame(f"--label-file, on {path}"):
-        lines = [line.strip() for line in read_all(path).split("\n")]
+        lines = [line.strip() for line in read_foreign(path).split("\n")]
     return [line for line in lines if line and not line.startswith("#")]
 
 def check_restart(policy):
@@ -10162,7 +10184,10 @@ def parse_secret(text):
             raise Failure(f"build, on --secret {text}: there is no variable {variable}")
         return name, encode(os.environ[variable])
     with blame(f"build, on --secret {text}"), open(path, "rb") as file:
-        return name, file.read(SMALL_FILE)
+        data = file.read(SMALL_FILE + 1)
+    if len(data) > SMALL_FILE:
+        raise Failure(f"build, on --secret {text}: {path} is longer than {SMALL_FILE} bytes")
+    return name, data
 
 def secret_row(build, step, row):
     """The row that shows a secret, which is nowhere on disk; None if it needn't be there."""
@@ -10228,6 +10253,8 @@ def watch_container(build, spec, record):
             rest = b""
             while chunk := file.read(CHUNK):
                 *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > CHUNK:  # a line without an end
+                    lines, rest = [*lines, rest], b""
                 for line in lines:
                     build.progress.line(line.decode(errors="replace"))
             if rest:
@@ -10617,7 +10644,7 @@ def cmd_build(options, words):
             build.tidy_up()
     if options["iidfile"]:
         with blame(f"--iidfile, on {options['iidfile']}"):
-            write_file(options["iidfile"], image_id)
+            write_named(options["iidfile"], image_id)
     show(image_id)
 
 def stop_build(number, _):
@@ -12925,12 +12952,12 @@ def engine_rule(rule, what):
 def read_resources(path):
     """The OCI's resources in a file, or on standard input."""
     with blame(f"--resources, on {path}"):
-        return parse_json(b"".join(read_path(0 if path == "-" else path)), path, OCI_RESOURCES)
+        return parse_json(read_foreign(0 if path == "-" else path), path, OCI_RESOURCES)
 
 def read_shaped(path, shape):
     """The value in somebody else's JSON file, if it has that SHAPE, without what is null."""
     try:
-        return without_nulls(plain_texts(check(read_json(path), shape, path)))
+        return without_nulls(plain_texts(check(from_json(read_foreign(path)), shape, path)))
     except (ValueError, RecursionError) as why:
         raise Failure(f"{path}: bad JSON: {why}") from None
 
@@ -13374,7 +13401,7 @@ def listening_fds():
 def hand_over(options, pid, master):
     """Give an engine what it asked for: the pid in a file, the terminal on a socket."""
     if options["pid-file"]:
-        write_file(options["pid-file"], str(pid))
+        write_named(options["pid-file"], str(pid))
     if options["console-socket"] and master is not None:
         send_descriptor(options["console-socket"], Descriptor(master))
 

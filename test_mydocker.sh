@@ -8248,6 +8248,56 @@ FILE
   nothing_of_build
 }
 
+test_build_files() { # build: a file that is named has an end, what is none is written into, and a
+  # line without an end is shown in pieces
+  need overlay mknod
+  make_image base:1
+  ulimit -v 4000000 # what reads on and on fails here, not the host
+  echo FROM base:1 >Dockerfile
+  mknod device c 1 3
+  ln -s device link
+  for n in device link; do
+    built -q --iidfile "$n" .
+    is "$(stat -c %F,%N device link)" "$(printf '%s\n' "character special file,'device'" \
+      "symbolic link,'link' -> 'device'")"
+  done
+  fails 125 '--iidfile, on nosuch/id: no such file' build -q --iidfile nosuch/id .
+  [[ ! -e nosuch ]]
+  fails 125 '--iidfile, on .: is a directory' build -q --iidfile . .
+  ln -s /proc/self/fd/2 said # as /dev/stderr is one
+  built -q --iidfile said .
+  like "$err" '^sha256:'
+  ln -s id far
+  built -q --iidfile far .
+  is "$(<id),$(readlink far)" "$out,id"
+  fails 125 '--secret id=x,src=/dev/zero: /dev/zero is longer than' \
+    build --secret id=x,src=/dev/zero .
+  head -c 2000000 /dev/zero | tr '\0' x >xs
+  printf 'FROM base:1\nCOPY xs /\nRUN cat /xs\n' >Dockerfile
+  built .
+  (($(grep -cE '^#3 [0-9.]+ x+$' <<<"$err") > 4))
+}
+
+test_named_documents() { # cli: no file that is named is read without an end
+  local option
+  own_state
+  ulimit -v 4000000
+  for option in --env-file --label-file --security-opt=seccomp; do
+    fails 125 "${option%=*}, on /dev/zero: file too large" run "$option=/dev/zero" /bin/true
+  done
+  mkdir bundle
+  ln -s /dev/zero bundle/config.json
+  fails 125 'on .*/bundle/config.json: file too large' create --bundle bundle t
+  run 0 run -d --name t --network none /bin/sleep 1000
+  fails 125 '--resources, on /dev/zero: file too large' update -r /dev/zero t
+  run 125 update -r - t </dev/zero
+  like "$err" '--resources, on -: file too large'
+  run 0 rm -f t
+  rm bundle/config.json
+  "$PYTHON" -I -c 'print("[" * 5000000)' >bundle/config.json
+  fails 125 'on .*/bundle/config.json: file too large' create --bundle bundle t
+}
+
 # git_server: serve the repositories in ./repos at git://$reg, and by the old, plain http at $plain.
 git_server() {
   "$PYTHON" -I - >ports 2>log <<'PYTHON' &
