@@ -494,15 +494,6 @@ def read_all(path):
     text = data.decode("utf-8", "surrogateescape")
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
-def read_foreign(path):
-    """The text of a file that somebody else may have written; of one without an end there is none:
-    EFBIG.  It may be a pipe, or a descriptor."""
-    with open(path, "rb", closefd=isinstance(path, str)) as file:
-        data = file.read(JSON_LIMIT + 1)
-    if len(data) > JSON_LIMIT:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
-    return data.decode("utf-8", "surrogateescape")
-
 def read_text(path):
     """A small file's text.  Safe on what a container made: no FIFO blocks, no device is read."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -598,19 +589,6 @@ def write_file(path, data, durable=False, like_folder=False):
                 os.unlink(temporary, dir_fd=above)
             error.filename, error.filename2 = path, None  # which the user knows
             raise
-
-def write_named(path, data):
-    """Write a file that the user named: in one step, but into what a device or a link is, such as
-    /dev/stdout; another user's link is replaced.  The directory must be there: one that isn't has
-    been mistyped."""
-    os.stat(os.path.dirname(path) or ".")
-    there = os.lstat(path) if os.path.lexists(path) else None
-    if not there or stat.S_ISREG(there.st_mode) or (
-            stat.S_ISLNK(there.st_mode) and there.st_uid not in (0, os.geteuid())):
-        write_file(path, data)
-        return
-    with open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
-        file.write(encode(data))
 
 def open_named(path, flags):
     """Open a file that the user named, perhaps in a directory of somebody else's: a link there that
@@ -1337,6 +1315,30 @@ def show_json(words, look_up, template=None):
             show("\n".join(render(template, value) for value in found))
         elif found:
             show(json.dumps(found, indent=4))
+
+# Files that are named there
+
+def read_foreign(path):
+    """The text of a file that somebody else may have written; of one without an end there is none:
+    EFBIG.  It may be a pipe, or a descriptor."""
+    with open(path, "rb", closefd=isinstance(path, str)) as file:
+        data = file.read(JSON_LIMIT + 1)
+    if len(data) > JSON_LIMIT:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+    return data.decode("utf-8", "surrogateescape")
+
+def write_named(path, data):
+    """Write a file that the user named: in one step, but into what a device or a link is, such as
+    /dev/stdout; another user's link is replaced.  The directory must be there: one that isn't has
+    been mistyped."""
+    os.stat(os.path.dirname(path) or ".")
+    there = os.lstat(path) if os.path.lexists(path) else None
+    if not there or stat.S_ISREG(there.st_mode) or (
+            stat.S_ISLNK(there.st_mode) and there.st_uid not in (0, os.geteuid())):
+        write_file(path, data)
+        return
+    with open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        file.write(encode(data))
 
 # ── 6. Outside the container ─────────────────────────────────────────────────
 # `run` makes the child, does what must be done outside, says go, and then only carries signals and
