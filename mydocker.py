@@ -1465,15 +1465,18 @@ class Birth:
         It is to REPORT when there is a network namespace."""
         flags, joins, trees = 0, [], []
         if spec:
-            flags = new_namespaces(spec) & ~(FOR_CHILDREN | CLONE_NEWUSER | CLONE_NEWNS)
-            joins = [row for row in self.joins or joined_namespaces(spec)
-                     if not row[1] & (FOR_CHILDREN | CLONE_NEWUSER)]
+            elsewhere = FOR_CHILDREN | CLONE_NEWUSER | CLONE_NEWNS  # made or joined at other times
+            flags = new_namespaces(spec) & ~elsewhere
+            self.joins = self.joins or joined_namespaces(spec)
+            joins = [row for row in self.joins if not row[1] & elsewhere]
             rows = tree_rows(spec)
             if rows:
                 trees = open_trees(rows, spec["linux"])
+            if not has_namespace(spec, "mount"):
+                trees += open_others_mounts(spec)
         message = flags, [flag for _, flag in joins], preserved, report
         tell(self.channel, message, [stdin, *(fd for fd, _ in joins), *trees])  # sync 0
-        for fd in [*trees, *(fd for fd, _ in self.joins or joins)]:
+        for fd in [*trees, *(fd for fd, _ in self.joins)]:
             os.close(fd)
 
     def take_terminal(self):
@@ -1787,6 +1790,7 @@ def container_main(channel, trees, places):
     spec, outputs = receive(channel)  # sync 1: the outside has done its part
     if spec is None:
         os._exit(125)  # it died meanwhile
+    own_mounts, dev = has_namespace(spec, "mount"), None
     for row, tree in zip([row for row in spec["mounts"] if row.get("opened")], trees):
         row.update(tree=tree, source=f"/proc/self/fd/{tree}")
     process, gate = spec["process"], None
@@ -1801,14 +1805,18 @@ def container_main(channel, trees, places):
         bring_up_loopback()
     if has_namespace(spec, "cgroup"):
         os.unshare(CLONE_NEWCGROUP)  # after run chose our cgroup: it becomes the namespace's "/"
-    dev = build_root(spec)
+    if own_mounts:
+        dev = build_root(spec)
     if spec.get("hooks"):
         import subprocess  # for all of them: soon it would be the container's, CVE-2019-14271
         send(channel, "hooks")  # the outside runs its own now
         receive(channel)
+        root = spec["root"]["path"]
         run_hooks(spec, spec["states"]["creating"], "createContainer", environment={},
-                  directory=spec["root"]["path"])
-    if own_root:
+                  directory=root if os.path.isdir(root) else None)
+    if not own_mounts:
+        enter_others_mounts(spec, trees)
+    elif own_root:
         enter_root(spec)
     set_sysctls(spec["linux"].get("sysctl") or {})  # through the container's own /proc
     hide_paths(spec)
@@ -1859,12 +1867,16 @@ def name_host(spec):
 
 def joined_main(channel, *_):
     """Turn this process into one more command of a running container.  Returns only by raising."""
-    (process, outlive, program, outputs, flags, engine), namespaces = receive(channel)  # sync 1
+    (process, outlive, program, outputs, flags, engine, rooted), namespaces = receive(
+        channel)  # sync 1
     if outputs == "piped":
         outputs = [namespaces.pop(-2), namespaces.pop()]
+    root = namespaces.pop() if rooted else None
     pipes = pipe_device()
     set_label(process)  # while /proc is the host's: a container's can be a fake, CVE-2025-52881
     join_namespaces(namespaces, flags)
+    if root is not None:
+        change_root(root)
     for fd in namespaces:
         os.close(fd)  # nothing of the host's is to be seen inside but the channel
     user = find_user(process["user"])
@@ -2158,6 +2170,16 @@ def is_open_to_all(path):
         pass  # init says what is wrong with it
     return True
 
+def open_others_mounts(spec):
+    """What init needs to go where the mounts are somebody else's: their namespace, open, and where
+    that is the host's the root directory in it."""
+    paths = {row["type"]: row.get("path") for row in spec["linux"]["namespaces"]}
+    if "mount" in paths:
+        return [open_namespace(paths["mount"])]
+    root = spec["root"]["path"]
+    with blame(f"root.path, on {root}"):
+        return [Descriptor(os.open(root, OPEN_DIR)), open_namespace("/proc/self/ns/mnt")]
+
 # Inside: the mounts
 
 def build_root(spec):
@@ -2214,6 +2236,26 @@ def enter_root(spec):
         mount(None, "/", None, PROPAGATION[word], None)  # who sees mounts made in it
         for row in spec["mounts"]:
             keep_propagation(row)
+
+def enter_others_mounts(spec, fds):
+    """Go where the mounts are somebody else's, in a root there.  Nothing is mounted: that would be
+    theirs, too.  See open_others_mounts."""
+    with Descriptor(fds.pop()) as namespace, blame("linux.namespaces, on mount"):
+        os.setns(namespace, CLONE_NEWNS)  # from here on, paths are theirs
+    if fds:
+        change_root(fds.pop())
+        make_workdir("/", spec["process"]["cwd"])
+        return
+    path = spec["root"]["path"]
+    with blame(f"root.path, on {path}, in the mount namespace that is joined"):
+        change_root(os.open(path, OPEN_DIR))
+
+def change_root(fd):
+    """Have an open directory as the root; it is closed."""
+    with Descriptor(fd):
+        os.fchdir(fd)
+        os.chroot(".")  # "/" is this directory, but the mounts are as they were
+        os.chdir("/")
 
 def mount_if_there(root, row):
     """Make one row's mount, or what it falls back on.  A place that was SEEN on the host, whose
@@ -5768,12 +5810,16 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
     needs.  DETACH: it doesn't end with this process."""
     record = monitor["record"]
     first = live_pid(record)
+    # With the mounts of somebody else it has at most a root of its own.
+    shared = record["engine"] and not has_namespace(monitor, "mount")
     joined = [row for kind, row in NAMESPACES.items() if kind != "time"  # nor one that we are in:
-              and os.readlink(f"/proc/{first}/ns/{row[1]}")
-              != os.readlink(f"/proc/self/ns/{row[1]}")]
+              and (os.readlink(f"/proc/{first}/ns/{row[1]}")
+                   != os.readlink(f"/proc/self/ns/{row[1]}") or kind == "mount" and shared)]
     fds = [os.open(f"/proc/{first}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for _, name in joined]
     with tolerate(*NOT_TO_BE_HAD):  # the others do as well
         fds.insert(0, pidfd_open(first, 0))
+    if shared:
+        fds.append(os.open(f"/proc/{first}/root", OPEN_DIR))
     live_pid(record)  # the pid wasn't used again before all were open
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # the child of `join` becomes ours
     engine, pipes = record["engine"], []
@@ -5782,8 +5828,8 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
     with birth:
         birth.tell_place(monitor["stdin"], preserved=preserved)
         tell(birth.channel, (process, detach, assemble_filter(monitor["linux"]),
-                             "piped" if pipes else outputs, [flag for flag, _ in joined], engine),
-             fds + [end for _, end in pipes])  # sync 1
+                             "piped" if pipes else outputs, [flag for flag, _ in joined], engine,
+                             shared), fds + [end for _, end in pipes])  # sync 1
         monitor["master"] = birth.take_terminal() if process["terminal"] else None
         birth.pid = inherit(birth.pid, birth.channel)
         affinity = process.get("execCPUAffinity", {})
@@ -12994,7 +13040,7 @@ def refuse_unsupported(spec, what):
     for kind in kinds - {*NAMESPACES}:
         raise Failure(f"{what}: linux.namespaces: {kind}: not supported")
     if not has_namespace(spec, "mount"):
-        raise Failure(f"{what}: linux.namespaces: a mount namespace of its own is needed")
+        refuse_mounts(spec, kinds, what)
     if (spec["hostname"] or spec.get("domainname")) and "uts" not in kinds:
         raise Failure(f"{what}: hostname: it needs a uts namespace")
     for row in spec["mounts"]:
@@ -13012,6 +13058,20 @@ def refuse_unsupported(spec, what):
     if spec["linux"].get("timeOffsets") and ("user" in kinds or not has_namespace(spec, "time")):
         raise Failure(f"{what}: linux.timeOffsets: it needs a time namespace of its own, and no "
                       "user namespace")
+
+def refuse_mounts(spec, kinds, what):
+    """Refuse what takes mounts, where these would be somebody else's."""
+    linux = spec["linux"]
+    asked = {"mounts": spec["mounts"], "root.readonly": spec["root"].get("readonly"),
+             "linux.devices": linux["devices"],
+             **{f"linux.{key}": linux.get(key) for key in (
+                 "maskedPaths", "readonlyPaths", "rootfsPropagation")}}
+    for field, value in asked.items():
+        if value:
+            raise Failure(f"{what}: {field}: it needs a mount namespace of its own")
+    if "user" in kinds and ("mount" not in kinds or has_namespace(spec, "user")):
+        raise Failure(f"{what}: linux.namespaces: user: with it, it needs a mount namespace of its "
+                      "own")
 
 def refuse_foreign_sysctls(linux, what):
     """Refuse a setting of a namespace that isn't the container's own, or another container's: it

@@ -10651,6 +10651,56 @@ c['mounts'] += [
   is "$(<precious) $(stat -c '%u %a' precious)" 'precious 0 600'
 }
 
+test_oci_shared_mounts() { # oci: without a mount namespace of its own, or in somebody else's, a
+  # container has its root and nothing is mounted; exec finds the same
+  need unshare mount
+  local other before row
+  oci_bundle
+  mkdir there
+  before=$(wc -l </proc/self/mountinfo)
+  configure 'c["mounts"] = l["maskedPaths"] = l["readonlyPaths"] = []
+c["root"]["readonly"] = False
+l["namespaces"] = [row for row in l["namespaces"] if row["type"] != "mount"]
+p["cwd"] = "/tmp/made"' /bin/sh -c 'pwd; for name in /proc/* /there; do [ ! -e "$name" ]; done
+    while [ ! -e /stop ]; do sleep 0.05; done'
+  run 0 create --pid-file pid t >said
+  run 0 start t
+  is "$(readlink "/proc/$(<pid)/ns/mnt")" "$(readlink /proc/self/ns/mnt)"
+  is "$(readlink "/proc/$(<pid)/root")" "$PWD/root"
+  run 0 exec t /bin/sh -c 'pwd; cd ..; cd ..; cd ..; ls; : >/stop'
+  is "$out" "/tmp/made"$'\n'"$(ls root | grep -v stop)"
+  wait_for gone "$(<pid)"
+  run 0 delete t
+  is "$(wc -l </proc/self/mountinfo)" "$before"
+  for row in 'c["mounts"] = [{"destination": "/proc", "type": "proc"}]' \
+    'l["maskedPaths"] = ["/etc"]' 'c["root"]["readonly"] = True' \
+    'l["namespaces"].append({"type": "user"})'; do
+    cp config.json good
+    configure "$row"
+    fails 125 "it needs a mount namespace of its own\$" create t
+    mv good config.json
+  done
+  rm root/stop
+  unshare --mount bash -ec 'mount -t tmpfs none there; cp -a root there; touch there/root/only
+    exec sleep 1000' &
+  other=$!
+  wait_for test -e "/proc/$other/root$PWD/there/root/only"
+  configure "c['root']['path'] = '$PWD/there/root'; p['cwd'] = '/'
+l['namespaces'].append({'type': 'mount', 'path': '/proc/$other/ns/mnt'})" \
+    /bin/sh -c 'ls /only; while [ ! -e /stop ]; do sleep 0.05; done'
+  run 0 create --pid-file pid t
+  is "$(readlink "/proc/$(<pid)/ns/mnt")" "$(readlink "/proc/$other/ns/mnt")"
+  run 0 start t
+  run 0 exec t /bin/sh -c 'ls /only; : >/stop'
+  is "$out" /only
+  wait_for gone "$(<pid)"
+  run 0 delete t
+  configure "c['root']['path'] = '/nonesuch'"
+  fails 125 '^mydocker: root.path, on /nonesuch, in the mount namespace that is joined: ' create t
+  kill "$other"
+  wait "$other" || :
+}
+
 test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a scope of its, with
   # the limits for properties; without a bus the container lies below, where nothing can be taken
   # from it
