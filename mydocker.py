@@ -930,7 +930,10 @@ def send(channel, message, fds=()):
     data = marshal.dumps(message)
     data = struct.pack("I", len(data)) + data
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
-    sent = channel.sendmsg([data], rights if fds else [])
+    if fds:
+        sent = channel.sendmsg([data], rights)
+    else:
+        sent = os.write(channel.fileno(), data)  # of all calls a filter lets this one through
     if data[sent:]:  # nothing at all is sent, too, and refused when the other side is done
         channel.sendall(data[sent:])
 
@@ -1672,7 +1675,7 @@ def start_container(monitor, birth=None):
             if has_cable(record):
                 connect_container(monitor, birth.pid, birth.channel)
             prepare_container(spec, record)
-            spec = dict(spec, filter=assemble_filter(spec["linux"]))
+            spec = dict(spec, filter=filter_of(spec["linux"]))
             tell(birth.channel, spec, [end for _, end in pipes])  # sync 1
             if has_cable(record):
                 introduce(record)  # while init works
@@ -1839,7 +1842,7 @@ def container_main(channel, trees, places):
     take_traits(process)
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, gate is not None)
-    confine(process, user, spec["filter"])
+    confine(process, user, spec["filter"], channel)
     if gate is None:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # the change of ids cleared it
     if spec["annotations"].get("mydocker.init") or (
@@ -1884,7 +1887,8 @@ def joined_main(channel, *_):
     take_traits(process)
     if not process["terminal"]:
         give_streams([0, *(outputs or (1, 2))], user[0], pipes, engine)
-    confine(process, user, program)  # nor can it be seen yet: with CAP_SYS_PTRACE it could be used
+    # Nor can it be seen yet: with CAP_SYS_PTRACE it could be used.
+    confine(process, user, program, channel)
     slave = hand_out_terminal(channel, process, user[0])  # sync 2: there may be no descriptor later
     fork_inside(channel)  # the outside limits what comes of it
     if not outlive:
@@ -1989,9 +1993,9 @@ def become_command(channel, process, home):
     """The last steps, the same for every process of a container."""
     environment = read_environment(process["env"])
     environment["HOME"] = environment.get("HOME") or home
-    forget_signals()
     if channel.fileno() >= 0:  # `create` has left long ago
         send(channel, "executes")
+    forget_signals()
     execute(process["args"], environment)
 
 def read_environment(rows):
@@ -3301,15 +3305,16 @@ def leave_keyring(process):
         with tolerate(*NOT_TO_BE_HAD):  # a filter around us, under which nobody can use a key
             keyctl(KEYCTL_JOIN_SESSION_KEYRING, None)  # none of the caller's keys comes along
 
-def confine(process, user, program):
+def confine(process, user, program, channel):
     """Become USER and give up, for good, what the spec's PROCESS doesn't have. PROGRAM, the filter,
-    is last; but first without no_new_privs, as loading it takes that or CAP_SYS_ADMIN: runc's."""
+    is last; but first without no_new_privs, as loading it takes that or CAP_SYS_ADMIN: runc's.
+    The CHANNEL is for a filter that tells somebody of calls."""
     (uid, gid, groups, _), sets, locked = user, process["capabilities"], process["noNewPrivileges"]
     os.umask(process["user"].get("umask", 0o022))  # all that we make has been made
     if locked:
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no set-user-id program helps any more
     elif program:
-        load_filter(program)
+        apply_filter(program, channel)
     if uid and "added" in process["user"]:  # another than root has that, and keeps it at the exec
         kept = [name for name in process["user"]["added"] if name in sets["bounding"]]
         sets = dict(sets, effective=kept, permitted=kept, inheritable=kept, ambient=kept)
@@ -3335,7 +3340,7 @@ def confine(process, user, program):
     for number in bits["ambient"]:
         prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0)  # one that outlasts the exec
     if locked and program:
-        load_filter(program)
+        apply_filter(program, channel)
 
 # ── 12. The system call filter ───────────────────────────────────────────────
 # A filter is a small program that the kernel runs before each system call: seccomp(2).  It is made
@@ -3434,10 +3439,16 @@ SECCOMP_ARCHES = {  # by uname(2)'s machine: Docker's name, linux/audit.h's numb
     "x86_64": ("amd64", 0xC000003E, X86_64_CALLS + LATER_CALLS),
     "aarch64": ("arm64", 0xC00000B7, GENERIC_CALLS + LATER_CALLS)}
 SECCOMP_ACTIONS = {  # linux/seccomp.h; to two of them an errno is added
-    "ALLOW": 0x7fff0000, "LOG": 0x7ffc0000, "TRACE": 0x7ff00000, "ERRNO": 0x50000, "TRAP": 0x30000,
+    "ALLOW": 0x7fff0000, "LOG": 0x7ffc0000, "NOTIFY": 0x7fc00000, "TRACE": 0x7ff00000,
+    "ERRNO": 0x50000, "TRAP": 0x30000,
     "KILL": 0, "KILL_THREAD": 0, "KILL_PROCESS": 1 << 31}  # with SCMP_ACT_ in front
+SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 8
+SECCOMP_FLAGS = {"SECCOMP_FILTER_FLAG_" + name: bit for name, bit in (
+    ("TSYNC", 1), ("LOG", 2), ("SPEC_ALLOW", 4), ("WAIT_KILLABLE_RECV", 32))}
+SECCOMP_CALL = {"x86_64": 317, "i686": 354, "armv7l": 383}.get(os.uname().machine, 277)
 OCI_SECCOMP = {  # the shape of a filter's rules: with more bits an errno would be another verdict
-    "defaultAction": str, "defaultErrnoRet": (range(1 << 16),), "listenerPath": str, "syscalls": [{
+    "defaultAction": str, "defaultErrnoRet": (range(1 << 16),), "listenerPath": str,
+    "listenerMetadata": str, "flags": [str], "syscalls": [{
         "names": [str], "action": str, "errnoRet": (range(1 << 16),), "args": [{
             "index": range(6), "value": range(1 << 64), "valueTwo": (range(1 << 64),),
             "op": str}]}]}
@@ -3482,6 +3493,8 @@ def read_seccomp(path, held):
                                if all(conditions(row.get("includes") or {}, held))
                                and not any(conditions(row.get("excludes") or {}, held))]
         assemble_filter({"seccomp": profile})
+        if notifies(profile):
+            raise ValueError("SCMP_ACT_NOTIFY is for engines' containers")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
         why = reason(error) if isinstance(error, OSError) else f"not a seccomp profile: {error!r}"
         raise Failure(f"--security-opt, on {path}: {why}") from None
@@ -3560,11 +3573,42 @@ def assemble_filter(linux):
     ours = step(BPF_JEQ, SECCOMP_ARCHES[os.uname().machine][1], 1)  # not i386's: others there
     return step(BPF_LD, 4) + ours + missing + step(BPF_LD, 0) + search_tree(ranges)
 
-def load_filter(steps):
+def notifies(seccomp):
+    """True if somebody is to be told of calls, and decides."""
+    return any(row["action"] == "SCMP_ACT_NOTIFY" for row in seccomp["syscalls"])
+
+def filter_of(linux):
+    """What apply_filter() wants, for the spec's linux.seccomp: (flags, program), or None."""
+    if "seccomp" not in linux:
+        return None
+    flags = sum({SECCOMP_FLAGS[word] for word in linux["seccomp"].get("flags", ())})
+    flags &= ~SECCOMP_FLAGS["SECCOMP_FILTER_FLAG_TSYNC"]  # of one thread there is nothing to sync
+    if notifies(linux["seccomp"]):
+        flags |= SECCOMP_FILTER_FLAG_NEW_LISTENER
+    else:
+        flags &= ~SECCOMP_FLAGS["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]
+    return flags, assemble_filter(linux)
+
+def apply_filter(program, channel):
+    """Load a filter; the outside takes the descriptor by which calls are told, if it has one, and
+    we none of it: until that is done, only write(2) and read(2) are sure to return."""
+    flags, steps = program
+    listener = load_filter(steps, flags)
+    if flags & SECCOMP_FILTER_FLAG_NEW_LISTENER:
+        send(channel, ["listener", listener])
+        os.read(channel.fileno(), 1)
+        os.close(listener)
+
+def load_filter(steps, flags=0):
     """Put a filter over this process and all that come of it: seccomp(2)."""
     code = (INT * (len(steps) // 4)).from_buffer_copy(steps)
     fprog = (LONG * 2).from_buffer_copy(struct.pack("HP", len(steps) // 8, _ctypes.addressof(code)))
-    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _ctypes.addressof(fprog), 0, 0)  # the call filter
+    if not flags:
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _ctypes.addressof(fprog), 0, 0)  # call filter
+        return None
+    seccomp = kernel("seccomp", INT, LONG, LONG, number=SECCOMP_CALL)
+    with blame(f"linux.seccomp, on flags {flags:#x}"):
+        return seccomp(SECCOMP_SET_MODE_FILTER, flags, _ctypes.addressof(fprog))  # call filter
 
 # ── 13. Cgroups ──────────────────────────────────────────────────────────────
 # A cgroup is a directory: mkdir makes it, a pid written to its cgroup.procs puts a process in, for
@@ -5827,11 +5871,15 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
         pipes = output_pipes(process, True)
     with birth:
         birth.tell_place(monitor["stdin"], preserved=preserved)
-        tell(birth.channel, (process, detach, assemble_filter(monitor["linux"]),
-                             "piped" if pipes else outputs, [flag for flag, _ in joined], engine,
-                             shared), fds + [end for _, end in pipes])  # sync 1
-        monitor["master"] = birth.take_terminal() if process["terminal"] else None
-        birth.pid = inherit(birth.pid, birth.channel)
+        program = filter_of(monitor["linux"])
+        tell(birth.channel, (process, detach, program, "piped" if pipes else outputs,
+                             [flag for flag, _ in joined], engine, shared),
+             fds + [end for _, end in pipes])  # sync 1
+        if program and program[0] & SECCOMP_FILTER_FLAG_NEW_LISTENER:
+            take_birth(monitor, birth, process["terminal"])
+        else:
+            monitor["master"] = birth.take_terminal() if process["terminal"] else None
+            birth.pid = inherit(birth.pid, birth.channel)
         affinity = process.get("execCPUAffinity", {})
         pin(birth.pid, affinity.get("initial"))
         enter_cgroups(record["cgroups"], birth.pid)
@@ -5842,15 +5890,6 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
         monitor.update(pid=birth.pid, outputs=read_ends(pipes))
     for fd in {*fds, *[end for _, end in pipes]}:
         os.close(fd)
-
-def pin(pid, cpus):
-    """Let a process run on these processors alone, a list such as 0-2,5; None: where it may."""
-    if not cpus:
-        return
-    ranges = [part.partition("-")[::2] for part in cpus.split(",")]
-    with blame(f"execCPUAffinity, on {cpus}"):
-        os.sched_setaffinity(pid, {number for first, last in ranges for number in range(
-            int(first), min(int(last or first), 1 << 16) + 1)})
 
 def exec_process(options, args, old):
     """One more process as the options say, and otherwise as OLD."""
@@ -12789,6 +12828,15 @@ def schedule(process, pid):
         with blame(f"process.scheduler, on {row['policy']}"):
             sched_setattr(pid, attributes, 0)  # when it may run
 
+def pin(pid, cpus):
+    """Let a process run on these processors alone, a list such as 0-2,5; None: where it may."""
+    if not cpus:
+        return
+    ranges = [part.partition("-")[::2] for part in cpus.split(",")]
+    with blame(f"execCPUAffinity, on {cpus}"):
+        os.sched_setaffinity(pid, {number for first, last in ranges for number in range(
+            int(first), min(int(last or first), 1 << 16) + 1)})
+
 def set_personality(process):
     """Say which kernel this process takes this one for, and where its memory comes from."""
     row = process.get("memoryPolicy")
@@ -13034,8 +13082,8 @@ def refuse_unsupported(spec, what):
             value = value.get(key) if isinstance(value, dict) else None
         if value:
             raise Failure(f"{what}: {path}: not supported")
-    if spec["linux"].get("seccomp", {}).get("listenerPath"):
-        raise Failure(f"{what}: linux.seccomp.listenerPath: not supported")
+    if "seccomp" in spec["linux"]:
+        refuse_seccomp(spec["linux"]["seccomp"], f"{what}: linux.seccomp")
     kinds = {row["type"] for row in spec["linux"]["namespaces"]}
     for kind in kinds - {*NAMESPACES}:
         raise Failure(f"{what}: linux.namespaces: {kind}: not supported")
@@ -13072,6 +13120,18 @@ def refuse_mounts(spec, kinds, what):
     if "user" in kinds and ("mount" not in kinds or has_namespace(spec, "user")):
         raise Failure(f"{what}: linux.namespaces: user: with it, it needs a mount namespace of its "
                       "own")
+
+def refuse_seccomp(seccomp, what):
+    """Refuse flags nobody knows, and notifications that nobody could get: runc's rules."""
+    for word in seccomp.get("flags", ()):
+        if word not in SECCOMP_FLAGS:
+            raise Failure(f"{what}.flags: {word}: unknown")
+    rows = [row for row in seccomp.get("syscalls", ()) if row.get("action") == "SCMP_ACT_NOTIFY"]
+    if seccomp.get("defaultAction") == "SCMP_ACT_NOTIFY" or any(
+            "write" in row.get("names", ()) for row in rows):
+        raise Failure(f"{what}: SCMP_ACT_NOTIFY: not for all calls, and not for write")
+    if rows and not seccomp.get("listenerPath"):
+        raise Failure(f"{what}.listenerPath: SCMP_ACT_NOTIFY needs it")
 
 def refuse_foreign_sysctls(linux, what):
     """Refuse a setting of a namespace that isn't the container's own, or another container's: it
@@ -13143,8 +13203,8 @@ def full_process(process, default, what):
         warn(f"capabilities, on {', '.join(sorted(lacking))}: this host doesn't have them itself, "
              "ignoring")
     process["apparmorProfile"] = process["apparmorProfile"] or "unconfined"
-    if process.get("consoleSize"):
-        size = process["consoleSize"]
+    size = process.get("consoleSize")
+    if isinstance(size, dict):  # else it is the caller's terminal's
         process["consoleSize"] = [size.get(key, 0) for key in ("height", "width")]
     return process
 
@@ -13198,6 +13258,7 @@ def cmd_features(*_):
                              "rdma": True},
                   "seccomp": {"enabled": True,
                               "actions": [f"SCMP_ACT_{word}" for word in filters],
+                              "knownFlags": [*SECCOMP_FLAGS], "supportedFlags": [*SECCOMP_FLAGS],
                               "operators": [f"SCMP_CMP_{word}" for word in (
                                   "NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")],
                               "archs": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]},
@@ -13334,7 +13395,7 @@ def bring_to_gate(spec, record, birth, console):
     write_json(path + "/record.json", record)
     states = {status: to_json(oci_state(record, status)) for status in ("creating", "created")}
     with Descriptor(os.open(path + "/exec.fifo", os.O_RDWR | os.O_CLOEXEC)) as gate:
-        tell(birth.channel, dict(spec, filter=assemble_filter(spec["linux"]), gate=True,
+        tell(birth.channel, dict(spec, filter=filter_of(spec["linux"]), gate=True,
                                  states=states), [gate])  # sync 1
     while True:
         message, fds = receive(birth.channel)
@@ -13342,6 +13403,10 @@ def bring_to_gate(spec, record, birth, console):
             send_descriptor(console, fds[0])  # sync 2
         elif fds:
             master = fds[0]
+        elif isinstance(message, list):
+            with take_listener(birth, message) as listener:
+                send_listener(spec["linux"], listener, birth.pid, states["creating"])
+            os.write(birth.channel.fileno(), b"1")  # see apply_filter
         elif message == "hooks":
             run_hooks(spec, states["creating"], "prestart", "createRuntime",
                       directory=record["bundle"])
@@ -13436,13 +13501,14 @@ def delete_container(record, force):
         stop_scope(record)
     remove_tree(container_path(record))
 
-def send_descriptor(path, fd):
-    """Hand a descriptor to whoever listens on a socket, an engine's console socket; it's closed."""
+def send_descriptor(path, fd, what="--console-socket", data=b"/dev/ptmx"):
+    """Hand a descriptor to whoever listens on a socket, with DATA; it's closed."""
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
-    with blame(f"--console-socket, on {path}"), Descriptor(fd):
+    with blame(f"{what}, on {path}"), Descriptor(fd):
         socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         socket.connect(path)
-        socket.sendmsg([b"/dev/ptmx"], rights)
+        sent = socket.sendmsg([data], rights)
+        socket.sendall(data[sent:])
         socket.close()
 
 def preserved_fds(options):
@@ -13663,6 +13729,57 @@ def engine_stats(dirs):
             "usage": usage["memory"], "limit": usage["memory_limit"],
             "max": read_number(dirs, "memory.max_usage_in_bytes", "memory.peak"),
             "failcnt": read_number(dirs, "memory.failcnt")}}}
+
+# ── 40b. What engines are handed, and hand in ────────────────────────────────
+# A filter can tell somebody outside of a system call, who then decides what comes of it: an agent
+# that listens on a socket, and gets a descriptor for that.  See seccomp_unotify(2) and, for what is
+# sent, "The Container Process State" in the runtime-spec's config-linux.md.
+
+SECCOMP_IOCTL_NOTIF_RECV, SECCOMP_IOCTL_NOTIF_SEND = 0xC0502100, 0xC0182101  # linux/seccomp.h
+SECCOMP_USER_NOTIF_FLAG_CONTINUE = 1
+pidfd_getfd = kernel("pidfd_getfd", INT, INT, LONG, number=438)  # since 5.6
+
+def take_listener(birth, message):
+    """Take the descriptor of which init has told: it can't send it when calls wait for an answer
+    that nobody can give yet."""
+    with blame("linux.seccomp, on listenerPath"), Descriptor(pidfd_open(birth.pid, 0)) as init:
+        return Descriptor(pidfd_getfd(init, message[1], 0))
+
+def send_listener(linux, listener, pid, state):
+    """Hand a listener to the agent, with what it is about; STATE is JSON."""
+    seccomp, metadata = linux["seccomp"], ""
+    if seccomp.get("listenerMetadata"):
+        metadata = f', "metadata": {to_json(seccomp["listenerMetadata"])}'
+    data = '{"ociVersion": "1.2.0", "fds": ["seccompFd"], '
+    data += f'"pid": {pid}{metadata}, "state": {state}}}'
+    send_descriptor(seccomp["listenerPath"], Descriptor(os.dup(listener)),
+                    "linux.seccomp.listenerPath", encode(data))
+
+def take_birth(monitor, birth, terminal):
+    """Do for `exec` what is done until we inherit the new process, whose pid the agent is told.
+    Until then the calls that it would be told of are ours, and pass."""
+    message, monitor["master"] = receive(birth.channel)[0], None
+    if not isinstance(message, list):
+        raise Failure(*message or ("exec: it was killed before the command started", 137))
+    with take_listener(birth, message) as listener:
+        os.write(birth.channel.fileno(), b"1")  # see apply_filter
+        if terminal:
+            let_pass(listener, birth.channel)
+            monitor["master"] = birth.take_terminal()
+        let_pass(listener, birth.channel)
+        birth.pid = inherit(birth.pid, birth.channel)
+        send_listener(monitor["linux"], listener, birth.pid, to_json(oci_state(monitor["record"])))
+
+def let_pass(listener, channel):
+    """Let calls pass that the filter tells of, until there is something on the channel."""
+    while channel.fileno() not in (ready := readable_fds([channel.fileno(), listener])):
+        if listener in ready:
+            told = bytearray(80)  # struct seccomp_notif: its number is first
+            with tolerate(errno.ENOENT, errno.EINTR):  # whose call it was has been killed
+                fcntl.ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, told)
+                number, = struct.unpack_from("Q", told)
+                fcntl.ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, struct.pack(
+                    "QqiI", number, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE))
 
 # ── 41. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.

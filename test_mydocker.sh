@@ -10701,6 +10701,95 @@ l['namespaces'].append({'type': 'mount', 'path': '/proc/$other/ns/mnt'})" \
   wait "$other" || :
 }
 
+test_oci_notify() { # oci: who listens for system calls gets the descriptor and what it is about,
+  # and decides, of the container's command and of exec's
+  local locked agent want change
+  oci_bundle
+  configure "
+c['root']['readonly'] = False
+l['seccomp'] = {
+    'defaultAction': 'SCMP_ACT_ALLOW', 'listenerPath': '$PWD/socket', 'listenerMetadata': 'm\"1',
+    'flags': ['SECCOMP_FILTER_FLAG_' + name for name in ('LOG', 'TSYNC', 'SPEC_ALLOW')],
+    'syscalls': [{'action': 'SCMP_ACT_NOTIFY', 'names': [
+        'mkdir', 'mkdirat', 'setgroups', 'setresuid', 'capset', 'sendmsg', 'recvmsg', 'openat',
+        'prctl', 'close', 'execve']}]}" \
+    /bin/sh -c 'mkdir /no 2>/said || :; mkdir /yes; exec sleep 1000'
+  for locked in True False; do
+    configure "p['noNewPrivileges'] = $locked"
+    fails 125 "^mydocker: linux.seccomp.listenerPath, on $PWD/socket: no such file" create t
+    seccomp_agent >heard &
+    agent=$!
+    wait_for test -e socket
+    run 0 create --pid-file pid t >said
+    run 0 start t
+    run 0 exec --pid-file other t /bin/sh -c 'mkdir /no || :; mkdir /other'
+    like "$err" 'No medium found'
+    tty 0 -- "${mydocker[@]}" exec -t --pid-file third t /bin/sh -c 'mkdir /no || :'
+    like "$out" 'No medium found'
+    wait_for test -e root/yes
+    like "$(<root/said)" 'No medium found'
+    [[ -e root/other && ! -e root/no ]]
+    run 0 delete --force t
+    wait "$agent"
+    is "$(<heard)" "['seccompFd'] m\"1 $(<pid) t creating True
+['seccompFd'] m\"1 $(<other) t running False
+['seccompFd'] m\"1 $(<third) t running False"
+    rm -r socket root/yes root/other
+  done
+  while IFS=' ' read -r want change; do
+    cp config.json good
+    configure "s = l['seccomp']; $change"
+    fails 125 "config.json: linux.seccomp$want" create t
+    mv good config.json
+  done <<'END'
+.listenerPath: del s["listenerPath"]
+.flags: s["flags"] = ["SECCOMP_FILTER_FLAG_MOON"]
+: s["defaultAction"] = "SCMP_ACT_NOTIFY"
+: s["syscalls"][0]["names"].append("write")
+END
+}
+
+seccomp_agent() { # listens on ./socket for three filters; directories named /no can't be made
+  "$PYTHON" -I - <<'PYTHON'
+import array, fcntl, json, os, platform, select, socket, struct, threading
+MKDIR = {"x86_64": {83: 0, 258: 1}}.get(platform.machine(), {34: 1})  # which argument the name is
+
+
+def answer(fd):
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while poll.poll()[0][1] & select.POLLIN:
+        told = bytearray(80)
+        try:
+            fcntl.ioctl(fd, 0xC0502100, told)
+            number, pid, _, call, _, _, *words = struct.unpack_from("QIIiIQQQ", told)
+            error, flags = 0, 1  # as if nobody had asked
+            if call in MKDIR:
+                with open("/proc/%d/mem" % pid, "rb") as memory:
+                    memory.seek(words[MKDIR[call]])
+                    if memory.read(4) == b"/no\0":
+                        error, flags = -123, 0
+            fcntl.ioctl(fd, 0xC0182101, struct.pack("QqiI", number, 0, error, flags))
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it has been killed meanwhile
+
+
+threads, server = [], socket.socket(socket.AF_UNIX)
+server.bind("new")
+server.listen(5)
+os.rename("new", "socket")
+for _ in range(3):
+    client, _ = server.accept()
+    data, ancillary, _, _ = client.recvmsg(1 << 16, socket.CMSG_SPACE(64))
+    said, (fd,) = json.loads(data), array.array("i", ancillary[0][2])
+    state = said["state"]
+    print(said["fds"], said["metadata"], said["pid"], state["id"], state["status"],
+          state["pid"] == said["pid"], flush=True)
+    threads.append(threading.Thread(target=answer, args=(fd,)))
+    threads[-1].start()
+PYTHON
+}
+
 test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a scope of its, with
   # the limits for properties; without a bus the container lies below, where nothing can be taken
   # from it
