@@ -2289,6 +2289,8 @@ def move_root(path):
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
     flags, propagation, data = parse_mount_options(row["options"])
+    if flags & MS_REMOUNT:
+        return remount(root, row, flags, data)
     whole = [RECURSIVE[word] for word in row["options"] if word in RECURSIVE]
     directory = not flags & MS_BIND or os.path.isdir(row["source"])
     if row["type"] == "tmpfs" and "mode=" not in data:
@@ -2320,6 +2322,12 @@ def mount_one(root, row):
         mount(None, mounted, None, change, None)  # who sees mounts made below it later
     if mounted:
         os.close(int(mounted.rpartition("/")[2]))  # there may be a thousand more
+
+def remount(root, row, flags, data):
+    """Give what is mounted at a row's place other flags; of a bind mount, its own."""
+    with blame(f"mount, on {row['destination']}: remount"), Descriptor(
+            open_in_root(root, row["destination"])) as place:
+        mount(None, f"/proc/self/fd/{place}", None, flags, data or None)  # what is there, changed
 
 def parse_mount_options(options):
     """Mount options as (flags, propagation, data): data is what the file system itself reads."""
@@ -2444,7 +2452,7 @@ def keep_propagation(row):
 
 def make_workdir(root, path):
     """Make the command's working directory where it is missing, as Docker and runc do."""
-    with Descriptor(os.open(root, OPEN_DIR)) as top:
+    with Descriptor(os.open(root, OPEN_DIR)) as top, blame(f"--workdir, on {path}"):
         os.close(make_in_root(top, path))
 
 def close_dev(spec):
@@ -2467,6 +2475,11 @@ def set_mount_flags(path, flags, clear=0, whole=AT_RECURSIVE):
         if point == above or whole and point.startswith(above.rstrip("/") + "/"):
             kept = parse_mount_options(options)[0] & ~clear | MS_REMOUNT | MS_BIND
             mount(None, point, None, kept | flags & sum(MOUNT_ATTRS), None)  # now with this, too
+
+# ── 8b. Devices ──────────────────────────────────────────────────────────────
+# A container's /dev is a fresh tmpfs with a few devices, and what --device or an engine adds.  A
+# node is made with mknod(2); in a user namespace, where that can't be, the host's is shown.  That
+# there is a node doesn't mean that it may be opened: see limit_devices.
 
 def dev_row(spec):
     """The row that makes /dev, if it is ours to be filled: empty, and nobody else's."""
@@ -2524,6 +2537,11 @@ def make_device(row, above, name):
         try:
             os.mknod(name, kind | mode, number, dir_fd=above)  # a device
             os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
+            return
+        except FileExistsError:  # elsewhere than in /dev, from an earlier container with that root
+            there = os.stat(name, dir_fd=above, follow_symlinks=False)
+            if stat.S_IFMT(there.st_mode) != kind or there.st_rdev != number:
+                raise
             return
         except PermissionError:
             info = os.stat(row["path"])
@@ -13085,6 +13103,7 @@ def refuse_unsupported(spec, what):
     if "seccomp" in spec["linux"]:
         refuse_seccomp(spec["linux"]["seccomp"], f"{what}: linux.seccomp")
     kinds = {row["type"] for row in spec["linux"]["namespaces"]}
+    refuse_twice(spec["linux"]["namespaces"], f"{what}: linux.namespaces")
     for kind in kinds - {*NAMESPACES}:
         raise Failure(f"{what}: linux.namespaces: {kind}: not supported")
     if not has_namespace(spec, "mount"):
@@ -13106,6 +13125,14 @@ def refuse_unsupported(spec, what):
     if spec["linux"].get("timeOffsets") and ("user" in kinds or not has_namespace(spec, "time")):
         raise Failure(f"{what}: linux.timeOffsets: it needs a time namespace of its own, and no "
                       "user namespace")
+
+def refuse_twice(rows, what):
+    """Refuse two rows of one type, which the specification calls an error: which one is meant?"""
+    seen = set()
+    for row in rows:
+        if row.get("type") in seen:
+            raise Failure(f"{what}: {row.get('type')}: it is there twice")
+        seen.add(row.get("type"))
 
 def refuse_mounts(spec, kinds, what):
     """Refuse what takes mounts, where these would be somebody else's."""
@@ -13179,16 +13206,20 @@ def refuse_malformed(spec, what):
 def full_process(process, default, what):
     """A process as confine() wants it: what isn't said is as in DEFAULT, or nothing; a capability
     that the host itself lacks is left out, as config.md asks for."""
-    process = {"terminal": False, "env": [], "cwd": "/", "user": {}, "capabilities": {},
+    process = {"terminal": False, "env": [], "user": {}, "capabilities": {},
                "apparmorProfile": "unconfined", "selinuxLabel": "", "noNewPrivileges": False,
                **{key: default[key] for key in default if key != "terminal"}, **process}
     if not process.get("args"):
         raise Failure(f"{what}: process.args: it is missing")
-    if not process["cwd"].startswith("/"):
-        raise Failure(f"{what}: process.cwd: it must be absolute")
+    if not process.get("cwd", "").startswith("/"):
+        raise Failure(f"{what}: process.cwd: it must be there, and absolute")
     check_environment(process["env"], f"{what}: process.env")
+    for text in process["env"]:
+        if "=" not in text:
+            raise Failure(f"{what}: process.env: {as_typed(text)}: it has no value")
     process["user"] = {key: value for key, value in process["user"].items()
                        if key in OCI_PROCESS["user"]}  # no name, which would be taken for our own
+    refuse_twice(process.get("rlimits", []), f"{what}: process.rlimits")
     for row in process.get("rlimits", []):
         if row.get("type", "")[7:].lower() not in ULIMITS:
             raise Failure(f"{what}: process.rlimits: {row.get('type')}: unknown")

@@ -9911,6 +9911,10 @@ devices l["devices"] = [{"path": "/dev/x"}]
 hooks c["hooks"] = {"prestart": [{"args": ["x"]}]}
 rlimits p["rlimits"] = [{"type": "RLIMIT_MOON", "soft": 1, "hard": 1}]
 cwd p["cwd"] = "tmp"
+cwd del p["cwd"]
+process.env p["env"].append("A")
+twice l["namespaces"].append({"type": "pid", "path": "/proc/self/ns/pid"})
+twice p["rlimits"] = [{"type": "RLIMIT_CORE", "soft": n, "hard": 2} for n in (1, 2)]
 sysctl l["sysctl"] = {"net.ipv4.ip_forward": 1}
 NUL p["args"] = ["a\u0000b"]
 memory l["resources"] = {"memory": [1]}
@@ -10049,6 +10053,26 @@ while read -r _ _ _ _ place _ word _; do
 done </proc/self/mountinfo'
 }
 
+test_oci_remount() { # oci: a remount changes the flags of what is there, also of /proc
+  oci_bundle
+  mkdir source
+  configure "
+c['mounts'] += [
+    {'destination': '/proc', 'source': '/proc', 'options': ['bind', 'remount', 'ro']},
+    {'destination': '/m', 'type': 'bind', 'source': '$PWD/source', 'options': ['bind', 'nosuid']},
+    {'destination': '/m', 'source': '$PWD/source', 'options': ['remount', 'bind', 'nodev']},
+    {'destination': '/n', 'type': 'tmpfs'},
+    {'destination': '/n', 'type': 'tmpfs', 'options': ['remount', 'size=16k']}]" /bin/sh -c '
+while read -r _ _ _ _ place words _ more; do
+  case $place in /proc | /[mn]) echo "$place ${words%,relatime} ${more##*size=}" ;; esac
+done </proc/self/mountinfo'
+  run 0 run --bundle . t
+  like "$out" $'^/proc ro .*\n/m rw,nodev .*\n/n rw 16k'
+  configure "c['mounts'].append({'destination': '/none', 'type': 'bind', 'source': '/proc',
+      'options': ['bind', 'remount']})"
+  fails 125 '^mydocker: mount, on /none: remount: no such file or directory$' create t
+}
+
 test_oci_dev_read_only() { # oci: a /dev that is to be read-only is filled first
   bundle_says $'ro\nchar' "
 for row in c['mounts']:
@@ -10114,6 +10138,8 @@ test_oci_workdir() { # oci: a working directory that isn't there is made, in a r
   bundle_says '/m/a' \
     "p['cwd'] = '/m/a'; c['mounts'].append({'destination': '/m', 'type': 'tmpfs'})" /bin/sh -c pwd
   [[ ! -e root/m/a ]]
+  configure 'p["cwd"] = "/proc/nothing"'
+  fails 125 '^mydocker: --workdir, on /proc/nothing: no such file or directory$' create t
 }
 
 test_oci_hooks() { # oci: every hook runs at its moment, with the state on its input
@@ -10431,6 +10457,9 @@ c['mounts'].insert(0, {
   run 0 run --bundle . t
   is "$(grep -c ' 1, *7 ' <<<"$out")" 3
   like "$out" '/dev/ptmx -> pts/ptmx'
+  run 0 run --bundle . t # with /null0 there already
+  configure "l['devices'][0]['minor'] = 3"
+  fails 125 '^mydocker: device, on /null0: file exists$' create t
   rm root/null0
   # a /dev that is somebody else's is not filled, nor is its console made
   mkdir empty
