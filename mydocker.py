@@ -90,6 +90,7 @@ except ImportError as missing:
     sys.exit(125)
 
 VERSION = "0.1.0"
+OCI_VERSION = "1.2.0"  # of the runtime-spec
 STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
@@ -454,16 +455,37 @@ def warn(message):
     if loud("warning") and not log_for_engine("warning", message):
         print_line(f"mydocker: warning: {message}")
 
+def open_log(options):
+    """Let --log, --log-format and --debug travel: in the environment.  A log that nobody could read
+    is told now, not when there is something to write to it."""
+    form = given(options, "log-format", "text")
+    if form not in ("text", "json"):
+        raise Failure(f"--log-format, on {as_typed(form)}: not text or json")
+    if options["log"] is not None:
+        with blame(f"--log, on {as_typed(options['log'])}"):
+            os.close(open_named(options["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+        os.environ["MYDOCKER_ERRORS"] = f"{form} {os.path.abspath(options['log'])}"
+    if options["debug"]:
+        os.environ["MYDOCKER_DEBUG"] = "1"
+
 def log_for_engine(level, message):
-    """Write a message where an engine reads it, a line of JSON in the file of --log; False if there
-    is none.  What stands on stderr would be the container's words."""
-    path = os.environ.get("MYDOCKER_ERRORS")
+    """Write a message where an engine reads it, a line in the file of --log, JSON or as runc has
+    it; False if there is none.  What stands on stderr would be the container's words."""
+    form, _, path = os.environ.get("MYDOCKER_ERRORS", "").partition(" ")
     if not path:
         return False
+    now = log_time(time.time_ns())
+    line = to_json({"level": level, "msg": message, "time": now})
+    if form == "text":
+        line = f'time="{now}" level={level} msg={to_json(message)}'
     with tolerate(), open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as file:
-        file.write(to_json({"level": level, "msg": message, "time": log_time(time.time_ns())}))
-        file.write("\n")
+        file.write(line + "\n")
     return True
+
+def note(message):
+    """Tell a step to whoever asked for that by --debug: in the file of --log, or else on stderr."""
+    if os.environ.get("MYDOCKER_DEBUG") and not log_for_engine("debug", message):
+        print_line(f"mydocker: debug: {message}")
 
 # ── 4. Files, locks, processes, channels ─────────────────────────────────────
 # A path inside a container is attacker input: its links are the container's, and may change while
@@ -2658,7 +2680,7 @@ def make_spec(options, words, plan):
     devices = [device(text) for text in options["device"] + more]
     cgroups_path = os.path.join(options["cgroup-parent"] or "", "mydocker", plan["id"])
     spec = {
-        "ociVersion": "1.2.0",
+        "ociVersion": OCI_VERSION,
         "process": {
             "terminal": options["tty"],
             "consoleSize": caller_size(),
@@ -13281,7 +13303,7 @@ def cmd_features(*_):
     filters = sorted(SECCOMP_ACTIONS)
     refused = [name for name, (_, who) in OCI_FIELDS.items() if who == REFUSED]
     show(to_json({
-        "ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0", "hooks": [*OCI_SPEC["hooks"]],
+        "ociVersionMin": "1.0.0", "ociVersionMax": OCI_VERSION, "hooks": [*OCI_SPEC["hooks"]],
         "mountOptions": sorted([*MOUNT_FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup", "idmap",
                                 "ridmap"]),
         "linux": {"namespaces": sorted(NAMESPACES), "capabilities": CAPABILITIES,
@@ -13303,7 +13325,7 @@ def cmd_features(*_):
          ("-b --bundle", "DIR", "where to (default: here)"))
 def cmd_spec(options, _):
     import json
-    spec = {"ociVersion": "1.2.0", "hostname": "mydocker", "process": {
+    spec = {"ociVersion": OCI_VERSION, "hostname": "mydocker", "process": {
         "terminal": True, "user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/",
         "env": [f"PATH={DEFAULT_PATH}", "TERM=xterm"], "capabilities": plan_capabilities()[0],
         "noNewPrivileges": True}, "root": {"path": "rootfs", "readonly": True},
@@ -13370,7 +13392,7 @@ def oci_status(record):
 def oci_state(record, status=None):
     """What `state` shows, and hooks get: runtime.md, "State"."""
     status = status or oci_status(record)
-    return {"ociVersion": "1.2.0", "id": record["id"], "status": status,
+    return {"ociVersion": OCI_VERSION, "id": record["id"], "status": status,
             "pid": 0 if status == "stopped" else record["pid"], "bundle": record["bundle"],
             "rootfs": record["rootfs"], "created": log_time(int(record["created"] * 10**9)),
             "annotations": record["annotations"]}
@@ -13403,7 +13425,9 @@ def create_container(container_id, bundle, options, birth):
         write_json(path + "/record.json", record)
         write_json(path + "/config.json", spec)
         os.mkfifo(path + "/exec.fifo", 0o600)
+        note(f"create, on {container_id}: {bundle}, in {' '.join(cgroups) or 'no cgroup'}")
         with start_init(spec, birth, outlive=True) as birth:
+            note(f"create, on {container_id}: init is process {birth.pid}")
             birth.tell_place(0, spec, preserved + listening)
             if asks:
                 start_scope(spec, record, birth.pid)
@@ -13443,6 +13467,7 @@ def bring_to_gate(spec, record, birth, console):
                       directory=record["bundle"])
             tell(birth.channel, "go")
         elif message == "ready":  # sync 3
+            note(f"create, on {record['id']}: it waits for its start")
             return master
         else:
             raise Failure(*message or ("create: init was killed before it was ready",))
@@ -13472,6 +13497,7 @@ def run_hooks(spec, state, *moments, environment=None, directory=None):
     import subprocess
     for hook in hooks:
         what = f"hook, on {hook['path']}"
+        note(f"{what}: {' or '.join(moments)}")
         try:
             subprocess.run(hook.get("args") or [hook["path"]], executable=hook["path"], check=True,
                            input=encode(state), timeout=hook.get("timeout"), cwd=directory,
@@ -13505,6 +13531,7 @@ def start_created(record):
         closed = select.poll()
         closed.register(gate, 0)
         closed.poll()  # POLLERR: nobody reads it, as init has executed the command, or is gone
+        note(f"start, on {record['id']}: init has executed its command, or is gone")
         with tolerate(errno.EAGAIN), Descriptor(os.open(
                 f"/proc/self/fd/{gate}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as said:
             os.read(said, 1)  # what it says then, or hasn't taken; else there is nothing to read
@@ -13521,6 +13548,7 @@ def delete_container(record, force):
     if status in ("running", "paused") and not force:
         raise Failure(f"delete, on {record['id']}: cannot delete container that is not stopped: "
                       f"{status}")
+    note(f"delete, on {record['id']}: it is {status}")
     thaw(record["cgroups"])
     if record["pid"]:
         send_signal(record["pid"], record["pid_start"], _signal.SIGKILL)
@@ -13623,6 +13651,7 @@ def oci_exec(options, words):
     detach = options["detach"]
     birth = start_early("join", outlive=detach)
     record = known_oci(words[0])
+    note(f"exec, on {words[0]}: into process {record['pid']}")
     if not is_alive(record):
         raise Failure(f"exec, on {words[0]}: container not running")
     if is_paused(record["cgroups"]) and not options["ignore-paused"]:
@@ -13653,6 +13682,7 @@ def oci_kill(options, words):
     """Send a signal to a container's first process, or to all in it; 0 sends none: kill(2)."""
     record, name = known_oci(words[0]), given(options, "signal", (words + ["TERM"])[1])
     number = 0 if name == "0" else parse_signal(name, "--signal")
+    note(f"kill, on {words[0]}: signal {number} to process {record['pid']}")
     if not options["all"] and not is_alive(record):
         raise Failure(f"kill, on {words[0]}: container not running")
     if options["all"]:
@@ -13687,6 +13717,7 @@ def oci_update(options, words):
         if text is not None:
             group, key = row[3].split(".")
             wanted.setdefault(group, {})[key] = parse_number(text, row[0], -1)
+    note(f"update, on {words[0]}: {to_json(wanted)}")
     with hold(container_path(record)):
         change_limits(record, wanted)
 
@@ -14996,7 +15027,7 @@ def help_about(words):
          ("-f --format", "FORMAT", "json or a template, such as '{{.Version}}'"))
 def cmd_version(options, _):
     host = os.uname()
-    row = {"Version": VERSION, "OCI": "1.2.0", "Python": sys.version.split()[0],
+    row = {"Version": VERSION, "OCI": OCI_VERSION, "Python": sys.version.split()[0],
            "Os": host.sysname.lower(), "Arch": host.machine, "KernelVersion": host.release}
     if options["format"] is not None:
         return show_rows([row], {}, options["format"])
@@ -15050,9 +15081,11 @@ GLOBAL_OPTIONS = (
                       "root: ~/.local/share/mydocker)"),
     ("-h --help", "", "show this help"),
     ("-v --version", "", "show the version"),
-    ("--log", "FILE", "write errors there, too, as JSON, for engines"),
-    ("--log-format", "FORMAT", "json or text; it is json"), ("--debug", "", "accepted"),
+    ("--log", "FILE", "write errors there, too, for engines"),
+    ("--log-format", "FORMAT", "text or json (default: text)"),
+    ("--debug", "", "write the steps of an engine's commands to the log, else to stderr, too"),
     ("--systemd-cgroup", "", "accepted: a cgroupsPath says whether systemd is asked"),
+    ("--rootless", "true|false|auto", "accepted: it is found out"),
 )
 
 # Commands that need no power over anything: no user namespace is made for them.
@@ -15083,10 +15116,11 @@ def dispatch(words):
     options, words = parse_options(GLOBAL_OPTIONS, words, "mydocker")
     root = options["root"] or os.environ.get("MYDOCKER_ROOT") or usual_root()
     os.environ["MYDOCKER_ROOT"] = os.path.abspath(root)  # a monitor changes its directory
-    if options["log"]:
-        os.environ["MYDOCKER_ERRORS"] = options["log"]
-    if options["version"]:
-        return show(f"mydocker {VERSION}") or 0
+    if options["rootless"] not in (None, "true", "false", "auto"):
+        raise Failure(f"--rootless, on {as_typed(options['rootless'])}: not true, false or auto")
+    open_log(options)
+    if options["version"]:  # in the form by which engines know runc and crun, as `docker` has it
+        return show(f"mydocker version {VERSION}\nspec: {OCI_VERSION}") or 0
     if options["help"] or words[:1] in ([], ["help"]):
         return show(help_about(words[1:])) or 0
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
