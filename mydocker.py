@@ -1039,9 +1039,13 @@ def names_any(words):
     return bool(words)
 
 def names_bundle(words):
-    """True for `run ID` as engines have it, with the bundle in the current directory."""
+    """True for `run ID` as engines have it, with the bundle in the current directory: many a
+    program's own settings are in a config.json."""
     if len(words) != 1 or not is_name(words[0]) or not os.path.isfile("config.json"):
         return False
+    with tolerate():
+        if '"ociVersion"' not in read_text("config.json"):
+            return False
     try:
         return not find_image(words[0])
     except Failure:
@@ -6112,25 +6116,15 @@ def stats_row(record, before):
                             f"{100 * memory / limit:.2f}%", *sizes[1:],
                             str(usage["pids"])]))
 
-@command("CONTAINER", "show the processes of a container", takes=ONE)
+@command("CONTAINER [OPTION OF PS...]", "show the processes of a container", takes=SOME,
+         mixed=False)
 def cmd_top(_, words):
-    namespace = os.readlink(f"/proc/{live_pid(find_container(words[0]))}/ns/pid")
-    rows = [process_row(pid, namespace) for pid in filter(str.isdigit, os.listdir("/proc"))]
-    show("\n".join(columns([("UID", "PID", "PPID", "TIME", "CMD"), *filter(None, rows)])))
-
-def process_row(pid, namespace):
-    """What `top` shows of a process, or None if it is gone, or in another PID namespace."""
-    try:
-        if os.readlink(f"/proc/{pid}/ns/pid") != namespace:
-            return None
-        name, fields = read_all(f"/proc/{pid}/stat").rpartition(")")[::2]
-        args, uid = read_all(f"/proc/{pid}/cmdline"), os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        return None
-    minutes, seconds = divmod(sum(map(int, fields.split()[11:13])) // os.sysconf("SC_CLK_TCK"), 60)
-    command = " ".join(args.split("\0")).strip() or name.partition("(")[2]
-    return (str(uid), pid, fields.split()[1], f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}",
-            shorten(command, len(command))[1:-1])
+    namespace, pids = os.readlink(f"/proc/{live_pid(find_container(words[0]))}/ns/pid"), []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with tolerate():  # it is gone, or not ours to look at
+            if os.readlink(f"/proc/{pid}/ns/pid") == namespace:
+                pids.append(pid)
+    show(process_table(pids, words[1:]))
 
 offer("run",
       ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
@@ -13617,7 +13611,9 @@ def oci_run(options, words):
     apply_log_options(options)
     birth = start_early("init", outlive=True)
     if options["bundle"] is None:
-        narrate(f"run: {words[0]} is no image, and here is a bundle: running that")
+        said = f"run, on {words[0]}: no image has that name: running the bundle in this directory"
+        if not log_for_engine("info", said):
+            print_line(f"mydocker: {said}")
     bundle = os.path.abspath(given(options, "bundle", "."))
     record, master = create_container("".join(words[:1]), bundle, options, birth)
     try:
@@ -13643,7 +13639,7 @@ def oci_start(_, words):
              ("--no-new-privs", "", "without a way to more privileges"),
              ("--apparmor", "PROFILE", "under this AppArmor profile"),
              ("--process-label", "LABEL", "with this SELinux label"),
-             ("--cgroup", "PATH", "in this cgroup below the container's"),
+             ("--cgroup", "[CONTROLLER,...:]PATH...", "in this cgroup below the container's"),
              ("--ignore-paused", "", "also if it is paused: it starts when that ends"),
              only=("process", "console-socket"))
 def oci_exec(options, words):
@@ -13665,16 +13661,22 @@ def oci_exec(options, words):
     hand_over(options, state["pid"], state["master"])
     return None if detach else attend(state, True)
 
-def cgroups_below(dirs, path):
-    """The cgroup PATH below a container's, where it is there."""
-    if not path:
-        return dirs
-    if ".." in path.split("/"):
-        raise Failure(f"--cgroup, on {path}: it must lie below the container's")
-    found = [f"{top}/{path.strip('/')}" for top in dirs]
-    if not any(map(os.path.isdir, found)):
-        raise Failure(f"--cgroup, on {path}: no such cgroup")
-    return [below if os.path.isdir(below) else top for top, below in zip(dirs, found)]
+def cgroups_below(dirs, paths):
+    """A container's cgroups, or those below them that PATHS name, for all controllers or for those
+    before a colon."""
+    for text in paths:
+        words, colon, path = text.rpartition(":")
+        if ".." in path.split("/"):
+            raise Failure(f"--cgroup, on {text}: it must lie below the container's")
+        wanted = {*words.split(",")}
+        places = [point for name, (point, _) in hierarchies().items()
+                  if not colon or wanted & {*name.replace("name=", "").split(",")}]
+        chosen = [top for top in dirs if any(top.startswith(f"{place}/") for place in places)]
+        below = {top: f"{top}/{path.strip('/')}".rstrip("/") for top in chosen}
+        if not any(map(os.path.isdir, below.values())):
+            raise Failure(f"--cgroup, on {text}: no such cgroup")
+        dirs = [below[top] if os.path.isdir(below.get(top, "")) else top for top in dirs]
+    return dirs
 
 @for_engines("kill", ("-a --all", "", "of an engine's container: all processes"),
              only=("all",), typed="names_signal")
@@ -13711,6 +13713,8 @@ def oci_update(options, words):
     record, file = known_oci(words[0]), options["resources"]
     if not record["running"]:
         raise Failure(f"update, on {words[0]}: container not running")
+    if options["pids-limit"] == "0":  # engines leave a limit alone so
+        options["pids-limit"] = None
     wanted = read_resources(file) if file else resources_of(options)
     for row in ENGINE_LIMITS:
         text = options[long_name(row)]
@@ -13721,24 +13725,32 @@ def oci_update(options, words):
     with hold(container_path(record)):
         change_limits(record, wanted)
 
-@for_engines("ps", typed="names_any")
-def oci_ps(options, words):
-    """What `ps` options ask for is not known here: there is one table."""
-    pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
-    if "json" in (options["format"], *options["filter"]):
-        return show(to_json(pids))
-    rows = []
-    for pid in map(str, pids):
-        with tolerate(errno.ENOENT, errno.ESRCH):  # it has ended
-            rows.append(process_row(pid, os.readlink(f"/proc/{pid}/ns/pid")))
-    show("\n".join(columns([("UID", "PID", "PPID", "TIME", "CMD"), *filter(None, rows)])))
-
 @command("[OPTIONS] ID", "remove an engine's container, and all that it left",
          ("-f --force", "", "also if it runs, or isn't there"), takes=ONE)
 def cmd_delete(options, words):
     record = find_oci(words[0])
     if record or not options["force"]:
         delete_container(known_oci(words[0]), options["force"])
+
+# ── 40b. What engines ask ────────────────────────────────────────────────────
+# What an engine's container is, which processes it has, and what it uses: the words and the forms
+# are runc's.  Counters come from its cgroups, in v1's files or v2's, processes from /proc.
+
+PS_FIELDS = {  # of ps(1): {name: (header, what of a process's facts)}
+    "pid": ("PID", "pid"), "ppid": ("PPID", "ppid"), "pgid": ("PGID", "group"),
+    "sid": ("SID", "session"), "uid": ("UID", "uid"), "user": ("USER", "user"),
+    "gid": ("GID", "gid"), "s": ("S", "state"), "stat": ("STAT", "state"), "c": ("C", "percent"),
+    "pcpu": ("%CPU", "percent"), "%cpu": ("%CPU", "percent"), "ni": ("NI", "nice"),
+    "nlwp": ("NLWP", "threads"), "vsz": ("VSZ", "virtual"), "rss": ("RSS", "resident"),
+    "stime": ("STIME", "began"), "start": ("START", "began"), "etimes": ("ELAPSED", "age"),
+    "tty": ("TTY", "terminal"), "time": ("TIME", "time"), "comm": ("COMMAND", "name"),
+    "args": ("COMMAND", "args"), "command": ("COMMAND", "args"), "cmd": ("CMD", "args")}
+PS_FORMS = {  # what a letter asks for
+    "": "uid,pid,ppid,time,cmd", "f": "uid=UID,pid,ppid,c,stime,tty,time,cmd",
+    "u": "user,pid,pcpu,vsz,rss,tty,stat,start,time,command"}
+INTERVALS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "": 1}  # Go's units
+LONGEST = 24 * 3600  # of an interval, in seconds
+NO_END = (1 << 64) - 1  # runc's for a limit that there isn't
 
 @command("ID", "show the state of an engine's container, in the OCI's form", takes=ONE)
 def cmd_state(_, words):
@@ -13747,50 +13759,224 @@ def cmd_state(_, words):
 @command("[OPTIONS]", "list the engines' containers",
          ("-f --format", "FORMAT", "table, json or a template"), ("-q --quiet", "", "ids only"))
 def cmd_list(options, _):
+    form = options["format"]
+    if form not in (None, "table", "json") and "{{" not in form:
+        raise Failure(f"--format, on {as_typed(form)}: not table, json or a template")
     records = filter(None, map(find_oci, listing(state_path("oci"))))
     rows = [{**oci_state(record), "owner": "root"} for record in records]
-    if options["format"] == "json":
+    if form == "json":
         return show(to_json(rows))
     show_rows([{key: str(value) for key, value in row.items()} for row in rows],
               {key: key.upper() for key in ("id", "pid", "status", "bundle", "created", "owner")},
-              "{{.id}}" if options["quiet"] else options["format"])
+              "{{.id}}" if options["quiet"] else form)
+
+# Processes
+
+@for_engines("ps", typed="names_any")
+def oci_ps(options, words):
+    """-f is the format here; what follows the ID is for ps(1), as runc has it."""
+    forms = [given(options, "format", "table"), *options["filter"]]
+    for form in forms:
+        if form not in ("table", "json"):
+            raise Failure(f"--format, on {as_typed(form)}: not table or json")
+    pids = sorted(cgroup_pids(known_oci(words[0])["cgroups"][:1]))
+    show(to_json(pids) if "json" in forms else process_table(pids, words[1:]))
+
+def process_table(pids, words):
+    """A table of processes, with the columns that options of ps(1) ask for."""
+    chosen = ps_columns(words)
+    rows = [[header for header, _ in chosen]]
+    for pid in pids:
+        with tolerate(errno.ENOENT, errno.ESRCH):  # it has ended
+            facts = process_facts(pid)
+            rows.append([facts[key] for _, key in chosen])
+    return "\n".join(columns(rows))
+
+def ps_columns(words):
+    """The columns as [(header, name of a fact)]; -e, -a, -x and the like choose nothing here, all
+    processes of the container are shown."""
+    words, chosen = list(words), PS_FORMS[""]
+    while words:
+        word = words.pop(0)
+        letters, has_list, rest = word.replace("--format", "o").lstrip("-").partition("o")
+        if set(letters) - set("eAaxwfFu"):
+            raise Failure(f"ps, on {word}: of ps only -e, -f, -u, aux and -o COLUMN,... are known")
+        if has_list and not rest and not words:
+            raise Failure(f"ps, on {word}: it needs columns, such as pid,args")
+        for letter in letters.lower():
+            chosen = PS_FORMS.get(letter, chosen)
+        if has_list:
+            chosen = rest.lstrip("=") or words.pop(0)
+    found = []
+    for name, equals, header in (text.partition("=") for text in chosen.split(",")):
+        if name not in PS_FIELDS:
+            raise Failure(f"ps, on {as_typed(name)}: not one of {', '.join(PS_FIELDS)}")
+        found.append((header if equals else PS_FIELDS[name][0], PS_FIELDS[name][1]))
+    return found
+
+def process_facts(pid):
+    """What can be said of a process, as ps(1) words it: proc_pid_stat(5)."""
+    import pwd
+    path, ticks = f"/proc/{pid}", os.sysconf("SC_CLK_TCK")
+    name, fields = read_all(path + "/stat").rpartition(")")[::2]
+    fields, args, owner = fields.split(), read_all(path + "/cmdline"), os.stat(path)
+    began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + int(fields[19]) / ticks
+    used = (int(fields[11]) + int(fields[12])) // ticks
+    age = max(1, int(time.time() - began))
+    try:
+        user = pwd.getpwuid(owner.st_uid).pw_name
+    except KeyError:
+        user = str(owner.st_uid)
+    terminal = int(fields[4])
+    major, minor = terminal >> 8 & 0xfff, terminal & 0xff | terminal >> 12 & 0xfff00
+    minutes, seconds = divmod(used, 60)
+    name = name.partition("(")[2]
+    command = " ".join(args.split("\0")).strip() or f"[{name}]"
+    return {"pid": str(pid), "ppid": fields[1], "group": fields[2], "session": fields[3],
+            "uid": str(owner.st_uid), "user": user, "gid": str(owner.st_gid), "state": fields[0],
+            "percent": str(100 * used // age), "nice": fields[16], "threads": fields[17],
+            "virtual": str(int(fields[20]) >> 10), "age": str(age),
+            "resident": str(int(fields[21]) * os.sysconf("SC_PAGE_SIZE") >> 10),
+            "began": time.strftime("%H:%M" if age < 86400 else "%b%d", time.localtime(began)),
+            "terminal": f"pts/{minor + (major - 136 << 20)}" if 136 <= major < 144 else "?",
+            "time": f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}", "name": name,
+            "args": shorten(command, len(command))[1:-1]}
+
+# What they use
 
 @command("[OPTIONS] ID", "show what an engine's container uses, as JSON",
          ("--stats", "", "once, and leave"),
-         ("--interval", "SECONDS", "how long to wait between two (default: 5s)"), takes=ONE)
+         ("--interval", "TIME", "how long to wait between two, such as 500ms (default: 5s)"),
+         takes=ONE)
 def cmd_events(options, words):
-    """A line each time, until it ends; 5s is as good as 5."""
-    text = given(options, "interval", "5s")
-    pause = parse_number(text[:-1] if text.endswith("s") else text, "--interval", 1)
-    first = True
+    """A line each time, until it ends; and one when the kernel has killed for want of memory."""
+    pause, killed, record = parse_interval(given(options, "interval", "5s")), 0, None
     while True:
-        record = known_oci(words[0])
-        if not record["running"] and first:
+        before, record = record, find_oci(words[0]) if record else known_oci(words[0])
+        if not before and not record["running"]:
             raise Failure(f"events, on {words[0]}: container not running")
+        if not record:
+            return
+        now = read_sums(record["cgroups"], "memory.events", "memory.oom_control").get("oom_kill", 0)
+        if before and now > killed:
+            show(to_json({"type": "oom", "id": words[0]}))
+        killed = now
         if not record["running"]:
             return
         show(to_json({"type": "stats", "id": words[0], "data": engine_stats(record["cgroups"])}))
-        first = False
         if options["stats"]:
             return
         wait_process(record["pid"], record["pid_start"], pause)
 
+def parse_interval(text):
+    """A duration as Go has it, 1m30s or 500ms, or a number of seconds."""
+    import re
+    parts = re.findall(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|h|m|s|\Z)", text, re.ASCII)
+    seconds = sum(float(number) * INTERVALS[unit] for number, unit in parts)
+    if "".join(map("".join, parts)) != text or not 0.001 <= seconds <= LONGEST:
+        raise Failure(f"--interval, on {as_typed(text)}: not a time, such as 500ms, 5s or 1m30s")
+    return seconds
+
 def engine_stats(dirs):
-    """What cgroups count, by runc's names."""
-    usage, cpu, memory = (
-        usage_of(dirs), read_sums(dirs, "cpu.stat"), read_sums(dirs, "memory.stat"))
-    throttled = cpu.get("throttled_time") or 1000 * cpu.get("throttled_usec", 0)
-    return {
-        "cpu": {"usage": {"total": usage["cpu_ns"], "user": 1000 * cpu.get("user_usec", 0),
-                          "kernel": 1000 * cpu.get("system_usec", 0)},
-                "throttling": {"periods": cpu.get("nr_periods", 0),
-                               "throttledPeriods": cpu.get("nr_throttled", 0),
-                               "throttledTime": throttled}},
-        "pids": {"current": usage["pids"], "limit": usage["pids_limit"]},
-        "memory": {"cache": memory.get("cache") or memory.get("file", 0), "raw": memory, "usage": {
-            "usage": usage["memory"], "limit": usage["memory_limit"],
-            "max": read_number(dirs, "memory.max_usage_in_bytes", "memory.peak"),
-            "failcnt": read_number(dirs, "memory.failcnt")}}}
+    """What cgroups count, in the form of runc's events."""
+    usage = usage_of(dirs)
+    return {"cpu": cpu_stats(dirs, usage), "cpuset": cpuset_stats(dirs),
+            "memory": memory_stats(dirs),
+            "pids": {"current": usage["pids"], "limit": usage["pids_limit"]},
+            "blkio": disk_stats(dirs), "hugetlb": huge_page_stats(dirs), "intel_rdt": {},
+            "network_interfaces": []}
+
+def cpu_stats(dirs, usage):
+    """Processor time in nanoseconds, in v1 also of each processor."""
+    stat, ticks = read_sums(dirs, "cpu.stat"), read_sums(dirs, "cpuacct.stat")
+    tick = 10**9 // os.sysconf("SC_CLK_TCK")
+    times = {"total": usage["cpu_ns"],
+             "kernel": tick * ticks.get("system", 0) or 1000 * stat.get("system_usec", 0),
+             "user": tick * ticks.get("user", 0) or 1000 * stat.get("user_usec", 0)}
+    rows = [line.split() for line in read_lines(dirs, "cpuacct.usage_all")[1:]]
+    if rows:  # cpu user system
+        times.update(percpu=[int(row[1]) + int(row[2]) for row in rows],
+                     percpu_kernel=[int(row[2]) for row in rows],
+                     percpu_user=[int(row[1]) for row in rows])
+    throttled = stat.get("throttled_time") or 1000 * stat.get("throttled_usec", 0)
+    return {"usage": times, "throttling": {
+        "periods": stat.get("nr_periods", 0), "throttledPeriods": stat.get("nr_throttled", 0),
+        "throttledTime": throttled}}
+
+def read_lines(dirs, *names):
+    """The lines of the first of these files; none where there is none."""
+    path = cgroup_file(dirs, *names)
+    with tolerate(*LEAVING):
+        return read_all(path).splitlines() if path else []
+    return []
+
+def cpuset_stats(dirs):
+    """Which processors and memory nodes; the rest are v1's switches."""
+    found = {}
+    for key in ("cpus", "mems"):
+        text = "".join(read_lines(dirs, f"cpuset.{key}.effective", f"cpuset.{key}"))
+        found[key] = [number for part in text.split(",") if part for number in range(
+            int(part.partition("-")[0]), int(part.rpartition("-")[2]) + 1)]
+    for key in ("cpu_exclusive", "mem_hardwall", "mem_exclusive", "memory_migrate",
+                "memory_spread_page", "memory_spread_slab", "memory_pressure",
+                "sched_load_balance"):
+        found[key] = read_number(dirs, "cpuset." + key)
+    level = "".join(read_lines(dirs, "cpuset.sched_relax_domain_level"))
+    return {**found, "sched_relax_domain_level": int(level or -1)}
+
+def memory_stats(dirs):
+    """Memory, the same with swap, and of it what is the kernel's; in v2 a limit of the two
+    together is their sum, and the kernel's has none of its own."""
+    raw = read_sums(dirs, "memory.stat")
+    found = {"cache": raw.get("cache") or raw.get("file", 0), "raw": raw}
+    for key, kind in (("usage", ""), ("swap", "memsw."), ("kernel", "kmem."),
+                      ("kernelTCP", "kmem.tcp.")):
+        entry = found[key] = {
+            name: read_number(dirs, f"memory.{kind}{file}") for name, file in (
+                ("usage", "usage_in_bytes"), ("limit", "limit_in_bytes"),
+                ("max", "max_usage_in_bytes"), ("failcnt", "failcnt"))}
+        if key in ("usage", "swap") and cgroup_file(dirs, "memory.current"):
+            kinds = ["memory", "memory.swap"][:1 + (key == "swap")]
+            limits = ["".join(read_lines(dirs, name + ".max")) for name in kinds]
+            entry.update(usage=sum(read_number(dirs, name + ".current") for name in kinds),
+                         limit=NO_END if "max" in limits else sum(map(int, filter(None, limits))),
+                         max=read_number(dirs, kinds[-1] + ".peak"))
+    return found
+
+def disk_stats(dirs):
+    """Bytes and operations of each device: blkio-controller.rst, cgroup-v2.rst."""
+    found = {"ioServiceBytesRecursive": [], "ioServicedRecursive": []}
+    for key, file in (("ioServiceBytesRecursive", "io_service_bytes_recursive"),
+                      ("ioServicedRecursive", "io_serviced_recursive")):
+        for line in read_lines(dirs, f"blkio.throttle.{file}"):
+            device, *words = line.split()
+            if len(words) == 2:  # else a total
+                found[key].append(disk_entry(device, *words))
+    for line in read_lines(dirs, "io.stat"):
+        device, *pairs = line.split()
+        for name, number in (pair.split("=") for pair in pairs):
+            if name[1:] in ("bytes", "ios") and name[0] in "rw":
+                key = "ioServiceBytesRecursive" if name[1:] == "bytes" else "ioServicedRecursive"
+                found[key].append(disk_entry(device, "Read" if name[0] == "r" else "Write", number))
+    return found
+
+def disk_entry(device, what, number):
+    major, minor = map(int, device.split(":"))
+    return {"major": major, "minor": minor, "op": what, "value": int(number)}
+
+def huge_page_stats(dirs):
+    """Huge pages of each size, 2MB and the like."""
+    found = {}
+    for name in sorted({name for path in dirs for name in listing(path)}):
+        words = name.split(".")
+        if words[0] == "hugetlb" and words[2:] in (["usage_in_bytes"], ["current"]):
+            start = f"hugetlb.{words[1]}"
+            found[words[1]] = {
+                "usage": read_number(dirs, name),
+                "max": read_number(dirs, start + ".max_usage_in_bytes"),
+                "failcnt": read_number(dirs, start + ".failcnt") or read_sums(
+                    dirs, start + ".events").get("max", 0)}
+    return found
 
 # ── 40b. What engines are handed, and hand in ────────────────────────────────
 # A filter can tell somebody outside of a system call, who then decides what comes of it: an agent
@@ -14988,7 +15174,7 @@ ELSEWHERE = {  # what isn't here: what to use instead
     "plugin": "nothing is loaded from outside", "buildx": "`mydocker build`, or buildah",
     "bake": "`mydocker build`, or buildah", "scout": "a scanner of what `save` writes, as trivy",
     "trust": "a digest in the name, NAME@sha256:...", "context": "ssh HOST mydocker ...",
-    "manifest": "skopeo, or buildah", "checkpoint": "criu", "search": "the registry's web page",
+    "manifest": "skopeo, or buildah", "checkpoint": "criu", "restore": "criu", "search": "the registry's web page",
     "debug": "mydocker explain CONTAINER, or run --step", "model": "an image that has one"}
 
 def docker_word(words):

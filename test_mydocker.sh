@@ -10889,8 +10889,8 @@ END
 # Real ones, each private to its test; they use the launcher of `install`. What they say must be
 # what they say on runc.
 
-test_oci_log() { # oci: --log has errors, with --debug the steps, too, as text or JSON; one that can't
-  # be had is refused before anything is done
+test_oci_log() { # oci: --log has errors, with --debug the steps, too, as text or JSON; one that
+  # can't be had is refused before anything is done
   oci_bundle
   configure '' /bin/sh -c 'echo said >&2'
   fails 125 '^mydocker: --log, on none/log: no such file or directory' --log none/log create t
@@ -10899,12 +10899,97 @@ test_oci_log() { # oci: --log has errors, with --debug the steps, too, as text o
   is "$(find state/oci -mindepth 1 2>/dev/null; ls log 2>/dev/null || :)" ''
   run 0 --rootless=auto --log log --debug run --bundle . t
   is "$err" said
-  like "$(<log)" $'^time="20[^"]*Z" level=debug msg="create, on t: .*level=debug msg="delete, on t: it'
+  like "$(<log)" '^time="20[^"]*Z" level=debug msg="create, on t: .*debug msg="delete, on t: it is'
   rm log
   fails 125 'container does not exist' --log log --debug --log-format json kill t 15
-  like "$(<log)" '^\{"level": "error", "msg": "container, on t: container does not exist", "time": "20'
+  like "$(<log)" '^\{"level": "error", "msg": "container, on t: container does not exist", "time'
   run 0 --debug run --bundle . t
   like "$err" $'^mydocker: debug: create, on t: .*\nsaid\n'
+}
+
+test_oci_asked() { # oci: ps has options of ps, events all that runc's have and an end, exec a
+  # cgroup of one controller; of a form that there isn't nothing is shown
+  need runc
+  local dir
+  oci_bundle
+  configure '' /bin/sleep 1000
+  run 0 create t
+  run 0 start t
+  run 0 ps t -ef
+  like "$out" $'^UID +PID +PPID +C +STIME +TTY +TIME +CMD\n0 .* sleep 1000$|/bin/sleep 1000$'
+  run 0 ps t aux
+  like "$out" $'^USER +PID .* COMMAND\n[^\n]* /bin/sleep 1000$'
+  run 0 ps -f table t -eo comm,pid=NUMBER
+  like "$out" $'^COMMAND +NUMBER\nsleep +[0-9]+$'
+  fails 125 '^mydocker: ps, on moon: not one of pid' ps t -o moon
+  fails 125 '^mydocker: ps, on -z: of ps only' ps t -z
+  fails 125 '^mydocker: --format, on xml: not table' ps -f xml t
+  fails 125 '^mydocker: --format, on xml: not table' list -f xml
+  run 0 events --stats t
+  cp "$scratch/stdout" mine
+  configure 'l.pop("cgroupsPath", None); p["apparmorProfile"] = ""'
+  mkdir peer
+  runc --root peer run -d "peer-$$" >said 2>&1 </dev/null || fail "$(<said)"
+  runc --root peer events --stats "peer-$$" >theirs
+  runc --root peer delete -f "peer-$$"
+  "$PYTHON" -c '
+import json
+def lacks(theirs, ours, path):
+    for key, value in theirs.items():
+        if key not in ours:
+            print("lacks", path, key)
+        elif isinstance(value, dict) and key != "raw":
+            lacks(value, ours[key], f"{path}.{key}")
+lacks(json.load(open("theirs")), json.load(open("mine")), "")' >lacking
+  is "$(<lacking)" ''
+  dir=$(find /sys/fs/cgroup -path "*/$(engine_cgroup t)/pids.max" -printf '%h\n' | head -n 1)
+  [[ $dir ]] || skip 'needs the pids controller'
+  mkdir "$dir/below"
+  if [[ $dir == */pids/* ]]; then
+    run 0 exec --cgroup pids:/below t /bin/cat /proc/self/cgroup
+    like "$out" $'pids:[^\n]*/below'
+    unlike "$out" $'memory:[^\n]*/below'
+  fi
+  run 0 exec --cgroup below t /bin/cat /proc/self/cgroup
+  like "$out" /below
+  fails 125 '^mydocker: --cgroup, on moon:/below: no such cgroup' exec --cgroup moon:/below t /bin/id
+  fails 125 '^mydocker: --interval, on 0s: not a time' events --interval 0s t
+  fails 125 '^mydocker: --interval, on 1x: not a time' events --interval 1x t
+  "${mydocker[@]}" events --interval 20ms t >told &
+  wait_for has told $'stats'
+  run 0 kill t KILL
+  wait $!
+  run 0 delete t
+}
+
+test_oci_oom_event() { # oci: events tells that the kernel has killed for want of memory
+  need_limits memory
+  oci_bundle
+  configure 'l["resources"] = {"memory": {"limit": 33554432, "swap": 33554432}}' /bin/sleep 1000
+  run 0 create t
+  run 0 start t
+  "${mydocker[@]}" events --interval 20ms t >told &
+  wait_for has told stats
+  run 137 exec t /bin/sh -c 'x=aaaaaaaa; while :; do x=$x$x; done'
+  wait_for has told '^\{"type": "oom", "id": "t"\}$'
+  run 0 delete -f t
+  wait $!
+}
+
+test_oci_bundle_here() { # oci: run ID is the bundle in this directory, which it says, where no
+  # image has that name and config.json is a bundle's
+  oci_bundle
+  configure '' /bin/sh -c 'echo bundle'
+  run 0 run t
+  is "$out" bundle
+  is "$err" 'mydocker: run, on t: no image has that name: running the bundle in this directory'
+  make_image t:latest
+  run 0 run --rm t /bin/sh -c 'echo image'
+  is "$out" image
+  run 0 rmi t
+  echo '{"port": 80}' >config.json
+  run 125 run --pull never t
+  unlike "$err" 'config.json|bundle'
 }
 
 engine_root() { # the runtime in ./runtime, and a root of busybox in ./root and ./root.tar
