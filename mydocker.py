@@ -4977,6 +4977,7 @@ def enter_own_user_namespace():
     except PermissionError:
         raise Failure(f"--root, on {state_path()}: it is another user's",
                       hint="sudo, or without MYDOCKER_ROOT and --root") from None
+    os.environ["MYDOCKER_ENTERED"] = "true"
     with lock:
         here = [row for row in inhabitants(lock) if process_start(row[0]) == row[1]]
         if not any(join_user_namespace(pid) for pid, _ in here):
@@ -5082,6 +5083,19 @@ def squash_owner(entry):
 def has_id(kind, number):
     """True if our user namespace has that user's or group's id."""
     return any(first <= number < first + size for first, _, size in ids_here(kind))
+
+def see_from_inside(linux, what):
+    """Make the ids of a bundle's user namespace those that the caller's ids are in the namespace
+    that was made for him: he wrote down what he sees."""
+    for kind in ("uid", "gid"):
+        for row in linux.get(f"{kind}Mappings", ()) if os.environ.get("MYDOCKER_ENTERED") else ():
+            first, end = row["hostID"], row["hostID"] + row["size"]
+            found = [inside + first - outside for inside, outside, size in ids_here(kind)
+                     if outside <= first and end <= outside + size]
+            if not found:
+                raise Failure(f"{what}: linux.{kind}Mappings: {first}: the caller has no such ids",
+                              hint=MORE_IDS)
+            row["hostID"] = found[0]
 
 def ids_here(kind):
     """The ids that our user namespace has: [(first, what that is outside, how many)]."""
@@ -13054,6 +13068,7 @@ def load_bundle(bundle, container_id):
     refuse_foreign_sysctls(linux, what)
     spec = known_fields(spec, OCI_SPEC)
     linux = spec["linux"]
+    see_from_inside(linux, what)
     spec["root"]["path"] = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
     spec["process"] = full_process(spec["process"], {}, what)
     for key in {"personality", "memoryPolicy"} & {*linux}:
@@ -13316,7 +13331,8 @@ def cmd_features(*_):
         "annotations": {"mydocker.version": VERSION, "mydocker.refused": " ".join(refused)}}))
 
 @command("[OPTIONS]", "write an example of a config.json",
-         ("-b --bundle", "DIR", "where to (default: here)"))
+         ("-b --bundle", "DIR", "where to (default: here)"),
+         ("--rootless", "", "of one that its caller can run without root"))
 def cmd_spec(options, _):
     import json
     spec = {"ociVersion": OCI_VERSION, "hostname": "mydocker", "process": {
@@ -13326,9 +13342,27 @@ def cmd_spec(options, _):
         "mounts": kernel_mounts(), "linux": {
             "namespaces": [{"type": kind} for kind in OWN_NAMESPACES],
             "maskedPaths": MASKED_PATHS, "readonlyPaths": READ_ONLY_PATHS}}
+    if options["rootless"]:
+        spec.update(rootless_parts(spec))
     path = os.path.join(given(options, "bundle", "."), "config.json")
     with blame(f"spec, on {path}"), open(path, "x") as file:
         file.write(json.dumps(spec, indent=4) + "\n")
+
+def rootless_parts(spec):
+    """The spec's parts as they must be without root: one id, the caller's, no group but his in
+    /dev/pts, and the host's network, whose /sys only can be bound."""
+    kinds = [kind for kind in OWN_NAMESPACES if kind != "network"] + ["user"]
+    linux = {**spec["linux"], "namespaces": [{"type": kind} for kind in kinds],
+             "uidMappings": [{"containerID": 0, "hostID": os.geteuid(), "size": 1}],
+             "gidMappings": [{"containerID": 0, "hostID": os.getegid(), "size": 1}]}
+    mounts = []
+    for row in spec["mounts"]:
+        words = [word for word in row["options"] if not word.startswith(("uid=", "gid="))]
+        if row["type"] == "sysfs":
+            row = dict(row, type="none", source="/sys")
+            words.insert(0, "rbind")
+        mounts.append(dict(row, options=words))
+    return {"linux": linux, "mounts": mounts}
 
 # ── 40. The OCI runtime ──────────────────────────────────────────────────────
 # Here an engine (podman, a shim of containerd) is the monitor: `create` makes the container and

@@ -10952,7 +10952,7 @@ lacks(json.load(open("theirs")), json.load(open("mine")), "")' >lacking
   fi
   run 0 exec --cgroup below t /bin/cat /proc/self/cgroup
   like "$out" /below
-  fails 125 '^mydocker: --cgroup, on moon:/below: no such cgroup' exec --cgroup moon:/below t /bin/id
+  fails 125 '^mydocker: --cgroup, on moon:/x: no such cgroup' exec --cgroup moon:/x t /bin/id
   fails 125 '^mydocker: --interval, on 0s: not a time' events --interval 0s t
   fails 125 '^mydocker: --interval, on 1x: not a time' events --interval 1x t
   "${mydocker[@]}" events --interval 20ms t >told &
@@ -10990,6 +10990,24 @@ test_oci_bundle_here() { # oci: run ID is the bundle in this directory, which it
   echo '{"port": 80}' >config.json
   run 125 run --pull never t
   unlike "$err" 'config.json|bundle'
+}
+
+test_oci_rootless() { # rootless: spec writes a bundle that its caller can run without root, whose
+  # ids in it are those that he sees
+  outsider
+  small_root home/bundle/root
+  mkdir home/bundle/root/{dev,proc,sys} # so that only its user namespace's own can make them
+  chown -R 23456:23456 home/bundle
+  cd home/bundle
+  run 0 spec --rootless
+  configure 'p["terminal"] = False; c["root"]["readonly"] = False' \
+    /bin/sh -c 'id -u; : >/made; readlink /proc/self/ns/net'
+  chmod 644 config.json
+  run 0 run --bundle . t
+  is "$out" $'0\n'"$(readlink /proc/self/ns/net)"
+  is "$(stat -c %u:%g root/made)" 23456:23456
+  configure 'l["uidMappings"][0]["hostID"] = 0'
+  fails 125 'linux.uidMappings: 0: the caller has no such ids' run --bundle . t
 }
 
 engine_root() { # the runtime in ./runtime, and a root of busybox in ./root and ./root.tar
