@@ -1315,24 +1315,6 @@ def show_rows(rows, headers, form):
     for line in lines:
         show(line)
 
-def render(template, value):
-    """A template in the manner of Go's, with {{.Name.Inner}} and {{json .Name}}, filled in."""
-    import re
-
-    def look_up(match):
-        found = value
-        for key in filter(None, match[2].split(".")):
-            try:
-                found = found[int(key) if isinstance(found, list) else key]
-            except (KeyError, IndexError, ValueError, TypeError):
-                raise Failure(f"--format, on {template}: there is no {match[2]}") from None
-        return found if isinstance(found, str) and not match[1] else to_json(found)
-
-    if template.startswith("."):
-        template = "{{" + template + "}}"
-    template = template.replace("\\t", "\t").replace("\\n", "\n")
-    return re.sub(r"\{\{\s*(json\s+)?((?:\.\w*)+)\s*\}\}", look_up, template)
-
 def show_json(words, look_up, template=None):
     """Print an array of what LOOK_UP finds for each name."""
     import json
@@ -15183,6 +15165,354 @@ def block_devices(pid):
             return [name for name in sorted(os.listdir(fd))
                     if stat.S_ISBLK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
     return []
+
+# ── 43b. Templates ───────────────────────────────────────────────────────────
+# --format takes what docker's users know: a small part of Go's text/template.  A template is text
+# with actions in {{ }}: a pipeline, whose value is printed, or `if`, `range` and `with` up to their
+# `end`.  An action becomes a tuple whose first word names it, and is carried out in a scope, which
+# has what "." is, "$", where it all began, and the variables.  What isn't known is an error that
+# names it.  A new function is a row in FUNCTIONS.
+
+# What may be known by a name that isn't there: docker's maps, other than its structures.
+TEMPLATE_MAPS = "Labels Ports Networks Containers Options annotations sysctl unified".split()
+TOKENS = (r'"(?:\\.|[^"\\])*"|`[^`]*`|\$\w*(?:\.\w+)*|\.[\w.]*|\)(?:\.\w+)*|-?\d+(?:\.\d+)?|'
+          r"\w+|:=|[(|,]|\S")
+TEXT_END = 1 << 12  # no template makes fields wider than this
+
+def render(template, value):
+    """A template filled in.  Without braces it is one name, whose value is text, or as JSON."""
+    if template.startswith(".") and "{{" not in template:
+        found = fields_of(value, [name for name in template.split(".") if name], template)
+        return found if isinstance(found, str) else to_json(found)
+    try:
+        return fill_in(parse_template(template), {".": value, "$": value})
+    except Failure as failure:
+        raise Failure(f"--format, on {template}: {failure.message}", 125, failure.hint) from None
+
+# Parsing
+
+def parse_template(text):
+    """A template as a list of nodes."""
+    import re
+    parts, at = [], 0
+    inside = r'((?:"(?:\\.|[^"\\])*"|`[^`]*`|/\*.*?\*/|[^"`])*?)'
+    for match in re.finditer(r"\{\{(-\s)?" + inside + r"(\s-)?\}\}", text, re.DOTALL):
+        before = text[at:match.start()]
+        parts += [plain_text(before.rstrip() if match[1] else before), match[2].strip()]
+        at = match.end()
+        if match[3]:
+            at += len(text[at:]) - len(text[at:].lstrip())
+    if "{{" in text[at:]:
+        raise Failure("{{ without }}")
+    actions = [*parts, plain_text(text[at:])]
+    return parse_block(actions)[0]
+
+def plain_text(text):
+    return text.replace("\\t", "\t").replace("\\n", "\n")
+
+def parse_block(parts, opened=""):
+    """The nodes up to the action that ends what OPENED began, and the words of that.  PARTS, text
+    and actions in turn, are used up."""
+    import re
+    nodes = []
+    while parts:
+        nodes.append(("text", parts.pop(0)))
+        words = re.findall(TOKENS, parts.pop(0)) if parts else []
+        if not words or words[:2] == ["/", "*"]:  # a comment
+            continue
+        if words[0] in ("end", "else"):
+            if not opened:
+                raise Failure(f"{words[0]} without if, range or with")
+            return nodes, words
+        if words[0] in ("if", "range", "with"):
+            nodes.append(parse_branch(words, parts))
+        else:
+            nodes.append(("print", *parse_pipeline(words)))
+    if opened:
+        raise Failure(f"{opened} without end")
+    return nodes, []
+
+def parse_branch(words, parts):
+    """An if, range or with: (which, variables, commands, the nodes of it, of its else)."""
+    names, commands = parse_pipeline(words[1:])
+    then, end = parse_block(parts, words[0])
+    otherwise = []
+    if end[:2] in (["else", "if"], ["else", "with"]):
+        otherwise = [parse_branch(end[1:], parts)]
+    elif end == ["else"]:
+        otherwise, end = parse_block(parts, words[0])
+    if end[1:] and not otherwise or len(names) > (2 if words[0] == "range" else 1):
+        raise Failure(f"{' '.join([words[0], *names, *end])} isn't known")
+    return words[0], names, commands, then, otherwise
+
+def parse_pipeline(words):
+    """A pipeline as (the variables that it is for, its commands)."""
+    names = []
+    if ":=" in words:
+        at = words.index(":=")
+        names, words = [word for word in words[:at] if word != ","], words[at + 1:]
+        if not names or not all(name[0] == "$" and name[1:].isidentifier() for name in names):
+            raise Failure(f"{' '.join(names)} :=: a variable is $NAME")
+    return names, parse_commands([*words])[0]
+
+def parse_commands(words, inside=False):
+    """Commands up to the end of WORDS, which are used up, or INSIDE to the closing parenthesis:
+    ([[operand...]...], the names of what is wanted of the last one's value)."""
+    commands, names, closed = [[]], [], not inside
+    while words:
+        word = words.pop(0)
+        if word.startswith(")"):
+            if not inside:
+                raise Failure(") without (")
+            closed, names = True, word.split(".")[1:]
+            break
+        if word == "|":
+            commands.append([])
+        elif word == "(":
+            commands[-1].append(("pipe", *parse_commands(words, True)))
+        else:
+            commands[-1].append(parse_operand(word))
+    if not closed:
+        raise Failure("( without )")
+    if not all(commands):
+        raise Failure("an action without a value")
+    return commands, names
+
+def parse_operand(word):
+    """A word of a command as (its kind, what it is, the names of what is wanted of it)."""
+    if word[0] == '"':
+        import re
+        ends = {"n": "\n", "t": "\t"}
+        return "value", re.sub(r"\\(.)", lambda found: ends.get(found[1], found[1]), word[1:-1]), []
+    if word[0] == "`":
+        return "value", word[1:-1], []
+    if word[0] in ".$":
+        first, *names = word.split(".")
+        return "name", first or ".", [name for name in names if name]
+    if word in ("true", "false", "nil"):
+        return "value", {"true": True, "false": False}.get(word), []
+    number = word[1:] if word[0] == "-" else word
+    if to_number(number.replace(".", "", 1)) is not None:
+        return "value", float(word) if "." in word else int(word), []
+    if word not in FUNCTIONS and word not in ("and", "or"):
+        raise Failure(f"{word} isn't known", hint=f"known are {' '.join(FUNCTIONS)}")
+    return "call", word, []
+
+# Filling in
+
+def fill_in(nodes, scope):
+    """The text of nodes; what they set is SCOPE's."""
+    text = ""
+    for kind, *node in nodes:
+        if kind == "text":
+            text += node[0]
+        elif kind == "print":
+            names, commands = node
+            value = pipe_value(commands, scope)
+            if names:
+                scope.update(dict.fromkeys(names, value))
+            else:
+                text += go_text(value)
+        else:
+            text += fill_branch(kind, node, scope)
+    return text
+
+def fill_branch(kind, node, scope):
+    """The text of an if, range or with."""
+    names, commands, then, otherwise = node
+    value = pipe_value(commands, scope)
+    if not value:
+        return fill_in(otherwise, dict(scope))
+    if kind != "range":
+        dot = value if kind == "with" else scope["."]
+        return fill_in(then, {**scope, **dict.fromkeys(names, value), ".": dot})
+    if not isinstance(value, (list, dict)):
+        raise Failure(f"range: {go_text(value)} is no list")
+    rows = sorted(value.items()) if isinstance(value, dict) else enumerate(value)
+    return "".join(fill_in(then, {**scope, **dict(zip(names[::-1], (inner, key))), ".": inner})
+                   for key, inner in rows)
+
+def pipe_value(commands, scope):
+    """The value of a pipeline: each command's is the next one's last operand."""
+    piped = []
+    for command in commands:
+        piped = [command_value(command, piped, scope)]
+    return piped[0]
+
+def command_value(command, piped, scope):
+    """The value of one command."""
+    (kind, name, names), *operands = command
+    rest = [*operands, *(("value", value, []) for value in piped)]
+    if kind == "call" and name in ("and", "or"):
+        value = None
+        for operand in rest:  # no further than it takes
+            value = operand_value(operand, scope)
+            if bool(value) == (name == "or"):
+                break
+        return value
+    values = [operand_value(operand, scope) for operand in rest]
+    if kind == "call":
+        return call_function(name, values)
+    if kind == "name" and names[-1:] == ["Label"] and len(values) == 1:  # docker ps' own
+        pairs = [text.partition("=") for text in scope["."].get("Labels", "").split(",")]
+        return {key: label for key, _, label in pairs}.get(values[0], "")
+    if values:
+        raise Failure(f"{go_text(operand_value(command[0], scope))} is no function")
+    return operand_value(command[0], scope)
+
+def operand_value(operand, scope):
+    """The value of one operand."""
+    kind, what, names = operand
+    if kind == "value":
+        return what
+    if kind == "call":
+        return call_function(what, [])
+    if kind == "pipe":
+        return fields_of(pipe_value(what, scope), names)
+    if what not in scope:
+        raise Failure(f"there is no variable {what}")
+    return fields_of(scope[what], names)
+
+def fields_of(value, names, template=None):
+    """What is found in VALUE by these names, one after the other."""
+    above = ""
+    for name in names:
+        if isinstance(value, dict) and name not in value and above in TEMPLATE_MAPS:
+            return None
+        try:
+            value = value[int(name) if isinstance(value, list) else name]
+        except (KeyError, IndexError, ValueError, TypeError):
+            where = f"--format, on {template}: " if template else ""
+            raise Failure(f"{where}there is no .{'.'.join(names)}") from None
+        above = name
+    return value
+
+def go_text(value):
+    """A value as Go prints it."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return "<no value>"
+    if isinstance(value, dict):
+        return f"map[{' '.join(f'{key}:{go_text(value[key])}' for key in sorted(value))}]"
+    if isinstance(value, list):
+        return f"[{' '.join(map(go_text, value))}]"
+    return to_json(value)
+
+# Functions
+
+def call_function(name, values):
+    """What a function makes of its operands."""
+    least, function = FUNCTIONS[name]
+    most = function.__code__.co_argcount or len(values)
+    if not least <= len(values) <= most:
+        raise Failure(f"{name}: not with {len(values)} operand{'s' * (len(values) != 1)}")
+    try:
+        return function(*values)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise Failure(f"{name}: not with {' '.join(map(go_text, values))}") from None
+
+def go_index(*values):
+    """index: what is in a list or a map by these keys; nothing if a map doesn't have one."""
+    value, *keys = values
+    for key in keys:
+        if isinstance(value, dict):
+            value = value.get(key, "")
+        elif isinstance(key, int) and 0 <= key < len(value):
+            value = value[key]
+        else:
+            raise Failure(f"index: there is no {go_text(key)} in {go_text(value)}")
+    return value
+
+def go_slice(text, first=0, last=None):
+    """slice: a part of a text or list."""
+    end = len(text) if last is None else last
+    if not 0 <= first <= end <= len(text):
+        raise Failure(f"slice: {first} to {end} of {len(text)}")
+    return text[first:end]
+
+def same_kind(one, other):
+    """True if two values can be compared as Go does it: text with text, a number with a number."""
+    kinds = [bool if isinstance(value, bool) else float if isinstance(value, (int, float))
+             else type(value) for value in (one, other)]
+    if kinds[0] != kinds[1] and None not in (one, other):
+        raise Failure(f"{go_text(one)} can't be compared with {go_text(other)}")
+    return True
+
+def go_equal(*values):
+    """eq: the first is one of the others."""
+    return any(same_kind(values[0], value) and values[0] == value for value in values[1:])
+
+def go_words(*values):
+    """print: a space between two of which none is text."""
+    text = ""
+    for at, value in enumerate(values):
+        if at and not isinstance(value, str) and not isinstance(values[at - 1], str):
+            text += " "
+        text += go_text(value)
+    return text
+
+def go_printf(*values):
+    """printf: %s %v %q %d %x %f %t, with a width, a precision, - and 0."""
+    import re
+    form, *rest = values
+
+    def fill(match):
+        flags, width, precision, verb = match.groups()
+        if verb == "%":
+            return "%"
+        if verb not in "svqdxft" or not rest:
+            raise Failure(f"printf: {match[0]} " + ("isn't known" if rest else "has no operand"))
+        if max(to_number(width or "0") or 0, to_number(precision or "0") or 0) > TEXT_END:
+            raise Failure(f"printf: {match[0]} is too wide")
+        text = formatted(verb, rest.pop(0), precision)
+        if "-" in flags:
+            return text.ljust(int(width or 0))
+        return text.zfill(int(width or 0)) if "0" in flags else text.rjust(int(width or 0))
+
+    text = re.sub(r"%([-0]*)(\d*)(?:\.(\d+))?(.)", fill, form, flags=re.DOTALL | re.ASCII)
+    if rest:
+        raise Failure(f"printf: {form} has nothing for {go_text(rest[0])}")
+    return text
+
+def formatted(verb, value, precision):
+    """One value as printf's VERB has it."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if verb == "f" and number:
+        return f"{value:.{precision or 6}f}"
+    if verb in "dx" and isinstance(value, int) and number:
+        return format(value, verb)
+    if verb == "x" and isinstance(value, str):
+        return encode(value).hex()
+    if verb in "fdx" or verb == "t" and not isinstance(value, bool):
+        raise Failure(f"printf: %{verb} isn't for {go_text(value)}")
+    text = go_text(value)
+    if precision:
+        text = text[:int(precision)]
+    return to_json(text) if verb == "q" else text
+
+def go_title(text):
+    """title: each word with a capital."""
+    return "".join(letter.upper() if at == 0 or text[at - 1].isspace() else letter
+                   for at, letter in enumerate(text))
+
+FUNCTIONS = {  # name: (how many operands it takes at least, what it does)
+    "json": (1, lambda value: to_json(value)),
+    "join": (2, lambda texts, between: between.join(texts)),
+    "split": (2, lambda text, between: text.split(between)),
+    "index": (1, go_index), "slice": (1, go_slice), "len": (1, lambda value: len(value)),
+    "upper": (1, lambda text: text.upper()), "lower": (1, lambda text: text.lower()),
+    "title": (1, go_title), "truncate": (2, lambda text, size: text[:max(0, size)]),
+    "pad": (3, lambda text, before, after: " " * min(before, TEXT_END) + text
+            + " " * min(after, TEXT_END) if text else text),
+    "print": (0, go_words), "printf": (1, go_printf),
+    "println": (0, lambda *values: " ".join(map(go_text, values)) + "\n"),
+    "eq": (2, go_equal), "ne": (2, lambda one, other: same_kind(one, other) and one != other),
+    "lt": (2, lambda one, other: same_kind(one, other) and one < other),
+    "le": (2, lambda one, other: same_kind(one, other) and one <= other),
+    "gt": (2, lambda one, other: same_kind(one, other) and one > other),
+    "ge": (2, lambda one, other: same_kind(one, other) and one >= other),
+    "not": (1, lambda value: not value), "and": (1, None), "or": (1, None)}
 
 # ── 44. Docker's words ───────────────────────────────────────────────────────
 # What a docker user types without thinking and what is no command of ours by that name: groups of

@@ -1283,6 +1283,93 @@ test_dockers_words() { # command line: groups, help and version as docker has th
   fails 125 nosuch rm nosuch
 }
 
+test_templates() { # command line: --format takes Go's range, if, with, variables, pipes, functions,
+  # and names what it doesn't know
+  local template want
+  own_state
+  run 0 create --name box -l a=b -l x.y=z --rootfs / /bin/echo hello
+  while IFS= read -r template && IFS= read -r want; do
+    run 0 inspect -f "$template" box
+    is "$out" "$want"
+  done <<'END'
+{{.Name}} {{ .State.Running }} {{.RestartCount}}{{/* no more */}}
+/box false 0
+{{.Config.Cmd}} {{.Config.Labels}}
+[/bin/echo hello] map[a:b x.y:z]
+{{json .Config.Labels}} {{index .Config.Labels "x.y"}}
+{"a": "b", "x.y": "z"} z
+.Config.Labels
+{"a": "b", "x.y": "z"}
+{{index .Config.Labels "no"}}{{.Config.Labels.no}}
+<no value>
+{{range .Config.Cmd}}<{{.}}>{{end}}{{range .Spec.annotations}}x{{else}}none{{end}}
+</bin/echo><hello>none
+{{range $k, $v := .Config.Labels}}{{$k}}={{$v}}{{$.RestartCount}};{{end}}
+a=b0;x.y=z0;
+{{$x := len .Path}}{{range $w := .Config.Cmd}}{{$w}}{{$x}},{{end}}
+/bin/echo9,hello9,
+{{if eq .State.Status "paused" "created"}}yes{{else}}no{{end}}
+yes
+{{if .State.Pid}}a{{else if and .Config.Cmd (not .State.Pid)}}b{{else}}c{{end}}
+b
+{{with .Config}}{{len .Cmd}}{{index .Cmd 1}}{{end}}
+2hello
+{{if or (gt .RestartCount 0) (ne .Path "x")}}{{(index .Config.Labels).a}}{{end}}
+b
+{{.Path | upper | printf "%-12s|" | print "<"}}
+</BIN/ECHO   |
+{{join .Config.Cmd " "}} {{"aB c" | title}} {{index (split "a,b" ",") 1}} {{slice .Path 1 4}}
+/bin/echo hello AB C b bin
+{{printf "%05d %.2s %q %v %% %-4s|" .RestartCount .Path "a" .Config.Cmd `b`}}
+00000 /b "a" [/bin/echo hello] % b   |
+x  {{- "  y" -}}  z{{print 1 "a"}}{{"}}"}}{{len "a\"b"}}\t!
+x  yz1a}}3	!
+END
+  run 0 inspect -f '{{println .Path .RestartCount}}{{.Name}}' box
+  is "$out" $'/bin/echo 0\n/box'
+  while IFS= read -r template && IFS= read -r want; do
+    fails 125 "^mydocker: --format, on .*: $want" inspect -f "$template" box
+    unlike "$err" 'bug in'
+  done <<'END'
+{{.Nothing}}
+there is no .Nothing
+{{.Config.Nothing.a}}
+there is no .Config.Nothing.a
+{{html .Name}}
+html isn't known
+{{template "x"}}
+template isn't known
+{{if .Name}}
+if without end
+{{end}}
+end without if, range or with
+{{.Name
+\{\{ without \}\}
+{{(.Name}}
+\( without \)
+{{.Name |}}
+an action without a value
+{{printf "%d" .Name}}
+printf: %d isn't for /box
+{{printf "%9999999s" .Name}}
+printf: %9999999s is too wide
+{{eq .RestartCount "0"}}
+0 can't be compared with 0
+{{join .Config.Cmd}}
+join: not with 1 operand
+{{index .Config.Cmd 7}}
+index: there is no 7
+{{$x}}
+there is no variable \$x
+{{.Name "x"}}
+/box is no function
+END
+  run 0 ps -a --format 'table {{.Names}}\t{{upper .State}}'
+  is "$out" $'NAMES   STATE\nbox     CREATED'
+  run 0 ps -a --format '{{if eq .State "created"}}{{.Label "x.y"}}{{end}}{{.Label "no"}}'
+  is "$out" z
+}
+
 # ── Outside ──────────────────────────────────────────────────────────────────
 
 test_killed_while_starting() { # monitor: killed at any moment of the start, it leaves no process
@@ -2921,7 +3008,7 @@ limit_file() { # limit_file CONTAINER NAME...: the path of the first of these fi
   local - path name
   set +x
   for name in "${@:2}"; do
-    for path in $(MYDOCKER_LOG=error "${mydocker[@]}" inspect --format '{{.Record.cgroups}}' "$1" |
+    for path in $(MYDOCKER_LOG=error "${mydocker[@]}" inspect --format '{{json .Record.cgroups}}' "$1" |
       tr -d '[],"'); do
       if [[ -e $path/$name ]]; then echo "$path/$name"; return; fi
     done
@@ -3130,7 +3217,7 @@ test_update_whole() { # limits: update changes all that it was told, or nothing:
 all_limits() { # all_limits CONTAINER: what the kernel says, and what is on record
   cat "$(limit_file "$1" memory.limit_in_bytes memory.max)" "$(limit_file "$1" pids.max)" \
     "$(limit_file "$1" cpu.cfs_quota_us cpu.max)" "$(limit_file "$1" cpuset.cpus)"
-  run 0 inspect --format '{{.HostConfig}}' "$1"
+  run 0 inspect --format '{{json .HostConfig}}' "$1"
   echo "$out"
 }
 
@@ -7061,7 +7148,7 @@ test_registry_platforms() { # registry: of an index the image for this machine c
     run 0 pull -q --platform "linux/${name%:*}" "$reg/box/many:1"
     is "$out" "$index"
     is "$err" ''
-    run 0 inspect -f '{{.Config.Env}}' "$reg/box/many:1"
+    run 0 inspect -f '{{json .Config.Env}}' "$reg/box/many:1"
     is "$out" "[\"MADE=${name#*:}\"]"
   done
   fails 125 'not for linux/s390x: arm64/v8, amd64, arm/v7' pull --platform linux/s390x \
@@ -7896,7 +7983,7 @@ test_build_cache() { # build: what is the same is taken from the cache, times do
   nothing_of_build
   run 0 build -q --network none -t app:1 --iidfile id --label x=y --target FIRST .
   is "$(<id)" "$out"
-  run 0 inspect -f '{{.Config.Labels}}' app:1
+  run 0 inspect -f '{{json .Config.Labels}}' app:1
   is "$out" '{"x": "y"}'
   run 0 images -q
   is "$(wc -l <<<"$out")" 2
@@ -8091,7 +8178,7 @@ FILE
   is "$out" "$(printf '%s\n' one x '/dev/pipes/END x' first second 'x /usr/local/bin/tool.tar.gz' \
     '$A' sesame sesame x x y sesame)"
   is "$(<token)" sesame
-  run 0 inspect -f '{{.Config.Labels}}' app:1
+  run 0 inspect -f '{{json .Config.Labels}}' app:1
   is "$out" \
     '{"l1": "usr/local/bin/tool.tar.gz", "l2": "tool.tar.gz", "l3": "/usr/local/bin/tool.tar", '"$(
     )"'"l4": "/usr/local/bin/tool", "l5": "/usr/local/bin/other.tar.gz", '"$(
