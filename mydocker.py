@@ -4306,6 +4306,22 @@ LIMITS = (
     ("cpu.mems", "--cpuset-mems", "LIST", "memory nodes: 0,1", "cpuset.mems", ""),
     ("pids.limit", "--pids-limit", "N", "processes and threads", "pids.max", ""))
 LIMIT_OPTIONS = tuple(row[1:4] for row in LIMITS)
+MORE_LIMITS = (  # the last is the OCI's name
+    ("--cpu-burst", "USEC", "what a period may save up for later ones", "cpu.burst"),
+    ("--cpu-idle", "0|1", "only when nobody else wants to run", "cpu.idle"),
+    ("--cpu-rt-period", "USEC", "what --cpu-rt-runtime is a part of", "cpu.realtimePeriod"),
+    ("--cpu-rt-runtime", "USEC", "real time a period", "cpu.realtimeRuntime"),
+    ("--blkio-weight", "N", "weight of reads and writes: 10 to 1000", "blockIO.weight"),
+    ("--memory-swappiness", "N", "0 to 100: how readily its memory is swapped out, with v1",
+     "memory.swappiness"),
+    ("--oom-kill-disable", "", "what goes over --memory stands still, with v1",
+     "memory.disableOOMKiller"))
+DEVICE_LIMITS = (
+    ("--blkio-weight-device", "DEVICE:N...", "the weight at one device", "weightDevice"),
+    ("--device-read-bps", "DEVICE:SIZE...", "bytes a second from it", "throttleReadBpsDevice"),
+    ("--device-write-bps", "DEVICE:SIZE...", "bytes a second to it", "throttleWriteBpsDevice"),
+    ("--device-read-iops", "DEVICE:N...", "reads a second", "throttleReadIOPSDevice"),
+    ("--device-write-iops", "DEVICE:N...", "writes a second", "throttleWriteIOPSDevice"))
 OF_PERIOD = {"NUMBER": 100000, "PERCENT": 1000}  # microseconds of a usual period
 PLAIN_LIMITS = (  # without an option: the OCI's name, v1's file, v2's
     ("memory.kernel", "memory.kmem.limit_in_bytes", ""),
@@ -4338,7 +4354,7 @@ ULIMITS = ("cpu fsize data stack core rss nproc nofile memlock as locks sigpendi
 SYSCTLS = (  # those of a namespace: (how they start, its kind)
     ("net.", "network"), ("fs.mqueue.", "ipc"), ("kernel.msg", "ipc"), ("kernel.sem", "ipc"),
     ("kernel.shm", "ipc"), ("kernel.domainname", "uts"))
-offer("run", *LIMIT_OPTIONS, *PROCESS_LIMITS,
+offer("run", *LIMIT_OPTIONS, *[row[:3] for row in MORE_LIMITS + DEVICE_LIMITS], *PROCESS_LIMITS,
       ("--device", "HOST[:PLACE][:rwm]...", "add a device of the host's"))
 
 # Cgroups' limits
@@ -4381,7 +4397,32 @@ def resources_of(options):
         raise Failure(f"--memory, on {options['memory']}: less than 6m, no program starts in that")
     if "limit" in memory:
         memory.setdefault("swap", max(-1, min(2 * memory["limit"], (1 << 63) - 1)))
+    for row in MORE_LIMITS:
+        group, key = row[3].split(".")
+        value = options[long_name(row)]
+        if value and row[1]:
+            value = parse_number(value, row[0], -1)
+        if value or value == 0 and key == "swappiness":
+            resources.setdefault(group, {})[key] = value
+    if not -2 < memory.get("swappiness", 0) < 101:
+        raise Failure(f"--memory-swappiness, on {memory['swappiness']}: not from 0 to 100")
+    for row in DEVICE_LIMITS:
+        if options.get(long_name(row)):
+            resources.setdefault("blockIO", {})[row[3]] = [
+                device_limit(row, text) for text in options[long_name(row)]]
     return resources
+
+def device_limit(row, text):
+    """What an option of DEVICE_LIMITS says of a device, as the OCI has it."""
+    option, kind = row[0], row[1].rpartition(":")[2]
+    path, _, value = text.rpartition(":")
+    with blame(f"{option}, on {as_typed(text)}"):
+        info = os.stat(path)
+    if not stat.S_ISBLK(info.st_mode):
+        raise Failure(f"{option}, on {path}: it is no block device")
+    number = parse_size(value, option) if kind == "SIZE..." else parse_number(value, option, 1)
+    return {"major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev),
+            "weight" if row[3] == "weightDevice" else "rate": number}
 
 def limit_text(file, value, cpu, memory):
     """A limit's value as its file has it: v2 has some in other ways than v1 and the OCI."""
@@ -4414,7 +4455,7 @@ def limit_cgroups(dirs, resources, undo=None):
     """Set the limits of the OCI's RESOURCES; one that the kernel doesn't take is a Failure.  UNDO,
     a list, gets what put_back needs."""
     usual = [*usual_limits(dirs, resources)]
-    others = [limit.place(dirs) for limit in other_limits(resources)]
+    others = [limit.place(dirs) for limit in other_limits(dirs, resources)]
     for path, text, _ in usual:
         with tolerate():  # some only fit if others are there, or gone: so all are written twice
             set_limit(path, text, undo)
@@ -4469,12 +4510,16 @@ def usual_limits(dirs, resources):
         else:
             raise Failure(f"{what}: there is no cgroup with {v1} here", hint=why_no_cgroup())
 
-def other_limits(resources):
-    """Yield a Limit for each of the OCI's that has no option."""
+def other_limits(dirs, resources):
+    """Yield a Limit for each of the OCI's that isn't a usual one; 0 is one of swapping alone."""
     for name, v1, v2 in PLAIN_LIMITS:
         group, key = name.split(".")
-        value = int((resources.get(group) or {}).get(key) or 0)
-        if value:
+        found = resources.get(group) or {}
+        value = int(found.get(key) or 0)
+        wanted = value != 0
+        if key == "swappiness":
+            wanted = value > 0 or value == 0 and key in found and cgroup_file(dirs, v1)
+        if wanted:
             yield Limit(name, v1, value, v2, value)
     yield from device_limits(resources.get("blockIO") or {})
     for row in resources.get("hugepageLimits") or ():
@@ -4512,7 +4557,8 @@ def limits_there(dirs):
     return {os.path.basename(path): read_all(path).strip() for path in sorted(paths)}
 
 @command("[OPTIONS] CONTAINER...", "change the limits of containers, at once if they run",
-         *LIMIT_OPTIONS, ("-r --resources", "FILE|-", "limits as the OCI's resources"),
+         *LIMIT_OPTIONS, *[row[:3] for row in MORE_LIMITS],
+         ("-r --resources", "FILE|-", "limits as the OCI's resources"),
          ("--restart", "POLICY", "start it again: no, on-failure[:N], always or unless-stopped"),
          many=True)
 def cmd_update(options, name):
@@ -6034,6 +6080,10 @@ def limits_shown(resources):
         name = "".join(map(str.capitalize, long_name(row[1:]).split("-")))
         if resources[group].get(key) is not None:
             shown[name] = resources[group][key]
+    for row in MORE_LIMITS:
+        group, key = row[3].split(".")
+        if key in resources.get(group, {}):
+            shown["".join(map(str.capitalize, long_name(row).split("-")))] = resources[group][key]
     return shown
 
 def inspected(name):
@@ -13361,13 +13411,6 @@ CREATE_OPTIONS = (
     *ENGINE_OPTIONS,
     ("--no-pivot", "", "where the root can't be pivoted, on a ramdisk: move it, and chroot"),
     ("--no-new-keyring", "", "keep the caller's session keyring"))
-ENGINE_LIMITS = (  # of `update`: the last is the OCI's name
-    ("--cpu-share", "N", "the same as --cpu-shares", "cpu.shares"),
-    ("--cpu-burst", "USEC", "what a period may save up for later ones", "cpu.burst"),
-    ("--cpu-idle", "0|1", "only when nobody else wants to run", "cpu.idle"),
-    ("--cpu-rt-period", "USEC", "what --cpu-rt-runtime is a part of", "cpu.realtimePeriod"),
-    ("--cpu-rt-runtime", "USEC", "real time a period", "cpu.realtimeRuntime"),
-    ("--blkio-weight", "N", "weight of reads and writes: 10 to 1000", "blockIO.weight"))
 
 # Their containers
 
@@ -13724,19 +13767,15 @@ def oci_unpause(_, words):
 def cmd_resume(_, words):
     pause_container(known_oci(words[0]), False)
 
-@for_engines("update", *[row[:3] for row in ENGINE_LIMITS])
+@for_engines("update", ("--cpu-share", "N", "the same as --cpu-shares"))
 def oci_update(options, words):
     record, file = known_oci(words[0]), options["resources"]
     if not record["running"]:
         raise Failure(f"update, on {words[0]}: container not running")
     if options["pids-limit"] == "0":  # engines leave a limit alone so
         options["pids-limit"] = None
+    options["cpu-shares"] = given(options, "cpu-shares", options["cpu-share"])
     wanted = read_resources(file) if file else resources_of(options)
-    for row in ENGINE_LIMITS:
-        text = options[long_name(row)]
-        if text is not None:
-            group, key = row[3].split(".")
-            wanted.setdefault(group, {})[key] = parse_number(text, row[0], -1)
     note(f"update, on {words[0]}: {to_json(wanted)}")
     with hold(container_path(record)):
         change_limits(record, wanted)

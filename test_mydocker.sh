@@ -3008,7 +3008,7 @@ limit_file() { # limit_file CONTAINER NAME...: the path of the first of these fi
   local - path name
   set +x
   for name in "${@:2}"; do
-    for path in $(MYDOCKER_LOG=error "${mydocker[@]}" inspect --format '{{json .Record.cgroups}}' "$1" |
+    for path in $(MYDOCKER_LOG=error "${mydocker[@]}" inspect -f .Record.cgroups "$1" |
       tr -d '[],"'); do
       if [[ -e $path/$name ]]; then echo "$path/$name"; return; fi
     done
@@ -3467,6 +3467,47 @@ test_limit_restarted() { # limits: what update has changed holds when a restart 
   run 0 inspect -f .HostConfig.Memory u
   is "$out" "$((128 << 20))"
   run 0 rm -f u
+}
+
+test_limit_more() { # limits: docker's other ones, of disks, swapping and the out-of-memory killer,
+  # are written to the kernel by run and update, or refused by their names
+  local device numbers option file value
+  need_limits memory
+  own_state
+  for option in '--device-read-bps /dev/null:1m' '--device-read-bps nosuch:1m' \
+    '--device-read-iops /dev/nosuch:1' '--device-write-bps 1m' '--memory-swappiness 101' \
+    '--blkio-weight x' '--cpu-burst -2'; do
+    # shellcheck disable=SC2086 # they are two words
+    fails 125 "^mydocker: ${option%% *}, on " run $option /bin/true
+  done
+  if device=$(find /dev -maxdepth 1 -type b -name '[vs]d?' -print -quit) && [[ $device ]]; then
+    numbers=$(stat -c '%Hr:%Lr' "$device")
+    if run 0 run -d --name disk --device-read-bps "$device:2m" --device-write-iops "$device:70" \
+      /bin/sleep 1000; then
+      like "$(<"$(limit_file disk blkio.throttle.read_bps_device io.max)")" "^$numbers .*2097152"
+      like "$(<"$(limit_file disk blkio.throttle.write_iops_device io.max)")" "^$numbers .*70"
+    fi
+  fi
+  run 0 run -d --name box -m 64m /bin/sleep 1000
+  file=$(limit_file box memory.swappiness)
+  if [[ $file ]]; then
+    run 0 update --memory-swappiness 7 --oom-kill-disable box
+    is "$(<"$file")" 7
+    like "$(<"$(limit_file box memory.oom_control)")" 'oom_kill_disable 1'
+    run 0 inspect -f '{{.HostConfig.MemorySwappiness}} {{.HostConfig.OomKillDisable}}' box
+    is "$out" '7 true'
+    run 0 run -d --name none --memory-swappiness 0 /bin/sleep 1000
+    is "$(<"$(limit_file none memory.swappiness)")" 0
+  else
+    fails 125 'memory.swappiness, on 7: there is no cgroup with memory.swappiness here' update \
+      --memory-swappiness 7 box
+  fi
+  file=$(limit_file box cpu.cfs_burst_us cpu.max.burst)
+  if [[ $file ]]; then
+    run 0 update --cpus 0.5 box
+    run 0 update --cpu-burst 20000 box
+    is "$(<"$file")" 20000
+  fi
 }
 
 # ── Terminal and logs ────────────────────────────────────────────────────────
