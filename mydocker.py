@@ -48,7 +48,7 @@ every container milliseconds, so the others are imported where they are used.
 #             digest, diff_ids, keep, guard, network, wants; plan_root
 #   spec      the container in the form of the OCI's config.json; make_spec, load_bundle.  Of our
 #             own in it: annotations mydocker.*; a mount's volume, copyUp, chown, fallback,
-#             anonymous
+#             anonymous, lender
 #   record    what is on disk of a container: id, name, reference, image, layers, created, keep,
 #             args, cgroups, network, wants, volumes, own_volumes, labels, restart, restarts,
 #             stop_signal, stop_timeout, log; while it runs pid, pid_start, monitor, monitor_start,
@@ -1671,9 +1671,7 @@ def start_container(monitor, birth=None):
     """Start the container of MONITOR, and add to that what is needed to watch it."""
     spec, record = monitor["spec"], monitor["record"]
     pipes = output_pipes(spec["process"], monitor["attached"])
-    lender = []
-    if ":" in record["network"]:
-        spec, lender = borrow_network(spec, record)
+    spec, lent = borrow_namespaces(spec, record)
     try:
         with start_init(spec, birth, program=monitor.get("program")) as birth:
             monitor["program"] = birth.program
@@ -1695,7 +1693,7 @@ def start_container(monitor, birth=None):
             os.close(end)
         raise
     finally:
-        for fd in {*lender, *[end for _, end in pipes]}:
+        for fd in {*lent, *[end for _, end in pipes]}:
             os.close(fd)
     monitor.update(pid=birth.pid, master=master, outputs=read_ends(pipes), typed=b"",
                    logged=record["keep"] or not monitor["attached"])
@@ -2167,6 +2165,7 @@ def tree_rows(spec):
     for row in spec["mounts"]:
         words = {*row["options"]}
         special = words & {"shared", "rshared", "idmap", "ridmap"} or row.get("uidMappings")
+        special = special or "lender" in row
         if words & {"bind", "rbind"} and (special or mapped and not is_open_to_all(row["source"])):
             rows.append(row)
     return rows
@@ -2582,8 +2581,9 @@ NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-h
          ("--domainname", "NAME", "its NIS domain name"),
          ("--group-add", "GROUP...", "one more group for the user, by name or number"),
          ("--annotation", "K=V...", "a note in its config.json"),
-         ("--pid", "host", "see and signal the host's processes"),
-         ("--ipc", "host|private", "share the host's System V IPC and /dev/shm"),
+         ("--pid", "host|container:ID", "see and signal the host's processes, or another's"),
+         ("--ipc", "host|private|shareable|container:ID|none", "share the host's System V IPC and "
+          "/dev/shm, or those of another, which is shareable; none: no /dev/shm"),
          ("--uts", "host", "share the host's name"),
          ("--cgroupns", "host|private", "see the host's cgroups as they are"),
          ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
@@ -2756,27 +2756,33 @@ def working_directory(typed, image, own_root):
         raise Failure(f"--workdir, on {typed}: it needs to be an absolute path")
     return os.path.normpath(os.path.join("/", image.get("WorkingDir") or "", typed))
 
-SHARED = {"pid": "pid", "ipc": "ipc", "uts": "uts", "cgroupns": "cgroup"}  # options: namespaces
+SHARED = {  # options: (namespace, what there is to say but container:ID)
+    "pid": ("pid", ("host", "private")), "uts": ("uts", ("host", "private")),
+    "ipc": ("ipc", ("host", "private", "shareable", "none")),
+    "cgroupns": ("cgroup", ("host", "private"))}
 
 def plan_sharing(spec, options):
-    """Write into the spec what it shares with the host, and what else was asked for by name."""
-    for option, kind in SHARED.items():
-        word = options[option]
-        if word not in (None, "", "host", "private"):
-            raise Failure(f"--{option}, on {word}: not host or private",
-                          hint="another container's network can be shared: --network container:X")
+    """Write into the spec what it shares with the host or other containers, and what else was asked
+    for by name."""
+    for option, (kind, words) in SHARED.items():
+        word = options[option] or "private"
+        lends = option in ("pid", "ipc") and word.startswith("container:")
+        if word not in words and not lends:
+            raise Failure(f"--{option}, on {word}: not {', '.join(words)}",
+                          hint="another container's are shared by --pid, --ipc and --network "
+                               "container:X")
         if word == "host":
             rows = spec["linux"]["namespaces"]
             spec["linux"]["namespaces"] = [row for row in rows if row["type"] != kind]
+        if lends:
+            spec["annotations"][f"mydocker.{kind}"] = find_container(word.partition(":")[2])["id"]
+    plan_memory_files(spec, options["ipc"] or "private")
     if options["uts"] == "host":
         if options["hostname"] or options["domainname"]:
             raise Failure("--hostname: it can't go with --uts host")
         spec["hostname"] = os.uname().nodename
     elif options["domainname"]:
         spec["domainname"] = options["domainname"]
-    if options["ipc"] == "host":
-        spec["mounts"] = [row for row in spec["mounts"] if row["destination"] != "/dev/shm"]
-        spec["mounts"].append(mount_row("/dev/shm", "bind", "rbind", "rprivate", source="/dev/shm"))
     for text in options["annotation"]:
         key, equals, value = text.partition("=")
         if not key or not equals or key.startswith("mydocker."):
@@ -2785,6 +2791,68 @@ def plan_sharing(spec, options):
     if options["group-add"]:
         spec["process"]["user"]["groups"] = options["group-add"]
     plan_process_limits(spec["process"], options)
+
+def plan_memory_files(spec, word):
+    """Write into the spec what its /dev/shm is: it goes with System V IPC."""
+    if word == "shareable":
+        spec["annotations"]["mydocker.shareable"] = "true"
+    if word in ("private", "shareable"):
+        return
+    spec["mounts"] = [row for row in spec["mounts"] if row["destination"] != "/dev/shm"]
+    if word == "none":
+        return
+    row = mount_row("/dev/shm", "bind", "rbind", "rprivate", source="/dev/shm")
+    lender = spec["annotations"].get("mydocker.ipc")
+    if lender:
+        row["lender"] = lender
+        theirs = read_json(state_path("containers", lender, "config.json"))["annotations"]
+        if not {"mydocker.shareable", "mydocker.ipc"} & {*theirs}:
+            raise Failure(f"--ipc, on {word}: it isn't shareable",
+                          hint="start that one with --ipc shareable")
+    spec["mounts"].append(row)
+
+def borrow_namespaces(spec, record):
+    """Let a container join what --network, --pid and --ipc container:ID name; returns the spec with
+    that, and the descriptors that it needs."""
+    lent = {kind: spec["annotations"][f"mydocker.{kind}"] for kind in ("pid", "ipc")
+            if f"mydocker.{kind}" in spec["annotations"]}
+    if ":" in record["network"]:
+        lent["network"] = record["network"].partition(":")[2]
+    rows, fds = [row for row in spec["linux"]["namespaces"] if row["type"] not in lent], []
+    for kind, lender in lent.items():
+        fds.append(lent_namespace(find_container(lender), NAMESPACES[kind][1]))
+        rows.append({"type": kind, "path": f"/proc/self/fd/{fds[-1]}"})
+    return dict(spec, linux=dict(spec["linux"], namespaces=rows)), fds
+
+def lent_namespace(lender, name):
+    """A descriptor of a running container's namespace of that name in /proc/PID/ns."""
+    fd = os.open(f"/proc/{live_pid(lender)}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    live_pid(lender)  # the pid wasn't used again before it was open
+    return fd
+
+def lent_tree(row):
+    """A copy of another container's mount.  Only in its mount namespace the kernel makes one; and
+    as there is no way back from there, a child enters it."""
+    space = lent_namespace(find_container(row["lender"]), "mnt")
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    child = os.fork()  # to enter it
+    if not child:
+        try:
+            os.setns(space, CLONE_NEWNS)
+            tree = open_tree(AT_FDCWD, row["source"],  # a copy of the mount
+                             OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+            send(theirs, "tree", [tree])
+        except Exception as error:
+            send(theirs, describe(error, "--ipc"))
+        finally:
+            os._exit(0)
+    theirs.close()
+    os.close(space)
+    message, fds = receive(ours)
+    os.waitpid(child, 0)
+    if not fds:
+        raise Failure(*message or ("--ipc: interrupted",))
+    return Descriptor(fds[0])
 
 def plan_process_limits(process, options):
     """Write into the spec what each process may use, beside what all of them may."""
@@ -5326,6 +5394,10 @@ def open_trees(rows, linux):
     """Open what rows show, by the host's paths and root's power; init puts it where it belongs."""
     trees, guest = [], is_guest("mnt")  # then without root's power: init can do as much
     for row in rows:
+        if "lender" in row:
+            row["opened"] = True
+            trees.append(lent_tree(row))
+            continue
         if guest and not {"shared", "rshared", "idmap", "ridmap"} & {*row["options"]}:
             continue
         whole = AT_RECURSIVE if {"rbind", "shared", "rshared"} & {*row["options"]} else 0
@@ -12436,16 +12508,6 @@ def plug_in(wiring, endpoint, network):
             netlink(NETLINK_ROUTE, device, messages)  # up, with its address and the way out
             with tolerate(errno.ENOENT):  # no neighbour is its router: CVE-2020-13401
                 write_value(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6", "1")
-
-def borrow_network(spec, record):
-    """Let a container join another one's network; returns the spec with that, and the descriptors
-    that it needs."""
-    lender = find_container(record["network"].partition(":")[2])
-    fd = os.open(f"/proc/{live_pid(lender)}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    live_pid(lender)  # the pid wasn't used again before it was open
-    borrowed = {"type": "network", "path": f"/proc/self/fd/{fd}"}
-    kept = [row for row in spec["linux"]["namespaces"] if row["type"] != "network"]
-    return dict(spec, linux=dict(spec["linux"], namespaces=[*kept, borrowed])), [fd]
 
 def disconnect_container(record):
     """Give back a container's ports and addresses; the kernel removes its cables."""

@@ -2212,7 +2212,8 @@ test_shared_with_host() { # run: --pid, --ipc, --uts and --cgroupns host share w
     [[ $("${mydocker[@]}" run --ephemeral /bin/readlink "/proc/self/ns/$name") != \
       "$(readlink "/proc/self/ns/$name")" ]]
   done
-  fails 125 'on container:x: not host or private' run --pid container:x /bin/true
+  fails 125 'on container:x: not host, private' run --uts container:x /bin/true
+  fails 125 'on x: no such container' run --pid container:x /bin/true
   fails 125 "can't go with --uts host" run --uts host -h x /bin/true
   printf '# a comment\na=b\n\n' >labels
   run 0 run -d --name "t$n" -h box --domainname dom --group-add 4711 --annotation x=y \
@@ -2224,6 +2225,44 @@ test_shared_with_host() { # run: --pid, --ipc, --uts and --cgroupns host share w
   is "$("${mydocker[@]}" inspect -f '{{.Config.Labels.a}} {{.Spec.annotations.x}}' "t$n")" 'b y'
   run 0 rm -f "t$n"
   fails 125 'mydocker.. is taken' run --annotation mydocker.init=true /bin/true
+}
+
+test_shared_with_container() { # run: --pid, --ipc and --network container:X join those of another
+  # one, again after a restart; its IPC only if that is shareable
+  local name a
+  own_state
+  make_image "t$n:1"
+  run 0 run -d --name a --ipc shareable "t$n:1" /bin/sh -c 'echo here >/dev/shm/x; sleep 1000'
+  a=$(pid_of a)
+  wait_for test -e "/proc/$a/root/dev/shm/x"
+  run 0 run -d --name b --pid container:a --ipc container:a --network container:a "t$n:1" \
+    /bin/sh -c 'read -r x </dev/shm/x; echo "$x $$"; echo there >/dev/shm/y; sleep 1000'
+  wait_for has_logs b here
+  unlike "$("${mydocker[@]}" logs b)" ' 1$' # the other one's is PID 1 there
+  is "$(cat "/proc/$a/root/dev/shm/y")" there
+  for name in pid ipc net; do
+    is "$(readlink "/proc/$(pid_of b)/ns/$name")" "$(readlink "/proc/$a/ns/$name")"
+  done
+  for name in mnt uts cgroup; do
+    [[ $(readlink "/proc/$(pid_of b)/ns/$name") != "$(readlink "/proc/$a/ns/$name")" ]]
+  done
+  run 0 exec b /bin/sh -c 'kill -0 1; ls /dev/shm'
+  is "$out" $'x\ny'
+  run 0 run --rm --ipc container:b "t$n:1" /bin/ls /dev/shm
+  is "$out" $'x\ny'
+  run 0 run --rm --read-only --ipc container:a -u 1000 "t$n:1" /bin/sh -c 'echo z >/dev/shm/z'
+  run 0 restart -t 0 a
+  run 0 restart -t 0 b
+  is "$(readlink "/proc/$(pid_of b)/ns/ipc")" "$(readlink "/proc/$(pid_of a)/ns/ipc")"
+  run 0 run -d --name c "t$n:1" /bin/sleep 1000
+  fails 125 "^mydocker: --ipc, on container:c: it isn't shareable" run --ipc container:c \
+    "t$n:1" /bin/true
+  run 0 run --rm --pid container:c "t$n:1" /bin/sh -c 'kill -0 1; echo $$'
+  unlike "$out" '^1$'
+  run 0 run --rm --ipc none "t$n:1" /bin/sh -c '[ ! -e /dev/shm ]'
+  run 0 stop -t 0 a b
+  fails 125 'on a: it is not running' start b
+  run 0 rm -f a b c
 }
 
 has_logs() { # has_logs CONTAINER REGEX
