@@ -1695,8 +1695,9 @@ def start_container(monitor, birth=None):
     finally:
         for fd in {*lent, *[end for _, end in pipes]}:
             os.close(fd)
+    wanted = record.get("log", True) is not None  # see plan_log
     monitor.update(pid=birth.pid, master=master, outputs=read_ends(pipes), typed=b"",
-                   logged=record["keep"] or not monitor["attached"])
+                   logged=wanted and (record["keep"] or not monitor["attached"]))
 
 def in_background(work, what):
     """Call work(report) in a child in a session of its own; returns when it calls report(). Raises
@@ -2571,7 +2572,7 @@ PROCESS_OPTIONS = (  # of run and exec
     ("-w --workdir", "DIR", "start in this directory"),
 )
 NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-host dns "
-                 "dns-search").split()  # without any of them the host's own root has none
+                 "dns-search dns-option link").split()  # without any the host's own root has none
 
 @command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  run [OPTIONS] /PROGRAM [ARG...]",
          "run a command in a new container, from an image or on the host's own root",
@@ -2614,7 +2615,8 @@ def plan_network(options, plan):
     """The name of a container's first network, and what is wanted of them."""
     if plan["reference"] or any(options[word] for word in NETWORK_WORDS):
         return network_wanted(options, plan)
-    return "none", {"endpoints": [], "ports": [], "dns": [], "hosts": [], "search": []}
+    return "none", {"endpoints": [], "ports": [], "dns": [], "hosts": [], "search": [],
+                    "options": []}
 
 def plan_root(options, words):
     """What the container's root is, by the options and the first word: (plan, the other words)."""
@@ -4848,7 +4850,7 @@ def log_relays(monitor, write):
 def relays(monitor):
     """The streams that a container's monitor has to carry: (outputs, inputs)."""
     terminal, attached, record = monitor["master"], monitor["attached"], monitor["record"]
-    write = Log(container_path(record, "container.log"), *record.get("log", (0, 1))).write
+    write = Log(container_path(record, "container.log"), *record.get("log") or (0, 1)).write
     if terminal is None:
         return log_relays(monitor, write), feeds(monitor)
     os.set_blocking(terminal, False)
@@ -4917,9 +4919,21 @@ class Relay:
         return bool(self.open or self.waiting)
 
 offer("run", (
-    "--log-opt", "K=V...", "max-size=10m: turn the log over then; max-file=3: keep so many"))
+    "--log-opt", "K=V...", "max-size=10m: turn the log over then; max-file=3: keep so many"), (
+    "--log-driver", "NAME", "none: keep nothing; json-file and k8s-file are both ours"))
 
 # Logs
+
+def plan_log(options):
+    """What is kept of a container's words: [bytes of a file, number of files], or None."""
+    driver, texts = given(options, "log-driver", "k8s-file"), options["log-opt"]
+    if driver not in ("none", "json-file", "k8s-file", "local"):
+        raise Failure(f"--log-driver, on {as_typed(driver)}: not none, json-file or k8s-file")
+    if driver != "none":
+        return parse_log_options(texts)
+    if texts:
+        raise Failure("--log-opt: it can't go with --log-driver none")
+    return None
 
 def parse_log_options(texts):
     """--log-opt's values as [bytes of a file, number of files]."""
@@ -5031,6 +5045,8 @@ def log_lines(path, max_file, more):
 def cmd_logs(options, words):
     """What came on stdout goes to stdout, stderr to stderr, byte for byte."""
     record = find_container(words[0])
+    if not record["log"]:
+        raise Failure(f"logs, on {words[0]}: it has --log-driver none: nothing was kept")
     path, (_, count) = container_path(record), record["log"]
     since, until = (parse_moment(options[name], f"--{name}").encode() if options[name] else end
                     for name, end in (("since", b""), ("until", b"~")))
@@ -5508,7 +5524,7 @@ def make_record(options, plan, spec):
             "stop_signal": parse_signal(signal, "--stop-signal"),
             "stop_timeout": parse_number(given(options, "stop-timeout", str(GRACE)),
                                          "--stop-timeout", -1),
-            "log": parse_log_options(options["log-opt"])}
+            "log": plan_log(options)}
 
 def label_lines(path):
     """The lines of a --label-file, each K=V; empty ones and # comments are skipped."""
@@ -9000,8 +9016,10 @@ def cmd_logout(_, words):
 
 PULL_OPTIONS = (*REGISTRY_OPTIONS, ("--registry-mirror", "HOST[:PORT]...",
                 "ask there first for docker.io's images (default: MYDOCKER_MIRRORS)"))
-offer("run", *PULL_OPTIONS, (
-    "--pull", "WHEN", "fetch the image if it's missing (the default), always or never"))
+offer("run", *PULL_OPTIONS,
+      ("--pull", "WHEN", "fetch the image if it's missing (the default), always or never"),
+      ("--platform", "OS/ARCH[/VARIANT]", "an image of this platform, not the host's own"),
+      ("-q --quiet", "", "say nothing while the image is fetched"))
 
 class Registry:
     """A repository at a registry, and at the mirrors that are asked before it."""
@@ -9188,15 +9206,20 @@ def find_or_pull(text, options):
     when = given(options, "pull", "missing")
     if when not in ("missing", "always", "never"):
         raise Failure(f"--pull, on {when}: not missing, always or never")
+    wanted = options.get("platform")
     try:
         if when != "always":
-            return find_image(text)
+            image = find_image(text)
+            if not wanted or is_of_platform(image, wanted):
+                return image
+            if when == "never":
+                raise Failure(f"--platform, on {wanted}: {text} is of another one")
     except NotFound:
         if when == "never":
             raise
     import gc
     gc.enable()  # see QUICK
-    pull(text, options)
+    pull(text, options, options.get("quiet", False))
     return find_image(text)
 
 def pull(text, options, quiet=False):
@@ -12215,6 +12238,9 @@ NETWORK_OPTIONS = (  # of run
     ("--add-host", "NAME:IP...", "a line in its /etc/hosts"),
     ("--dns", "IP...", "a name server, instead of the host's"),
     ("--dns-search", "DOMAIN...", "where to look for short names"),
+    ("--dns-option --dns-opt", "OPTION...", "how to ask: ndots:2, instead of the host's options"),
+    ("--expose", "PORT[/udp]...", "a port for -P, as if the image named it"),
+    ("--link", "CONTAINER...", "no: in a network of their own containers know each other's names"),
 )
 offer("run", *NETWORK_OPTIONS)
 RLIMIT_NOFILE = 7  # asm-generic/resource.h
@@ -12223,6 +12249,10 @@ RLIMIT_NOFILE = 7  # asm-generic/resource.h
 
 def network_wanted(options, plan):
     """A container's network by the options, its first one's name, and what is wanted of it."""
+    if options["link"]:
+        raise Failure(f"--link, on {options['link'][0]}: mydocker doesn't have that",
+                      hint="instead: mydocker network create NET, then run --network NET for both, "
+                           "and each has the other's name")
     wants = parse_networks(options, plan)
     check_networks(options, wants)
     first = wants["endpoints"][0]
@@ -12252,10 +12282,14 @@ def parse_networks(options, plan):
     texts = [*options["publish"]]
     if options["publish-all"]:
         texts += plan["image"].get("ExposedPorts") or ()
+        texts += [text for text in options["expose"] if not {text, text + "/tcp"} & {*texts}]
+    for text in options["expose"]:
+        if not text or {*text} & {*":."} or not parse_publish(text):
+            raise Failure(f"--expose, on {as_typed(text)}: it is PORT[-RANGE][/tcp|udp]")
     ports = [row for text in texts for row in parse_publish(text)]
     return {"endpoints": endpoints, "ports": ports, "dns": options["dns"],
             "hosts": [parse_host(text) for text in options["add-host"]],
-            "search": options["dns-search"]}
+            "search": options["dns-search"], "options": options["dns-option"]}
 
 def parse_network(text):
     """A --network argument, NAME or name=NAME,ip=IP,alias=NAME,mac-address=MAC, as an endpoint."""
@@ -12302,6 +12336,10 @@ def check_networks(options, wants):
         if not domain or not domain.isprintable() or " " in domain:
             raise Failure(f"--dns-search, on {as_typed(domain)}: not a domain, such as "
                           "example.org")
+    for text in wants["options"]:
+        if not text or not text.isprintable() or " " in text:
+            raise Failure(f"--dns-option, on {as_typed(text)}: not one of resolv.conf(5), such as "
+                          "ndots:2")
 
 def check_endpoint(endpoint, ip_option, alias_option):
     """Refuse an address or names that can't be."""
@@ -12755,6 +12793,9 @@ def resolv_conf(record):
         servers = wants["dns"]
     if wants["search"]:
         search = [] if wants["search"] == ["."] else ["search " + " ".join(wants["search"])]
+    if wants.get("options"):
+        options = [line for line in options if not line.startswith("options ")]
+        options.append("options " + " ".join(wants["options"]))
     return "\n".join([*(f"nameserver {server}" for server in servers), *search, *options, ""])
 
 def host_resolver(record, kind):

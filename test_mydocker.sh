@@ -4276,6 +4276,26 @@ test_weak_root() { # rootless: root without CAP_SYS_ADMIN has all ids that it se
   is "$out" $'1234\n5678'
 }
 
+test_log_driver() { # logs: --log-driver none keeps nothing, json-file and k8s-file are ours
+  local driver
+  own_state
+  for driver in json-file k8s-file; do
+    run 0 run -d --name "$driver" --log-driver "$driver" --rootfs / /bin/echo hello
+    run 0 wait "$driver"
+    run 0 logs "$driver"
+    is "$out" hello
+  done
+  run 0 run -d --name n --log-driver none --rootfs / /bin/sh -c 'echo hello; exec sleep 1000'
+  wait_for made_room "$(monitor_of n)"
+  fails 125 '^mydocker: logs, on n: it has --log-driver none' logs n
+  run 0 restart -t 0 n
+  is "$(find state/containers -name 'container.log*' -path "*/$("${mydocker[@]}" inspect \
+    -f .Id n)/*")" ''
+  fails 125 '--log-driver, on syslog: not none, json-file or k8s-file' run --log-driver syslog \
+    /bin/true
+  fails 125 "--log-opt: it can't go with" run --log-driver none --log-opt max-size=1m /bin/true
+}
+
 # ── Without root ─────────────────────────────────────────────────────────────
 
 test_not_root() { # fail: another user than root is told so
@@ -7231,6 +7251,13 @@ test_registry_platforms() { # registry: of an index the image for this machine c
     run 0 inspect -f '{{json .Config.Env}}' "$reg/box/many:1"
     is "$out" "[\"MADE=${name#*:}\"]"
   done
+  # run takes the image that is there if it is of that platform, else it is fetched
+  run 125 run --rm --pull never --platform linux/arm64 "$reg/box/many:1"
+  like "$err" '--platform, on linux/arm64: .* is of another one'
+  run 0 run --rm -q --platform linux/arm64 "$reg/box/many:1"
+  is "$out$err" arm64/v8
+  run 0 run --rm --pull never --platform linux/arm64 "$reg/box/many:1"
+  is "$out$err" arm64/v8
   fails 125 'not for linux/s390x: arm64/v8, amd64, arm/v7' pull --platform linux/s390x \
     "$reg/box/many:1"
   fails 125 'not for windows/amd64: arm64/v8, amd64' pull --platform windows/amd64 "$reg/box/many:1"
@@ -9201,6 +9228,10 @@ test_network_port_options() { # net: one host address, ranges, free ports, what 
   run 0 run -d --name all -P box sleep 1000
   run 0 port all
   like "$out" $'^80/tcp -> 0.0.0.0:[0-9]+\n53/udp -> 0.0.0.0:[0-9]+$'
+  run 0 run -d --name more -P --expose 80 --expose 7/udp box sleep 1000
+  run 0 port more
+  like "$out" $'^80/tcp -> [0-9.:]+\n53/udp -> [0-9.:]+\n7/udp -> 0.0.0.0:[0-9]+$'
+  fails 125 '--expose, on 8080:80: it is PORT' run --expose 8080:80 box true
 }
 
 test_network_port_conflict() { # net: a port in use is an error before the command starts,
@@ -9801,6 +9832,12 @@ test_network_resolv_conf() { # net: search and options survive a stub; servers t
   is "$out" $'nameserver 192.0.2.1\nnameserver fd00::1'
   run 0 run --rm --network host box cat /etc/resolv.conf
   like "$out" $'^nameserver fe80::1%eth0\nnameserver fd00::53\n'
+  with_resolver 'nameserver 192.0.2.53\noptions edns0\n'
+  run 0 run --rm --network none --dns-option ndots:2 --dns-opt rotate box cat /etc/resolv.conf
+  is "$out" $'nameserver 192.0.2.53\noptions ndots:2 rotate'
+  fails 125 '--dns-option, on a b: not one of' run --dns-option 'a b' box true
+  fails 125 '--link, on db: mydocker doesn.t have that' run --link db box true
+  like "$err" 'hint: instead: mydocker network create'
 }
 
 test_network_host_root() { # net: on the host's own root, too, a network has its own names
