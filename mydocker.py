@@ -6267,7 +6267,7 @@ offer("run",
 
 # ── 20. Volumes ──────────────────────────────────────────────────────────────
 # A volume is a directory, volumes/<name>/_data, that is bind-mounted where it is wanted; a new one
-# is filled with what the image has at that place.
+# is filled with what the image has at that place.  Labels of it stand beside that, in labels.json.
 
 MOUNT_KEYS = {  # --mount's words, and what they are called below
     "type": "type", "source": "source", "src": "source", "target": "target", "dst": "target",
@@ -6463,19 +6463,63 @@ def volume_info(name):
     if not os.path.isdir(path):
         raise Failure(f"volume, on {name}: no such volume")
     users = [record["name"] for record in container_records() if name in record["volumes"]]
-    return {"Name": name, "Mountpoint": path, "Driver": "local", "Scope": "local", "UsedBy": users}
+    return {"Name": name, "Mountpoint": path, "Driver": "local", "Scope": "local", "UsedBy": users,
+            "Labels": volume_labels(name), "Options": None,
+            "CreatedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(os.stat(
+                os.path.dirname(path)).st_mtime))}
+
+def volume_labels(name):
+    with tolerate(errno.ENOENT):
+        return read_json(state_path("volumes", name, "labels.json"))
+    return {}
+
+def has_label(labels, wanted):
+    """True if there is a label K, or K=V, as --filter label=... wants it."""
+    key, equals, value = wanted.partition("=")
+    return key in labels and (not equals or labels[key] == value)
+
+def labels_text(labels):
+    return ",".join(f"{key}={value}" for key, value in labels.items())
+
+def filtered(rows, texts, known):
+    """Those of ROWS that --filter's TEXTS, KEY=VALUE, keep.  KNOWN: {key: (row, value) -> bool}."""
+    for key, equals, value in (text.partition("=") for text in texts):
+        if key not in known or not equals:
+            raise Failure(f"--filter, on {key}{equals}{value}: not one of {', '.join(known)}, "
+                          "such as label=K=V")
+        rows = [row for row in rows if known[key](row, value)]
+    return rows
+
+VOLUME_FILTERS = {
+    "name": lambda name, value: value in name, "driver": lambda _, value: value == "local",
+    "label": lambda name, value: has_label(volume_labels(name), value),
+    "dangling": lambda name, value: (value in ("true", "1")) == (not volume_info(name)["UsedBy"])}
 
 @command("[OPTIONS]", "list the volumes",
-         ("-q --quiet", "", "names only"), ("--format", "FORMAT", "table, json or a template"))
+         ("-q --quiet", "", "names only"),
+         ("-f --filter", "K=V...", f"only some, by {', '.join(VOLUME_FILTERS)}"),
+         ("--format", "FORMAT", "table, json or a template"))
 def cmd_volume_ls(options, _):
-    rows = [{"Driver": "local", "Name": name} for name in listing(state_path("volumes"))]
+    names = filtered(listing(state_path("volumes")), options["filter"], VOLUME_FILTERS)
+    rows = [{"Driver": "local", "Name": name, "Scope": "local", "Mountpoint": volume_path(name),
+             "Labels": labels_text(volume_labels(name))} for name in names]
     show_rows(rows, {"Driver": "DRIVER", "Name": "VOLUME NAME"},
               "{{.Name}}" if options["quiet"] else options["format"])
 
-@command("[NAME]", "make an empty volume; one that is there is left as it is", takes=(0, 1))
-def cmd_volume_create(_, words):
-    name = words[0] if words else os.urandom(32).hex()
-    make_volume(volume_path(name))
+@command("[OPTIONS] [NAME]", "make an empty volume; one that is there is left as it is",
+         ("--name", "NAME", "its name, too"), ("-l --label", "K=V...", "a note for `volume ls -f`"),
+         ("-d --driver", "local", "the only kind"), takes=(0, 1))
+def cmd_volume_create(options, words):
+    if given(options, "driver", "local") != "local":
+        raise Failure(f"--driver, on {as_typed(options['driver'])}: there is no other than local")
+    if options["name"] and words:
+        raise Failure(f"volume create, on {words[0]}: --name says it, too")
+    name = given(options, "name", words[0] if words else os.urandom(32).hex())
+    path = volume_path(name)
+    is_new = not os.path.isdir(path)
+    make_volume(path)
+    if is_new and options["label"]:
+        write_json(os.path.dirname(path) + "/labels.json", pairs_of(options["label"]))
     show(name)
 
 @command("NAME...", "remove volumes that no container uses, with what is in them", many=True)
@@ -6489,14 +6533,17 @@ def cmd_volume_rm(_, name):
             raise Failure(f"volume rm, on {name}: something is mounted on {place}")
     remove_tree(path)
 
-@command("NAME...", "show volumes as JSON", takes=SOME)
-def cmd_volume_inspect(_, words):
-    show_json(words, volume_info)
+@command("[OPTIONS] NAME...", "show volumes as JSON", ("-f --format", "FORMAT", "a template"),
+         takes=SOME)
+def cmd_volume_inspect(options, words):
+    show_json(words, volume_info, options["format"])
 
 @command("[OPTIONS]", "remove the volumes without a name that no container uses, and say which",
-         ("-a --all", "", "named ones, too"), ("-f --force", "", "without asking, as always"))
+         ("-a --all", "", "named ones, too"), ("-f --force", "", "without asking, as always"),
+         ("--filter", "label=K[=V]...", "only those that have it"))
 def cmd_volume_prune(options, _):
-    for name in listing(state_path("volumes")):
+    for name in filtered(listing(state_path("volumes")), options["filter"],
+                         {"label": VOLUME_FILTERS["label"]}):
         if not volume_info(name)["UsedBy"] and (options["all"] or len(name) == 64):
             cmd_volume_rm(options, name)
             show(name)
@@ -12089,7 +12136,7 @@ def parse_subnet(text, gateway):
         raise Failure(f"--gateway, on {own}: it can't be the gateway in {subnet}")
     return subnet, own
 
-def create_network(name, subnet=None, gateway=None, internal=False, mtu=1500):
+def create_network(name, subnet=None, gateway=None, internal=False, mtu=1500, labels=()):
     """Make a network and its bridge."""
     path = network_path(name)
     with hold(make_dirs(state_path("networks"))):
@@ -12100,7 +12147,8 @@ def create_network(name, subnet=None, gateway=None, internal=False, mtu=1500):
         link = choose_link(name)
         subnet, gateway = choose_subnet(subnet, gateway, link)
         network = {"name": name, "link": link, "driver": "bridge", "subnet": subnet,
-                   "gateway": gateway, "mtu": mtu, "internal": internal, "created": time.time()}
+                   "gateway": gateway, "mtu": mtu, "internal": internal, "created": time.time(),
+                   "labels": dict(labels)}
         make_bridge(network)
         make_dirs(path)
         write_json(path + ".json", network)
@@ -12166,26 +12214,35 @@ def give_back_addresses(container_id, name):
 # The commands
 
 @command("[OPTIONS] NAME", "make a network, with a bridge of that name",
-         ("--driver", "bridge", "the only kind"), ("--subnet", "CIDR", "such as 10.9.1.0/24"),
+         ("-d --driver", "bridge", "the only kind"), ("--subnet", "CIDR", "such as 10.9.1.0/24"),
          ("--gateway", "IP", "the host's address in it (default: the first)"),
          ("--internal", "", "nothing leaves it or comes in, but from the host"),
-         ("--mtu", "BYTES", "the largest packet (default: 1500)"), takes=ONE)
+         ("--mtu", "BYTES", "the largest packet (default: 1500)"),
+         ("--label", "K=V...", "a note for `network ls -f`"), takes=ONE)
 def cmd_network_create(options, words):
     gateway, driver = options["gateway"], given(options, "driver", "bridge")
     if driver != "bridge" or gateway and not options["subnet"]:
         raise Failure("network create: the driver is bridge, and --gateway needs --subnet")
     create_network(words[0], options["subnet"], gateway, options["internal"],
-                   parse_number(given(options, "mtu", "1500"), "--mtu", 68))
+                   parse_number(given(options, "mtu", "1500"), "--mtu", 68),
+                   pairs_of(options["label"]))
     show(words[0])
 
+NETWORK_FILTERS = {
+    "name": lambda network, value: value in network["name"],
+    "driver": lambda network, value: value == network["driver"],
+    "label": lambda network, value: has_label(network.get("labels", {}), value)}
+
 @command("[OPTIONS]", "list the networks", ("-q --quiet", "", "names only"),
+         ("-f --filter", "K=V...", f"only some, by {', '.join(NETWORK_FILTERS)}"),
          ("--format", "FORMAT", "table, json or a template"))
 def cmd_network_list(options, _):
     """IpRange is the gateway's address and the subnet's size, as in the tutorial."""
     restore_networks()
     rows = [{"Name": network["name"], "Driver": network["driver"], "Internal": network["internal"],
-             "IpRange": network["gateway"] + "/" + network["subnet"].partition("/")[2]}
-            for network in networks()]
+             "IpRange": network["gateway"] + "/" + network["subnet"].partition("/")[2],
+             "Labels": labels_text(network.get("labels", {}))}
+            for network in filtered(networks(), options["filter"], NETWORK_FILTERS)]
     show_rows(rows, {"Name": "NAME", "IpRange": "IpRange", "Driver": "Driver"},
               "{{.Name}}" if options["quiet"] else options["format"])
 
@@ -12205,16 +12262,18 @@ def network_info(name):
     """A network and who is in it, in docker's words and ours."""
     network = find_network(name)
     return {**network, "Name": name, "Driver": network["driver"], "Internal": network["internal"],
+            "Labels": network.get("labels", {}),
             "IPAM": {"Config": [{"Subnet": network["subnet"], "Gateway": network["gateway"]}]},
             "Containers": {user[1]: {"Name": user[2], "IPv4Address": user[0]}
                            for user in network_users(network)}}
 
 @command("[OPTIONS]", "remove the networks that no running container is in, and say which",
-         ("-f --force", "", "without asking, as always"))
-def cmd_network_prune(*_):
+         ("-f --force", "", "without asking, as always"),
+         ("--filter", "label=K[=V]...", "only those that have it"))
+def cmd_network_prune(options, _):
     sweep_containers()
     restore_networks()
-    for network in networks():
+    for network in filtered(networks(), options["filter"], {"label": NETWORK_FILTERS["label"]}):
         if network["name"] != "bridge" and not network_users(network):
             remove_network(network["name"])
             show(network["name"])
@@ -15756,10 +15815,10 @@ def cmd_system_df(options, _):
          ("-a --all", "", "also images with a name"), ("--volumes", "", "also volumes"),
          ("-f --force", "", "without asking, as always"))
 def cmd_system_prune(options, _):
-    cmd_network_prune()
+    cmd_network_prune({"filter": []}, [])
     cmd_prune()
     if options["volumes"]:
-        cmd_volume_prune({"all": False, "force": True}, [])
+        cmd_volume_prune({"all": False, "force": True, "filter": []}, [])
     cmd_image_prune(options, [])
 
 offer("create", *(row for row in OPTIONS["run"].values() if row[0] not in OPTIONS["create"]

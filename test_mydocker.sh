@@ -5300,6 +5300,36 @@ with_mount() { # with_mount PLACE STATUS ARG...: `mydocker ARG...` ends so where
   canary_lives
 }
 
+test_volume_labels() { # volumes: labels of volumes and networks, and the filters that ask for them
+  local filter
+  own_state
+  run 0 volume create --label a=b --label c "x$n"
+  run 0 volume create --name "y$n" -d local
+  run 0 volume inspect -f '{{.Name}} {{json .Labels}} {{index .Labels "a"}}' "x$n"
+  is "$out" "x$n {\"a\": \"b\", \"c\": \"\"} b"
+  run 0 volume create --label z=z "y$n" # it is there: nothing of it changes
+  run 0 volume ls --format '{{.Name}} {{.Labels}}'
+  is "$out" "x$n a=b,c="$'\n'"y$n "
+  for filter in label=a label=a=b label=c name=x; do
+    run 0 volume ls -q --filter "$filter" --filter driver=local
+    is "$out" "x$n"
+  done
+  run 0 volume ls -q -f label=a=c
+  is "$out" ''
+  run 0 create --name "c$n" -v "y$n:/mnt" --rootfs / /bin/true
+  run 0 volume ls -q -f dangling=true
+  is "$out" "x$n"
+  run 0 volume ls -q -f dangling=false
+  is "$out" "y$n"
+  fails 125 '--filter, on size=1: not one of name, ' volume ls -f size=1
+  run 0 rm -f "c$n"
+  run 0 volume prune -a --filter label=none
+  is "$out" ''
+  run 0 volume prune -a --filter label=a
+  is "$out" "x$n"
+  fails 125 '--driver, on nfs' volume create -d nfs
+}
+
 test_remove_across_mounts() { # volumes: what is mounted in a volume or a container's directory
   # stays, and is named
   local place
@@ -9084,6 +9114,15 @@ n2     172.17.0.1/16   bridge'
   run 0 network inspect -f '{{.IPAM.Config.0.Subnet}} {{.Internal}}' n1 n2
   is "$out" $'10.9.1.0/24 false\n172.17.0.0/16 true'
   run 0 network rm n1
+  run 0 network create --label a=b n3
+  run 0 network inspect -f '{{index .Labels "a"}}' n3
+  is "$out" b
+  run 0 network ls -q -f label=a
+  is "$out" n3
+  run 0 network ls -q --filter name=n --filter label=a=c
+  is "$out" ''
+  run 0 network prune --filter label=a=b
+  is "$out" n3
   run 0 network prune
   is "$out" n2
   is "$(links)" ''
