@@ -1688,6 +1688,7 @@ def start_container(monitor, birth=None):
             master = birth.await_command()
             change_record(record, pid=birth.pid, pid_start=process_start(birth.pid),
                           started=time.time(), cgroups=record["cgroups"])
+            note_container(record, "start")
     except (Failure, OSError):
         for end, _ in pipes:
             os.close(end)
@@ -3123,6 +3124,7 @@ def back_off(record, status):
     now, delay = time.time(), 0.1
     if now < record["started"] + 10:
         delay = min(2 * record.get("delay", 0.05), 60)
+    note_death(record, status, was_out_of_memory(record))
     change_record(record, pid=0, status=status, finished=now, delay=delay,
                   restarts=record["restarts"] + 1)
     with Descriptor(watch_signals()) as signals:
@@ -5552,6 +5554,7 @@ def make_container_dir(record):
     except (Failure, OSError):
         end_container(record)
         raise
+    note_container(record, "create")
     return lock
 
 def write_status(lock, status):
@@ -5586,8 +5589,10 @@ def end_container(record, status=None):
     """Tidy up after a container: keep what is to be kept, with its exit status, else remove all.
     Where nothing can be written, on a full disk, each later command tries again."""
     kept = record["keep"] and "started" in record
-    out_of_memory = kept and was_out_of_memory(record)
+    out_of_memory = (kept or record.get("pid")) and was_out_of_memory(record)
     remove_cgroups(record)
+    if record.get("pid"):
+        note_death(record, status, out_of_memory)
     try:
         if not record.get("network") or has_cable(record):
             disconnect_container(record)
@@ -5599,8 +5604,10 @@ def end_container(record, status=None):
             return
     if not kept:
         remove_container_dir(record)
+        note_container(record, "destroy")
         for name in record.get("own_volumes", []):
             remove_tree(state_path("volumes", name))
+            note_event("volume", "destroy", name, {})
     unlink_if_there(state_path("running", record["id"]))
 
 def change_record(record, **changes):
@@ -5775,6 +5782,166 @@ def cmd_rename(_, words):
     old = record["name"]
     change_record(record, name=words[1])
     unlink_if_there(state_path("names", old))
+    note_container(record, "rename", oldName=old)
+
+# ── 18b. Events ──────────────────────────────────────────────────────────────
+# What happens to containers, images, volumes and networks is noted by whoever does it, a command or
+# a monitor: no daemon is there to be asked.  A note is a line of JSON in events.log of the state
+# root, written under that file's lock, so that lines don't mix and their times only grow.  A full
+# file becomes events.log.1, in place of the one before: two files are the most.
+#
+# A new event is a call of note_event; docker's names for them are at docs.docker.com, "docker
+# system events".
+
+EVENTS_SIZE = 1 << 20  # bytes of a file
+LABELS_SIZE = 4096  # characters: an image with more has its containers' events without labels
+
+def open_events(path):
+    """The file that notes go to, locked."""
+    make_dirs(os.path.dirname(path))
+    while True:
+        fd = hold(path)
+        with tolerate(errno.ENOENT):
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        os.close(fd)  # it was full, and moved before we had the lock
+
+def note_event(kind, action, name, attributes):
+    """Note what has happened to a thing of that id or NAME.  On a full disk the note is lost, and
+    nothing else."""
+    path = state_path("events.log")
+    with tolerate(errno.ENOSPC, errno.EDQUOT), open_events(path) as fd:
+        size = os.fstat(fd).st_size
+        row = {"time": time.time_ns(), "kind": kind, "action": action, "id": name,
+               "attributes": attributes}
+        line = (to_json(row) + "\n").encode()
+        try:
+            if os.pwrite(fd, line, size) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        except OSError:
+            os.ftruncate(fd, size)
+            raise
+        if size + len(line) >= EVENTS_SIZE:
+            os.rename(path, path + ".1")
+
+def note_container(record, action, **attributes):
+    """Note what has happened to a container of ours; an engine notes by itself."""
+    if record.get("engine") or not record.get("name"):
+        return
+    labels = record.get("labels") or {}
+    if len(str(labels)) > LABELS_SIZE:
+        labels = {}
+    image = {"image": record["reference"]} if record["reference"] else {}
+    note_event("container", action, record["id"],
+               {**labels, **image, "name": record["name"], **attributes})
+
+def note_signal(record, number):
+    """Note that a container's first process gets a signal, if it is there."""
+    if is_alive(record):
+        note_container(record, "kill", signal=str(int(number)))
+
+def note_death(record, status, out_of_memory):
+    """Note how a container has ended."""
+    if out_of_memory:
+        note_container(record, "oom")
+    note_container(record, "die", exitCode=str(status))
+
+def note_exec(record, args):
+    """Note that one more command runs in a container; returns the attributes of its end."""
+    execution, command = {"execID": os.urandom(32).hex()}, " ".join(args)[:LABELS_SIZE]
+    for action in ("exec_create", "exec_start"):
+        note_container(record, f"{action}: {command}", **execution)
+    return execution
+
+NOTE = {"time": range(1 << 62), "kind": str, "action": str, "id": str, "attributes": {str: str}}
+EVENT_KINDS = "container", "image", "volume", "network"
+
+def matches_event(row, key, value):
+    """True if a filter KEY=VALUE of `events` keeps a note."""
+    kind, name, attributes = row["kind"], row["id"], row["attributes"]
+    names = [name, attributes.get("name", "")]
+    if key == "type":
+        return kind == value
+    if key == "event":
+        return row["action"].partition(":")[0] == value or row["action"] == value
+    if key == "label":
+        wanted, equals, text = value.partition("=")
+        return wanted in attributes and (not equals or attributes[wanted] == text)
+    if key == "image":
+        return value in (attributes.get("image"), *(names if kind == "image" else ()))
+    if key == "container" and kind == "network":
+        return attributes.get("container", "").startswith(value)
+    return kind == key and (value in names or key == "container" and name.startswith(value))
+
+def event_filters(texts):
+    """`events --filter`'s values as {key: [value]}: of one key any counts, and all of the keys."""
+    filters = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not value or key not in (*EVENT_KINDS, "type", "event", "label"):
+            raise Failure(f"--filter, on {text}: not one of {', '.join(EVENT_KINDS)}, type, event, "
+                          "label, =VALUE")
+        filters.setdefault(key, []).append(value)
+    return filters
+
+def event_shown(row):
+    """A note in docker's words."""
+    moment, name, attributes = row["time"], row["id"], row["attributes"]
+    return {"status": row["action"], "id": name, "from": attributes.get("image", ""),
+            "Type": row["kind"], "Action": row["action"],
+            "Actor": {"ID": name, "Attributes": attributes}, "scope": "local",
+            "time": moment // 10**9, "timeNano": moment}
+
+def event_line(row):
+    """A note as a line, as docker has it."""
+    pairs = ", ".join(f"{key}={value}" for key, value in sorted(row["attributes"].items()))
+    return (f"{log_time(row['time'])} {row['kind']} {row['action']} {row['id']}"
+            + (f" ({pairs})" if pairs else ""))
+
+def read_events(since, until):
+    """Yield the notes between two times, as they come; "~" is later than any."""
+    def more():
+        return log_time(time.time_ns()) <= until
+
+    for line in read_log(state_path("events.log"), 2, more):
+        try:
+            row = check(from_json(line), NOTE, "events") if line else None
+        except (ValueError, RecursionError, Failure):
+            continue  # the host lost its power as it was written
+        if row and since <= log_time(row["time"]) <= until:
+            yield row
+
+@command("[OPTIONS]  or  events [--stats] ID",
+         "show what happens to containers, images, volumes and networks, as it happens",
+         ("--since", "TIME", "from then on, not from now: as of `logs`"),
+         ("--until", "TIME", "up to then, and leave"),
+         ("-f --filter", "K=V...", "only some, by container, image, volume, network, type, event, "
+                                   "label"),
+         ("--format", "FORMAT", "json or a template, such as '{{.Action}} {{.Actor.ID}}'"),
+         takes=ANY)
+def cmd_events(options, _):
+    """Lines in docker's form; those that are there already with --since only."""
+    since, until = log_time(time.time_ns()), "~"
+    if options["since"]:
+        since = parse_moment(options["since"], "--since")
+    elif options["until"]:
+        since = ""
+    if options["until"]:
+        until = parse_moment(options["until"], "--until")
+    filters, form = event_filters(options["filter"]), options["format"]
+    for row in read_events(since, until):
+        if not all(any(matches_event(row, key, value) for value in values)
+                   for key, values in filters.items()):
+            continue
+        shown = event_shown(row)
+        if form == "json":
+            show(to_json(shown))
+        elif form:
+            show(render(form, {**shown, "ID": shown["id"], "Status": shown["status"],
+                               "From": shown["from"], "Time": shown["time"],
+                               "TimeNano": shown["timeNano"], "Scope": "local"}))
+        else:
+            show(event_line(row))
 
 # ── 19. Living with containers ───────────────────────────────────────────────
 # What a container does is asked of the kernel each time: its lock says whether it is watched, its
@@ -5840,6 +6007,7 @@ def relaunch(record, options, ready=lambda: None):
 def cmd_restart(options, name):
     cmd_stop(options, name)
     start_again(find_container(name))
+    note_container(find_container(name), "restart")
 
 @command("[OPTIONS] CONTAINER...", "end containers: with their stop signal, then with SIGKILL",
          *STOP_OPTIONS, many=True)
@@ -5849,6 +6017,8 @@ def cmd_stop(options, name):
     if options["signal"] is not None:
         number = parse_signal(options["signal"], "--signal")
     stop_container(record, number, parse_number(seconds, "--time", -1))
+    if record["running"]:
+        note_container(record, "stop")
 
 def stop_container(record, number, seconds):
     """Send a container a signal, and SIGKILL after SECONDS (-1: never); returns when it is swept.
@@ -5860,7 +6030,9 @@ def stop_container(record, number, seconds):
         left = end - time.monotonic()
         thaw(record["cgroups"])
         pid, start = record.get("pid"), record.get("pid_start")
-        if send_signal(pid, start, number if left > 0 else _signal.SIGKILL) and not (
+        sent = number if left > 0 else _signal.SIGKILL
+        note_signal(record, sent)
+        if send_signal(pid, start, sent) and not (
                 wait_process(pid, start, left if left > 0 else GRACE)):
             continue
         tell_monitor(record, _signal.SIGTERM if left > -GRACE else _signal.SIGKILL)
@@ -5891,6 +6063,7 @@ def kill_container(record, number):
         touch_if_there(path + "/stop")
     if number == _signal.SIGKILL:
         thaw(record["cgroups"])
+    note_signal(record, number)
     while not send_signal(record.get("pid"), record.get("pid_start"), number):
         if not (ending and is_running(path)):
             return
@@ -5911,6 +6084,7 @@ def pause_container(record, frozen):
         raise Failure(f"container, on {record['name']}: it is {'already' if frozen else 'not'} "
                       "paused")
     freeze(record["cgroups"], frozen)
+    note_container(record, "pause" if frozen else "unpause")
 
 @command("CONTAINER...", "wait for containers to end, and print their exit statuses", many=True)
 def cmd_wait(_, name):
@@ -5965,7 +6139,7 @@ def cmd_rm(options, name):
         with tolerate(errno.ENOSPC, errno.EDQUOT):  # on a full disk it's not, but goes
             mark_running(record)  # if we are killed now, it is swept up
         volumes = record["own_volumes"] if options["volumes"] else []
-        end_container(dict(record, keep=False, own_volumes=volumes))
+        end_container(dict(record, pid=0, keep=False, own_volumes=volumes))
         os.close(lock)
     elif os.path.exists(container_path(record, "lock")):  # else it has removed all by itself
         raise Failure(f"rm, on {record['name']}: it was started again meanwhile")
@@ -6021,7 +6195,12 @@ def cmd_exec(options, words):
     elif not process["terminal"]:
         state["stdin"] = input_pipe(state) or 0
     start_process(state, birth, process, detach, (0, 0) if detach else ())
-    return None if detach else attend(state, True)
+    execution = note_exec(record, words[1:])
+    if detach:
+        return None
+    status = attend(state, True)
+    note_container(record, "exec_die", **execution, exitCode=str(status))
+    return status
 
 def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0):
     """Let a Birth be one more process in the container of MONITOR, and add to that what attend()
@@ -6076,7 +6255,9 @@ def exec_process(options, args, old):
         process.update(capabilities=plan_capabilities(free=True)[0], apparmorProfile="unconfined")
     return process
 
-# What can be seen of them
+# ── 19b. What can be seen of them ────────────────────────────────────────────
+# `ps`, `inspect`, `stats` and `top`: what is on record of a container, what its cgroups count, and
+# what the kernel says of its processes.  A new column of `ps` is a key in ps_row.
 
 PS_COLUMNS = {"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND",
               "RunningFor": "CREATED", "Status": "STATUS", "Ports": "PORTS", "Names": "NAMES"}
@@ -6411,6 +6592,7 @@ def make_volume(path):
     make_dirs(os.path.dirname(path))
     with tolerate(errno.EEXIST):
         os.mkdir(path, 0o755)
+        note_event("volume", "create", os.path.basename(os.path.dirname(path)), {})
 
 def is_of_image(root, target, row):
     """Can a new volume get what the image has at its place, as with docker?  What is mounted there,
@@ -6532,6 +6714,7 @@ def cmd_volume_rm(_, name):
         if place.startswith(os.path.realpath(path) + "/"):
             raise Failure(f"volume rm, on {name}: something is mounted on {place}")
     remove_tree(path)
+    note_event("volume", "destroy", name, {})
 
 @command("[OPTIONS] NAME...", "show volumes as JSON", ("-f --format", "FORMAT", "a template"),
          takes=SOME)
@@ -8152,7 +8335,9 @@ def import_image(source, name="", changes=()):
 @command("[OPTIONS] FILE|DIR|- [NAME[:TAG]]", "make an image from a root file system", CHANGE,
         takes=(1, 2))
 def cmd_import(options, words):
-    show(import_image(words[0], "".join(words[1:]), options["change"]))
+    image_id = import_image(words[0], "".join(words[1:]), options["change"])
+    note_event("image", "import", image_id, {"name": "".join(words[1:])})
+    show(image_id)
 
 def add_layer(image, chunks, name, changes, comment, author="", seen=None):
     """Store IMAGE with one layer more on top, CHUNKS; return its id."""
@@ -8265,6 +8450,7 @@ def load_docker(layout):
          ("-i --input", "FILE|DIR", "the archive, or an OCI layout (default: standard input)"))
 def cmd_load(options, _):
     for name, image_id in load(options["input"] or "-"):
+        note_event("image", "load", image_id, {"name": short_name(name)})
         show(f"Loaded image: {short_name(name) or image_id}")
 
 def save(names, form):
@@ -8352,6 +8538,7 @@ def cmd_commit(options, words):
     finally:
         if frozen:
             freeze(record["cgroups"], False)
+    note_container(record, "commit")
 
 @command("[OPTIONS] [NAME]", "list the images by name, newest first",
          ("-q --quiet", "", "ids only"),
@@ -8421,15 +8608,21 @@ def remove_image(text, force=False):
             raise Failure(f"rmi, on {text}: container {users[0]['id'][:12]} uses it")
         write_index([entry for entry in entries if entry not in gone])
         sweep_images()
-    lines = [f"Untagged: {short_name(ref_name(entry))}" for entry in gone if ref_name(entry)]
+    untagged = [short_name(ref_name(entry)) for entry in gone if ref_name(entry)]
+    for name in untagged:
+        note_event("image", "untag", image["id"], {"name": name})
+    lines = [f"Untagged: {name}" for name in untagged]
     if is_last and not users:
         lines.append(f"Deleted: {image['id']}")
+        note_event("image", "delete", image["id"], {})
     return lines
 
 @command("IMAGE NEW-NAME", "give an image another name", takes=(2, 2))
 def cmd_tag(_, words):
     with using_images():
-        name_image(full_name(words[1]), find_image(words[0])["descriptor"])
+        image, name = find_image(words[0]), full_name(words[1])
+        name_image(name, image["descriptor"])
+    note_event("image", "tag", image["id"], {"name": short_name(name)})
 
 def inspect_image(text):
     """What is known of an image, in docker's words."""
@@ -9291,6 +9484,7 @@ def pull(text, options, quiet=False):
         store_layers(image, registry, Progress(image, quiet).show_note)
         name_image(name, image["descriptor"])
         unlink_if_there(mark)
+    note_event("image", "pull", short_name(name), {"name": short_name(name)})
     return top["digest"]
 
 @command("[OPTIONS] NAME[:TAG|@DIGEST]", "fetch an image from a registry", *PULL_OPTIONS,
@@ -9351,7 +9545,9 @@ def push(text, options):
 
 @command("[OPTIONS] NAME[:TAG]", "bring an image to its registry", *REGISTRY_OPTIONS, takes=ONE)
 def cmd_push(options, words):
-    show(push(words[0], options))
+    digest, name = push(words[0], options), short_name(full_name(words[0]))
+    note_event("image", "push", name, {"name": name})
+    show(digest)
 
 def other_homes(host, repository):
     """In which other repository there blobs are, as far as is known: {digest: repository}."""
@@ -12153,6 +12349,7 @@ def create_network(name, subnet=None, gateway=None, internal=False, mtu=1500, la
         make_dirs(path)
         write_json(path + ".json", network)
     restore_network(network)
+    note_event("network", "create", name, {"name": name, "type": "bridge"})
     return network
 
 def remove_network(name):
@@ -12176,6 +12373,7 @@ def remove_network(name):
         if not networks():
             with tolerate():
                 nft(own_table(), [(NFT_MSG_DELTABLE, {})])
+    note_event("network", "destroy", name, {"name": name, "type": "bridge"})
 
 # Leases
 
@@ -12686,12 +12884,16 @@ def cmd_network_connect(options, words):
     if endpoint["aliases"] and words[0] == "bridge":
         raise Failure("--alias: it can't go with the network bridge")
     sweep_containers()
-    connect_later(find_container(words[1]), endpoint)
+    record = find_container(words[1])
+    connect_later(record, endpoint)
+    note_event("network", "connect", words[0], {"name": words[0], "container": record["id"]})
 
 @command("NETWORK CONTAINER", "take a container out of a network, now if it runs", takes=(2, 2))
 def cmd_network_disconnect(_, words):
     sweep_containers()
-    disconnect_now(find_container(words[1]), words[0])
+    record = find_container(words[1])
+    disconnect_now(record, words[0])
+    note_event("network", "disconnect", words[0], {"name": words[0], "container": record["id"]})
 
 # Ports
 
@@ -14061,12 +14263,13 @@ def process_facts(pid):
 
 # What they use
 
-@command("[OPTIONS] ID", "show what an engine's container uses, as JSON",
-         ("--stats", "", "once, and leave"),
-         ("--interval", "TIME", "how long to wait between two, such as 500ms (default: 5s)"),
-         takes=ONE)
-def cmd_events(options, words):
+@for_engines("events", ("--stats", "", "of an engine's container: what it uses, once, and leave"),
+             ("--interval", "TIME", "how long to wait between two, such as 500ms (default: 5s)"),
+             only=("stats", "interval"), typed="names_any")
+def oci_events(options, words):
     """A line each time, until it ends; and one when the kernel has killed for want of memory."""
+    if len(words) != 1:
+        raise Failure("events: it takes ID", hint="mydocker events --help")
     pause, killed, record = parse_interval(given(options, "interval", "5s")), 0, None
     while True:
         before, record = record, find_oci(words[0]) if record else known_oci(words[0])

@@ -4503,6 +4503,129 @@ test_faults() { # life: a system call that fails, or a kill at it,
   done
 }
 
+noted() { # noted FILTER...: what `events` has of that, an action a line without its id, into ./noted
+  "${mydocker[@]}" events --since 1h --until 0s --format '{{.Type}} {{.Action}}' \
+    "${@/#/--filter=}" >noted
+}
+
+test_events() { # events: what happens to containers, images, volumes and networks is noted
+  local name=t$n
+  own_state
+  background --name "$name" --label colour=red /bin/sh -c 'exec sleep 1000'
+  run 0 exec "$name" /bin/echo two words
+  run 3 exec "$name" /bin/sh -c 'exit 3'
+  run 0 pause "$name"
+  run 0 unpause "$name"
+  run 0 rename "$name" other
+  run 0 kill -s WINCH other
+  run 0 stop -t 0 other
+  run 0 start other
+  run 0 restart -t 0 other
+  run 0 rm -f other
+  noted "container=$id"
+  is "$(grep -v exec_ noted | tr -d '\n')" "$(printf 'container %s' create start pause unpause \
+    rename kill kill die stop start kill die stop start restart kill die destroy)"
+  is "$(sed -n 's/^container exec_//p' noted | tr '\n' ,)" "$(printf '%s,' \
+    'create: /bin/echo two words' 'start: /bin/echo two words' die \
+    'create: /bin/sh -c exit 3' 'start: /bin/sh -c exit 3' die)"
+  run 7 run --rm --name "$name" /bin/sh -c 'exit 7' # gone by itself
+  run 0 events --since 1h --until 0s --filter event=die --filter "container=$name"
+  like "$out" "^20[0-9TZ:.-]+Z container die [0-9a-f]{64} \(exitCode=7, name=$name\)$"
+  noted event=exec_die label=colour=red
+  is "$(wc -l <noted)" 2
+  noted event=exec_die label=colour=blue
+  is "$(<noted)" ''
+  run 0 volume create "v$n"
+  run 0 volume rm "v$n"
+  make_image "t$n:1"
+  run 0 tag "t$n:1" "t$n:2"
+  run 0 rmi "t$n:1"
+  run 0 rmi "t$n:2"
+  noted type=volume
+  is "$(<noted)" $'volume create\nvolume destroy'
+  noted type=image
+  is "$(tr '\n' , <noted)" 'image import,image tag,image untag,image untag,image delete,'
+  run 0 events --since 1h --until 0s --filter "image=t$n:2" --format json
+  "$PYTHON" -I -c 'import json, sys
+for line in sys.argv[1].split("\n"):
+    row = json.loads(line)
+    print(row["Type"], row["Action"], row["Actor"]["Attributes"]["name"], row["timeNano"] > 1e18)
+' "$out" >shown
+  is "$(<shown)" "image tag t$n:2 True"$'\n'"image untag t$n:2 True"
+  fails 125 'colour' events --filter colour=red
+  fails 125 'soon' events --until soon
+}
+
+test_events_killed() { # events: the end of one whose monitor was killed is noted by who sweeps it
+  own_state
+  background --name "t$n" /bin/sleep 1000
+  kill -KILL "$(monitor_of "t$n")"
+  wait_for test "$(state_of "t$n")" = exited
+  run 0 ps
+  noted event=die
+  is "$(<noted)" 'container die'
+  run 0 rm "t$n"
+}
+
+test_events_oom() { # events: that the kernel killed one for its memory limit is noted
+  need_limits memory
+  own_state
+  run 137 run --rm -m 24m "$PYTHON" -I -S -c 'bytearray(200 << 20)'
+  noted
+  is "$(grep -v create noted | tr '\n' ,)" 'container start,container oom,container die,container destroy,'
+}
+
+another_shown() { # a volume more each time: what came before the command listens isn't shown
+  "${mydocker[@]}" volume create "after$RANDOM" >/dev/null && [[ -s out ]]
+}
+
+test_events_follow() { # events: they are shown as they come, until --until or for ever
+  local follower
+  own_state
+  run 0 volume create before
+  start events --filter type=volume --format '{{.Action}} {{.Actor.ID}}'
+  follower=$pid
+  wait_for another_shown
+  run 0 volume create last
+  wait_for has out '^create last$'
+  is "$(grep -c before out)" 0
+  kill -INT "$follower"
+  ended 130
+  start events --since 1h --until "$(($(date +%s) + 2))" --format '{{.Actor.ID}}'
+  run 0 volume create later
+  ended 0
+  is "$(head -n 1 out)" before
+}
+
+test_events_bounded() { # events: two files of a megabyte are the most, and writers don't mix
+  local number=0 file
+  own_state
+  file=$MYDOCKER_ROOT/events.log
+  for _ in 1 2; do
+    run 0 volume create "before$number"
+    "$PYTHON" -I -c 'import sys
+with open(sys.argv[1], "a") as file:
+    while file.tell() < (1 << 20) - 500:  # room for some of the next lines
+        text = "x" * min(50000, (1 << 20) - 400 - file.tell())
+        file.write("{\"time\": %d, \"kind\": \"volume\", \"action\": \"fill\", \"id\": \"%s\", "
+                   "\"attributes\": {}}\n" % (10**18, text))' "$file"
+    for _ in 1 2 3 4 5 6; do
+      number=$((number + 1))
+      "${mydocker[@]}" volume create "v$number" >/dev/null &
+    done
+    wait
+  done
+  is "$(find "$MYDOCKER_ROOT" -maxdepth 1 -name 'events*' | wc -l)" 2
+  like "$(stat -c '%s %a' "$file" "$file.1")" '^[0-9]{1,6} 600
+10[0-9]{5} 600$'
+  echo '{"half a line' >>"$file" # the host lost its power
+  run 0 volume create healed
+  run 0 events --since 1h --until 0s --format '{{.Action}} {{.Actor.ID}}'
+  is "$(grep -c '^create v[7-9]$\|^create v1[0-2]$' <<<"$out")" 6
+  is "$(grep -c 'before0$' <<<"$out")" 0
+  like "$out" 'create healed$'
+}
+
 # ── Living with them ─────────────────────────────────────────────────────────
 
 test_detach() { # life: run -d prints the id when the command runs,
