@@ -51,11 +51,12 @@ every container milliseconds, so the others are imported where they are used.
 #             anonymous, lender
 #   record    what is on disk of a container: id, name, reference, image, layers, created, keep,
 #             args, cgroups, network, wants, volumes, own_volumes, labels, restart, restarts,
-#             stop_signal, stop_timeout, log; while it runs pid, pid_start, monitor, monitor_start,
+#             stop_signal, stop_timeout, log, health; while it runs pid, pid_start, monitor, monitor_start,
 #             started; then status, finished, oom, error, delay; of an engine's container engine,
 #             bundle, rootfs, annotations.  make_record, create_container, changed by change_record
 #   monitor   what only a living monitor has: spec, record, lock, attached, interactive, logged,
-#             stdin, typist, program, pid, master, outputs, typed, ports, before; cmd_run, relaunch
+#             stdin, typist, program, pid, master, outputs, typed, ports, before, check_at, checker;
+#             cmd_run, relaunch
 
 import sys
 assert (LEAST := (3, 8)) <= sys.version_info  # mydocker needs Python 3.8 or later: see python3 -V
@@ -1256,6 +1257,16 @@ def parse_moment(text, option):
         raise Failure(f"{option}, on {text}: not a time, such as 2026-01-08T09:32:52Z, 1767835972 "
                       "or 10m") from None
 
+def nanoseconds_of(text):
+    """A duration as Go has it, 1m30s or 500ms, in nanoseconds; None if it is none."""
+    import re
+    units = {"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
+    parts = re.findall(r"(\d{1,18}(?:\.\d{1,18})?)(ms|us|ns|h|m|s)", text, re.ASCII)
+    if text != "0" and (not parts or "".join(map("".join, parts)) != text):
+        return None
+    total = sum(int(float(number) * units[unit]) for number, unit in parts)
+    return total if total < 1 << 62 else None
+
 def apply_log_options(options):
     """Let --log-level travel to init: in the environment."""
     level = options["log-level"] or os.environ.get("MYDOCKER_LOG") or (
@@ -1689,6 +1700,8 @@ def start_container(monitor, birth=None):
             change_record(record, pid=birth.pid, pid_start=process_start(birth.pid),
                           started=time.time(), cgroups=record["cgroups"])
             note_container(record, "start")
+            if record.get("health"):
+                begin_checks(monitor)
     except (Failure, OSError):
         for end, _ in pipes:
             os.close(end)
@@ -2990,6 +3003,8 @@ def attend(monitor, small):
             set_terminal(0, monitor.pop("before"))
         if status is None:  # something failed here: no container outlives that
             kill_child(monitor["pid"])
+        if monitor.get("checker"):
+            kill_child(monitor.pop("checker"))
         for fd in monitor["outputs"]:
             os.close(fd)
         if monitor["master"] is not None:
@@ -3024,6 +3039,8 @@ class Watch:
         if self.status is not None:
             return
         if number == _signal.SIGCHLD:
+            if self.monitor.get("checker"):
+                end_check(self.monitor)
             gone, wait_status = os.waitpid(self.pid, os.WNOHANG)
             if gone:
                 self.status = exit_status(wait_status)
@@ -3056,6 +3073,8 @@ class Watch:
             self.kill_at = None
             thaw(self.monitor["record"]["cgroups"])
             os.kill(self.pid, _signal.SIGKILL)
+        if self.monitor.get("check_at") and now > self.monitor["check_at"]:
+            begin_check(self.monitor)
         if self.make_room_at is not None and now > self.make_room_at and self.is_idle():
             self.make_room_at = None
             keys = self.inputs[0] if self.inputs else None
@@ -3068,7 +3087,8 @@ class Watch:
     def next_deadline(self):
         """When to look again without any event, or None."""
         if self.status is None:
-            return self.kill_at or self.make_room_at
+            times = self.kill_at, self.make_room_at, self.monitor.get("check_at")
+            return min(filter(None, times), default=None)
         return time.monotonic() + LINGER if self.is_idle() else None
     def hang_up(self):
         """The caller's terminal is gone: so is the one inside, and PID 1 has GRACE seconds."""
@@ -5468,6 +5488,7 @@ def namespace_of(maps):
 #   stop          there when somebody asked it to end: its restart policy doesn't count
 #   halt          there, too, when that was the host, which went down
 #   container.log, .1, .2    what it said, the oldest last
+#   health.json   what its last health checks said
 #   upper, work   what the container wrote over its image's layers (overlayfs)
 #   rootfs        where its root is mounted, seen from inside only
 #   hosts, hostname, resolv.conf    bind-mounted over the image's
@@ -5526,7 +5547,12 @@ def make_record(options, plan, spec):
             "stop_signal": parse_signal(signal, "--stop-signal"),
             "stop_timeout": parse_number(given(options, "stop-timeout", str(GRACE)),
                                          "--stop-timeout", -1),
-            "log": plan_log(options)}
+            "log": plan_log(options),
+            "health": checks_wanted(options, image) and plan_health(options, image)}
+
+def checks_wanted(options, image):
+    """True if a container may have health checks: most have none, and load nothing for it."""
+    return bool(options["health-cmd"] or image.get("Healthcheck"))
 
 def label_lines(path):
     """The lines of a --label-file, each K=V; empty ones and # comments are skipped."""
@@ -6271,6 +6297,7 @@ PS_FILTERS = {  # what `ps --filter KEY=VALUE` keeps
     "ancestor": lambda record, value: value in (record["reference"], record["image"]) or (
         full_name(value) == full_name(record["reference"] or "none")),
     "volume": lambda record, value: value in record["volumes"],
+    "health": lambda record, value: health_of(record) == value,
 }
 
 @command("[OPTIONS] [ID]", "list the containers; with the ID of an engine's container its pids",
@@ -6309,6 +6336,8 @@ def ps_row(record, options):
               "exited": "Exited ({status}) {ended} ago"}[state].format(
         up=age_of(record.get("started", 0)), ended=age_of(record.get("finished", 0)),
         status=record.get("status"))
+    if state == "running" and record.get("health"):
+        status += health_note(record)
     row = {"ID": record["id"] if options["no-trunc"] else record["id"][:12],
            "Image": record["reference"] or "-", "Names": record["name"], "State": state,
            "Command": shorten(command, len(command) if options["no-trunc"] else 20),
@@ -6372,12 +6401,13 @@ def inspected(name):
                   "Pid": record.get("pid") or 0,
                   "ExitCode": record.get("status") or 0, "Error": record.get("error", ""),
                   "StartedAt": log_time_of(record.get("started")),
-                  "FinishedAt": log_time_of(record.get("finished"))},
+                  "FinishedAt": log_time_of(record.get("finished")), **health_shown(record)},
         "RestartCount": record["restarts"], "LogPath": container_path(record, "container.log"),
         "Config": {"Hostname": spec["hostname"], "User": process["user"]["username"],
                    "Tty": process["terminal"], "Env": process["env"], "Cmd": record["args"],
                    "Image": record["reference"], "WorkingDir": process["cwd"],
-                   "Labels": record["labels"], "StopSignal": str(record["stop_signal"])},
+                   "Labels": record["labels"], "StopSignal": str(record["stop_signal"]),
+                   "Healthcheck": record.get("health")},
         "HostConfig": {"AutoRemove": not record["keep"], "RestartPolicy": {
             "Name": record["restart"].partition(":")[0]},
             "ReadonlyRootfs": spec["root"]["readonly"], **limits_shown(linux["resources"])},
@@ -6440,6 +6470,189 @@ def cmd_top(_, words):
             if os.readlink(f"/proc/{pid}/ns/pid") == namespace:
                 pids.append(pid)
     show(process_table(pids, words[1:]))
+
+# ── 19c. Health checks ───────────────────────────────────────────────────────
+# A container may have a command that says whether it does its work, not only runs: --health-cmd, or
+# the image's Healthcheck.  Its monitor has that run now and then, as `exec` would, by a process of
+# its own: `health`, which waits for it, reads what it says and keeps the last results beside the
+# record, in health.json.  The monitor itself only starts that, and hears of its end by a signal: no
+# check, however long, delays what it carries.  What counts as healthy is docker's rule.
+
+STARTING = 1  # the status of `health` while a container has time to start, and hasn't yet
+HEALTH_DEFAULTS = {"Interval": 30 * 10**9, "Timeout": 30 * 10**9, "StartPeriod": 0,
+                   "StartInterval": 5 * 10**9, "Retries": 3}  # nanoseconds, as images have them
+HEALTH_OUTPUT = 4096  # bytes kept of what a check says
+HEALTH_LOG = 5  # results kept
+HEALTH_OPTIONS = (
+    ("--health-cmd", "COMMAND", "a shell command that fails if it doesn't do its work"),
+    ("--health-interval", "DURATION", "time between two checks: 1m30s (default: 30s)"),
+    ("--health-timeout", "DURATION", "what takes longer has failed (default: 30s)"),
+    ("--health-retries", "N", "it is unhealthy after so many failures in a row (default: 3)"),
+    ("--health-start-period", "DURATION", "its time to start, in which no failure counts"),
+    ("--health-start-interval", "DURATION", "time between two checks then (default: 5s)"))
+offer("run", *HEALTH_OPTIONS, ("--no-healthcheck", "", "without the image's check"))
+
+def plan_health(options, image):
+    """How a container's health is checked, in the form of an image's Healthcheck; None if not."""
+    typed = {name: options[name] for name, *_ in (row[0][2:].split() for row in HEALTH_OPTIONS)
+             if options[name] is not None}
+    if options["no-healthcheck"]:
+        if typed:
+            raise Failure(f"--no-healthcheck: it can't go with --{min(typed)}")
+        return None
+    row, command = dict(image.get("Healthcheck") or {}), typed.pop("health-cmd", "")
+    if command:
+        row["Test"] = ["CMD-SHELL", command]
+    for name, text in typed.items():
+        key = "".join(map(str.capitalize, name.split("-")[1:]))
+        if key == "Retries":
+            row[key] = parse_number(text, f"--{name}")
+            continue
+        row[key] = nanoseconds_of(text)
+        if row[key] is None or 0 < row[key] < 10**6:
+            raise Failure(f"--{name}, on {as_typed(text)}: not a duration from 1ms up, such as 30s")
+    test = row.get("Test") or ["NONE"]
+    if test[0] not in ("CMD", "CMD-SHELL") or len(test) < 2:
+        return None
+    shell = image.get("Shell") or ["/bin/sh", "-c"]
+    return {"Test": test, "Shell": shell, **{
+        key: row.get(key) or default for key, default in HEALTH_DEFAULTS.items()}}
+
+# In the monitor
+
+def begin_checks(monitor):
+    """Let the checks of a container begin, that starts now."""
+    record = monitor["record"]
+    health = record["health"]
+    write_json(container_path(record, "health.json"),
+               {"Status": "starting", "FailingStreak": 0, "Log": []})
+    wait = health["StartInterval" if health["StartPeriod"] else "Interval"]
+    monitor.update(checker=None, check_at=time.monotonic() + wait / 10**9)
+
+def begin_check(monitor):
+    """Start a check; or end one that should have ended long ago by itself."""
+    if monitor["checker"]:
+        os.kill(monitor["checker"], _signal.SIGKILL)
+        monitor["check_at"] = None
+        return
+    record, program = monitor["record"], monitor["program"]
+    monitor["check_at"] = time.monotonic() + record["health"]["Timeout"] / 10**9 + GRACE
+    os.set_inheritable(program, True)
+    actions = [(os.POSIX_SPAWN_CLOSE, fd) for fd in open_fds()  # a lock, for one
+               if fd != program and os.get_inheritable(fd)]
+    actions += [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+    words = [own_python(), "-I", "-S", "-X", "utf8", f"/proc/self/fd/{program}", "health",
+             record["id"]]
+    with tolerate(errno.EAGAIN, errno.ENOMEM):  # the host is full: the next time
+        monitor["checker"] = os.posix_spawn("/proc/self/exe", words, os.environ,
+                                            file_actions=actions, setsigmask=())
+
+def end_check(monitor):
+    """Bury a check that has ended, and say when the next one is due."""
+    gone, wait_status = os.waitpid(monitor["checker"], os.WNOHANG)
+    if gone:
+        health = monitor["record"]["health"]
+        is_starting = exit_status(wait_status) == STARTING
+        wait = health["StartInterval" if is_starting else "Interval"]
+        monitor.update(checker=None, check_at=time.monotonic() + wait / 10**9)
+
+# A check
+
+@command("ID", HIDDEN, takes=ONE)
+def cmd_health(_, words):
+    """Check a container once, for its monitor: that one waits, and takes us along when it dies."""
+    prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
+    record = find_container(words[0])
+    if os.getppid() != record["monitor"] or not record.get("health"):
+        raise Failure("health: it can't be typed, only a monitor does it")
+    if is_paused(record["cgroups"]):
+        return 0
+    begin = time.time()
+    status, said = probe(record, record["health"])
+    return keep_result(record, {"Start": log_time_of(begin), "End": log_time_of(time.time()),
+                                "ExitCode": status, "Output": said})
+
+def probe(record, health):
+    """Run a check's command in a container: (its status, what it said)."""
+    spec = read_json(container_path(record, "config.json"))
+    kind, *args = health["Test"]
+    if kind == "CMD-SHELL":
+        args = [*health["Shell"], *args]
+    end, ours = os.pipe()
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in (1, 2):
+        os.dup2(ours, fd)
+    os.close(ours)
+    state = {"record": record, "linux": spec["linux"], "stdin": null}
+    try:
+        start_process(state, Birth("join"), dict(spec["process"], args=args, terminal=False))
+    except (Failure, OSError, ValueError) as error:
+        message, status, _ = describe(error, "health")
+        return status, message
+    for fd in (1, 2):
+        os.dup2(null, fd)
+    return await_result(state["pid"], end, health["Timeout"])
+
+def await_result(pid, end, timeout):
+    """Wait for a check's command: (its status, what came from END); -1 if it takes too long."""
+    deadline, said, streams = time.monotonic() + timeout / 10**9, b"", [end]
+    os.set_blocking(end, False)
+    with Descriptor(watch_signals()) as signals:
+        while True:
+            gone, wait_status = os.waitpid(pid, os.WNOHANG)
+            left = deadline - time.monotonic()
+            ready = readable_fds([signals, *streams], max(left, 0.001)) if not gone else streams
+            if end in ready:
+                with tolerate(errno.EAGAIN):
+                    data = os.read(end, 1 << 16)
+                    said = (said + data)[:HEALTH_OUTPUT]
+                    streams = streams if data else []
+            if gone:
+                return exit_status(wait_status), said.decode("utf-8", "replace")
+            if left <= 0:
+                kill_child(pid)
+                return -1, f"Health check exceeded timeout ({timeout / 10**9:g}s)"
+            take_signals(signals)
+
+def keep_result(record, row):
+    """Add a check's result to what is known of a container's health: docker's rule."""
+    path, health = container_path(record), record["health"]
+    with hold(path):
+        known = read_json(path + "/health.json")
+        before, streak = known["Status"], known["FailingStreak"] + 1
+        in_time = before == "starting" and (
+            time.time() < record["started"] + health["StartPeriod"] / 10**9)
+        if row["ExitCode"] == 0:
+            known.update(Status="healthy", FailingStreak=0)
+        elif not in_time:
+            status = "unhealthy" if streak >= health["Retries"] else before
+            known.update(Status=status, FailingStreak=streak)
+        known["Log"] = [*known["Log"], row][-HEALTH_LOG:]
+        write_json(path + "/health.json", known)
+    if known["Status"] != before:
+        note_container(record, f"health_status: {known['Status']}")
+    return STARTING if in_time and row["ExitCode"] else 0
+
+# What is shown of it
+
+def health_of(record):
+    """Docker's word for a container's health: none if nobody checks it."""
+    if not record.get("health"):
+        return "none"
+    with tolerate(errno.ENOENT):
+        return read_json(container_path(record, "health.json"))["Status"]
+    return "none"  # it hasn't started yet
+
+def health_note(record):
+    """What `ps` adds to the status of a container that runs."""
+    word = health_of(record)
+    return {"none": "", "starting": " (health: starting)"}.get(word, f" ({word})")
+
+def health_shown(record):
+    """What `inspect` adds to the state of a container."""
+    with tolerate(errno.ENOENT):
+        return {"Health": read_json(container_path(record, "health.json"))}
+    return {}
 
 offer("run",
       ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
@@ -7794,7 +8007,9 @@ MANIFEST = {"manifests": [DESCRIPTOR],  # an index
             "layers": [DESCRIPTOR], "config": DESCRIPTOR, "mediaType": str}
 RUN_CONFIG = {"Entrypoint": [str], "Cmd": [str], "Env": [str], "WorkingDir": str, "User": str,
               "StopSignal": str, "Volumes": {str: dict}, "Labels": {str: str},
-              "ExposedPorts": {str: dict}}
+              "ExposedPorts": {str: dict}, "Shell": [str],
+              "Healthcheck": {"Test": [str], "Interval": (int,), "Timeout": (int,),
+                              "StartPeriod": (int,), "StartInterval": (int,), "Retries": (int,)}}
 HISTORY = {"created": str, "created_by": str, "author": str, "comment": str, "empty_layer": bool}
 CONFIG = {"config": RUN_CONFIG, "rootfs": {"diff_ids": [DIGEST]}, "history": [HISTORY],
           "created": str, "author": str, **DESCRIPTOR["platform"]}
@@ -9882,15 +10097,10 @@ def split_pairs(step, escape):
 
 def parse_duration(text, step, flag):
     """A duration of Go's, 1m30s, in nanoseconds."""
-    import re
-    units = {"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
-    parts = re.findall(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)(ms|us|ns|h|m|s)", text)
-    if text != "0" and (not parts or "".join(map("".join, parts)) != text):
+    duration = nanoseconds_of(text)
+    if duration is None:
         raise step.no(f"--{flag}={text} is no duration, such as 30s")
-    total = sum(int(float(number) * units[unit]) for number, unit in parts)
-    if total >= 1 << 63:
-        raise step.no(f"--{flag}={text} is longer than a config can say")
-    return total
+    return duration
 
 # Modes
 
@@ -10134,7 +10344,7 @@ def step_shell(stage, step):
     stage.change(step, Shell=words)
 
 def step_healthcheck(stage, step):
-    """It is kept in the config for others; the flags are Docker's names in other letters."""
+    """What `run` checks a container's health by; the flags are Docker's names in other letters."""
     kind, _, rest = step.rest.partition(" ")
     check_row, step.rest = {}, rest.strip()
     if kind.upper() == "NONE":

@@ -5213,6 +5213,132 @@ test_create() { # life: create makes what `run` would, and start starts it; what
 }
 
 
+health_is() { # health_is NAME WORD: of docker's
+  [[ $("${mydocker[@]}" inspect -f '{{.State.Health.Status}}' "$1") == "$2" ]]
+}
+
+checked() { # checked NAME COUNT: so many results are kept
+  [[ $("${mydocker[@]}" inspect -f '{{json .State.Health.Log}}' "$1" | grep -o ExitCode |
+    wc -l) -ge $2 ]]
+}
+
+test_health() { # health: the monitor has --health-cmd run again and again; ps, inspect and events show
+  # what comes of it, by docker's rules
+  local name=t$n monitor
+  own_state
+  mkdir shared
+  background --name "$name" -v "$PWD/shared:/mnt" --health-interval 50ms --health-retries 2 \
+    --health-start-period 1h --health-start-interval 50ms --health-cmd \
+    'echo tried; test -e /mnt/well' /bin/sh -c 'trap "exit 5" TERM; while :; do sleep 0.1; done'
+  run 0 ps
+  like "$out" 'Up [^(]*\(health: starting\)'
+  wait_for checked "$name" 5
+  run 0 ps -q --filter health=starting # an hour's failures don't count
+  like "$out" '^[0-9a-f]{12}$'
+  touch shared/well
+  wait_for health_is "$name" healthy
+  run 0 ps --filter health=healthy
+  like "$out" 'Up [^(]*\(healthy\)'
+  rm shared/well
+  wait_for health_is "$name" unhealthy # but when it has been well once, they do
+  run 0 ps --filter health=unhealthy
+  like "$out" 'Up [^(]*\(unhealthy\)'
+  run 0 inspect "$name"
+  "$PYTHON" -I -c 'import json, sys
+found, = json.load(sys.stdin)
+health, log = found["State"]["Health"], found["State"]["Health"]["Log"]
+print(health["FailingStreak"] > 1, len(log), log[-1]["ExitCode"], log[-1]["Output"].strip(),
+      log[-1]["Start"] < log[-1]["End"], found["Config"]["Healthcheck"]["Test"])
+' <"$scratch/stdout" >found
+  is "$(<found)" "True 5 1 tried True ['CMD-SHELL', 'echo tried; test -e /mnt/well']"
+  monitor=$(monitor_of "$name")
+  wait_for made_room "$monitor"
+  run 0 restart -t 0 "$name"
+  run 0 ps
+  like "$out" 'Up [^(]*\(health: starting\)'
+  touch shared/well
+  wait_for health_is "$name" healthy
+  run 0 stop "$name"
+  is "$(state_of "$name")" exited
+  run 0 rm "$name"
+  run 0 events --since 1h --until 0s --filter event=health_status --format '{{.Action}}'
+  is "$(tr '\n' , <<<"$out")" \
+    'health_status: healthy,health_status: unhealthy,health_status: healthy,'
+  nothing_on_record
+  fails 125 'it can.t go with --health-cmd' run --no-healthcheck --health-cmd x /bin/true
+  fails 125 '--health-interval, on soon' run --health-interval soon --health-cmd x /bin/true
+  fails 125 '--health-timeout, on 1us' run --health-timeout 1us --health-cmd x /bin/true
+  fails 125 '--health-retries, on -1' run --health-retries -1 --health-cmd x /bin/true
+}
+
+has_children() { # has_children PID COUNT
+  [[ $(children "$1" | wc -l) == "$2" ]]
+}
+
+test_health_slow() { # health: a check that hangs is ended in time, and holds up nothing of its monitor
+  local name=t$n monitor
+  own_state
+  background --name "$name" --health-interval 50ms --health-timeout 300ms --health-retries 1 \
+    --health-cmd 'echo begun; exec sleep 1000' /bin/sh -c 'exec sleep 1000'
+  wait_for health_is "$name" unhealthy
+  run 0 inspect -f '{{json .State.Health.Log}}' "$name"
+  like "$out" '"ExitCode": -1, "Output": "Health check exceeded timeout \(0.3s\)"'
+  run 0 rm -f "$name"
+  background --name "$name" --health-interval 50ms --health-cmd 'exec sleep 1000' /bin/sh -c 'while :; do echo x; sleep 0.01; done' # and no time-out to come
+  monitor=$(monitor_of "$name")
+  wait_for has_children "$monitor" 2
+  run 0 logs -n 1 "$name"
+  is "$out" x
+  run 0 rm -f "$name"
+  wait_for gone "$monitor"
+  is "$(grep -laE "health.$id" /proc/[0-9]*/cmdline 2>/dev/null || :)" ''
+  nothing_on_record
+}
+
+test_health_image() { # health: an image's own check is carried out, unless the command line has another;
+  # a strange one is refused
+  make_image "t$n:1"
+  printf 'FROM t%s:1\n%s\n' "$n" 'HEALTHCHECK --interval=50ms --retries=1 CMD ["/bin/ls", "/none"]' \
+    >Dockerfile
+  run 0 build --network none -t "t$n:2" .
+  background --name a --network none "t$n:2" /bin/sh -c 'exec sleep 1000'
+  wait_for health_is a unhealthy
+  run 0 inspect -f '{{json .State.Health.Log}}' a
+  like "$out" '"ExitCode": [12], "Output": "[^"]*none'
+  background --name b --network none --no-healthcheck "t$n:2" /bin/sh -c 'exec sleep 1000'
+  background --name c --network none --health-cmd true "t$n:2" /bin/sh -c 'exec sleep 1000'
+  wait_for health_is c healthy
+  run 0 ps --filter health=none --format '{{.Names}} {{.Status}}'
+  like "$out" '^b Up [^(]*$'
+  run 0 rm -f a b c
+  printf 'FROM t%s:2\nHEALTHCHECK NONE\n' "$n" >Dockerfile
+  run 0 build --network none -t "t$n:3" .
+  background --name d --network none "t$n:3" /bin/sh -c 'exec sleep 1000'
+  run 0 inspect -f '{{json .State}}' d
+  unlike "$out" Health
+  run 0 rm -f d
+  set_config "t$n:1" '{"Healthcheck": {"Test": ["CMD-SHELL", "true"], "Interval": -1}}' 125
+  set_config "t$n:1" '{"Healthcheck": {"Test": ["CMD-SHELL", 5]}}' 125
+  set_config "t$n:1" '{"Healthcheck": {"Test": ["CMD", "/nonesuch"], "Interval": 50000000,
+                                       "Timeout": 9223372036854775807, "Retries": 1}}'
+  background --name e --network none "t$n:1" /bin/sh -c 'exec sleep 1000'
+  wait_for health_is e unhealthy
+  run 0 inspect -f '{{json .State.Health.Log}}' e
+  like "$out" '"ExitCode": 127, "Output": "[^"]*nonesuch'
+  run 0 rm -f e
+}
+
+test_health_attached() { # health: in the foreground a check reads nothing of the caller's, nor says
+  # anything there
+  own_state
+  mkdir shared
+  tty 0 '^ready$' $'end\n' -- "${mydocker[@]}" run -it --rm -v "$PWD/shared:/mnt" \
+    --health-interval 50ms --health-cmd 'cat; echo seen | tee -a /mnt/said' \
+    /bin/sh -c 'until [ -s /mnt/said ]; do sleep 0.1; done; echo ready; read line; echo "got $line"'
+  like "$out" 'got end'
+  unlike "$out" seen
+}
+
 # ── Volumes and cp ───────────────────────────────────────────────────────────
 
 test_bind_mounts() { # volumes: -v shows directories and files of the host's;
