@@ -142,7 +142,7 @@ RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 # linux/prctl.h
 
 # linux/prctl.h, linux/seccomp.h, linux/capability.h
-LINUX_CAPABILITY_VERSION_3, CAP_SETGID, CAP_SYS_ADMIN = 0x20080522, 6, 21
+LINUX_CAPABILITY_VERSION_3, CAP_SETGID, CAP_SYS_CHROOT, CAP_SYS_ADMIN = 0x20080522, 6, 18, 21
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER = 1, 4, 8, 36
 PR_SET_NAME = 15
 
@@ -392,8 +392,6 @@ def hint_for(error):
         return f"no more namespaces are allowed, see sysctl {' '.join(limits) or 'user'}"
     if error.errno == errno.EACCES and call == "execvp":
         return "the user namespace's root can't reach this Python: one in /usr/bin can be reached"
-    if not os.path.exists("/proc/self"):
-        return "/proc must be mounted: mount -t proc proc /proc"
     if error.errno == errno.EPERM and '"proc"' in str(error.filename) and proc_is_covered():
         return ("parts of /proc are covered, as in a container of others: there the kernel lets no "
                 "user namespace have a whole one; docker run --security-opt systempaths=unconfined")
@@ -1620,6 +1618,7 @@ def reexec_inside(role, channel, program, outlive):
     if not outlive:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # if run dies, however it dies, so do we
     os.unshare(CLONE_NEWNS)  # a mount table of its own
+    leave_chroot()
     mount(None, "/", None, MS_REC | MS_SLAVE, None)  # what we mount, the host must not see
     places = mapped_places(python)
     for path in places:
@@ -1632,6 +1631,42 @@ def reexec_inside(role, channel, program, outlive):
         del os.environ[name]  # nothing of the caller's is to be seen inside
     with call_named("execvp"):
         os.execvp(python, [*words, role, str(channel.fileno()), *places])  # this file again
+
+def leave_chroot():
+    """Make the root of a chroot(2) that we may be in that of our mount namespace, a new one.  Its
+    own is the host's: who has CAP_SYS_CHROOT inside could climb there, and whoever joins a
+    container would start there.  See setns(2)."""
+    if not has_power(CAP_SYS_CHROOT):  # nor has the container, then
+        return
+    here, root = (Descriptor(os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in (".", "/"))
+    with here, root, Descriptor(os.open("/proc/self/fd", OPEN_DIR)) as fds:
+        with open_namespace("/proc/self/ns/mnt") as own:
+            os.setns(own, CLONE_NEWNS)  # to the root of these mounts: in a chroot it is another
+        path, work = (os.readlink(str(fd), dir_fd=fds) for fd in (root, here))
+        os.fchdir(root)
+        if path == "/":
+            os.chroot(".")  # not what was mounted over it since
+            os.fchdir(here)
+        else:
+            turn_to_root(root, path)
+            with tolerate(errno.ENOENT):
+                os.chdir("/" + os.path.relpath(work, path))
+
+def turn_to_root(root, path):
+    """Make the directory ROOT, at PATH and where we are, the only root that there is."""
+    mount(None, "/", None, MS_REC | MS_SLAVE, None)  # the next ones the host must not see
+    mount(".", ".", None, MS_BIND | MS_REC, None)  # the chroot's directory, as a mount
+    os.chdir(path)  # what lies there now
+    if not os.path.samestat(os.stat("."), os.fstat(root)):
+        raise Failure(f"chroot, on {path}: it was moved meanwhile")
+    try:
+        pivot_root(".", ".")  # it is "/"; the host's root lies on top of it
+        umount2(".", MNT_DETACH)  # and is gone
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        move_root(path)  # the host's is a ramdisk
+    os.chdir("/")
 
 def own_python():
     """This Python's file, by a name that it has here: the kernel doesn't know any after a change of
@@ -7612,6 +7647,7 @@ def container_root(record, volumes=True):
         return os.open(f"/proc/{live_pid(record)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     spec = read_json(path + "/config.json")
     os.unshare(CLONE_NEWNS)
+    leave_chroot()
     mount(None, "/", None, MS_REC | MS_PRIVATE, None)  # what is mounted here the host won't see
     top = spec["root"]["path"]
     if record["layers"]:
@@ -11349,6 +11385,7 @@ def cmd_build(options, words):
     for number in (_signal.SIGTERM, _signal.SIGHUP):
         _signal.signal(number, stop_build)
     os.unshare(CLONE_NEWNS)
+    leave_chroot()
     mount(None, "/", None, MS_REC | MS_PRIVATE, None)  # what is mounted here the host won't see
     with ImageAdder(using_images()):
         build = Build(options)
@@ -14678,6 +14715,7 @@ def attempt(action):
 def try_overlay():
     """Mount an overlay, in a mount namespace of this process's own."""
     os.unshare(CLONE_NEWNS)
+    leave_chroot()
     mount(None, "/", None, MS_REC | MS_PRIVATE, None)
     mount("tmpfs", "/proc", "tmpfs", 0, None)
     os.chdir("/proc")
@@ -16265,7 +16303,8 @@ def overview():
 
 def usual_root():
     """Where the state is kept if nothing else is said: a user has his own."""
-    if os.geteuid() == 0 and (not in_user_namespace()
+    if os.geteuid() == 0 and (not os.path.exists("/proc/self/ns/user")  # see check_proc
+                              or not in_user_namespace()
                               or os.access(os.path.dirname(STATE_ROOT), os.W_OK)):
         return STATE_ROOT
     own = "~/.local/share"
@@ -16300,17 +16339,32 @@ def dispatch(words):
     least, most = row["takes"]
     if not least <= len(words) <= most:
         raise Failure(f"{name}: it takes {row['usage']}", hint=f"mydocker {name} --help")
+    if name not in POWERLESS or name == "info":
+        check_proc()
     if name not in POWERLESS and not has_power():
         enter_own_user_namespace()
     return run_command(name, options, words)
 
+def check_proc():
+    """In a chroot(2) it may be missing, or be that of other processes: nothing goes without it."""
+    if not os.path.exists("/proc/self/fd"):
+        why = "it must be mounted"
+        if os.path.exists("/proc/mounts") or os.path.exists("/proc/uptime"):
+            why = "it is another PID namespace's, and must be mounted anew"
+        raise Failure(f"start, on /proc: {why}", hint="mount -t proc proc /proc")
+
 def fill_descriptors():
     """Make closed standard descriptors /dev/null, for us and for the command: the next file that is
     opened would get the number of one."""
-    with blame(f"start, on {os.devnull}"):
+    try:
         while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
             os.set_inheritable(fd, True)
-    os.close(fd)
+        why = "" if stat.S_ISCHR(os.fstat(fd).st_mode) else "it is no device"
+        os.close(fd)
+    except OSError as error:
+        why = reason(error)
+    if why:
+        raise Failure(f"start, on {os.devnull}: {why}", hint="mount -t devtmpfs dev /dev")
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:  # it was closed when Python started
             setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))

@@ -1633,6 +1633,62 @@ test_shared_root() { # root: nothing reaches a host whose mounts are shared, as 
     cmp before /proc/self/mountinfo; [[ -e /proc/\$\$/stat ]]" bash "${mydocker[@]}"
 }
 
+test_chroot() { # root: from a chroot(2), whose directory is a mount point or isn't, no way leads to
+  # the root around it: not out of a container, and not by exec
+  need unshare mount chroot overlay
+  own_state
+  small_root root
+  touch root/inside
+  cat >climb.py <<'END'
+import os
+top = os.open("/", os.O_RDONLY)
+os.chroot("/tmp")
+os.fchdir(top)
+for _ in range(50):
+    os.chdir("..")
+print(*os.listdir("."))
+END
+  PYTHON=$PYTHON own_mounts '
+    for top in bound plain; do
+      mkdir "$top"
+      [ "$top" = plain ] || mount --bind "$top" "$top"
+      touch "$top/around"
+      for path in "/$(cut -d/ -f2 <<<"$PWD")" /*; do
+        if [ -L "$path" ]; then
+          cp -a "$path" "$top"
+        elif [ -d "$path" ] && [ ! -d "$top$path" ]; then
+          mkdir "$top$path"
+          mount --rbind "$path" "$top$path"
+        fi
+      done
+      words=(chroot "$PWD/$top" "$@")
+      [ "$("${words[@]}" run /bin/sh -c "cd /; echo ar*")" = around ]
+      [ "$("${words[@]}" run "$PYTHON" -I "$PWD/climb.py" | tr " " "\n" | grep around)" = around ]
+      "${words[@]}" import "$PWD/root" "$top" >/dev/null
+      [ "$("${words[@]}" run --rm "$top" /bin/sh -c "cd /; echo in*; cd tmp; pwd")" = "inside
+/tmp" ]
+      "${words[@]}" run -d --name c --network none "$top" sleep 1000 >/dev/null
+      [ "$("${words[@]}" exec c /bin/sh -c "cd /; echo in*")" = inside ]
+      "${words[@]}" cp c:/inside "$PWD/out"
+      "${words[@]}" stop -t 0 c >/dev/null
+      "${words[@]}" cp c:/inside "$PWD/out"
+      "${words[@]}" rm c >/dev/null
+      "${words[@]}" info overlay >/dev/null
+      umount -R "$top/proc"
+      status=0
+      env -u MYDOCKER_ROOT "${words[@]}" ps >out 2>err || status=$?
+      [ "$status $(cat out err)" = "125 mydocker: start, on /proc: it must be mounted
+hint: mount -t proc proc /proc" ]
+      mount --bind /sys "$top/dev" # something that has no null
+      status=0
+      "${words[@]}" ps >out 2>err || status=$?
+      [ "$status" = 125 ]
+      grep "^mydocker: start, on /dev/null: no such file or directory" err
+      grep "^hint: mount -t devtmpfs" err
+    done'
+  nothing_on_record
+}
+
 test_twenty_runs() { # root: twenty runs in a row leave nothing
   local i
   export MYDOCKER_ROOT=$PWD/state # a fresh one
@@ -4261,8 +4317,8 @@ test_rootless_hidden() { # rootless: where /proc is covered, or missing, the hin
   fails 125 'mount' run --rootfs root /bin/sh -c :
   like "$err" 'hint: parts of /proc are covered'
   mydocker=(unshare -m bash -ec 'mount -t tmpfs none /proc; exec "$@"' bash "${program[@]}")
-  fails 125 '' run /bin/true
-  like "$err" 'hint: /proc must be mounted'
+  fails 125 'on /proc: it must be mounted' run /bin/true
+  like "$err" 'hint: mount -t proc'
 }
 
 test_weak_root() { # rootless: root without CAP_SYS_ADMIN has all ids that it sees
