@@ -896,21 +896,42 @@ def process_fd(pid, start):
 
 def send_signal(pid, start, number):
     """Send a signal to that process; False if it is gone."""
-    fd = process_fd(pid, start)
-    if fd is None:
-        return False
-    with fd, tolerate(errno.ESRCH):
-        pidfd_send_signal(fd, number, 0, 0)
+    with tolerate(errno.ESRCH):
+        try:
+            fd = process_fd(pid, start)
+            if fd is None:
+                return False
+            with fd:
+                pidfd_send_signal(fd, number, 0, 0)
+        except OSError as error:
+            if error.errno not in NOT_TO_BE_HAD:
+                raise
+            if process_start(pid) != start:
+                return False
+            os.kill(pid, number)  # in between, it could become another's pid: once in 4 million
         return True
     return False
 
 def wait_process(pid, start, seconds):
     """Wait for that process to end, at most so long; False if it has not."""
-    fd = process_fd(pid, start)
-    if fd is None:
-        return True
-    with fd:
-        return bool(readable_fds([fd], seconds))
+    try:
+        fd = process_fd(pid, start)
+        if fd is None:
+            return True
+        with fd:
+            return bool(readable_fds([fd], seconds))
+    except OSError as error:
+        if error.errno not in NOT_TO_BE_HAD:
+            raise
+    end = time.monotonic() + seconds
+    while lives(pid, start) and time.monotonic() < end:
+        time.sleep(0.01)
+    return not lives(pid, start)
+
+def lives(pid, start):
+    """True until that process has ended, whether somebody has waited for it or not."""
+    state, started = process_state(pid)
+    return started == start and state not in ("Z", "X", None)
 
 def readable_fds(fds, seconds=None):
     """Wait until one of the descriptors can be read, or for that time; returns those that can."""
@@ -929,12 +950,6 @@ def poll_until(poll, deadline):
         ready = poll.poll(left)
         if ready or left is not None and time.monotonic() >= deadline:
             return ready
-
-def kill_child(pid):
-    """Kill a container's PID 1, and with it all of its processes, and wait for it."""
-    with tolerate(errno.ESRCH, errno.ECHILD):  # it has been waited for already
-        os.kill(pid, _signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 def pairs_of(texts):
     """NAME=VALUE texts as {name: value}."""
@@ -1701,6 +1716,12 @@ def set_read_only(path):
 
 def watch_signals():
     """A descriptor that becomes readable when one of the blocked signals arrives: signalfd(2)."""
+def kill_child(pid):
+    """Kill a container's PID 1, and with it all of its processes, and wait for it."""
+    with tolerate(errno.ESRCH, errno.ECHILD):  # it has been waited for already
+        os.kill(pid, _signal.SIGKILL)
+        os.waitpid(pid, 0)
+
     mask = bytearray(128)  # sigset_t of both C libraries
     for number in FORWARDED | {_signal.SIGCHLD}:
         mask[(number - 1) // 8] |= 1 << (number - 1) % 8
@@ -3232,6 +3253,27 @@ CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINU
 NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT
 SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
 AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ
+def await_end(record):
+    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't
+    there yet.  A lock would be waited for for ever if somebody stopped the monitor."""
+    try:
+        monitor, first = process_fd(record["monitor"], record["monitor_start"]), None
+    except OSError as error:
+        if error.errno not in NOT_TO_BE_HAD:
+            raise
+        time.sleep(0.05)
+        return
+    if monitor is None:
+        return
+    with monitor:
+        if is_alive(record):
+            first = process_fd(record["pid"], record["pid_start"])
+        if first is None:
+            readable_fds([monitor], 0.1)
+            return
+        with first:
+            readable_fds([monitor, first])
+
 PERFMON BPF CHECKPOINT_RESTORE""".split()]  # linux/capability.h, in its order
 DEFAULT_CAPABILITIES = 0xa80425fb  # Docker's fourteen of them, as bits
 MASKED_PATHS = """/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys
@@ -6163,21 +6205,6 @@ def cmd_wait(_, name):
             return str(record["status"])  # of the run before: it was started again at once
     except FileNotFoundError:  # it is gone since
         return "0"
-
-def await_end(record):
-    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't
-    there yet.  A lock would be waited for for ever if somebody stopped the monitor."""
-    monitor, first = process_fd(record["monitor"], record["monitor_start"]), None
-    if monitor is None:
-        return
-    with monitor:
-        if is_alive(record):
-            first = process_fd(record["pid"], record["pid_start"])
-        if first is None:
-            readable_fds([monitor], 0.1)
-            return
-        with first:
-            readable_fds([monitor, first])
 
 @command("[OPTIONS] CONTAINER...", "remove containers, with what they wrote",
          ("-f --force", "", "also if it runs: it's killed first"),

@@ -4428,6 +4428,37 @@ test_truth() { # life: ps tells the truth after kill -9, after a reboot,
   cp -a state after
   run 0 rm -f a
   MYDOCKER_ROOT=$PWD/after run 0 ps -a --format '{{.State}}'
+test_pidfd_forbidden() { # life: where a filter around us forbids pidfds, signals find their way, and
+  # what has ended is noticed
+  cat >filtered.py <<'END'
+import ctypes, os, struct, sys
+
+rows = ((0x20, 0, 0, 0), (0x15, 1, 0, 434), (0x15, 0, 1, 424),  # pidfd_open, pidfd_send_signal
+        (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000))
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in rows))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 5, ctypes.addressof(code)))
+assert ctypes.CDLL(None).prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP
+os.execv(sys.argv[1], sys.argv[1:])
+END
+  own_state
+  mydocker=("$PYTHON" -I "$PWD/filtered.py" "${mydocker[@]}")
+  run 1 info pidfd
+  like "$out" 'pidfd +no '
+  run 0 run -d --name one /bin/sh -c 'trap "exit 5" TERM; touch ready; while :; do sleep 0.05; done'
+  wait_for test -e ready
+  run 0 exec one /bin/true
+  run 0 kill -s CONT one
+  run 0 stop one
+  run 0 wait one
+  is "$out" 5
+  run 0 run -d --name two /bin/sleep 1000
+  start wait two
+  run 0 kill two
+  ended 0
+  is "$(<out)" 137
+  run 0 rm one two
+}
+
   is "$out" exited
   # half a state file is never there: a write that was cut off left its temporary file alone
   run 0 run -d --name c /bin/sleep 1000
