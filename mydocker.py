@@ -47,12 +47,12 @@ every container milliseconds, so the others are imported where they are used.
 #   plan      what `run` decided: id, path, root (None: the host's own), layers, image, reference,
 #             digest, diff_ids, keep, guard, network, wants; plan_root
 #   spec      the container in the form of the OCI's config.json; make_spec, load_bundle.  Of our
-#             own in it: annotations mydocker.*; a mount's volume, copyUp, chown, fallback,
+#             own in it: annotations mydocker.*; a mount's volume, copyUp, chown, fallback, refused,
 #             anonymous, lender
 #   record    what is on disk of a container: id, name, reference, image, layers, created, keep,
 #             args, cgroups, network, wants, volumes, own_volumes, labels, restart, restarts,
-#             stop_signal, stop_timeout, log, health; while it runs pid, pid_start, monitor, monitor_start,
-#             started; then status, finished, oom, error, delay; of an engine's container engine,
+#             stop_signal, stop_timeout, log, health; while it runs pid, pid_start, monitor,
+#             monitor_start, started; then status, finished, oom, error, delay; of an engine's container engine,
 #             bundle, rootfs, annotations.  make_record, create_container, changed by change_record
 #   monitor   what only a living monitor has: spec, record, lock, attached, interactive, logged,
 #             stdin, typist, program, pid, master, outputs, typed, ports, before, check_at, checker;
@@ -360,7 +360,7 @@ class blame:
         return self
     def __exit__(self, _, error, __):
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            raise Failure(f"{self.what}: {reason(error)}") from None
+            raise Failure(f"{self.what}: {reason(error)}", hint=hint_for(error)) from None
 
 NOT_TO_BE_HAD = errno.ENOSYS, errno.EPERM  # an old kernel; a seccomp filter around us
 
@@ -395,9 +395,13 @@ def hint_for(error):
     if error.errno == errno.EPERM and '"proc"' in str(error.filename) and proc_is_covered():
         return ("parts of /proc are covered, as in a container of others: there the kernel lets no "
                 "user namespace have a whole one; docker run --security-opt systempaths=unconfined")
-    if error.errno == errno.EPERM and call in ("unshare", "mount", "pivot_root", "setns"):
-        return "CAP_SYS_ADMIN is missing, or a seccomp filter forbids it: inside a container?"
-    return ""
+    if error.errno not in (errno.EPERM, errno.EACCES):
+        return ""
+    hint = lacking_power(error)
+    if not hint and error.errno == errno.EPERM and call in (
+            "unshare", "mount", "pivot_root", "setns"):
+        return "a seccomp filter forbids it: inside a container?"
+    return hint
 
 class call_named:
     """A `with` that gives an OSError of the os module, which doesn't know its call, that CALL."""
@@ -1712,16 +1716,16 @@ def set_read_only(path):
         return
     set_mount_flags(path, MS_RDONLY, whole=0)
 
-# Life
-
-def watch_signals():
-    """A descriptor that becomes readable when one of the blocked signals arrives: signalfd(2)."""
 def kill_child(pid):
     """Kill a container's PID 1, and with it all of its processes, and wait for it."""
     with tolerate(errno.ESRCH, errno.ECHILD):  # it has been waited for already
         os.kill(pid, _signal.SIGKILL)
         os.waitpid(pid, 0)
 
+# Life
+
+def watch_signals():
+    """A descriptor that becomes readable when one of the blocked signals arrives: signalfd(2)."""
     mask = bytearray(128)  # sigset_t of both C libraries
     for number in FORWARDED | {_signal.SIGCHLD}:
         mask[(number - 1) // 8] |= 1 << (number - 1) % 8
@@ -1861,7 +1865,8 @@ def take_place(channel):
     if flags:
         os.unshare(flags)  # a host name, IPC and network of its own
     if report:
-        send(channel, "apart")  # there is a network namespace to lay a cable to
+        with open_namespace("/proc/self/ns/net") as own:  # others take CAP_SYS_PTRACE to see it
+            send(channel, "apart", [own])  # there is a network namespace to lay a cable to
     return others
 
 def container_main(channel, trees, places):
@@ -2345,10 +2350,10 @@ def mount_if_there(root, row):
     try:
         try:
             mount_one(root, row)
-        except OSError:  # the kernel can't
+        except OSError as error:  # the kernel can't
             if "fallback" not in row:
                 raise
-            mount_one(root, row["fallback"])
+            mount_one(root, dict(row["fallback"], refused=error))
     except (OSError, Failure):
         if "seen" not in row or os.path.exists(row["seen"]):
             raise
@@ -2491,10 +2496,21 @@ def mount_layers(target, row, flags, _):
 def mount_copy(target, row, flags, data):
     """Where overlayfs can't stack the layers, copy them one over the other, once."""
     if not os.path.isdir(row["source"]):
-        warn("overlay, on the image's layers: the kernel can't stack them (does the state root "
-             "lie on an overlay?): copying them")
+        warn(f"overlay, on the image's layers: {why_no_overlay(row)}: copying them")
         copy_layers(row)
     return mount_bind(target, row, flags | MS_BIND, data)
+
+def why_no_overlay(row):
+    """What the kernel said when it was to stack a row's layers, and what that means."""
+    error = row.get("refused")
+    if error is None:
+        return "they can't be stacked with other ids"
+    if error.errno == errno.EINVAL:  # what else there is, only its log says
+        return f"{reason(error)} (does the state root lie on an overlay?)"
+    if error.errno in (errno.ENODEV, errno.ENOENT):
+        return f"{reason(error)} (module overlay)"
+    hint = hint_for(error)
+    return reason(error) + (hint and f" ({hint})")
 
 def copy_layers(row, **how):
     """Unpack the layers of a "layers" row, one over the other, where its "copy" has them."""
@@ -3237,22 +3253,6 @@ def cmd_monitor(_, words):
         raise Failure("monitor: it can't be typed, only `run` becomes it") from None
     return supervise(monitor, True)
 
-# ── 11. Privileges ───────────────────────────────────────────────────────────
-# Who the command runs as, and what that may do.  Root's power is some forty capabilities
-# (capabilities(7)): a container gets Docker's fourteen.  A filter (seccomp(2)) takes away the calls
-# that are for the others, or seldom needed and often broken.  What tells of the host in /proc and
-# /sys, or changes it, is covered.  The outside writes that into the spec (plan_confinement), the
-# inside carries it out (hide_paths, confine).  Names are looked up in the container's own files, as
-# text: the C library would load what the container's nsswitch.conf names (CVE-2019-14271).
-
-KEYCTL_JOIN_SESSION_KEYRING = 1  # linux/keyctl.h
-PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
-PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER = 2, 2
-CAPABILITIES = ["CAP_" + name for name in """
-CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
-NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT
-SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
-AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ
 def await_end(record):
     """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't
     there yet.  A lock would be waited for for ever if somebody stopped the monitor."""
@@ -3274,6 +3274,22 @@ def await_end(record):
         with first:
             readable_fds([monitor, first])
 
+# ── 11. Privileges ───────────────────────────────────────────────────────────
+# Who the command runs as, and what that may do.  Root's power is some forty capabilities
+# (capabilities(7)): a container gets Docker's fourteen.  A filter (seccomp(2)) takes away the calls
+# that are for the others, or seldom needed and often broken.  What tells of the host in /proc and
+# /sys, or changes it, is covered.  The outside writes that into the spec (plan_confinement), the
+# inside carries it out (hide_paths, confine).  Names are looked up in the container's own files, as
+# text: the C library would load what the container's nsswitch.conf names (CVE-2019-14271).
+
+KEYCTL_JOIN_SESSION_KEYRING = 1  # linux/keyctl.h
+PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
+PR_CAP_AMBIENT_RAISE, SECCOMP_MODE_FILTER = 2, 2
+CAPABILITIES = ["CAP_" + name for name in """
+CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
+NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT
+SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
+AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ
 PERFMON BPF CHECKPOINT_RESTORE""".split()]  # linux/capability.h, in its order
 DEFAULT_CAPABILITIES = 0xa80425fb  # Docker's fourteen of them, as bits
 MASKED_PATHS = """/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys
@@ -3361,6 +3377,58 @@ def plan_capabilities(add=(), drop=(), free=False):
     sets = {**dict.fromkeys(("bounding", "effective", "permitted"), held), "inheritable": [],
             "ambient": []}
     return sets, [name for name in held if {name, "CAP_ALL"} & added]
+
+def held_capabilities(sets):
+    """The spec's process.capabilities, as far as this host has them itself."""
+    own, names = own_capabilities(), {name for kind in sets for name in sets[kind]}
+    if names - own:
+        warn(f"capabilities, on {', '.join(sorted(names - own))}: this host doesn't have them "
+             "itself, ignoring")
+    return {kind: [name for name in CAPABILITIES if name in own and name in sets.get(kind, ())]
+            for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")}
+
+# What we lack ourselves: inside a container of others, or in a unit
+
+POWERS = {  # our own capabilities, and what they are for
+    "SYS_ADMIN": "all of it, without a user namespace", "NET_ADMIN": "networks, but the host's",
+    "CHOWN": "owners of files: images, cp -a", "DAC_OVERRIDE": "files of others: images, cp",
+    "FOWNER": "modes and times of others' files: images, cp", "FSETID": "set-id bits in images",
+    "MKNOD": "devices in images", "SETFCAP": "programs with capabilities in images",
+    "SETGID": "groups, also none", "SETUID": "users other than root",
+    "SETPCAP": "taking capabilities away", "SYS_CHROOT": "exec, start in a chroot",
+    "SYS_PTRACE": "exec, cp where others than root run", "SYS_RESOURCE": "raising limits",
+    "KILL": "signals to who isn't root", **dict.fromkeys(
+        ("NET_BIND_SERVICE", "NET_RAW", "AUDIT_WRITE"), "containers, which have it by default")}
+CALL_POWERS = {  # the calls that take more than what a file takes
+    **dict.fromkeys(("unshare", "mount", "umount2", "pivot_root", "sethostname", "setdomainname",
+                     "move_mount", "open_tree", "mount_setattr", "bpf"), "SYS_ADMIN"),
+    "setns": "SYS_ADMIN SYS_CHROOT", "prctl": "SETPCAP", "capset": "SETPCAP",
+    "prlimit": "SYS_RESOURCE", "pidfd_send_signal": "KILL"}
+
+def missing_powers(names):
+    """Those of our own capabilities, NAMES as in POWERS, that we lack and could not take back."""
+    sets = (INT * 6)()
+    capget(struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0), sets)
+    return ["CAP_" + name for name in names
+            if not sets[1] >> CAPABILITIES.index("CAP_" + name) & 1]
+
+def lacking_power(error):
+    """Which capability it takes that we lack, where the kernel forbids something: a hint, or "".
+    An ordinary user, who has none, knows that."""
+    path, denied = str(error.filename), error.errno == errno.EACCES
+    names = getattr(error, "takes", None) or CALL_POWERS.get(path.partition("(")[0])
+    if not names:
+        names = "" if denied else "CHOWN FOWNER MKNOD SETFCAP KILL SETGID SETUID"
+    if denied and path.startswith("/proc/"):
+        if is_guest("pid"):
+            return "its process isn't in our user namespace: it takes CAP_SYS_ADMIN"
+        names += " SYS_PTRACE"
+    elif denied:
+        names += " DAC_OVERRIDE"
+    missing = missing_powers(names.split())
+    if not missing or len(missing_powers(POWERS)) == len(POWERS):
+        return ""
+    return f"{' or '.join(missing)} is missing: inside a container?"
 
 # Who: users and groups
 
@@ -3523,10 +3591,12 @@ def confine(process, user, program, channel):
         os.setresgid(gid, gid, gid)  # real, effective and saved: no way back
         os.setresuid(uid, uid, uid)  # from here on without root's power, unless it is root
     except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        raise Failure(f"--user, on {uid}:{gid}: the user namespace has no such id",
-                      hint=MORE_IDS) from None
+        if error.errno == errno.EINVAL:
+            raise Failure(f"--user, on {uid}:{gid}: the user namespace has no such id",
+                          hint=MORE_IDS) from None
+        error.takes = "SETGID SETUID"
+        raise Failure(f"--user, on {uid}:{gid}: {reason(error)}",
+                      hint=lacking_power(error)) from None
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # as before: sysctl fs.suid_dumpable may say otherwise
     halves = [sum(1 << bit for bit in bits[kind]) >> shift & 0xffffffff for shift in (0, 32)
               for kind in ("effective", "permitted", "inheritable")]
@@ -5316,7 +5386,10 @@ def ids_here(kind):
 def why_no_cgroup():
     """What gives a cgroup to somebody without root, or ""."""
     if not in_user_namespace():
-        return ""
+        if hierarchies():
+            return ""
+        return ("no cgroup tree is mounted here: mount -t sysfs sysfs /sys; "
+                "mount -t cgroup2 cgroup2 /sys/fs/cgroup")
     return ("limits take a cgroup that is the caller's: systemd-run --user --scope "
             "-p Delegate=yes mydocker ...")
 
@@ -5342,6 +5415,9 @@ def check_guest(kind):
     if kind == "pasta" and (not is_guest("net") or not pasta_program()):
         raise Failure("--network, on pasta: it is for those without root, on a host that has it",
                       hint="package passt")
+    if kind != "host" and missing_powers(["NET_ADMIN"]):
+        raise Failure(f"--network, on {kind}: CAP_NET_ADMIN is missing: inside a container?",
+                      hint="--network host takes no power over networks")
     if kind not in ("none", "host", "pasta", "container") and is_guest("net"):
         raise Failure(f"--network, on {kind}: only root can lay cables to this host",
                       hint="--network pasta, none, host and container:ID are possible")
@@ -5351,7 +5427,8 @@ def await_pasta(child, ready, log):
     while not os.path.exists(ready) or not os.path.getsize(ready):
         if os.waitpid(child, os.WNOHANG)[0]:
             said = read_text(log).strip().split("\n")[-1]
-            raise Failure(f"network, on pasta: {said or 'it has ended'}")
+            raise Failure(f"network, on pasta: {said or 'it has ended'}",
+                          hint="--network none and host go without it")
         time.sleep(0.001)
 
 def pasta_words(place, ports):
@@ -6086,6 +6163,7 @@ def relaunch(record, options, ready=lambda: None):
         record = {key: value for key, value in read_record(path).items()
                   if key not in ("running", "delay", "error", "oom")}
         spec = read_json(path + "/config.json")
+        spec["process"]["capabilities"] = held_capabilities(spec["process"]["capabilities"])
         record.update(restarts=0, cgroups=cgroup_dirs(spec["linux"]["cgroupsPath"]))
         record.setdefault("started", 0)  # `create` has made it: it stays, also if this fails
         mark_running(record)
@@ -6341,6 +6419,8 @@ def exec_process(options, args, old):
                    env=environment_of(options, old["env"]))
     if options["privileged"]:
         process.update(capabilities=plan_capabilities(free=True)[0], apparmorProfile="unconfined")
+    else:
+        process["capabilities"] = held_capabilities(process["capabilities"])
     return process
 
 # ── 19b. What can be seen of them ────────────────────────────────────────────
@@ -7243,9 +7323,10 @@ def unpack_layer(chunks, layer_fd, strict=False, seen=None, **how):
             if seen is not None:
                 seen.append(name)
         tree.finish()
-    except (OSError, ValueError, OverflowError, RecursionError) as why:
-        because = reason(why) if isinstance(why, OSError) else why
-        raise Failure(f"unpack, on {shown(name)}: {because}") from why
+    except OSError as why:
+        raise Failure(f"unpack, on {shown(name)}: {reason(why)}", hint=hint_for(why)) from why
+    except (ValueError, OverflowError, RecursionError) as why:
+        raise Failure(f"unpack, on {shown(name)}: {why}") from why
     finally:
         os.umask(mask)
         os.close(tree.fd)
@@ -7399,6 +7480,8 @@ def make_node(entry, name, parent):
             device = os.makedev(entry.devmajor, entry.devminor) if entry.type in b"34" else 0
             os.mknod(name, KINDS[entry.type] | entry.mode, device, dir_fd=parent)
     except PermissionError:
+        if entry.type not in (b"3", b"4"):
+            raise
         warn(f"unpack, on {shown(entry.name)}: no right to make devices, ignoring")
         return
     give_owner(entry, name, dir_fd=parent, follow_symlinks=False)
@@ -7836,9 +7919,11 @@ class LiveTree:
             for name, entry in self.dirs.items():
                 with Descriptor(self.open_dir(name)) as fd:
                     dress(fd, entry)
-        except (OSError, ValueError, OverflowError) as why:
-            because = reason(why) if isinstance(why, OSError) else why
-            raise Failure(f"cp, on {self.shown(name)}: {because}") from None
+        except OSError as why:
+            raise Failure(f"cp, on {self.shown(name)}: {reason(why)}",
+                          hint=hint_for(why)) from None
+        except (ValueError, OverflowError) as why:
+            raise Failure(f"cp, on {self.shown(name)}: {why}") from None
         finally:
             os.umask(mask)
         for _ in stream.chunks:  # who writes to a pipe may fill up its last block
@@ -11896,7 +11981,9 @@ def netlink(protocol, what, messages):
                     continue
                 code = struct.unpack_from("i", body)[0]
                 if code:
-                    raise OSError(-code, os.strerror(-code), what)
+                    error = OSError(-code, os.strerror(-code), what)
+                    error.takes = "NET_ADMIN"
+                    raise error
                 left -= 1  # an acknowledgement is an error, too: number 0
     return answers
 
@@ -12954,19 +13041,20 @@ def connect_container(state, pid, channel):
     """Give a container its addresses, ports and cables; init is booting meanwhile.  One that its
     policy starts again keeps the first two."""
     record = state["record"]
-    message = receive(channel)[0]
+    message, fds = receive(channel)
     if message != "apart":  # sync 0
         raise Failure(*message or ("run: it was killed before the command started", 137))
-    if record["network"] == "pasta":
-        return connect_by_pasta(state, pid, guest_ports(state))
-    taken = None
-    if record["wants"]["ports"] and not state.get("ports"):
-        taken = hold_ports(state)
-    try:
-        wire(record, pid, taken)
-    except Full:
-        sweep_containers()  # the dead give back theirs
-        wire(record, pid, taken)
+    with Descriptor(fds[0]) as theirs:
+        if record["network"] == "pasta":
+            return connect_by_pasta(state, pid, guest_ports(state))
+        taken = None
+        if record["wants"]["ports"] and not state.get("ports"):
+            taken = hold_ports(state)
+        try:
+            wire(record, pid, taken, theirs)
+        except Full:
+            sweep_containers()  # the dead give back theirs
+            wire(record, pid, taken, theirs)
 
 def connect_by_pasta(state, pid, ports):
     """Let pasta connect a container's network namespace, and forward its ports.  It dies with us,
@@ -12998,8 +13086,9 @@ def guest_ports(state):
             close_ports(state)
         return wiring["ports"]
 
-def wire(record, pid, taken):
-    """Connect a container whose PID 1 is that to all of its networks; TAKEN: its new ports."""
+def wire(record, pid, taken, theirs):
+    """Connect a container whose PID 1 is that, and whose network namespace is THEIRS, to all of its
+    networks; TAKEN: its new ports."""
     with changed_wiring(record) as wiring:
         wiring.update(pid=pid, pid_start=process_start(pid))
         if taken is not None:
@@ -13011,7 +13100,7 @@ def wire(record, pid, taken):
                           else "--publish: the container is in no network")
         write_json(container_path(record, "network.json"), wiring)  # so that all can be swept
         for endpoint, network in zip(wiring["endpoints"], found):
-            plug_in(wiring, endpoint, network)
+            plug_in(wiring, endpoint, network, theirs)
         with blame(f"--publish: {NEEDS}"):
             nft(own_table(), leading_ports(wiring))
         forget_flows(wiring["ports"])
@@ -13048,35 +13137,34 @@ class inside_network:
         with self.own:
             os.setns(self.own, CLONE_NEWNET)  # back to the host's
 
-def plug_in(wiring, endpoint, network):
-    """Make the veth pair between a network's bridge and a container; then, for a moment in the
-    container's namespace, its address and route."""
+def plug_in(wiring, endpoint, network, theirs):
+    """Make the veth pair between a network's bridge and a container; then, for a moment in its
+    network namespace, THEIRS, its address and route."""
     veth, mtu = "veth" + os.urandom(5).hex(), network["mtu"]  # an old one may be there a bit longer
     endpoint["link"], device = veth, endpoint["device"]
     bridge = own_link(network)
     if not bridge:
         raise Failure(f"network, on {network['name']}: its bridge has just been removed")
-    with open_network(wiring) as theirs:
-        peer = link_message(device, {
-            IFLA_NET_NS_FD: int(theirs), IFLA_MTU: mtu,
-            IFLA_ADDRESS: bytes.fromhex(endpoint["mac"].replace(":", ""))})[2]
-        messages = [link_message(veth, {
-            IFLA_MASTER: bridge["index"], IFLA_MTU: mtu,
-            IFLA_LINKINFO: {IFLA_INFO_KIND: "veth", IFLA_INFO_DATA: {VETH_INFO_PEER: peer}}},
-            MAKE, IFF_UP)]
-        if wiring["ports"]:  # what it sends to its own comes back by this cable (br_netfilter)
-            messages.append(link_message(veth, {IFLA_LINKINFO: {
-                IFLA_INFO_SLAVE_KIND: "bridge", IFLA_INFO_SLAVE_DATA: {IFLA_BRPORT_MODE: b"\1"}}}))
-        netlink(NETLINK_ROUTE, veth, messages)  # a cable from the bridge to its eth0
-        with inside_network(theirs):
-            index = _socket.if_nametoindex(device)
-            messages = [link_message(device, up=IFF_UP),
-                        address_message(index, endpoint["ip"], endpoint["prefix"])]
-            if way_out(wiring) is endpoint:
-                messages.append(route_message(index, endpoint["gateway"]))
-            netlink(NETLINK_ROUTE, device, messages)  # up, with its address and the way out
-            with tolerate(errno.ENOENT):  # no neighbour is its router: CVE-2020-13401
-                write_value(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6", "1")
+    peer = link_message(device, {
+        IFLA_NET_NS_FD: int(theirs), IFLA_MTU: mtu,
+        IFLA_ADDRESS: bytes.fromhex(endpoint["mac"].replace(":", ""))})[2]
+    messages = [link_message(veth, {
+        IFLA_MASTER: bridge["index"], IFLA_MTU: mtu,
+        IFLA_LINKINFO: {IFLA_INFO_KIND: "veth", IFLA_INFO_DATA: {VETH_INFO_PEER: peer}}},
+        MAKE, IFF_UP)]
+    if wiring["ports"]:  # what it sends to its own comes back by this cable (br_netfilter)
+        messages.append(link_message(veth, {IFLA_LINKINFO: {
+            IFLA_INFO_SLAVE_KIND: "bridge", IFLA_INFO_SLAVE_DATA: {IFLA_BRPORT_MODE: b"\1"}}}))
+    netlink(NETLINK_ROUTE, veth, messages)  # a cable from the bridge to its eth0
+    with inside_network(theirs):
+        index = _socket.if_nametoindex(device)
+        messages = [link_message(device, up=IFF_UP),
+                    address_message(index, endpoint["ip"], endpoint["prefix"])]
+        if way_out(wiring) is endpoint:
+            messages.append(route_message(index, endpoint["gateway"]))
+        netlink(NETLINK_ROUTE, device, messages)  # up, with its address and the way out
+        with tolerate(errno.ENOENT):  # no neighbour is its router: CVE-2020-13401
+            write_value(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6", "1")
 
 def disconnect_container(record):
     """Give back a container's ports and addresses; the kernel removes its cables."""
@@ -13121,7 +13209,8 @@ def connect_later(record, endpoint):
         wiring["endpoints"].append(endpoint)
         write_json(container_path(record, "network.json"), wiring)  # so that it can be swept
         try:
-            plug_in(wiring, endpoint, network)
+            with open_network(wiring) as theirs:
+                plug_in(wiring, endpoint, network, theirs)
         except (Failure, OSError):
             wiring["endpoints"].remove(endpoint)
             leave_network(record, endpoint)
@@ -13924,16 +14013,9 @@ def full_process(process, default, what):
     for row in process.get("rlimits", []):
         if row.get("type", "")[7:].lower() not in ULIMITS:
             raise Failure(f"{what}: process.rlimits: {row.get('type')}: unknown")
-    held = plan_capabilities(free=True)[0]["bounding"]
-    wanted, lacking = process["capabilities"], set()
-    for kind in ("bounding", "effective", "permitted", "inheritable", "ambient"):
-        lacking |= {*wanted.get(kind, ())} - {*held}
-        wanted[kind] = [name for name in wanted.get(kind, ()) if name in held]
+    wanted = process["capabilities"] = held_capabilities(process["capabilities"])
     wanted["ambient"] = [name for name in wanted["ambient"]  # buildah asks for what can't be
                          if name in wanted["inheritable"] and name in wanted["permitted"]]
-    if lacking:
-        warn(f"capabilities, on {', '.join(sorted(lacking))}: this host doesn't have them itself, "
-             "ignoring")
     process["apparmorProfile"] = process["apparmorProfile"] or "unconfined"
     size = process.get("consoleSize")
     if isinstance(size, dict):  # else it is the caller's terminal's
@@ -14731,13 +14813,24 @@ def let_pass(listener, channel):
 
 def attempt(action):
     """Do something in a child process, for a probe: True if nothing is raised, nor False said."""
+    return why_not(action) is None
+
+def why_not(action):
+    """Do something in a child process: None if it went well, else what could be looked at, or ""
+    where the error doesn't tell."""
+    ends = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os._exit(action() is False)
+        except (Failure, OSError) as error:
+            os.write(ends[1], encode(describe(error, "info")[2]))
         finally:
             os._exit(1)
-    return os.waitpid(pid, 0)[1] == 0
+    os.close(ends[1])
+    with open(ends[0], encoding="utf-8", errors="surrogateescape") as said:
+        hint = said.read()
+    return hint if os.waitpid(pid, 0)[1] else None
 
 def try_overlay():
     """Mount an overlay, in a mount namespace of this process's own."""
@@ -14756,6 +14849,7 @@ def try_rootless():
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
+        prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else its files in /proc are root's
     make_user_namespace()
     os.unshare(CLONE_NEWNS)
 
@@ -14795,13 +14889,12 @@ PROBES = (  # (name, try it, what it is needed for, where to look if it is missi
 def about_host():
     """What the probes don't say: versions, cgroup controllers, room at the state root."""
     host, path = os.uname(), os.path.abspath(state_path())
-    points = {kind: sorted({row[0] for row in mounts_here() if row[1] == kind})
-              for kind in ("cgroup", "cgroup2")}
-    v1 = " ".join(map(os.path.basename, points["cgroup"]))
-    v2 = " ".join(read_all(points["cgroup2"][0] + "/cgroup.controllers").split()
-                  if points["cgroup2"] else [])
+    trees = hierarchies()
+    v1, v2 = " ".join(sorted(name.split("=")[-1] for name in trees if name)), ""
+    if "" in trees:
+        v2 = read_all(trees[""][0] + "/cgroup.controllers").strip()
     layout = {(True, True): "hybrid", (True, False): "v1", (False, True): "v2"}.get(
-        (bool(points["cgroup"]), bool(points["cgroup2"])), "none")
+        (bool(v1), "" in trees), "none")
     while not os.path.isdir(path):  # the nearest directory above it that is there
         path = os.path.dirname(path)
     room = os.statvfs(path)
@@ -14818,14 +14911,17 @@ def cmd_info(_, words):
         raise Failure(f"info, on {' '.join(sorted(unknown))}: no such probe")
     if not words:
         show(about_host())
-    found = {row: attempt(row[1]) for row in PROBES if not words or row[0] in words}
+    lacks = {row: why_not(row[1]) for row in PROBES if not words or row[0] in words}
     lines = []
-    for (name, _, use, where), has in found.items():
-        if not has:
-            use += f"; look at: {where() if callable(where) else where}"
-        lines.append((name, "yes" if has else "no", use))
+    for (name, _, use, where), hint in lacks.items():
+        if hint is not None:
+            use += f"; look at: {hint or (where() if callable(where) else where)}"
+        lines.append((name, "yes" if hint is None else "no", use))
+    if not words and os.geteuid() == 0:
+        lines += [(name, "no", POWERS[name[4:]] + "; look at: the container or unit around us")
+                  for name in missing_powers(POWERS)]
     show("\n".join(columns(lines)))
-    return int(bool(words) and not all(found.values()))
+    return int(bool(words) and {*lacks.values()} != {None})
 
 # Installing
 

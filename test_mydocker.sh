@@ -2449,6 +2449,65 @@ test_capability_lacking() { # security: a capability that the host lacks is a wa
   is "$(<out)" ''
 }
 
+weak() { # weak CAP[,CAP] STATUS REGEX ARG...: without these capabilities mydocker says such a thing
+  local got=0
+  setpriv --bounding-set "-${1//,/,-}" --inh-caps "-${1//,/,-}" "${mydocker[@]}" "${@:4}" \
+    >"$scratch/stdout" 2>"$scratch/stderr" </dev/null || got=$?
+  read_output
+  is "status $got" "status $2"
+  like "$err" "$3"
+}
+
+test_few_powers() { # security: an error that comes of a capability that we lack ourselves names it,
+  # and info has a line for each; who has fewer than a container still goes into it
+  need setpriv overlay
+  small_root root
+  touch root/owned
+  chown 7:7 root/owned
+  make_image box
+  [[ $(own_capabilities) == $(($(own_capabilities) | 0xa80425fb | 1 << 21 | 1 << 19 | 1 << 12)) ]] ||
+    skip 'capabilities are missing here'
+  run 0 run -d --network none --name one box sleep 1000
+  run 0 run -d --network none --name two -u 1234 box sleep 1000
+  weak net_admin 125 'hint: CAP_NET_ADMIN is missing' run /bin/true
+  weak net_admin 125 'on bridge: CAP_NET_ADMIN is missing' run --network bridge -p 80:80 box ls
+  weak net_admin 0 '^$' run --network host --rm box ls
+  weak setuid 125 'hint: CAP_SETUID is missing' run -u 1234 --network none --rm box sh
+  weak setgid 125 'hint: CAP_SETGID is missing' run /bin/true
+  weak setpcap 125 'hint: CAP_SETPCAP is missing' run /bin/true
+  weak chown 125 'hint: CAP_CHOWN is missing' import root none
+  weak chown 125 'hint: CAP_CHOWN is missing' cp -a root/owned one:/
+  weak fowner,chown 125 'hint: CAP_CHOWN or CAP_FOWNER is missing' import root none
+  weak dac_override 0 '^$|overlay, on .*: permission denied .CAP_DAC_OVERRIDE is missing' \
+    run --network none --rm box ls
+  weak sys_chroot 125 'hint: CAP_SYS_CHROOT is missing' exec one ls
+  weak sys_ptrace 125 'hint: CAP_SYS_PTRACE is missing' exec two ls
+  weak sys_ptrace 0 '^$' exec one ls
+  weak kill 125 'hint: CAP_KILL is missing' kill two
+  weak mknod,kill 0 'warning: capabilities, on CAP_KILL, CAP_MKNOD: this host' exec one cat \
+    /proc/self/status
+  like "$out" $'\nCapBnd:\t00000000a00425db\n'
+  weak mknod 0 '^$' stop -t 0 one
+  weak mknod 0 'warning: capabilities, on CAP_MKNOD: this host' start one
+  weak sys_admin 1 '^$' info mntns
+  like "$out" 'mntns +no .*CAP_SYS_ADMIN is missing'
+  weak net_admin,mknod 0 '^$' info
+  like "$out" $'\nCAP_NET_ADMIN +no +networks'
+  like "$out" $'\nCAP_MKNOD +no +devices'
+  like "$out" $'\nnf_tables +no .*CAP_NET_ADMIN is missing'
+  unlike "$out" 'CAP_CHOWN'
+  run 0 rm -f one two
+}
+
+test_few_powers_network() { # security: a container gets its network also without CAP_SYS_PTRACE
+  need setpriv ip
+  namespace host
+  make_image box
+  mydocker=("${host[@]}" setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace "${mydocker[@]}")
+  run 0 run --rm --network bridge box cat /proc/net/route
+  like "$out" $'\neth0\t00000000'
+}
+
 test_capabilities_of_users() { # security: another user than root has no capabilities but those that
   # are added
   sets -u nobody
@@ -4369,6 +4428,37 @@ test_not_root() { # fail: another user than root is told so
 
 # ── Containers on disk ───────────────────────────────────────────────────────
 
+test_pidfd_forbidden() { # life: where a filter around us forbids pidfds, signals find their way, and
+  # what has ended is noticed
+  cat >filtered.py <<'END'
+import ctypes, os, struct, sys
+
+rows = ((0x20, 0, 0, 0), (0x15, 1, 0, 434), (0x15, 0, 1, 424),  # pidfd_open, pidfd_send_signal
+        (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000))
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in rows))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 5, ctypes.addressof(code)))
+assert ctypes.CDLL(None).prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP
+os.execv(sys.argv[1], sys.argv[1:])
+END
+  own_state
+  mydocker=("$PYTHON" -I "$PWD/filtered.py" "${mydocker[@]}")
+  run 1 info pidfd
+  like "$out" 'pidfd +no '
+  run 0 run -d --name one /bin/sh -c 'trap "exit 5" TERM; touch ready; while :; do sleep 0.05; done'
+  wait_for test -e ready
+  run 0 exec one /bin/true
+  run 0 kill -s CONT one
+  run 0 stop one
+  run 0 wait one
+  is "$out" 5
+  run 0 run -d --name two /bin/sleep 1000
+  start wait two
+  run 0 kill two
+  ended 0
+  is "$(<out)" 137
+  run 0 rm one two
+}
+
 test_names() { # life: a name means one container, by itself or made up;
   # so do an id and its beginning
   own_state
@@ -4428,37 +4518,6 @@ test_truth() { # life: ps tells the truth after kill -9, after a reboot,
   cp -a state after
   run 0 rm -f a
   MYDOCKER_ROOT=$PWD/after run 0 ps -a --format '{{.State}}'
-test_pidfd_forbidden() { # life: where a filter around us forbids pidfds, signals find their way, and
-  # what has ended is noticed
-  cat >filtered.py <<'END'
-import ctypes, os, struct, sys
-
-rows = ((0x20, 0, 0, 0), (0x15, 1, 0, 434), (0x15, 0, 1, 424),  # pidfd_open, pidfd_send_signal
-        (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000))
-code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in rows))
-program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 5, ctypes.addressof(code)))
-assert ctypes.CDLL(None).prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP
-os.execv(sys.argv[1], sys.argv[1:])
-END
-  own_state
-  mydocker=("$PYTHON" -I "$PWD/filtered.py" "${mydocker[@]}")
-  run 1 info pidfd
-  like "$out" 'pidfd +no '
-  run 0 run -d --name one /bin/sh -c 'trap "exit 5" TERM; touch ready; while :; do sleep 0.05; done'
-  wait_for test -e ready
-  run 0 exec one /bin/true
-  run 0 kill -s CONT one
-  run 0 stop one
-  run 0 wait one
-  is "$out" 5
-  run 0 run -d --name two /bin/sleep 1000
-  start wait two
-  run 0 kill two
-  ended 0
-  is "$(<out)" 137
-  run 0 rm one two
-}
-
   is "$out" exited
   # half a state file is never there: a write that was cut off left its temporary file alone
   run 0 run -d --name c /bin/sleep 1000
@@ -11860,6 +11919,18 @@ test_info() { # cli: info tells what the host can do; with names it answers by i
   run 0 info root pidns
   run 0 info mntns
   is "$err" ''
+}
+
+test_info_cgroups_twice() { # cli: info lists a cgroup tree once, however often it is mounted
+  need unshare mount
+  run 0 info
+  own_mounts 'mkdir twice
+    grep -E " - cgroup2? " /proc/self/mountinfo | cut -d " " -f 5 | while read -r path; do
+      mkdir -p "twice$path"
+      mount --bind "$path" "twice$path"
+    done
+    "$@" info' >out
+  is "$(grep ^cgroups out)" "$(grep ^cgroups <<<"$out")"
 }
 
 test_info_probes() { # cli: info tries things out instead of guessing
