@@ -52,8 +52,9 @@ every container milliseconds, so the others are imported where they are used.
 #   record    what is on disk of a container: id, name, reference, image, layers, created, keep,
 #             args, cgroups, network, wants, volumes, own_volumes, labels, restart, restarts,
 #             stop_signal, stop_timeout, log, health; while it runs pid, pid_start, monitor,
-#             monitor_start, started; then status, finished, oom, error, delay; of an engine's container engine,
-#             bundle, rootfs, annotations.  make_record, create_container, changed by change_record
+#             monitor_start, started; then status, finished, oom, error, delay; of an engine's
+#             container engine, bundle, rootfs, annotations.  make_record, create_container, changed
+#             by change_record
 #   monitor   what only a living monitor has: spec, record, lock, attached, interactive, logged,
 #             stdin, typist, program, pid, master, outputs, typed, ports, before, check_at, checker;
 #             cmd_run, relaunch

@@ -12222,11 +12222,12 @@ survey() { # survey DIRECTORY: what of this host a run of the tests could leave 
   find /sys/fs/cgroup -path '*mydocker*' -type d ! -name mydocker 2>/dev/null | sort >"$1/cgroups"
 }
 
-still_empty() { # those of "${empty[@]}" that are there and without one now
+still_empty() { # those of "${empty[@]}" that are there and without one now, of whatever namespace
   local - dir
   set +x
   for dir in "${empty[@]}"; do
-    [[ ! -d $dir || $(cat "$dir"{,/*}/cgroup.procs 2>/dev/null) ]] || echo "$dir"
+    [[ ! -d $dir || $(cat "$dir"{,/*}/cgroup.procs 2>/dev/null) ]] || grep -qsvxF 0 \
+      {"$dir",/sys/fs/cgroup/pids/mydocker/"${dir#*/mydocker/}"}/pids.current || echo "$dir"
   done
 }
 
