@@ -1437,7 +1437,7 @@ test_settled() { # monitor: after it has executed itself again, too, it carries 
 
 test_small_monitor() { # monitor: while it waits it takes a fraction of the program's memory
   [[ -e /proc/self/smaps_rollup ]] || skip 'needs smaps_rollup'
-  local large part=3
+  local large part=2
   [[ ! ${COMPILED-} ]] || part=1 # where nothing was compiled there is less to give back
   own_state
   background --name m /bin/sleep 1000
