@@ -1764,7 +1764,7 @@ def start_container(monitor, birth=None):
             if record.get("health"):
                 begin_checks(monitor)
     except (Failure, OSError):
-        for end, _ in pipes:
+        for end in read_ends(pipes):  # one, where 1 and 2 are one file
             os.close(end)
         raise
     finally:

@@ -875,6 +875,13 @@ test_not_executable() { # fail: directory, file without x, bad interpreter line,
   fails 127 'missing' run --init ./missing
 }
 
+test_failure_one_file() { # fail: what went wrong is said as well where 1 and 2 are one file
+  local got=0
+  "${mydocker[@]}" run /no/such/program >said 2>&1 || got=$?
+  is "$got" 127
+  like "$(<said)" '/no/such/program: no such file'
+}
+
 test_forbidden_namespaces() { # fail: with namespaces forbidden the hint names the sysctl
   need unshare userns
   local kind got
