@@ -48,7 +48,7 @@ every container milliseconds, so the others are imported where they are used.
 #             digest, diff_ids, keep, guard, network, wants; plan_root
 #   spec      the container in the form of the OCI's config.json; make_spec, load_bundle.  Of our
 #             own in it: annotations mydocker.*; a mount's volume, copyUp, chown, fallback, refused,
-#             anonymous, lender
+#             anonymous, lender; root.mapped, see "Ids of its own"
 #   record    what is on disk of a container: id, name, reference, image, layers, created, keep,
 #             args, cgroups, network, wants, volumes, own_volumes, labels, restart, restarts,
 #             stop_signal, stop_timeout, log, health; while it runs pid, pid_start, monitor,
@@ -1484,9 +1484,10 @@ class Birth:
         if pid:
             back_to_own_pids()
             return pid
+        first = ~early & (FOR_CHILDREN | CLONE_NEWUSER | self.lent())
         try:
             for fd, flag in self.joins:
-                if flag & ~early & (FOR_CHILDREN | CLONE_NEWUSER):
+                if flag & first:
                     os.setns(fd, flag)
             if self.mapped:
                 become_mapped(channel, self.flags)
@@ -1499,24 +1500,35 @@ class Birth:
         finally:
             os._exit(125)
 
+    def lent(self):
+        """The namespaces of others that it joins before it makes a user namespace, whose root has
+        no power over them."""
+        return CLONE_NEWNET | CLONE_NEWIPC if self.flags & CLONE_NEWUSER else 0
+
     def tell_place(self, stdin, spec=None, preserved=0, report=False):
         """Tell it what it starts with: its fd 0, the namespaces that are left to make or to join,
-        mounts to be shared with the host, and how many descriptors from 3 on are the command's.
-        It is to REPORT when there is a network namespace."""
-        flags, joins, trees = 0, [], []
+        and how many descriptors from 3 on are the command's.  It is to REPORT when there is a
+        network namespace."""
+        flags, joins, others = 0, [], []
         if spec:
             elsewhere = FOR_CHILDREN | CLONE_NEWUSER | CLONE_NEWNS  # made or joined at other times
             flags = new_namespaces(spec) & ~elsewhere
             self.joins = self.joins or joined_namespaces(spec)
-            joins = [row for row in self.joins if not row[1] & elsewhere]
-            rows = tree_rows(spec)
-            if rows:
-                trees = open_trees(rows, spec["linux"])
+            joins = [row for row in self.joins if not row[1] & (elsewhere | self.lent())]
             if not has_namespace(spec, "mount"):
-                trees += open_others_mounts(spec)
+                others = open_others_mounts(spec)
         message = flags, [flag for _, flag in joins], preserved, report
-        tell(self.channel, message, [stdin, *(fd for fd, _ in joins), *trees])  # sync 0
-        for fd in [*trees, *(fd for fd, _ in self.joins)]:
+        tell(self.channel, message, [stdin, *(fd for fd, _ in joins), *others])  # sync 0
+        for fd in [*others, *(fd for fd, _ in self.joins)]:
+            os.close(fd)
+
+    def tell_spec(self, spec, ends):
+        """Tell it what it is to be, with what of its files must be opened outside, and ENDS."""
+        trees = []
+        if spec["root"].get("mapped") or tree_rows(spec):
+            trees = open_trees(spec)
+        tell(self.channel, spec, [*trees, *ends])  # sync 1
+        for fd in trees:
             os.close(fd)
 
     def take_terminal(self):
@@ -1743,6 +1755,8 @@ def start_container(monitor, birth=None):
     """Start the container of MONITOR, and add to that what is needed to watch it."""
     spec, record = monitor["spec"], monitor["record"]
     pipes = output_pipes(spec["process"], monitor["attached"])
+    if "uidMappings" in spec["linux"]:
+        give_pipes(spec["linux"], [monitor["stdin"], *([end for _, end in pipes] or (1, 2))])
     spec, lent = borrow_namespaces(spec, record)
     try:
         with start_init(spec, birth, program=monitor.get("program")) as birth:
@@ -1754,7 +1768,7 @@ def start_container(monitor, birth=None):
                 connect_container(monitor, birth.pid, birth.channel)
             prepare_container(spec, record)
             spec = dict(spec, filter=filter_of(spec["linux"]))
-            tell(birth.channel, spec, [end for _, end in pipes])  # sync 1
+            birth.tell_spec(spec, [end for _, end in pipes])  # sync 1
             if has_cable(record):
                 introduce(record)  # while init works
             master = birth.await_command()
@@ -1847,7 +1861,7 @@ def go_inside(role, words, become):
 
 def take_place(channel):
     """Go where the outside says, with its descriptors and no others (CVE-2024-21626); returns those
-    of the mounts to be shared with the host."""
+    of mounts that are somebody else's."""
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # nobody inside may look into this process: CVE-2016-9962
     prctl_text(PR_SET_NAME, INIT_NAME)  # what `ps` shows, until it becomes the command
     message, fds = receive(channel)  # sync 0: the outside knows what this is to be
@@ -1870,15 +1884,17 @@ def take_place(channel):
             send(channel, "apart", [own])  # there is a network namespace to lay a cable to
     return others
 
-def container_main(channel, trees, places):
+def container_main(channel, others, places):
     """Turn this process into the container's command, in runc's order.  Returns only by raising."""
     narrate("init come on")
     spec, outputs = receive(channel)  # sync 1: the outside has done its part
     if spec is None:
         os._exit(125)  # it died meanwhile
     own_mounts, dev = has_namespace(spec, "mount"), None
-    for row, tree in zip([row for row in spec["mounts"] if row.get("opened")], trees):
-        row.update(tree=tree, source=f"/proc/self/fd/{tree}")
+    for row in [spec["root"], *spec["mounts"]]:
+        if row.get("opened"):
+            row["tree"] = outputs.pop(0)
+            row["source"] = f"/proc/self/fd/{row['tree']}"
     process, gate = spec["process"], None
     if spec.get("gate"):
         gate = outputs.pop()
@@ -1901,7 +1917,7 @@ def container_main(channel, trees, places):
         run_hooks(spec, spec["states"]["creating"], "createContainer", environment={},
                   directory=root if os.path.isdir(root) else None)
     if not own_mounts:
-        enter_others_mounts(spec, trees)
+        enter_others_mounts(spec, others)
     elif own_root:
         enter_root(spec)
     set_sysctls(spec["linux"].get("sysctl") or {})  # through the container's own /proc
@@ -2277,7 +2293,11 @@ def build_root(spec):
     scratch = spec["annotations"].get("mydocker.scratch")
     if scratch:
         mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")  # takes what is written
-    if own:
+    if "tree" in spec["root"]:
+        path = spec["root"]["path"] = spec["root"]["source"]
+        move_mount(spec["root"]["tree"], "", AT_FDCWD, "/",  # where everybody may go; no path's "/"
+                   MOVE_MOUNT_F_EMPTY_PATH)
+    elif own:
         mount(path, path, None, MS_BIND | MS_REC, None)  # pivot_root(2) wants a mount as new root
     if (scratch or spec["root"].get("readonly")) and not spec["linux"].get("rootfsPropagation"):
         keep_peers(spec["mounts"])
@@ -2680,7 +2700,8 @@ NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-h
 def cmd_run(options, words):
     """Make a container and stay with it until it ends, or leave that to another process."""
     apply_log_options(options)
-    birth = None if options["detach"] else start_early("init")
+    late = options["detach"] or wants_ids(options)
+    birth = None if late else start_early("init")
     plan, words = plan_root(options, words)
     plan["network"], plan["wants"] = plan_network(options, plan)
     spec = make_spec(options, words, plan)
@@ -2697,6 +2718,10 @@ def cmd_run(options, words):
         if options["cidfile"]:
             unlink_if_there(options["cidfile"])
         raise
+
+def wants_ids(options):
+    """True if a container is to have other ids than ours."""
+    return bool(options["uidmap"] or options["gidmap"] or options["userns"] not in (None, "host"))
 
 def plan_network(options, plan):
     """The name of a container's first network, and what is wanted of them."""
@@ -2790,9 +2815,9 @@ def make_spec(options, words, plan):
     spec["mounts"] += name_rows(plan, options["ephemeral"] or not own_root)
     spec["mounts"] += volume_rows(options, image, own_root)
     plan_confinement(spec, options)
-    if options["userns"]:
-        plan_ids(spec, options)
     plan_sharing(spec, options)
+    if wants_ids(options):
+        plan_ids(spec, options)
     return spec
 
 # The process
@@ -2960,7 +2985,7 @@ def launch(state, guard, cidfile, birth=None, ready=lambda: None):
             file.write(record["id"])
     try:
         state["lock"] = int(make_container_dir(record))
-        write_json(container_path(record, "config.json"), state["spec"])
+        write_config(record, state["spec"])
         if guard is not None:
             os.close(guard)
         state["stdin"] = choose_stdin(state)
@@ -3025,7 +3050,7 @@ def cmd_create(options, words):
         with blame(f"--cidfile, on {cidfile}"), open(cidfile, "x") as file:
             file.write(record["id"])
     with Descriptor(make_container_dir(record)):
-        write_json(container_path(record, "config.json"), spec)
+        write_config(record, spec)
         unlink_if_there(state_path("running", record["id"]))
     show(record["id"])
 
@@ -3594,7 +3619,8 @@ def confine(process, user, program, channel):
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise Failure(f"--user, on {uid}:{gid}: the user namespace has no such id",
-                          hint=MORE_IDS) from None
+                          hint="--uidmap and --gidmap give it some; without root "
+                               + MORE_IDS) from None
         error.takes = "SETGID SETUID"
         raise Failure(f"--user, on {uid}:{gid}: {reason(error)}",
                       hint=lacking_power(error)) from None
@@ -5325,19 +5351,24 @@ def ids_of_ours(kind):
     if os.geteuid() == 0:
         return [(first, first, size) for first, _, size in ids_here(kind)]
     rows = [(0, os.geteuid() if kind == "uid" else os.getegid(), 1)]
-    for first, size in given_ids(kind):
+    for first, size in given_ids(kind, caller_names()):
         rows.append((rows[-1][0] + rows[-1][2], first, size))
     return rows
 
-def given_ids(kind):
-    """The ranges of ids that subuid(5) or subgid(5) gives to the caller, by name or number."""
+def caller_names():
+    """What subuid(5) may call the caller: his number, and his name if he has one."""
     import pwd
     from contextlib import suppress
-    owners, path = {str(os.geteuid())}, f"/etc/sub{kind}"
-    with suppress(KeyError):  # it has no name
-        owners.add(pwd.getpwuid(os.geteuid()).pw_name)
+    names = {str(os.geteuid())}
+    with suppress(KeyError):
+        names.add(pwd.getpwuid(os.geteuid()).pw_name)
+    return names
+
+def given_ids(kind, owners):
+    """The ranges of ids that subuid(5) or subgid(5) gives to one of OWNERS, names or numbers."""
     with tolerate():
-        for owner, *numbers in (line.split(":") for line in read_text(path).split("\n")):
+        for owner, *numbers in (line.split(":")
+                                for line in read_text(f"/etc/sub{kind}").split("\n")):
             if owner in owners and len(numbers) == 2 and all(map(is_id, numbers)):
                 yield tuple(map(int, numbers))
 
@@ -5498,33 +5529,127 @@ def why_refused():
         return "a system call filter around us may forbid it: inside a container?"
     return "sudo mydocker ..., or a kernel with CONFIG_USER_NS, and no chroot(2) around us"
 
-# A container's own user namespace
+# ── 17b. Ids of its own ──────────────────────────────────────────────────────
+# A container in a user namespace of its own has root's id inside, and outside that of an ordinary
+# user: what gets out of it is nobody.  The kernel gives it power over nothing but its own mounts,
+# network and host name.
+#
+# On disk its files have the ids that they have inside, as those of any other container: a layer is
+# shared, and commit, cp and volumes need no change.  What makes them look like others is the mount:
+# mount_setattr(2), "ID-mapped mounts".  Only root may have it so, and only since Linux 5.19 for an
+# overlay's layers; else the container has a copy whose owners are what they are outside.
+#
+# Its root can't enter the state root.  So the outside makes the mount of its root, and opens what
+# else it gets of the host's files; init puts them in their places.
 
-offer("run", ("--userns", "MODE", "whose ids it has: host, ours, or keep-id, where the caller "
-                                  "without root has the same ids inside (default: host)"))
+ALL_IDS, MOST_MAPPINGS = 4294967295, 340  # user_namespaces(7)
+FREE_IDS = 0x70000000, 0x7FFF0000  # what systemd gives to nobody: UIDS-GIDS.md
+RANGE, NOBODY = 65536, 65534  # how many `auto` gives to a container; the last but one
+PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP = 28, 1 << 2  # linux/prctl.h, linux/securebits.h
+UNABLE = (  # what is said by a kernel, or a file system, that can't show layers with other owners
+    errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
+setfsuid = kernel("setfsuid", LONG)  # setfsuid(2)
+setfsgid = kernel("setfsgid", LONG)  # setfsgid(2)
+offer("run",
+      ("--userns", "MODE", "whose ids it has: host, ours; auto[:size=N], a range that no other "
+                           "container has; keep-id, the caller has the same inside (default: "
+                           "host)"),
+      ("--uidmap", "INSIDE:OUTSIDE[:COUNT]...", "what the ids of its users are on the host"),
+      ("--gidmap", "INSIDE:OUTSIDE[:COUNT]...", "and those of its groups (default: the same)"))
 
 def plan_ids(spec, options):
-    """Write into the spec what its ids are, if they aren't ours.  An image's files can't have two
-    owners: the container gets a copy of them."""
-    mode, linux = options["userns"], spec["linux"]
-    if mode not in ("host", "keep-id"):
-        raise Failure(f"--userns, on {mode}: it is host or keep-id")
-    if mode != "keep-id":
-        return
+    """Write into the spec what its ids are.  Without root an image's files can't have two owners:
+    the container gets a copy of them."""
+    linux, mode, guest = spec["linux"], options["userns"] or "", is_guest("pid")
+    rows = wanted_ids(options, mode)
     for kind in ("uid", "gid"):
-        linux[kind + "Mappings"] = kept_ids(kind)
+        linux[kind + "Mappings"] = sorted(rows[kind], key=lambda row: row["containerID"])
+        check_ids(linux[kind + "Mappings"], f"--{kind}map")
     linux["namespaces"].insert(0, {"type": "user"})
-    if options["user"] is None:
+    if {"mydocker.pid", "mydocker.ipc"} & {*spec["annotations"]}:
+        raise Failure("--pid and --ipc, on container:X: they can't go with ids of its own")
+    if mode == "keep-id" and guest and options["user"] is None:
         own = [str(linux[kind + "Mappings"][1]["containerID"]) for kind in ("uid", "gid")]
         spec["process"]["user"]["username"] = ":".join(own)
-    spec["mounts"] = [row["fallback"] if row["type"] == "layers" else row for row in spec["mounts"]]
+    if guest:
+        spec["mounts"] = [row["fallback"] if row["type"] == "layers" else row
+                          for row in spec["mounts"]]
+    elif options["ephemeral"]:
+        raise Failure("--ephemeral: it can't go with ids of its own")
+    elif spec["root"]["path"] != "/":
+        spec["root"]["mapped"] = True
+    own = {row["type"] for row in linux["namespaces"]}
+    if any(text.startswith("container:") for text in options["network"]):
+        own.remove("network")
+    spec["mounts"] = [*filter(None, (as_ours(row, own) for row in spec["mounts"]))]
+
+def as_ours(row, own):
+    """A row of what only its namespace's maker may mount: if the container has none of its OWN, it
+    falls back on what we have."""
+    place, kind = row["destination"], None
+    if row["type"] in ("proc", "sysfs", "mqueue"):
+        kind = {"/proc": "pid", "/sys": "network", "/dev/mqueue": "ipc"}.get(place)
+    if kind is None or kind in own:
+        return row
+    if kind == "network":
+        return guest_sys(row)
+    if not os.path.ismount(place):
+        return None
+    return dict(row, fallback=mount_row(place, "bind", "rbind", *row["options"], source=place))
+
+def wanted_ids(options, mode):
+    """The OCI's mappings for what was typed: {"uid": rows, "gid": rows}."""
+    typed = {kind: options[kind + "map"] for kind in ("uid", "gid")}
+    if any(typed.values()):
+        if mode not in ("", "private"):
+            raise Failure(f"--uidmap: it can't go with --userns {mode}")
+        return {kind: [parse_ids(text, kind) for text in typed[kind] or typed[other]]
+                for kind, other in (("uid", "gid"), ("gid", "uid"))}
+    if mode == "keep-id":
+        return {kind: kept_ids(kind) for kind in ("uid", "gid")}
+    word, _, rest = mode.partition(":")
+    size = to_number(rest[len("size="):], RANGE << 4) if rest.startswith("size=") else None
+    if word != "auto" or ":" in mode and not size:
+        raise Failure(f"--userns, on {mode}: it is host, keep-id or auto[:size=N]")
+    if is_guest("pid"):
+        raise Failure("--userns, on auto: it is for root", hint="keep-id, or --uidmap")
+    return {kind: [{"containerID": 0, "hostID": None, "size": size or RANGE}]  # see choose_ids
+            for kind in ("uid", "gid")}
+
+def parse_ids(text, kind):
+    """An --uidmap argument, INSIDE:OUTSIDE[:COUNT], as the OCI has it."""
+    option = f"--{kind}map, on {as_typed(text)}"
+    numbers = [to_number(word, ALL_IDS) for word in text.split(":")]
+    if len(numbers) not in (2, 3) or None in numbers:
+        raise Failure(f"{option}: it is INSIDE:OUTSIDE[:COUNT], ids and how many")
+    inside, outside, size = (*numbers, 1)[:3]
+    if not size or max(inside, outside) + size > ALL_IDS:
+        raise Failure(f"{option}: ids are from 0 to {ALL_IDS - 1}, and one at least")
+    if not has_id(kind, outside) or not has_id(kind, outside + size - 1):
+        raise Failure(f"{option}: these ids aren't ours to give", hint=MORE_IDS)
+    return {"containerID": inside, "hostID": outside, "size": size}
+
+def check_ids(rows, option):
+    """Refuse what the kernel would, with a word: user_namespaces(7)."""
+    if rows[0]["containerID"]:
+        raise Failure(f"{option}: nothing is 0 inside, as which a container begins")
+    if len(rows) > MOST_MAPPINGS:
+        raise Failure(f"{option}: {len(rows)} ranges, and the kernel takes {MOST_MAPPINGS}")
+    for start in ("containerID", "hostID"):
+        ranges = sorted((row[start], row["size"]) for row in rows if row[start] is not None)
+        for (first, size), (following, _) in zip(ranges, ranges[1:]):
+            if first + size > following:
+                raise Failure(f"{option}: two ranges have {following}, one side or the other")
 
 def kept_ids(kind):
-    """Mappings that let our root, who is the caller, be the id inside that he is outside."""
+    """Mappings that let the caller be the id inside that he is outside.  Without root that is our
+    root; for root it is all that there is, as podman has it."""
     rows = ids_here(kind)
     own, size = rows[0][1], sum(row[2] for row in rows)
-    if not is_guest("pid") or not own:
-        raise Failure("--userns, on keep-id: it is for those without root")
+    if not is_guest("pid"):
+        return [{"containerID": first, "hostID": first, "size": count} for first, _, count in rows]
+    if not own:
+        raise Failure("--userns, on keep-id: root without power has no ids but its own")
     if size == 1:
         raise Failure("--userns, on keep-id: there are no ids for its root and others",
                       hint=MORE_IDS)
@@ -5533,16 +5658,93 @@ def kept_ids(kind):
     return [{"containerID": inner, "hostID": outer, "size": count}
             for inner, outer, count in found if count]
 
-def id_functions(linux):
-    """What the ids of a container with mappings are among ours: {"uid": function, "gid": ...}."""
+def choose_ids(spec, path):
+    """Write a new container's spec to PATH; ids that it is to have alone are chosen in that moment,
+    and are its own as long as it is there."""
+    with hold(state_path("containers")):  # nobody else chooses now
+        for kind in ("uid", "gid"):
+            for row in spec["linux"][kind + "Mappings"]:
+                if row["hostID"] is None:
+                    row["hostID"] = free_ids(kind, row["size"])
+        write_json(path, spec)
+
+def free_ids(kind, size):
+    """The first of SIZE ids that no container has: of those that /etc/subuid gives to the user
+    `containers`, as with podman, or else of those that nobody has."""
+    pools = [(first, first + count) for first, count in given_ids(kind, {"containers"})]
+    taken = sorted(taken_ids(kind))
+    for start, end in pools or [FREE_IDS]:
+        for first, count in taken:
+            if first + count > start and first < start + size:
+                start = first + count
+        if start + size <= end:
+            return start
+    raise Failure(f"--userns, on auto: no {size} ids in a row are free",
+                  hint="containers that are gone (rm) free theirs; or more for the user "
+                       "`containers` in /etc/subuid and /etc/subgid")
+
+def taken_ids(kind):
+    """Yield the ids that containers have: (first, how many)."""
+    for top in (state_path("containers"), state_path("oci")):
+        for name in listing(top):
+            with tolerate(errno.ENOENT):  # half made, half gone
+                text = read_all(f"{top}/{name}/config.json")
+                for row in mappings_in(text, kind):
+                    yield row["hostID"], row["size"]
+
+def mappings_in(text, kind):
+    """What a config.json says of ids; a damaged one says nothing."""
+    if '"user"' not in text:
+        return []
+    try:
+        rows = from_json(text)["linux"].get(kind + "Mappings") or ()
+    except (ValueError, KeyError):
+        return []
+    return [row for row in rows if row["hostID"] is not None and row["size"] < ALL_IDS]
+
+def id_functions(linux, back=False):
+    """What the ids of a container with mappings are among ours, or BACK from there: {"uid":
+    function, "gid": ...}.  Ids that it hasn't are its root's, and BACK nobody's."""
+    start, end = ("hostID", "containerID") if back else ("containerID", "hostID")
+
     def mapper(rows):
         def of(number):
             for row in rows:
-                if 0 <= number - row["containerID"] < row["size"]:
-                    return number - row["containerID"] + row["hostID"]
-            return rows[0]["hostID"]  # its root's, where it has no such id
+                if 0 <= number - row[start] < row["size"]:
+                    return number - row[start] + row[end]
+            return NOBODY if back else rows[0]["hostID"]
         return of
     return {kind: mapper(linux[kind + "Mappings"]) for kind in ("uid", "gid")}
+
+def is_shifted(linux):
+    """True if ids mean something else inside."""
+    return any(row["containerID"] != row["hostID"] for kind in ("uid", "gid")
+               for row in linux.get(kind + "Mappings") or ())
+
+def ids_seen(record):
+    """The mappings of a container, an object with uidMappings and gidMappings, if container_root()
+    shows its files as they are outside, else None."""
+    path = container_path(record)
+    spec = read_json(path + "/config.json")
+    if not is_shifted(spec["linux"]) or spec["root"]["path"] == "/":
+        return None
+    seen = record["running"] or os.path.isdir(path + "/copy")
+    return spec["linux"] if seen else None
+
+def write_as(linux):
+    """Let what this process makes belong to a container's root; it keeps its power over files."""
+    root = [of(0) for of in id_functions(linux).values()]
+    prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
+    setfsgid(root[1])  # files are made by that group
+    setfsuid(root[0])  # and user
+    return tuple(root)
+
+def give_pipes(linux, fds):
+    """Let a container's root have the pipes that it reads from and writes to: give_streams()."""
+    root = [of(0) for of in id_functions(linux).values()]
+    for fd in {*fds}:
+        if os.fstat(fd).st_dev == pipe_device():
+            os.fchown(fd, *root)
 
 def become_mapped(channel, flags):
     """Become root of a user namespace, as whom the other namespaces are to be made."""
@@ -5581,27 +5783,39 @@ def map_ids(pid, channel, linux):
         kill_child(pid)
         raise
 
-# Mounts for a user namespace
+# Files for a user namespace
 
-def open_trees(rows, linux):
-    """Open what rows show, by the host's paths and root's power; init puts it where it belongs."""
-    trees, guest = [], is_guest("mnt")  # then without root's power: init can do as much
-    for row in rows:
+def open_trees(spec):
+    """Open what init couldn't, by the host's paths and root's power: the root of a container of
+    ours, and what rows show; init puts it where it belongs."""
+    linux, guest = spec["linux"], is_guest("mnt")  # then without root's power: init can do as much
+    trees, mapped = [], spec["root"].get("mapped")
+    if mapped:
+        trees.append(open_mapped_root(spec))
+        spec["root"]["opened"] = True
+    for row in tree_rows(spec):
+        words = {*row["options"]}
         if "lender" in row:
             row["opened"] = True
             trees.append(lent_tree(row))
             continue
-        if guest and not {"shared", "rshared", "idmap", "ridmap"} & {*row["options"]}:
+        if guest and not {"shared", "rshared", "idmap", "ridmap"} & words:
             continue
-        whole = AT_RECURSIVE if {"rbind", "shared", "rshared"} & {*row["options"]} else 0
+        whole = AT_RECURSIVE if {"rbind", "shared", "rshared"} & words else 0
         with blame(f"mount, on {row['source']}"):
             tree = Descriptor(open_tree(AT_FDCWD, row["source"],  # still among the host's mounts
                                         OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole))
-        if {"idmap", "ridmap"} & {*row["options"]} or row.get("uidMappings"):
+        if {"idmap", "ridmap"} & words or row.get("uidMappings"):
+            map_tree(tree, row, linux)
+        elif mapped and row["source"].startswith(state_path() + "/") and can_shift(spec):
             map_tree(tree, row, linux)
         row["opened"] = True
         trees.append(tree)
     return trees
+
+def can_shift(spec):
+    """True if what is the container's alone is shown with its ids, not copied."""
+    return is_shifted(spec["linux"]) and not spec["root"].get("copied")
 
 def map_tree(tree, row, linux):
     """Let the owners of a mount's files look like others, by its own mappings or the container's:
@@ -5609,8 +5823,11 @@ def map_tree(tree, row, linux):
     maps = row if row.get("uidMappings") else linux
     whole = AT_RECURSIVE if "ridmap" in row["options"] else 0
     with blame(f"mount, on {row['source']}: idmap"), namespace_of(maps) as namespace:
-        attributes = struct.pack("QQQQ", MOUNT_ATTR_IDMAP, 0, 0, namespace)
-        mount_setattr(tree, "", AT_EMPTY_PATH | whole, attributes, len(attributes))  # other owners
+        shift(tree, namespace, whole)
+
+def shift(tree, namespace, whole=0):
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_IDMAP, 0, 0, namespace)
+    mount_setattr(tree, "", AT_EMPTY_PATH | whole, attributes, len(attributes))  # other owners
 
 def namespace_of(maps):
     """A user namespace with these mappings, in which nobody is."""
@@ -5633,6 +5850,128 @@ def namespace_of(maps):
         kill_child(pid)
         for fd in (ready[0], *go):
             os.close(fd)
+
+def open_mapped_root(spec):
+    """Open the root of a container with ids of its own, as it is to be seen inside."""
+    top, linux, whole = spec["root"]["path"], spec["linux"], 0
+    rows = [row for row in spec["mounts"] if row["type"] in OWN_MOUNTS]
+    tree = open_stacked(spec, rows[0]) if rows else None
+    if tree:
+        return tree
+    if rows:
+        top = copied_root(spec, rows[0])
+    else:
+        fill_volumes(spec, top)
+        whole = AT_RECURSIVE
+    tree = Descriptor(open_tree(AT_FDCWD, top, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole))
+    if can_shift(spec):
+        map_tree(tree, {"source": top, "options": []}, linux)
+    return tree
+
+def open_stacked(spec, row):
+    """Let a child stack the layers.  None if the kernel can't show them with other owners, or
+    couldn't the last time."""
+    if os.path.isdir(row["fallback"]["source"]):
+        return None
+    tree = apart(lambda: stack_mapped(spec, row))
+    if isinstance(tree, str):
+        warn(f"overlay, on the image's layers: they can't be shown with other owners ({tree}): "
+             "copying them")
+        return None
+    if wants_filling(spec):
+        done = apart(lambda: fill_from_layers(spec, row))
+        if isinstance(done, str):
+            raise Failure(f"volumes: they can't be filled from the image: {done}")
+        os.close(done)
+    for mounted in spec["mounts"]:
+        mounted.pop("copyUp", None)  # it has filled them
+    spec["mounts"] = [other for other in spec["mounts"] if other is not row]
+    return tree
+
+def apart(work):
+    """Let a child with mounts of its own work: the host never sees them.  Returns the descriptor
+    that it returns, or why it's not to be had on this host, in a word."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    pid = os.fork()  # the child, to mount what init can't
+    if not pid:
+        try:
+            ours.close()
+            os.unshare(CLONE_NEWNS)  # mounts of its own
+            mount(None, "/", None, MS_REC | MS_SLAVE, None)  # what we mount, the host must not see
+            send(theirs, "done", [work()])
+        except Exception as error:
+            unable = getattr(error, "errno", 0) in UNABLE
+            send(theirs, reason(error) if unable else describe(error, "root"))
+        finally:
+            os._exit(0)
+    theirs.close()
+    message, fds = receive(ours)
+    ours.close()
+    os.waitpid(pid, 0)
+    if isinstance(message, str):
+        return Descriptor(fds[0]) if fds else message
+    raise Failure(*message or ("root: who made it was killed",))
+
+def stack_mapped(spec, row):
+    """Stack layers whose files look as the container's ids are; returns the tree.  What is written
+    is written by its root, with power: overlayfs does it as whoever mounts it."""
+    linux, top = spec["linux"], spec["root"]["path"]
+    path = os.path.dirname(top)
+    for name in ("upper", "work"):
+        os.makedirs(f"{path}/{name}", 0o755, exist_ok=True)
+    if is_shifted(linux):
+        lower = [option.partition("=")[2] for option in row["options"]
+                 if option.startswith("lowerdir=")]
+        with namespace_of(linux) as namespace:
+            for place in {path, *lower}:
+                cover(place, namespace)
+        write_as(linux)
+    mount_layers(top, row, 0, "")
+    return open_tree(AT_FDCWD, top, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)  # for init
+
+def fill_from_layers(spec, row):
+    """Fill new volumes from an image's layers, as they are on disk; returns where they are."""
+    lower = [option for option in row["options"] if option.startswith("lowerdir=")]
+    top = lower[0].partition("=")[2]
+    if len(lower) > 1:
+        top = spec["root"]["path"]
+        mount_layers(top, dict(row, options=lower), 0, "")
+    fill_volumes(spec, top)
+    return os.open(top, OPEN_DIR)
+
+def cover(path, namespace):
+    """Let a directory hide itself, with other owners."""
+    with Descriptor(open_tree(AT_FDCWD, path,  # the same files
+                              OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)) as tree:
+        shift(tree, namespace)
+        move_mount(tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH)  # here, too
+
+def copied_root(spec, row):
+    """Copy the layers, if that isn't done yet, for owners as they are outside; returns where."""
+    path, functions = row["fallback"]["source"], id_functions(spec["linux"])
+    if not os.path.isdir(path):
+        copy_layers(row["fallback"], mapped=functions)
+    for volume in spec["mounts"]:
+        if "volume" in volume and not os.stat(volume["source"]).st_uid:
+            os.chown(volume["source"], functions["uid"](0), functions["gid"](0))
+    fill_volumes(spec, path)
+    spec["root"]["copied"] = True
+    spec["mounts"] = [other for other in spec["mounts"] if other is not row]
+    return path
+
+def wants_filling(spec):
+    """True if one of a container's volumes may be new."""
+    return any(row.get("copyUp") and (not os.listdir(row["source"]) or os.path.exists(
+        os.path.dirname(row["source"]) + "/filling")) for row in spec["mounts"])
+
+def fill_volumes(spec, top):
+    """Fill new volumes from the root at TOP, in which nothing is mounted: see fill_volume()."""
+    with Descriptor(os.open(top, OPEN_DIR)) as root:
+        for row in spec["mounts"]:
+            if row.pop("copyUp", False):
+                with tolerate(errno.ENOENT, errno.ENOTDIR), Descriptor(
+                        open_in_root(root, row["destination"], OPEN_DIR)) as place:
+                    fill_volume(f"/proc/self/fd/{place}", row["source"])
 
 # ── 18. Containers on disk ───────────────────────────────────────────────────
 # One directory for each container, containers/<id>/ below the state root:
@@ -5737,6 +6076,14 @@ def make_container_dir(record):
         raise
     note_container(record, "create")
     return lock
+
+def write_config(record, spec):
+    """Put a new container's spec on disk."""
+    path = container_path(record, "config.json")
+    if "uidMappings" in spec["linux"]:
+        choose_ids(spec, path)
+    else:
+        write_json(path, spec)
 
 def write_status(lock, status):
     """Leave an exit status in a container's lock: there is room for it on a full disk, too."""
@@ -6389,6 +6736,9 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
     engine, pipes = record["engine"], []
     if not outputs and not engine:
         pipes = output_pipes(process, True)
+    if CLONE_NEWUSER in [flag for flag, _ in joined] and not engine:
+        spec = read_json(container_path(record, "config.json"))
+        give_pipes(spec["linux"], [monitor["stdin"], *([end for _, end in pipes] or (1, 2))])
     with birth:
         birth.tell_place(monitor["stdin"], preserved=preserved)
         program = filter_of(monitor["linux"])
@@ -7708,7 +8058,7 @@ class CopyEnd:
     and a path below that one's root."""
     def __init__(self, word):
         local = word.startswith(("/", ".")) or ":" not in word
-        self.word = word
+        self.word, self.ids = word, None  # ids: if they aren't as inside
         self.container, path = (None, word) if local else word.split(":", 1)
         if not word or "\0" in path:
             raise Failure(f"cp, on {as_typed(word)}: not a path")
@@ -7721,7 +8071,9 @@ class CopyEnd:
     def open_root(self):
         if self.container is None:
             return os.open("/", OPEN_DIR)
-        return container_root(find_container(self.container))
+        record = find_container(self.container)
+        self.ids = ids_seen(record)
+        return container_root(record)
     def show(self, path):
         """A path below this end's root as the user would write it."""
         path = os.path.normpath(path)
@@ -7790,6 +8142,7 @@ def copy_between(source, target, follow, owner):
                                 "itself")
     check_room(from_fd, name, into_fd, new_name, where, os.fstat(into_fd))
     tree = LiveTree(into_fd, target.show(path), owner, devices)
+    tree.translate(source, target)
     tree.fill(pack_entry(from_fd, encode(name), encode(new_name)))
 
 def send_archive(source, follow):
@@ -7807,7 +8160,9 @@ def receive_archive(target, owner):
     with blame(f"cp, on {target.word}"):
         into_fd = os.open(name, OPEN_CHILD, dir_fd=above)
     kind, chunks = sniff(iter(lambda: os.read(0, CHUNK), b""))
-    LiveTree(into_fd, target.show(target.path), owner).fill(decompress(kind, chunks), strict=True)
+    tree = LiveTree(into_fd, target.show(target.path), owner)
+    tree.translate(None, target)
+    tree.fill(decompress(kind, chunks), strict=True)
 
 def without_dots(path):
     """An absolute path without any "/" and "/." at its end."""
@@ -7910,6 +8265,15 @@ class LiveTree:
     def __init__(self, top, where, owner=None, devices=True):
         self.top, self.where, self.owner, self.devices = top, where, owner, devices
         self.path, self.fd, self.dirs = b"", os.dup(top), {}  # fd: of path, where we are
+        self.ids = None  # {"uid": function, "gid": function} of what ids are here
+    def translate(self, source, target):
+        """Let owners be what they are in the TARGET, if one of the two shows them as outside."""
+        if target.ids:
+            self.ids = id_functions(target.ids)
+            write_as(target.ids)
+            self.owner = self.owner and (self.ids["uid"](0), self.ids["gid"](0))
+        elif source and source.ids:
+            self.ids = id_functions(source.ids, back=True)
     def fill(self, chunks, strict=False):
         """Put what a tar holds, which comes in chunks, in its places."""
         stream, mask, name = Stream(chunks), os.umask(0), b""
@@ -7979,6 +8343,8 @@ class LiveTree:
     def give(self, entry):
         """Give an entry the owner that it gets.  What runs as its owner, or with capabilities, was
         meant for the old one: chown(2) clears these, too."""
+        if not self.owner and self.ids:
+            entry.uid, entry.gid = self.ids["uid"](entry.uid), self.ids["gid"](entry.gid)
         if not self.owner or (entry.uid, entry.gid) == self.owner:
             return
         entry.uid, entry.gid = self.owner
@@ -14224,8 +14590,8 @@ def bring_to_gate(spec, record, birth, console):
     write_json(path + "/record.json", record)
     states = {status: to_json(oci_state(record, status)) for status in ("creating", "created")}
     with Descriptor(os.open(path + "/exec.fifo", os.O_RDWR | os.O_CLOEXEC)) as gate:
-        tell(birth.channel, dict(spec, filter=filter_of(spec["linux"]), gate=True,
-                                 states=states), [gate])  # sync 1
+        birth.tell_spec(dict(spec, filter=filter_of(spec["linux"]), gate=True,
+                             states=states), [gate])  # sync 1
     while True:
         message, fds = receive(birth.channel)
         if fds and console:
@@ -15197,6 +15563,9 @@ STAGES = {  # the function that is carried out: (what is made, what that means)
         "The next child is PID 1 of a new PID namespace, and sees no process but its own."),
     "fork join": ("one more process",
         "It starts outside, with a mount table of its own until it enters the container."),
+    "open_mapped_root": ("its root",
+        "Who is root inside can't reach the image: the outside stacks it, shown with other owners, "
+        "and hands it in."),
     "become_mapped": ("ids of its own",
         "Who is root in a user namespace has no power outside of it."),
     "map_ids": ("ids of its own",

@@ -4418,6 +4418,174 @@ test_log_driver() { # logs: --log-driver none keeps nothing, json-file and k8s-f
   fails 125 "--log-opt: it can't go with" run --log-driver none --log-opt max-size=1m /bin/true
 }
 
+# for_all: from here on others than root can execute Python, too, wherever it lies
+for_all() {
+  need userns
+  chmod 755 .
+  if reachable; then return; fi
+  mydocker=(unshare -m --propagation private bash -ec '
+    prefix=$(readlink -f "$1") prefix=${prefix%/bin/*} top=/${1#/} top=${top%"${top#/*/}"}
+    shift
+    mkdir -p "$0/prefix"
+    mount --bind "$prefix" "$0/prefix"
+    mount -t tmpfs -o mode=755 none "$top"
+    mkdir -p "$prefix"
+    mount --move "$0/prefix" "$prefix"
+    exec "$@"' "$PWD" "$PYTHON" "${mydocker[@]}")
+}
+
+mapped_image() { # mapped_image: the image `one` and, in $first, what --userns auto begins with
+  for_all
+  small_root root
+  mkdir root/home root/data
+  touch root/data/old
+  chown -R 1234:5678 root/home root/data
+  make_image one
+  run 0 run --rm --userns auto one sh -c 'read -r _ first _ </proc/self/uid_map; echo "$first"'
+  unlike "$err" 'copying' || skip 'layers can not be shown with other owners here'
+  first=$out
+}
+
+test_ids_auto() { # ids: with --userns auto root inside is nobody outside; no two have the same ids
+  local first
+  mapped_image
+  mkdir -m 700 secret
+  run 0 run -d --name a --userns auto -v "$PWD/secret:/secret" one sleep 1000
+  run 0 run -d --name b --userns auto:size=1000 one sleep 1000
+  run 0 run --rm --userns auto one cat /proc/self/gid_map
+  like "$out" "^ *0 +$((first + 65536 + 1000)) +65536\$"
+  run 0 exec b cat /proc/self/uid_map
+  like "$out" "^ *0 +$((first + 65536)) +1000\$"
+  is "$(stat -c %u:%g "/proc/$(pid_of a)")" "$first:$first"
+  run 0 exec a sh -c 'id -u; ls -ln / /data; ls /secret || :; mount -o remount,rw /sys || echo no'
+  like "$out" ' 0 +0 .* bin'
+  like "$out" ' 1234 +5678 .* home'
+  like "$out" ' 1234 +5678 .* old'
+  like "$out" 'no$'
+  like "$err" 'ermission denied'
+  run 0 exec -u user a sh -c 'echo said >/dev/stdout; echo mine >/home/f; id -u'
+  is "$out" $'said\n1234'
+  run 0 rm -f b
+  run 0 run --rm --userns auto:size=1000 one cat /proc/self/uid_map
+  like "$out" "^ *0 +$((first + 65536)) +1000\$" # they are free again
+  run 0 rm -f a
+  nothing_on_record
+}
+
+test_ids_files() { # ids: on disk files have the ids that they have inside: volumes, cp, commit,
+  # export and start are as ever
+  local first
+  mapped_image
+  run 0 run -d --name a --userns auto -v vol:/data one sh -c 'touch /data/new; exec sleep 1000'
+  wait_for test -e state/volumes/vol/_data/new
+  is "$(stat -c '%n %u:%g' state/volumes/vol/_data/*)" \
+    "state/volumes/vol/_data/new 0:0"$'\n'"state/volumes/vol/_data/old 1234:5678"
+  run 0 run --rm --userns auto:size=9999 -v vol:/data one ls -ln /data
+  like "$out" ' 0 +0 .* new'
+  echo text >file
+  chown 7:8 file
+  run 0 cp file a:/root/plain
+  run 0 cp -a file a:/home/kept
+  tar -cf file.tar --owner=1234 --group=5678 --numeric-owner file
+  run 0 cp -a - a:/home <file.tar
+  run 0 exec a ls -ln /root /home
+  like "$out" ' 0 +0 .* plain'
+  like "$out" ' 7 +8 .* kept'
+  like "$out" ' 1234 +5678 .* file'
+  run 0 cp -a a:/home/kept back
+  is "$(stat -c %u:%g back)" 7:8
+  is "$(stat -c %u:%g state/containers/*/upper/home/kept)" 7:8
+  run 0 commit a two
+  run 0 run --rm two ls -ln /home
+  like "$out" ' 7 +8 .* kept'
+  run 0 restart -t 0 a
+  run 0 exec a ls -ln /home
+  like "$out" ' 7 +8 .* kept'
+  run 0 stop -t 0 a
+  run 0 cp -a file a:/home/late
+  run 0 export -o all.tar a
+  has <(tar tvf all.tar --numeric-owner) '7/8 .*home/late'
+  run 0 start a
+  run 0 exec a ls -ln /home
+  like "$out" ' 7 +8 .* late'
+  mkdir root/own
+  run 0 run --rm --userns auto --rootfs root sh -c 'ls -ln /; touch /own/made'
+  like "$out" ' 1234 +5678 .* home'
+  is "$(stat -c %u root/own/made)" 0
+  run 0 rm -f a
+  nothing_on_record
+}
+
+test_ids_maps() { # ids: --uidmap and --gidmap say what ids are outside; what can't be is refused
+  local first
+  mapped_image
+  run 0 run --rm --uidmap 0:200000:1000 --uidmap 1234:300000 --gidmap 0:400000:6000 -u user one \
+    sh -c 'id -u; cat /proc/self/uid_map /proc/self/gid_map'
+  is "$(tr -s ' ' <<<"$out")" $'1234\n 0 200000 1000\n 1234 300000 1\n 0 400000 6000'
+  run 0 run --rm --uidmap 0:200000:10 one cat /proc/self/gid_map
+  like "$out" '^ *0 +200000 +10$'
+  run 0 run --rm --userns keep-id one cat /proc/self/uid_map
+  is "$out" "$(cat /proc/self/uid_map)"
+  fails 125 '--user, on 1234:5678: .*no such id' run --rm --uidmap 0:200000:10 -u user one id
+  fails 125 'nothing is 0 inside' run --uidmap 1:200000:10 one id
+  fails 125 'two ranges have 5' run --uidmap 0:200000:10 --uidmap 5:1 one id
+  fails 125 'two ranges have 200005' run --uidmap 0:200000:10 --uidmap 10:200005 one id
+  fails 125 '--gidmap, on 0:x:10: it is' run --uidmap 0:200000:10 --gidmap 0:x:10 one id
+  fails 125 'ids are from 0 to' run --uidmap 0:4294967294:2 one id
+  fails 125 'ids are from 0 to' run --uidmap 0:1:0 one id
+  fails 125 "can't go with --userns auto" run --userns auto --uidmap 0:1:2 one id
+  fails 125 '--userns, on auto:size=0' run --userns auto:size=0 one id
+  fails 125 '--ephemeral' run --userns auto --ephemeral /bin/true
+  [[ -e /etc/subuid && -e /etc/subgid ]] || return 0
+  echo 'containers:500000:70000' >subid # podman's user for them
+  mydocker=(unshare -m --propagation private bash -ec 'for file in subuid subgid; do
+    mount --bind "$0" "/etc/$file"; done; exec "$@"' "$PWD/subid" "${mydocker[@]}")
+  run 0 run --name a --userns auto one cat /proc/self/uid_map
+  like "$out" '^ *0 +500000 +65536$'
+  fails 125 '--userns, on auto: no 65536 ids .*hint: .*subuid' run --userns auto one true
+  run 0 rm a
+  nothing_on_record
+}
+
+test_ids_shared() { # ids: what others have can be shared: network, processes, the host's own root
+  local first
+  mapped_image
+  run 0 run -d --name a --userns auto one sleep 1000
+  run 0 run --rm --userns auto --network container:a one id -u
+  is "$out" 0
+  run 0 run --rm --network container:a one readlink /proc/self/ns/net
+  is "$out" "$(readlink "/proc/$(pid_of a)/ns/net")"
+  run 0 run --rm --userns auto --network host --pid host --ipc host --uts host one \
+    readlink /proc/self/ns/net
+  is "$out" "$(readlink /proc/self/ns/net)"
+  mkdir -m 700 closed
+  run 0 run --rm --userns auto /bin/sh -c 'id -u; cd /; ls "$1" || echo closed' sh "$PWD/closed"
+  is "$out" $'0\nclosed'
+  run 0 rm -f a
+}
+
+test_ids_copied() { # ids: where layers can't be shown with other owners they are copied, said once
+  for_all
+  need overlay unshare mount
+  small_root root
+  mkdir root/home root/data lower upper work merged
+  touch root/data/old
+  chown -R 1234:5678 root/home root/data
+  MYDOCKER_ROOT=$PWD/merged/state own_mounts '
+    mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work none merged
+    "$@" import root one
+    "$@" run --name a --userns auto -v vol:/data one sh -c "ls -ln / /data; touch /data/new" >out
+    "$@" start -a a >again 2>errors
+    cp -a merged/state/volumes/vol/_data/. volume
+    "$@" rm a' 2>warnings
+  is "$(grep -c 'copying them$' warnings)" 1
+  like "$(<out)" ' 1234 +5678 .* home'
+  like "$(<out)" ' 1234 +5678 .* old'
+  like "$(<again)" ' 0 +0 .* new'
+  is "$(<errors)" ''
+  is "$(($(stat -c %u volume/old) - $(stat -c %u volume/new)))" 1234
+}
+
 # ── Without root ─────────────────────────────────────────────────────────────
 
 test_not_root() { # fail: another user than root is told so
@@ -11155,6 +11323,9 @@ test_oci_private_keys() { # oci: what chapters tell init by keys of their own a 
       /bin/sh -c 'echo fine'
     rm -rf root
   done
+  bundle_says fine "c['root'].update(mapped=True, opened=True, tree=3, source='/', copied=True)" \
+    /bin/sh -c 'echo fine'
+  rm -rf root
   bundle_says fine "p['user'].update(username='no:body', added=7)
 p['capabilities']['made_up'] = ['CAP_X']
 c.update(gate=3, states=4, filter=5)
