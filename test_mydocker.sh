@@ -13525,6 +13525,55 @@ bench_podman() { # start: podman run --rootfs, busybox
   row=("${podman[@]}" "${podman_run[@]}" --net none --rootfs "$PWD/root" /bin/true)
 }
 
+by_outsider() { # by_outsider NAME: in ./NAME, from here on ${user[@]} is an ordinary user; see there
+  mkdir "$1"
+  chmod 755 . "$1"
+  if [[ -d root ]]; then cp -a root "$1"; fi
+  cd "$1"
+  outsider 300000:65536
+  mkdir -m 700 home/run
+  chown -R 23456:23456 home
+  if [[ -d root ]]; then chown -R 23456:23456 root; fi
+  user=(env "HOME=$HOME" "XDG_DATA_HOME=$HOME" "XDG_RUNTIME_DIR=$HOME/run" "${user[@]}")
+}
+
+prepare_user() {
+  if command -v busybox; then bundle; fi
+}
+
+bench_user_true() { # start as an ordinary user: /bin/true, what it takes to be that user here
+  by_outsider true
+  row=("${user[@]}" /bin/true)
+}
+
+bench_user_run() { # start as an ordinary user: mydocker.py run /bin/true
+  by_outsider source
+  row=("${user[@]}" "$PYTHON" "$PWD/home/program" run /bin/true)
+}
+
+bench_user_compiled() { # start as an ordinary user: the same by the installed copy
+  by_outsider installed
+  "$PYTHON" home/program install home/top
+  row=("${user[@]}" "$PWD/home/top/bin/mydocker" run /bin/true)
+}
+
+bench_user_bwrap() { # start as an ordinary user: bwrap with the same namespaces
+  need bwrap
+  by_outsider bwrap
+  row=("${user[@]}" bwrap --unshare-user --unshare-pid --unshare-uts --unshare-ipc --unshare-net
+    --dev-bind / / --proc /proc /bin/true)
+}
+
+bench_user_podman() { # start as an ordinary user: podman run --rootfs, busybox
+  need podman runc busybox
+  by_outsider podman
+  mkdir root/{dev,proc,sys,run} "$scratch/run" # podman wants a short name for the last
+  chown 23456:23456 root/* "$scratch/run"
+  row=("${user[@]}" podman --root "$PWD/home/store" --runroot "$scratch/run" --storage-driver vfs
+    --cgroup-manager cgroupfs --runtime "$(command -v runc)" "${podman_run[@]}" --net none
+    --rootfs "$PWD/root" /bin/true)
+}
+
 prepare_network() { # a host of our own, with a state and networks of its own
   if command -v busybox; then bundle; fi
   if command -v unshare nsenter ip; then
