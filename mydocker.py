@@ -56,8 +56,8 @@ every container milliseconds, so the others are imported where they are used.
 #             container engine, bundle, rootfs, annotations.  make_record, create_container, changed
 #             by change_record
 #   monitor   what only a living monitor has: spec, record, lock, attached, interactive, logged,
-#             stdin, typist, program, pid, master, outputs, typed, ports, before, check_at, checker;
-#             cmd_run, relaunch
+#             stdin, typist, program, pid, master, outputs, typed, ports, before, helper,
+#             check_at, checker; cmd_run, relaunch
 
 import sys
 assert (LEAST := (3, 8)) <= sys.version_info  # mydocker needs Python 3.8 or later: see python3 -V
@@ -5275,7 +5275,11 @@ def cmd_logs(options, words):
 # the monitors'; the next command goes where one of these is.
 
 PROGRAMS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where the host's helpers may lie
-PASTA_DNS = "169.254.1.1"  # asked there, pasta asks the host's own servers: podman's choice, too
+HELPERS = {  # what gives a network without root: (its package, where a name server is asked)
+    "pasta": ("passt", "169.254.1.1"),  # podman's choice, too
+    "slirp4netns": ("slirp4netns", "10.0.2.3")}
+APART = "none", "host", *HELPERS  # networks by which a container has no cable to others
+SLIRP_GUEST = "10.0.2.100"  # slirp4netns(1)
 
 def enter_own_user_namespace():
     """Go on as root of a user namespace.  Our mounts stay the host's: in a mount namespace of our
@@ -5431,42 +5435,52 @@ def usual_network():
     """The network that a container gets where nothing is said."""
     if not is_guest("net"):
         return "bridge"
-    if pasta_program():
-        return "pasta"
-    narrate("network: none, for without root it takes pasta (package passt)")
+    for kind in HELPERS:
+        if helper_program(kind):
+            return kind
+    narrate("network: none, for without root it takes pasta (package passt) or slirp4netns")
     return "none"
 
-def pasta_program():
-    """Where pasta(1) is on this host, which gives a network namespace a way out without root: it
-    makes its connections as an ordinary program does.  "" if it isn't there."""
-    return next((path for path in map("{}/pasta".format, PROGRAMS) if os.path.exists(path)), "")
+def helper_program(kind):
+    """Where on this host a program is that gives a network namespace a way out without root: it
+    makes its connections as an ordinary one does.  "" if it isn't there."""
+    return next((path for path in (f"{top}/{kind}" for top in PROGRAMS) if os.path.exists(path)),
+                "")
 
 def check_guest(kind):
     """Refuse networks that take power over the host's network namespace, and those that need none
     where it is there."""
-    if kind == "pasta" and (not is_guest("net") or not pasta_program()):
-        raise Failure("--network, on pasta: it is for those without root, on a host that has it",
-                      hint="package passt")
+    if kind in HELPERS and (not is_guest("net") or not helper_program(kind)):
+        raise Failure(f"--network, on {kind}: it is for those without root, on a host that has it",
+                      hint=f"package {HELPERS[kind][0]}")
     if kind != "host" and missing_powers(["NET_ADMIN"]):
         raise Failure(f"--network, on {kind}: CAP_NET_ADMIN is missing: inside a container?",
                       hint="--network host takes no power over networks")
-    if kind not in ("none", "host", "pasta", "container") and is_guest("net"):
+    if kind not in (*APART, "container") and is_guest("net"):
         raise Failure(f"--network, on {kind}: only root can lay cables to this host",
-                      hint="--network pasta, none, host and container:ID are possible")
+                      hint="--network pasta, slirp4netns, none, host and container:ID are possible")
 
-def await_pasta(child, ready, log):
-    """Wait until pasta has written its pid, which it does when all is connected."""
+def await_helper(kind, child, ready, log):
+    """Wait until the helper has written to its file, which it does when all is connected."""
     while not os.path.exists(ready) or not os.path.getsize(ready):
         if os.waitpid(child, os.WNOHANG)[0]:
             said = read_text(log).strip().split("\n")[-1]
-            raise Failure(f"network, on pasta: {said or 'it has ended'}",
+            raise Failure(f"network, on {kind}: {said or 'it has ended'}",
                           hint="--network none and host go without it")
         time.sleep(0.001)
 
+def helper_words(kind, place, ready, ports):
+    """The arguments of a helper for the network namespace mounted at PLACE.  In its directory the
+    last one makes a socket, which takes ports: its name must be short, unix(7)."""
+    if kind == "pasta":
+        return [*pasta_words(place, ports), "--pid", ready]
+    return ["--configure", "--mtu=65520", "--disable-host-loopback", "--enable-sandbox",
+            "--ready-fd=3", "--api-socket=slirp.sock", "--netns-type=path", place, "tap0"]
+
 def pasta_words(place, ports):
     """The arguments of pasta for the network namespace mounted at PLACE: pasta(1)."""
-    words = ["--foreground", "--config-net", "--quiet", "--no-map-gw", "--dns-forward", PASTA_DNS,
-             "-T", "none", "-U", "none", "--no-netns-quit"]
+    words = ["--foreground", "--config-net", "--quiet", "--no-map-gw", "--dns-forward",
+             HELPERS["pasta"][1], "-T", "none", "-U", "none", "--no-netns-quit"]
     for option, protocol in (("-t", "tcp"), ("-u", "udp")):
         found = [f"{address + '/' if address else ''}{taken}:{port}"
                  for address, taken, port, kind in ports if kind == protocol]
@@ -5474,22 +5488,47 @@ def pasta_words(place, ports):
             words += [option, text]
     return [*words, "--netns", place]
 
-def pasta_servers():
-    """The name servers of a container where none of the host's can be reached but by pasta."""
-    return [PASTA_DNS]
+def helper_servers(kind):
+    """The name servers of a container where none of the host's can be reached but by a helper."""
+    return [HELPERS[kind][1]]
 
-def become_pasta(words, log):
-    """In the child: execute pasta, with nothing of ours but a file for what it says."""
+def become_helper(kind, words, log, ready):
+    """In the child: execute a helper, with nothing of ours but two files for what it says."""
     prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)  # when its container's monitor dies, it does
     os.setsid()  # away from the terminal, and its ^C
     forget_signals()
+    os.chdir(os.path.dirname(log))
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     for fd in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), fd)
+    if kind == "slirp4netns":
+        os.dup2(os.open(ready, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 3)
     for fd in open_fds():
         if fd > 2:
-            os.set_inheritable(fd, False)
-    os.execv(pasta_program(), ["pasta", *words])  # as the only program but ours
+            os.set_inheritable(fd, fd == 3 and kind == "slirp4netns")
+    os.execv(helper_program(kind), [kind, *words])  # as the only program but ours
+
+def ask_for_ports(folder, ports):
+    """Let slirp4netns, whose socket is in FOLDER, forward ports: slirp4netns(1), "API SOCKET"."""
+    for address, taken, port, protocol in ports:
+        asked = {"proto": protocol, "host_addr": address or "0.0.0.0", "host_port": taken,
+                 "guest_addr": SLIRP_GUEST, "guest_port": port}
+        answer = ask_slirp(folder, to_json({"execute": "add_hostfwd", "arguments": asked}))
+        if '"return"' not in answer:
+            raise Failure(f"--publish, on {address or '0.0.0.0'}:{taken}/{protocol}: slirp4netns "
+                          f"can't: {answer.strip()}")
+
+def ask_slirp(folder, text):
+    """What slirp4netns answers, both in JSON."""
+    channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        with Descriptor(os.open(folder, OPEN_DIR)) as here:  # its own name is too long
+            channel.connect(f"/proc/self/fd/{here}/slirp.sock")
+        channel.sendall(text.encode())
+        channel.shutdown(_socket.SHUT_WR)
+        return channel.recv(SMALL_FILE).decode("utf-8", "replace")
+    finally:
+        channel.close()
 
 def home_outside():
     """The home directory of whoever is root in this user namespace, made by an engine: that doesn't
@@ -13002,7 +13041,7 @@ def networks():
 
 def network_path(name, suffix=""):
     if not is_name(name) or "." in name or len(name) > 15 or name in (
-            "all", "default", "none", "host", "container", "pasta"):  # the kernel's, --network's
+            "all", "default", "container", *APART):  # the kernel's, --network's
         raise Failure(f"network, on {as_typed(name)}: its name, a link's too, has at most 15 "
                       "letters, digits, _ and -")
     return state_path("networks", name + suffix)
@@ -13245,7 +13284,7 @@ def network_wanted(options, plan):
     if kind == "container":
         return "container:" + find_container(other)["id"], {**wants, "endpoints": []}
     check_guest(kind)
-    if kind in ("none", "host", "pasta"):
+    if kind in APART:
         return kind, {**wants, "endpoints": []}
     return kind, wants
 
@@ -13296,7 +13335,7 @@ def parse_network(text):
 def check_networks(options, wants):
     """Refuse what can't be, or can't go together, before anything is made."""
     kinds = [endpoint["network"].partition(":")[0] for endpoint in wants["endpoints"]]
-    alone = [kind for kind in kinds if kind in ("none", "host", "pasta", "container")]
+    alone = [kind for kind in kinds if kind in (*APART, "container")]
     if alone and len(kinds) > 1:
         raise Failure(f"--network, on {alone[0]}: it can't go with other networks")
     sysctls = [text for text in options["sysctl"] if text.startswith("net.")]
@@ -13305,7 +13344,7 @@ def check_networks(options, wants):
         for option, asked, possible in (
                 ("--ip", endpoint["wanted_ip"], not alone),
                 ("--mac-address", endpoint["wanted_mac"], not alone),
-                ("--publish", wants["ports"], not alone or kind == "pasta"),
+                ("--publish", wants["ports"], not alone or kind in HELPERS),
                 ("--network-alias", endpoint["aliases"], named),
                 ("--sysctl", sysctls, kind not in ("host", "container"))):  # not another's
             if asked and not possible:
@@ -13412,8 +13451,8 @@ def connect_container(state, pid, channel):
     if message != "apart":  # sync 0
         raise Failure(*message or ("run: it was killed before the command started", 137))
     with Descriptor(fds[0]) as theirs:
-        if record["network"] == "pasta":
-            return connect_by_pasta(state, pid, guest_ports(state))
+        if record["network"] in HELPERS:
+            return connect_by_helper(state, pid, guest_ports(state))
         taken = None
         if record["wants"]["ports"] and not state.get("ports"):
             taken = hold_ports(state)
@@ -13423,27 +13462,31 @@ def connect_container(state, pid, channel):
             sweep_containers()  # the dead give back theirs
             wire(record, pid, taken, theirs)
 
-def connect_by_pasta(state, pid, ports):
-    """Let pasta connect a container's network namespace, and forward its ports.  It dies with us,
-    and we with the container."""
-    record, old = state["record"], state.pop("pasta", None)
+def connect_by_helper(state, pid, ports):
+    """Let a program connect a container's network namespace, and forward its ports.  It dies with
+    us, and we with the container."""
+    record, old = state["record"], state.pop("helper", None)
+    kind = record["network"]
     if old:
         kill_child(old)
-    log, ready, place = (container_path(record, "pasta." + name)
+    log, ready, place = (container_path(record, f"{kind}.{name}")
                          for name in ("log", "pid", "netns"))
-    unlink_if_there(ready)
+    for path in (ready, container_path(record, "slirp.sock")):
+        unlink_if_there(path)
     for path in (place, log):
         write_file(path, "")
-    words = pasta_words(place, ports) + ["--pid", ready]
-    state["pasta"] = child = os.fork()  # to become pasta
+    words = helper_words(kind, place, ready, ports)
+    state["helper"] = child = os.fork()  # to become pasta or slirp4netns
     if not child:
         try:
             os.unshare(CLONE_NEWNS)  # for the next line
             mount(f"/proc/{pid}/ns/net", place, None, MS_BIND, None)  # as a file it may be opened
-            become_pasta(words, log)
+            become_helper(kind, words, log, ready)
         finally:
             os._exit(127)
-    await_pasta(child, ready, log)
+    await_helper(kind, child, ready, log)
+    if kind == "slirp4netns":
+        ask_for_ports(container_path(record), ports)
 
 def guest_ports(state):
     """The ports on the host of a container that has no cable; they are free for its helper."""
@@ -13538,7 +13581,7 @@ def disconnect_container(record):
     if not os.path.isdir(container_path(record)):
         return
     with changed_wiring(record) as wiring:
-        if record.get("network") != "pasta":
+        if record.get("network") not in HELPERS:
             remove_elements(own_table(), leading_ports(wiring, NFT_MSG_DELSETELEM))
             forget_flows(wiring["ports"])
         for endpoint in wiring["endpoints"]:
@@ -13558,7 +13601,7 @@ def leave_network(record, endpoint):
 
 def connect_later(record, endpoint):
     """Put a container that was made long ago into one more network: now, if it runs."""
-    if record["network"] in ("none", "host", "pasta") or ":" in record["network"]:
+    if record["network"] in APART or ":" in record["network"]:
         raise Failure(f"network connect, on {record['name']}: it was started with --network "
                       f"{record['network'][:22]}")
     network = find_network(endpoint["network"])
@@ -13629,7 +13672,7 @@ def cmd_network_disconnect(_, words):
 
 def network_names(record, wiring):
     """What `ps` calls a container's networks."""
-    if record["network"] in ("none", "host", "pasta") or ":" in record["network"]:
+    if record["network"] in APART or ":" in record["network"]:
         return record["network"]
     return ",".join(endpoint["network"] for endpoint in wiring["endpoints"])
 
@@ -13808,8 +13851,8 @@ def host_resolver(record, kind):
         lines = [(row[0], " ".join(row)) for row in rows if len(row) > 1]
         search = search or [text for word, text in lines if word in ("search", "domain")][-1:]
         options = options or [text for word, text in lines if word in ("options", "sortlist")]
-    if kind == "pasta" and not servers:
-        servers = pasta_servers()
+    if kind in HELPERS and not servers:
+        servers = helper_servers(kind)
     return servers or ["8.8.8.8", "8.8.4.4"], search, options
 
 # Ports

@@ -4350,6 +4350,40 @@ test_rootless_pasta() { # rootless: pasta leads out of a container, and to its p
   fails 125 'bridge.*root' run --network bridge one true
 }
 
+test_rootless_slirp() { # rootless: so does slirp4netns, with UDP as well; it ends with its monitor
+  local slirp
+  need nsenter ip pgrep
+  command -v slirp4netns || skip 'needs slirp4netns'
+  [[ -c /dev/net/tun ]] || skip 'needs /dev/net/tun'
+  outsider
+  mknod -m 666 tun c 10 200
+  make_lan
+  "${host[@]}" ip route add default via 10.77.0.2
+  mydocker=("${host[@]}" "${mydocker[@]}")
+  small_root root
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  serve outside "${lan[@]}" -- tcp:7000
+  run 0 run -d --name c --network slirp4netns -p 8080:80 -p 8081:81/udp one sleep 1000
+  run 0 exec c cat /proc/net/route /etc/resolv.conf
+  like "$out" $'\ntap0\t00000000'
+  run 0 port c 80
+  is "$out" 0.0.0.0:8080
+  run 0 ps --format '{{.PID}}'
+  inside=(nsenter --net="/proc/$out/ns/net")
+  serve inside "${inside[@]}" -- tcp:80 udp:81
+  # who asked, not every version shows
+  like "$("${lan[@]}" "$PYTHON" -I net.py ask 5 tcp 10.77.0.1 8080)" '^tcp [0-9.]+ hello$'
+  like "$("${lan[@]}" "$PYTHON" -I net.py ask 5 udp 10.77.0.1 8081)" '^udp [0-9.]+ hello$'
+  says 'tcp 10.77.0.1 hello' "${inside[@]}" -- tcp 10.77.0.2 7000
+  slirp=$(pgrep -f "^slirp4netns .*$PWD/home/mydocker") # its own words have the container's path
+  run 0 restart -t 0 c
+  wait_for gone "$slirp"
+  slirp=$(pgrep -f "^slirp4netns .*$PWD/home/mydocker")
+  kill -KILL "$(sed -n 's/.*"monitor": \([0-9]*\).*/\1/p' home/mydocker/containers/*/record.json)"
+  wait_for gone "$slirp"
+}
+
 test_rootless_podman() { # rootless: podman runs containers with it, and goes into them
   need podman runc busybox
   outsider 300000:65536
