@@ -2705,6 +2705,8 @@ def cmd_run(options, words):
     plan, words = plan_root(options, words)
     plan["network"], plan["wants"] = plan_network(options, plan)
     spec = make_spec(options, words, plan)
+    if in_user_namespace() and has_limits(spec):
+        have_cgroup(birth)
     state = {"spec": spec, "record": make_record(options, plan, spec),
              "attached": not options["detach"], "interactive": options["interactive"]}
     if not options["detach"]:
@@ -4379,12 +4381,12 @@ class BusError(Failure):
 
 class Bus:
     """A connection to systemd; `with` closes it."""
-    def __init__(self):
+    def __init__(self, path=BUS_SOCKET):
         self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         self.serial, self.unread = 0, []
         try:
             self.socket.settimeout(BUS_PATIENCE)
-            self.socket.connect(BUS_SOCKET)
+            self.socket.connect(path)
             self.log_in()
         except (Failure, OSError):
             self.socket.close()
@@ -4401,7 +4403,10 @@ class Bus:
         peer = self.socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
         if struct.unpack("=iII", peer)[:2] < (1, 0):  # its pids aren't ours: it is another host's
             raise OSError(errno.EACCES, "it doesn't see our processes", "systemd")
-        user = str(os.geteuid()).encode().hex()
+        number = os.geteuid()
+        if in_user_namespace() and struct.unpack("=iII", peer)[1] == number:
+            number = outer_id()  # to a systemd of our user's, outside
+        user = str(number).encode().hex()
         self.socket.sendall(b"\0AUTH EXTERNAL %s\r\nBEGIN\r\n" % user.encode())
         answer = b""
         while not answer.endswith(b"\r\n"):
@@ -4689,6 +4694,10 @@ def device_limit(row, text):
     number = parse_size(value, option) if kind == "SIZE..." else parse_number(value, option, 1)
     return {"major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev),
             "weight" if row[3] == "weightDevice" else "rate": number}
+
+def has_limits(spec):
+    """True if a container has any but on devices."""
+    return any(value for key, value in spec["linux"]["resources"].items() if key != "devices")
 
 def limit_text(file, value, cpu, memory):
     """A limit's value as its file has it: v2 has some in other ways than v1 and the OCI."""
@@ -5426,8 +5435,30 @@ def why_no_cgroup():
             return ""
         return ("no cgroup tree is mounted here: mount -t sysfs sysfs /sys; "
                 "mount -t cgroup2 cgroup2 /sys/fs/cgroup")
-    return ("limits take a cgroup that is the caller's: systemd-run --user --scope "
-            "-p Delegate=yes mydocker ...")
+    return ("limits take a cgroup that is the caller's: of a systemd of his own, which `loginctl "
+            "enable-linger` gives him, or: systemd-run --user --scope -p Delegate=yes mydocker ...")
+
+def outer_id():
+    """What our root is outside, by the user namespace's own word."""
+    return ids_here("uid")[0][1]
+
+def have_cgroup(*births):
+    """Have a cgroup where limits can be: the caller's own systemd makes a scope around this process
+    and what it has begun, and leaves what is below to us.  Nothing is said where there is none:
+    what needs it will."""
+    trees = hierarchies()
+    if list(trees) != [""] or os.access(trees[""][1], os.W_OK):
+        return
+    unit = f"mydocker-{os.urandom(8).hex()}.scope"
+    pids = [os.getpid(), *(birth.pid for birth in births if birth)]
+    rows = [("Description", ("s", "mydocker")), ("PIDs", ("au", pids)), ("Delegate", ("b", True)),
+            ("CollectMode", ("s", "inactive-or-failed"))]
+    top = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{outer_id()}"
+    with tolerate(errno.ENOENT, errno.ECONNREFUSED, errno.EACCES), Bus(
+            top + "/systemd/private") as bus:
+        kinds = "s", "s", "a(sv)", "a(sa(sv))"
+        bus.finish(unit, "StartTransientUnit", kinds, unit, "replace", rows, [])
+        narrate(f"cgroup: {unit}, which systemd has made for it")
 
 # The network
 
@@ -6551,6 +6582,8 @@ def relaunch(record, options, ready=lambda: None):
                   if key not in ("running", "delay", "error", "oom")}
         spec = read_json(path + "/config.json")
         spec["process"]["capabilities"] = held_capabilities(spec["process"]["capabilities"])
+        if in_user_namespace() and has_limits(spec):
+            have_cgroup()
         record.update(restarts=0, cgroups=cgroup_dirs(spec["linux"]["cgroupsPath"]))
         record.setdefault("started", 0)  # `create` has made it: it stays, also if this fails
         mark_running(record)
@@ -6736,6 +6769,8 @@ def cmd_exec(options, words):
     birth, detach = Birth("join", options["detach"]), options["detach"]
     record = find_container(words[0])
     live_pid(record)
+    if in_user_namespace() and record["cgroups"]:
+        have_cgroup(birth)  # from outside of what is our user's nobody may go into it
     if is_paused(record["cgroups"]):
         raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker unpause {words[0]}")
     spec = read_json(container_path(record, "config.json"))

@@ -11735,6 +11735,60 @@ END
   is "$got" 0
 }
 
+test_systemd_user() { # rootless: where limits are wanted the systemd of the user is asked for a
+  # scope, which goes with the container
+  need cgroup-v2 unshare umount awk systemctl
+  local tree top got=0
+  [[ -x /lib/systemd/systemd ]] || skip 'needs /lib/systemd/systemd'
+  outsider 300000:65536
+  tree=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo) top=$tree/mydocker-test.$$
+  small_root root
+  tar -C root -cf home/root.tar .
+  mkdir -m 700 home/run
+  chown 23456:23456 home/run
+  export XDG_RUNTIME_DIR=$PWD/home/run
+  printf '%s\n' "$(declare -p user mydocker)" >words
+  cat >beside <<'END' # his session is root's, what is around both is his, as with a login
+umount -l $(awk '/ - cgroup2? / {print $5}' /proc/self/mountinfo | tac)
+umount -l /sys/fs/cgroup || :
+mount -t cgroup2 none /sys/fs/cgroup
+cd /sys/fs/cgroup
+mkdir session
+echo "$$" >session/cgroup.procs
+chown 23456 . cgroup.procs cgroup.subtree_control cgroup.threads
+cd "$1"
+mount -t tmpfs none /run
+mkdir -p /run/systemd/system
+. ./words
+unset DBUS_SESSION_BUS_ADDRESS
+(
+  mkdir /sys/fs/cgroup/init
+  chown -R 23456 /sys/fs/cgroup/init
+  sh -c 'echo "$$" >/sys/fs/cgroup/init/cgroup.procs; exec "$@"' sh \
+    "${user[@]}" /lib/systemd/systemd --user >log 2>&1 &
+  echo "$!" >systemd
+)
+until [ -S home/run/systemd/private ]; do
+  kill -0 "$(cat systemd)"
+  sleep 0.1
+done
+"${mydocker[@]}" import home/root.tar one
+# there may be no controllers here: then the limit can't be had, but the scope was there
+"${mydocker[@]}" run --log-level info --rm --pids-limit 20 one cat /proc/self/cgroup >out 2>err ||
+  grep 'no cgroup with pids.max' err
+grep 'cgroup: mydocker-[0-9a-f]*.scope' err
+"${mydocker[@]}" run --log-level info --rm one id 2>err # what wants no limit asks for none
+if grep 'cgroup: ' err; then exit 1; fi
+until [ -z "$(find /sys/fs/cgroup -name 'mydocker-*.scope')" ]; do sleep 0.1; done
+kill "$(cat systemd)"
+END
+  mkdir "$top"
+  bash -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$top" unshare --cgroup --mount --pid --fork \
+    --kill-child --mount-proc bash -ex beside "$PWD" || got=$?
+  wait_for eval 'find "$top" -depth -type d -exec rmdir {} +'
+  is "$got" 0
+}
+
 # ── The OCI runtime under engines ────────────────────────────────────────────
 # Real ones, each private to its test; they use the launcher of `install`. What they say must be
 # what they say on runc.
