@@ -14605,6 +14605,8 @@ def oci_status(record):
     if not record["pid"]:
         return "creating"
     word = container_state(dict(record, running=is_alive(record), started=record["created"]))
+    if word == "created" and is_paused(record["cgroups"]):  # no start would get through to it
+        return "paused"
     return "stopped" if word == "exited" else word
 
 def oci_state(record, status=None):
@@ -14620,6 +14622,7 @@ def create_container(container_id, bundle, options, birth):
     has one and no --console-socket took it.  After a failure nothing of it is left."""
     if not is_name(container_id.replace("+", "-")):
         raise Failure(f"create, on {as_typed(container_id)}: not a container's id")
+    check_pid_file(options)
     preserved = preserved_fds(options)
     spec = load_bundle(bundle, container_id)
     spec["root"]["moved"] = options["no-pivot"]
@@ -14703,6 +14706,10 @@ def wait_at_gate(channel, gate, process):
         raise Failure(f"exec, on {program}: permission denied", 126)
     send(channel, "ready")
     channel.close()
+    ends = _signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM
+    for number in ends:
+        _signal.signal(number, lambda number, _: os._exit(128 + number))  # PID 1 has no default
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, ends)
     os.read(gate, 1)  # a fifo that is open for writing, too: only a byte ends this
 
 def run_hooks(spec, state, *moments, environment=None, directory=None):
@@ -14803,10 +14810,17 @@ def listening_fds():
         return 0
     return min(int(count), len(open_fds()))
 
+def check_pid_file(options):
+    """Refuse a --pid-file that can't be written before there is a process."""
+    if options["pid-file"]:
+        with blame(f"--pid-file, on {options['pid-file']}"):
+            os.stat(os.path.dirname(options["pid-file"]) or ".")
+
 def hand_over(options, pid, master):
     """Give an engine what it asked for: the pid in a file, the terminal on a socket."""
     if options["pid-file"]:
-        write_named(options["pid-file"], str(pid))
+        with blame(f"--pid-file, on {options['pid-file']}"):
+            write_named(options["pid-file"], str(pid))
     if options["console-socket"] and master is not None:
         send_descriptor(options["console-socket"], Descriptor(master))
 
@@ -14828,6 +14842,7 @@ def oci_create(options, words):
     hand_over(options, record["pid"], None)
 
 @for_engines("run", *CREATE_OPTIONS, ("--keep", "", "don't delete it when it has ended"),
+             ("--no-subreaper", "", "accepted: whoever has no parent left is the host's init's"),
              ("-b --bundle", "DIR", "run the OCI bundle there as the container ID"),
              only=("bundle",), typed="names_bundle")
 def oci_run(options, words):
@@ -14848,7 +14863,7 @@ def oci_run(options, words):
         return attend({"record": record, "pid": record["pid"], "master": master, "outputs": [],
                        "attached": True, "interactive": True, "logged": False, "typed": b""}, True)
     finally:
-        if not (options["detach"] or options["keep"]):
+        if not (options["detach"] or options["keep"]) and find_oci(words[0]):  # or it's deleted
             delete_container(record, True)
 
 @for_engines("start")
@@ -14876,6 +14891,7 @@ def oci_exec(options, words):
         raise Failure(f"exec, on {words[0]}: container not running")
     if is_paused(record["cgroups"]) and not options["ignore-paused"]:
         raise Failure(f"exec, on {words[0]}: it is paused", hint=f"mydocker resume {words[0]}")
+    check_pid_file(options)
     record["cgroups"] = cgroups_below(record["cgroups"], options["cgroup"])
     spec = read_json(container_path(record, "config.json"))
     process = one_more_process(options, words[1:], spec["process"])
@@ -16761,7 +16777,8 @@ ELSEWHERE = {  # what isn't here: what to use instead
     "plugin": "nothing is loaded from outside", "buildx": "`mydocker build`, or buildah",
     "bake": "`mydocker build`, or buildah", "scout": "a scanner of what `save` writes, as trivy",
     "trust": "a digest in the name, NAME@sha256:...", "context": "ssh HOST mydocker ...",
-    "manifest": "skopeo, or buildah", "checkpoint": "criu", "restore": "criu", "search": "the registry's web page",
+    "manifest": "skopeo, or buildah", "checkpoint": "criu", "restore": "criu",
+    "search": "the registry's web page",
     "debug": "mydocker explain CONTAINER, or run --step", "model": "an image that has one"}
 
 def docker_word(words):
@@ -16844,7 +16861,7 @@ def cmd_system_prune(options, _):
     cmd_image_prune(options, [])
 
 offer("create", *(row for row in OPTIONS["run"].values() if row[0] not in OPTIONS["create"]
-                  and row[0] not in ("-d --detach", "--keep")))
+                  and row[0] not in ("-d --detach", "--keep", "--no-subreaper")))
 
 # ── 45. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.

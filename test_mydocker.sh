@@ -11914,6 +11914,33 @@ test_oci_rootless() { # rootless: spec writes a bundle that its caller can run w
   fails 125 'linux.uidMappings: 0: the caller has no such ids' run --bundle . t
 }
 
+test_oci_created() { # oci: before its start a container ends by TERM, and no start hangs that pause
+  # would stop; a pid file goes into a directory that is there
+  oci_bundle
+  configure '' /bin/sleep 1000
+  run 0 create --pid-file pid t
+  run 0 kill t TERM
+  wait_for gone "$(<pid)"
+  run 0 delete t
+  run 0 create t
+  run 0 pause t
+  run 0 state t
+  is "$(field status)" paused
+  fails 125 'cannot start a container that is paused' start t
+  run 0 resume t
+  run 0 state t
+  is "$(field status)" created
+  run 0 start t
+  fails 125 '^mydocker: --pid-file, on none/pid: no such file' exec --pid-file none/pid t /bin/true
+  run 0 delete -f t
+  fails 125 '^mydocker: --pid-file, on none/pid: no such file' create --pid-file none/pid t
+  is "$(find state/oci -mindepth 1; find none 2>/dev/null || :)" ''
+  "${mydocker[@]}" run --no-subreaper --bundle . t >said 2>&1 &
+  wait_for "${mydocker[@]}" exec t /bin/sleep 0 >"$scratch/log" 2>&1
+  run 0 delete -f t
+  wait $! || is "$? $(<said)" '137 '
+}
+
 engine_root() { # the runtime in ./runtime, and a root of busybox in ./root and ./root.tar
   need busybox tar
   own_state
