@@ -12374,7 +12374,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_NEWROUTE = 20, 21, 22, 24
 RTN_UNICAST, RTN_LOCAL, RTPROT_BOOT, RT_TABLE_MAIN = 1, 2, 3, 254
 RTA_OIF, RTA_GATEWAY, IFA_LOCAL = 4, 5, 2
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
-IFLA_IFALIAS, IFLA_NET_NS_FD, IFALIASZ = 20, 28, 256
+IFLA_IFALIAS, IFLA_NET_NS_FD, IFALIASZ, IFNAMSIZ = 20, 28, 256, 16
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_MODE = 4, 5, 4
 MAKE = NLM_F_CREATE | NLM_F_EXCL
@@ -14231,7 +14231,8 @@ OCI_FIELDS = {  # {field: (its shape, who carries it out)}: [] for each of a lis
     "linux.resources.rdma{}.hcaHandles": ((U32,), "limit_cgroups"),
     "linux.resources.rdma{}.hcaObjects": ((U32,), "limit_cgroups"),
     "linux.resources.unified{}": (str, "limit_cgroups"),
-    **{name: (dict, REFUSED) for name in ("linux.intelRdt", "linux.netDevices", "vm", "windows",
+    "linux.netDevices{}.name": (str, "move_devices"),
+    **{name: (dict, REFUSED) for name in ("linux.intelRdt", "vm", "windows",
                                           "solaris", "zos", "freebsd")},
 }
 
@@ -14345,6 +14346,7 @@ def refuse_unsupported(spec, what):
         refuse_mounts(spec, kinds, what)
     if (spec["hostname"] or spec.get("domainname")) and "uts" not in kinds:
         raise Failure(f"{what}: hostname: it needs a uts namespace")
+    refuse_devices(spec["linux"].get("netDevices", {}), kinds, f"{what}: linux.netDevices")
     for row in spec["mounts"]:
         words = {*(row.get("options") or ())}
         if row.get("uidMappings") or row.get("gidMappings") or {"idmap", "ridmap"} & words:
@@ -14360,6 +14362,20 @@ def refuse_unsupported(spec, what):
     if spec["linux"].get("timeOffsets") and ("user" in kinds or not has_namespace(spec, "time")):
         raise Failure(f"{what}: linux.timeOffsets: it needs a time namespace of its own, and no "
                       "user namespace")
+
+def refuse_devices(devices, kinds, what):
+    """Refuse names that no network device can have, or two can't, and a network that is the
+    host's."""
+    if devices and "network" not in kinds:
+        raise Failure(f"{what}: it needs a network namespace")
+    names = [row.get("name") or name for name, row in devices.items()]
+    for name in [*devices, *names]:
+        if not 0 < len(encode(name)) < IFNAMSIZ or name in (".", "..") or any(
+                letter in "/:%" or letter.isspace() for letter in name):
+            raise Failure(f"{what}: {as_typed(name)}: no device can have that name")
+    for name in names:
+        if names.count(name) > 1:
+            raise Failure(f"{what}: {as_typed(name)}: it is there twice")
 
 def refuse_twice(rows, what):
     """Refuse two rows of one type, which the specification calls an error: which one is meant?"""
@@ -14522,7 +14538,7 @@ def cmd_features(*_):
                                   "NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")],
                               "archs": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]},
                   "apparmor": {"enabled": True}, "selinux": {"enabled": True},
-                  "intelRdt": {"enabled": False}, "netDevices": {"enabled": False},
+                  "intelRdt": {"enabled": False}, "netDevices": {"enabled": True},
                   "memoryPolicy": {"modes": [*MEMORY_POLICIES], "flags": [*MEMORY_FLAGS]},
                   "mountExtensions": {"idmap": {"enabled": True}}},
         "annotations": {"mydocker.version": VERSION, "mydocker.refused": " ".join(refused)}}))
@@ -14649,7 +14665,10 @@ def create_container(container_id, bundle, options, birth):
         note(f"create, on {container_id}: {bundle}, in {' '.join(cgroups) or 'no cgroup'}")
         with start_init(spec, birth, outlive=True) as birth:
             note(f"create, on {container_id}: init is process {birth.pid}")
-            birth.tell_place(0, spec, preserved + listening)
+            devices = spec["linux"].get("netDevices")
+            birth.tell_place(0, spec, preserved + listening, report=bool(devices))
+            if devices:
+                move_devices(devices, birth)
             if asks:
                 start_scope(spec, record, birth.pid)
             master = bring_to_gate(spec, record, birth, options["console-socket"])
@@ -15220,6 +15239,11 @@ def huge_page_stats(dirs):
 # that listens on a socket, and gets a descriptor for that.  See seccomp_unotify(2) and, for what is
 # sent, "The Container Process State" in the runtime-spec's config-linux.md.
 
+#
+# A network device of the host's can become the container's: it is moved to its network namespace,
+# by another name if wanted, and has the addresses again that somebody gave it for good.  A real one
+# comes back with the namespace's end, another one goes with it.
+
 SECCOMP_IOCTL_NOTIF_RECV, SECCOMP_IOCTL_NOTIF_SEND = 0xC0502100, 0xC0182101  # linux/seccomp.h
 SECCOMP_USER_NOTIF_FLAG_CONTINUE = 1
 pidfd_getfd = kernel("pidfd_getfd", INT, INT, LONG, number=438)  # since 5.6
@@ -15265,6 +15289,58 @@ def let_pass(listener, channel):
                 number, = struct.unpack_from("Q", told)
                 fcntl.ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, struct.pack(
                     "QqiI", number, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE))
+
+# Network devices
+
+IFA_ADDRESS, IFA_BROADCAST, IFA_FLAGS = 1, 4, 8  # linux/if_addr.h
+IFA_F_NODAD, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x02, 0x80, 0x200
+
+def move_devices(devices, birth):
+    """Let devices of the host's be those of init's network."""
+    message = receive(birth.channel)[0]
+    if message != "apart":  # sync 0
+        raise Failure(*message or ("create: init was killed",))
+    with open_namespace(f"/proc/{birth.pid}/ns/net") as theirs:
+        for name, row in devices.items():
+            with blame(f"linux.netDevices, on {name}"):
+                move_device(name, row.get("name") or name, theirs)
+
+def move_device(name, new, theirs):
+    """Move one, and name it anew; its link-layer address and MTU go along by themselves."""
+    link = read_link(name)
+    if not link:
+        raise Failure(f"linux.netDevices, on {name}: the host has no such device")
+    addresses = lasting_addresses(link["index"])
+    with inside_network(theirs):
+        if read_link(new):
+            raise Failure(f"linux.netDevices, on {name}: there is a {new} in the container already")
+    head = struct.pack("BxHiII", 0, 0, link["index"], 0, IFF_UP)
+    netlink(NETLINK_ROUTE, name, [(RTM_NEWLINK, NLM_F_ACK, head)])  # down: else it can't be renamed
+    netlink(NETLINK_ROUTE, name, [(RTM_NEWLINK, NLM_F_ACK, head + attributes(
+        {IFLA_IFNAME: new, IFLA_NET_NS_FD: int(theirs)}))])  # the container's now, not the host's
+    with inside_network(theirs):
+        index = _socket.if_nametoindex(new)
+        messages = [(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
+                     struct.pack("4BI", *row, index) + attributes(values))
+                    for row, values in addresses]
+        netlink(NETLINK_ROUTE, new, [link_message(new, up=IFF_UP), *messages])  # as it was
+
+def lasting_addresses(index):
+    """The addresses of a link that somebody gave it for good, and for everywhere: [(the message's
+    first fields, attributes)]."""
+    dump = RTM_GETADDR, NLM_F_ACK | NLM_F_DUMP, struct.pack("4BI", 0, 0, 0, 0, 0)
+    found = []
+    for answer in netlink(NETLINK_ROUTE, "addresses", [dump]):  # of all links
+        family, bits, flags, scope, of = struct.unpack_from("4BI", answer)
+        values = parse_attributes(answer[8:])
+        if IFA_FLAGS in values:
+            flags, = struct.unpack("I", values[IFA_FLAGS])
+        if of == index and flags & IFA_F_PERMANENT and not scope:
+            kept = {kind: values[kind] for kind in (IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST)
+                    if kind in values}
+            kept[IFA_FLAGS] = flags & (IFA_F_NODAD | IFA_F_NOPREFIXROUTE)
+            found.append(((family, bits, 0, scope), kept))
+    return found
 
 # ── 41. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.

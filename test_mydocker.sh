@@ -11669,6 +11669,62 @@ for _ in range(3):
 PYTHON
 }
 
+test_oci_net_devices() { # oci: a device of the host's becomes the container's, by another name and
+  # with its lasting addresses
+  need unshare ip busybox
+  local name change
+  oci_bundle
+  for name in tvx tve; do
+    configure "l['netDevices'] = {'$name': {'name': 'lo'}}"
+    cp config.json $name
+  done
+  configure 'l["netDevices"] = {"tva": {"name": "eth7"}, "tvc": {}}' /bin/sh -c '
+    busybox ip -o addr; busybox ip link show eth7; echo shown; sleep 1000'
+  unshare --net bash -exc '
+ip link add tva mtu 1400 address 02:00:00:00:00:07 type veth peer name tvb
+ip link add tvc type veth peer name tvd
+ip link set tva up
+ip link set tvb up
+ip link set tvd up
+ip addr add 10.9.8.7/24 brd 10.9.8.255 dev tva
+ip addr add 169.254.9.9/16 scope link dev tva
+ip addr add fd00:9::7/64 nodad dev tva
+ip addr add fd00:9::8/64 nodad valid_lft 1000 preferred_lft 1000 dev tva
+"$@" create --pid-file pid t >said
+ip -o link >left
+"$@" start t
+timeout 60 sh -c "until grep -q shown said; do sleep 0.1; done"
+"$@" delete --force t
+ip link add tve type veth peer name tvf
+for name in tvx tve; do
+  mv $name config.json
+  "$@" create t 2>>failed && exit 1
+done
+ip -o link show tve >>failed' bash "${mydocker[@]}" >trace 2>&1 || fail "$(<trace)"
+  unlike "$(<left)" 'tv[ac]'
+  like "$(<said)" $'eth7 +inet 10.9.8.7/24 brd 10.9.8.255 '
+  like "$(<said)" $'eth7 +inet6 fd00:9::7/64 '
+  like "$(<said)" $'eth7(@[^:]*)?: <[^>]*[<,]UP[,>].* mtu 1400 .*\n.*02:00:00:00:00:07'
+  like "$(<said)" 'tvc +inet6 fe80'
+  unlike "$(<said)" '169.254|fd00:9::8'
+  like "$(<failed)" '^mydocker: linux.netDevices, on tvx: the host has no such device'
+  like "$(<failed)" $'\nmydocker: linux.netDevices, on tve: there is a lo in the container '
+  like "$(<failed)" ': tve'
+  while read -r change; do
+    configure "l['netDevices'] = $change"
+    fails 125 'config.json: linux.netDevices: ' create t
+  done <<'END'
+{"a": {"name": "b"}, "b": {}}
+{"a": {"name": "a/b"}}
+{"a234567890123456": {}}
+{"..": {}}
+{"a%d": {}}
+END
+  configure 'l["netDevices"] = {"a": {}}
+l["namespaces"] = [row for row in l["namespaces"] if row["type"] != "network"]'
+  fails 125 'config.json: linux.netDevices: it needs a network namespace' create t
+}
+
 test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a scope of its, with
   # the limits for properties; without a bus the container lies below, where nothing can be taken
   # from it
