@@ -53,8 +53,8 @@ every container milliseconds, so the others are imported where they are used.
 #             args, cgroups, network, wants, volumes, own_volumes, labels, restart, restarts,
 #             stop_signal, stop_timeout, log, health; while it runs pid, pid_start, monitor,
 #             monitor_start, started; then status, finished, oom, error, delay; of an engine's
-#             container engine, bundle, rootfs, annotations.  make_record, create_container, changed
-#             by change_record
+#             container engine, bundle, rootfs, annotations, cache.  make_record, create_container,
+#             changed by change_record
 #   monitor   what only a living monitor has: spec, record, lock, attached, interactive, logged,
 #             stdin, typist, program, pid, master, outputs, typed, ports, before, helper,
 #             check_at, checker; cmd_run, relaunch
@@ -92,7 +92,7 @@ except ImportError as missing:
     sys.exit(125)
 
 VERSION = "0.1.0"
-OCI_VERSION = "1.2.0"  # of the runtime-spec
+OCI_VERSION = "1.3.0"  # of the runtime-spec
 STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
@@ -6827,6 +6827,8 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
         affinity = process.get("execCPUAffinity", {})
         pin(birth.pid, affinity.get("initial"))
         enter_cgroups(record["cgroups"], birth.pid)
+        if "cache" in record:
+            join_cache(record, birth.pid)
         pin(birth.pid, affinity.get("final"))
         limit_process(process, birth.pid)  # not before: the last process slot is the command's
         tell(birth.channel, "go")  # sync 1, once more
@@ -14232,7 +14234,11 @@ OCI_FIELDS = {  # {field: (its shape, who carries it out)}: [] for each of a lis
     "linux.resources.rdma{}.hcaObjects": ((U32,), "limit_cgroups"),
     "linux.resources.unified{}": (str, "limit_cgroups"),
     "linux.netDevices{}.name": (str, "move_devices"),
-    **{name: (dict, REFUSED) for name in ("linux.intelRdt", "vm", "windows",
+    **{f"linux.intelRdt.{key}": (str, "share_cache")
+       for key in ("closID", "schemata[]", "l3CacheSchema", "memBwSchema")},
+    **{f"linux.intelRdt.{key}": (bool, "share_cache")
+       for key in ("enableMonitoring", "enableCMT", "enableMBM")},
+    **{name: (dict, REFUSED) for name in ("vm", "windows",
                                           "solaris", "zos", "freebsd")},
 }
 
@@ -14346,6 +14352,8 @@ def refuse_unsupported(spec, what):
         refuse_mounts(spec, kinds, what)
     if (spec["hostname"] or spec.get("domainname")) and "uts" not in kinds:
         raise Failure(f"{what}: hostname: it needs a uts namespace")
+    if "intelRdt" in spec["linux"]:
+        refuse_cache(spec["linux"]["intelRdt"], f"{what}: linux.intelRdt")
     refuse_devices(spec["linux"].get("netDevices", {}), kinds, f"{what}: linux.netDevices")
     for row in spec["mounts"]:
         words = {*(row.get("options") or ())}
@@ -14439,6 +14447,8 @@ def refuse_malformed(spec, what):
         if not all(key in row for row in rows):
             raise Failure(f"{what}: {name}: {key}: it is missing")
     for hook in hooks:
+        if not hook["path"].startswith("/"):
+            raise Failure(f"{what}: hooks: path: {as_typed(hook['path'])}: it must be absolute")
         check_environment(hook.get("env"), f"{what}: hooks: env")
     for row in linux["devices"]:
         numbers = row.get("major", 0), row.get("minor", 0)
@@ -14538,7 +14548,8 @@ def cmd_features(*_):
                                   "NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")],
                               "archs": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]},
                   "apparmor": {"enabled": True}, "selinux": {"enabled": True},
-                  "intelRdt": {"enabled": False}, "netDevices": {"enabled": True},
+                  "intelRdt": {"enabled": True, "schemata": True, "monitoring": True},
+                  "netDevices": {"enabled": True},
                   "memoryPolicy": {"modes": [*MEMORY_POLICIES], "flags": [*MEMORY_FLAGS]},
                   "mountExtensions": {"idmap": {"enabled": True}}},
         "annotations": {"mydocker.version": VERSION, "mydocker.refused": " ".join(refused)}}))
@@ -14669,18 +14680,26 @@ def create_container(container_id, bundle, options, birth):
             birth.tell_place(0, spec, preserved + listening, report=bool(devices))
             if devices:
                 move_devices(devices, birth)
+            if "intelRdt" in spec["linux"]:
+                share_cache(spec["linux"]["intelRdt"], record, birth.pid)
             if asks:
                 start_scope(spec, record, birth.pid)
             master = bring_to_gate(spec, record, birth, options["console-socket"])
     except Exception as error:
-        remove_cgroups(record)
-        if "scope" in record:
-            stop_scope(record)
+        remove_groups(record)
         remove_tree(path)
         if isinstance(error, (Failure, OSError)):
             raise
         raise Failure(f"{bundle}/config.json: not as the specification has it: {error!r}") from None
     return record, master
+
+def remove_groups(record):
+    """Remove what counts and limits the processes of a container, or did: of each kind."""
+    remove_cgroups(record)
+    if "scope" in record:
+        stop_scope(record)
+    if "cache" in record:
+        leave_cache(record)
 
 def bring_to_gate(spec, record, birth, console):
     """Do for init what must be done outside, until it waits for `start`; its terminal or None."""
@@ -14742,11 +14761,13 @@ def run_hooks(spec, state, *moments, environment=None, directory=None):
     for hook in hooks:
         what = f"hook, on {hook['path']}"
         note(f"{what}: {' or '.join(moments)}")
+        words = hook.get("args") or [hook["path"]]
+        own = read_environment(hook["env"]) if "env" in hook else environment
         try:
-            subprocess.run(hook.get("args") or [hook["path"]], executable=hook["path"], check=True,
-                           input=encode(state), timeout=hook.get("timeout"), cwd=directory,
-                           env=read_environment(hook["env"]) if "env" in hook else environment,
-                           capture_output=True, preexec_fn=forget_signals)
+            with blame(what):
+                subprocess.run(words, executable=hook["path"], check=True, input=encode(state),
+                               timeout=hook.get("timeout"), cwd=directory, env=own,
+                               capture_output=True, preexec_fn=forget_signals)
         except subprocess.CalledProcessError as error:
             said = error.stderr.decode("utf-8", "replace").strip()
             raise Failure(f"{what}: exit status {error.returncode}: {said}") from None
@@ -14800,8 +14821,7 @@ def delete_container(record, force):
     if record["pid"]:
         wait_process(record["pid"], record["pid_start"], GRACE)
     run_late_hooks(record, "stopped", "poststop")
-    if "scope" in record:
-        stop_scope(record)
+    remove_groups(record)
     remove_tree(container_path(record))
 
 def send_descriptor(path, fd, what="--console-socket", data=b"/dev/ptmx"):
@@ -15259,7 +15279,7 @@ def send_listener(linux, listener, pid, state):
     seccomp, metadata = linux["seccomp"], ""
     if seccomp.get("listenerMetadata"):
         metadata = f', "metadata": {to_json(seccomp["listenerMetadata"])}'
-    data = '{"ociVersion": "1.2.0", "fds": ["seccompFd"], '
+    data = f'{{"ociVersion": "{OCI_VERSION}", "fds": ["seccompFd"], '
     data += f'"pid": {pid}{metadata}, "state": {state}}}'
     send_descriptor(seccomp["listenerPath"], Descriptor(os.dup(listener)),
                     "linux.seccomp.listenerPath", encode(data))
@@ -15341,6 +15361,97 @@ def lasting_addresses(index):
             kept[IFA_FLAGS] = flags & (IFA_F_NODAD | IFA_F_NOPREFIXROUTE)
             found.append(((family, bits, 0, scope), kept))
     return found
+
+# The processor's caches
+
+RDT_ID = "linux.intelRdt.closID"
+
+def cache_tree():
+    """Where the file system is that divides the processor's caches: resctrl.rst.  "" without it."""
+    return next((point for point, kind, *_ in mounts_here() if kind == "resctrl"), "")
+
+def refuse_cache(wanted, what):
+    """Refuse a class of service that can't be: it is a directory's name, or the root itself."""
+    if not cache_tree():
+        raise Failure(f"{what}: no resctrl file system is mounted here",
+                      hint="mount -t resctrl resctrl /sys/fs/resctrl, on a processor that has it")
+    name = wanted.get("closID", "")
+    if name != "/" and (name in (".", "..", "info", "mon_groups", "mon_data")
+                        or "/" in name or "\n" in name):
+        raise Failure(f"{what}.closID: {as_typed(name)}: no such class of service can be")
+
+def share_cache(wanted, record, pid):
+    """Put a process into its class of service, which is made if there is none; one without a name
+    is the container's own, and goes with it: config-linux.md, "IntelRdt"."""
+    top, name = cache_tree(), wanted.get("closID") or record["id"]
+    group = top if name == "/" else f"{top}/{name}"
+    lines = [*wanted.get("schemata", ()), wanted.get("l3CacheSchema", ""),
+             wanted.get("memBwSchema", "")]
+    lines = [line for text in lines for line in text.split("\n") if line]
+    found = os.path.isdir(group)
+    cache = record["cache"] = {"groups": [group], "made": []}
+    if not found and wanted.get("closID") and not lines:
+        raise Failure(f"{RDT_ID}, on {name}: there is none, and no schemata to make it of")
+    if not found and not wanted.get("closID"):
+        cache["made"].append(group)
+    watches = any(wanted.get(f"enable{what}") for what in ("Monitoring", "CMT", "MBM"))
+    watched = f"{group}/mon_groups/{record['id']}"
+    if watches:
+        cache["made"].insert(0, watched)
+        cache["groups"].append(watched)
+    write_json(container_path(record, "record.json"), record)  # so that it can be removed
+    if not found:
+        with blame(f"{RDT_ID}, on {name}"):
+            os.mkdir(group)
+    if lines and found and wanted.get("closID"):
+        compare_schemata(lines, group, name)
+    elif lines:
+        write_schemata(lines, group, top, found)
+    if watches:
+        with blame(f"linux.intelRdt.enableMonitoring, on {record['id']}"):
+            os.mkdir(watched)
+    join_cache(record, pid)
+
+def compare_schemata(lines, group, name):
+    """Refuse a class of service that is there and differs: it is shared with others."""
+    there = parse_schemata(read_text(group + "/schemata").split("\n"))
+    for key, value in parse_schemata(lines).items():
+        if there.get(key) != value:
+            raise Failure(f"{RDT_ID}, on {name}: it is there, with {key[0]}:{key[1]}="
+                          f"{there.get(key)}")
+
+def parse_schemata(lines):
+    """The rows "L3:0=ff;1=0f" as {(resource, its number): mask}."""
+    found = {}
+    for line in lines:
+        resource, _, rows = line.partition(":")
+        for number, _, mask in (row.partition("=") for row in rows.split(";")):
+            found[resource.strip(), number.strip()] = mask.strip().lower().lstrip("0")
+    return found
+
+def write_schemata(lines, group, top, found):
+    """Say what of the caches a class of service may use; one that wasn't FOUND goes if it can't."""
+    try:
+        write_value(group + "/schemata", "".join(line + "\n" for line in lines))
+    except OSError as error:
+        why = reason(error)
+        with tolerate():
+            why = read_text(top + "/info/last_cmd_status").strip() or why
+        if not found:
+            os.rmdir(group)
+        raise Failure(f"linux.intelRdt.schemata, on {' '.join(lines)}: {why}") from None
+
+def join_cache(record, pid):
+    """Put one process more into a container's class of service."""
+    for group in record["cache"]["groups"]:
+        with blame(f"linux.intelRdt, on {group}"):
+            write_value(group + "/tasks", pid)
+
+def leave_cache(record):
+    """Remove what was made for a container: its processes, if any, are in the class above again."""
+    for path in record["cache"]["made"]:
+        with tolerate(errno.ENOENT):
+            os.rmdir(path)
 
 # ── 41. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.

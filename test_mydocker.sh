@@ -10729,7 +10729,8 @@ test_oci_refused() { # oci: a config.json that is wrong, or asks for what we can
     fails 125 "config.json.*$want" create t
     mv good config.json
   done <<'END'
-linux.intelRdt l["intelRdt"] = {"closID": "x"}
+hooks c["hooks"] = {"prestart": [{"path": "bin/sh"}]}
+vm c["vm"] = {"kernel": {"path": "/k"}}
 linux.personality.domain l["personality"] = {"domain": "MOON"}
 linux.personality.flags l["personality"] = {"domain": "LINUX", "flags": ["x"]}
 process.scheduler.policy p["scheduler"] = {"policy": "SCHED_MOON"}
@@ -10772,6 +10773,12 @@ specification l["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"
 containerID l["uidMappings"] = [{}]; l["namespaces"].append({"type": "user"})
 limit l["resources"] = {"memory": {"limit": "much"}}
 END
+  if ! grep -qs resctrl /proc/mounts; then
+    cp config.json good
+    configure 'l["intelRdt"] = {"closID": "x"}'
+    fails 125 'config.json: linux.intelRdt: no resctrl file system is mounted here' create t
+    mv good config.json
+  fi
   echo '{' >config.json
   fails 125 'config.json: bad JSON' create t
   rm config.json
@@ -11117,7 +11124,7 @@ test_oci_options() { # oci: the options of create, run, exec, update and ps that
   is "$(field status)" stopped
   run 0 delete t
   run 0 features
-  like "$out" '"mydocker.refused": "linux.intelRdt'
+  like "$out" '"mydocker.refused": "vm windows'
 }
 
 test_oci_trees() { # oci: in a user namespace a bind's source may lie where its root can't go,
