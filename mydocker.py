@@ -53,8 +53,8 @@ every container milliseconds, so the others are imported where they are used.
 #             args, cgroups, network, wants, volumes, own_volumes, labels, restart, restarts,
 #             stop_signal, stop_timeout, log, health; while it runs pid, pid_start, monitor,
 #             monitor_start, started; then status, finished, oom, error, delay; of an engine's
-#             container engine, bundle, rootfs, annotations, cache.  make_record, create_container,
-#             changed by change_record
+#             container engine, bundle, rootfs, annotations, cache; of some details.  make_record,
+#             create_container, changed by change_record
 #   monitor   what only a living monitor has: spec, record, lock, attached, interactive, logged,
 #             stdin, typist, program, pid, master, outputs, typed, ports, before, helper,
 #             check_at, checker; cmd_run, relaunch
@@ -5124,7 +5124,8 @@ class Relay:
         return bool(self.open or self.waiting)
 
 offer("run", (
-    "--log-opt", "K=V...", "max-size=10m: turn the log over then; max-file=3: keep so many"), (
+    "--log-opt", "K=V...", "max-size=10m: turn the log over then; max-file=3: keep so many; "
+    "labels=L,L, env=E,E: for `logs --details`"), (
     "--log-driver", "NAME", "none: keep nothing; json-file and k8s-file are both ours"))
 
 # Logs
@@ -5132,6 +5133,7 @@ offer("run", (
 def plan_log(options):
     """What is kept of a container's words: [bytes of a file, number of files], or None."""
     driver, texts = given(options, "log-driver", "k8s-file"), options["log-opt"]
+    texts = [text for text in texts if not text.startswith(("labels=", "env="))]
     if driver not in ("none", "json-file", "k8s-file", "local"):
         raise Failure(f"--log-driver, on {as_typed(driver)}: not none, json-file or k8s-file")
     if driver != "none":
@@ -5139,6 +5141,14 @@ def plan_log(options):
     if texts:
         raise Failure("--log-opt: it can't go with --log-driver none")
     return None
+
+def log_details(options, labels, env):
+    """What `logs --details` shows of a container: the labels and variables that --log-opt names."""
+    known, found = {"labels": labels, "env": pairs_of(env)}, []
+    for kind, _, names in (text.partition("=") for text in options["log-opt"]):
+        found += [f"{name}={known[kind][name]}" for name in names.split(",")
+                  if name in known.get(kind, {})]
+    return ",".join(found)
 
 def parse_log_options(texts):
     """--log-opt's values as [bytes of a file, number of files]."""
@@ -5246,7 +5256,8 @@ def log_lines(path, max_file, more):
          ("-n --tail", "N", "only the last N lines"),
          ("--since", "TIME", "only from then on: 2026-01-08T09:32:52Z, 1767835972 or 10m ago"),
          ("--until", "TIME", "only up to then"),
-         ("-t --timestamps", "", "with the time in front of each line"), takes=ONE)
+         ("-t --timestamps", "", "with the time in front of each line"),
+         ("--details", "", "with what --log-opt labels=L,L or env=E,E names"), takes=ONE)
 def cmd_logs(options, words):
     """What came on stdout goes to stdout, stderr to stderr, byte for byte."""
     record = find_container(words[0])
@@ -5267,6 +5278,8 @@ def cmd_logs(options, words):
             outs[before].flush()
         before, number = stream, number + first
         if stream and number > skip and since <= when <= until:
+            if first and options["details"]:
+                text = encode(record.get("details", "")) + b" " + text
             outs[stream].write((when + b" " if options["timestamps"] and first else b"") + text)
 
 # ── 17. Without root ─────────────────────────────────────────────────────────
@@ -6112,6 +6125,8 @@ def make_record(options, plan, spec):
             "stop_timeout": parse_number(given(options, "stop-timeout", str(GRACE)),
                                          "--stop-timeout", -1),
             "log": plan_log(options),
+            "details": log_details(options, {**(image.get("Labels") or {}), **labels},
+                                   spec["process"]["env"]),
             "health": checks_wanted(options, image) and plan_health(options, image)}
 
 def checks_wanted(options, image):
@@ -6989,17 +7004,25 @@ def inspected(name):
 STATS = {"ID": "CONTAINER ID", "Name": "NAME", "CPUPerc": "CPU %", "MemUsage": "MEM USAGE / LIMIT",
          "MemPerc": "MEM %", "NetIO": "NET I/O", "BlockIO": "BLOCK I/O", "PIDs": "PIDS"}
 
+IDLE_STATS = dict(zip(STATS, ["", "", "0.00%", "0B / 0B", "0.00%", "0B / 0B", "0B / 0B", "0"]))
+
 @command("[OPTIONS] [CONTAINER...]", "show what running containers use",
-         ("--no-stream", "", "once, not every second"),
+         ("-a --all", "", "also those that don't run"),
+         ("--no-stream", "", "once, not every second"), ("--no-trunc", "", "ids in full"),
          ("--format", "FORMAT", "table, json or a template, such as '{{.Name}} {{.CPUPerc}}'"),
         takes=ANY)
 def cmd_stats(options, words):
     """A table every second; the processors' part is that of the second before."""
     before, clear = {}, os.isatty(1) and not options["no-stream"]
     while True:
-        records = map(find_container, words) if words else container_records()
-        first, rows = not before, [*filter(None, (stats_row(each, before) for each in records))]
-        if not first or not rows:
+        records = [*map(find_container, words)] if words else container_records()
+        first, rows = not before, []
+        for record in records:
+            row = stats_row(record, before)
+            if row or options["all"]:
+                rows.append({**IDLE_STATS, "Name": record["name"], **(row or {}),
+                             "ID": record["id"][:64 if options["no-trunc"] else 12]})
+        if not first or not before:
             if clear:
                 os.write(1, b"\033[H\033[J")  # from the top again
             show_rows(rows, STATS, options["format"])

@@ -3574,6 +3574,13 @@ test_stats() { # limits: stats shows what a container uses, as a table, as JSON 
   like "$out" '^busy 1 [0-9.]*[1-9][0-9.]*%$'
   run 0 stats --no-stream --format json
   like "$out" '^\{"ID": "[0-9a-f]{12}", "Name": "busy", "CPUPerc": .*"PIDs": "1"\}$'
+  run 0 create --name "idle$n" --rootfs / /bin/true
+  run 0 stats --no-stream -a --no-trunc
+  like "$out" $'\n[0-9a-f]{64} +busy '
+  like "$out" $'\n[0-9a-f]{64} +'"idle$n"' +0.00% +0B / 0B +0.00% +0B / 0B +0B / 0B +0($|'$'\n'')'
+  run 0 stats --no-stream
+  unlike "$out" idle
+  run 0 rm "idle$n"
   fails 125 '^mydocker: --format, on ' stats --no-stream --format '{{.Nosuch}}' busy
   timeout -k 5 20 "${mydocker[@]}" stats --format '{{.Name}}' >many & # a line a second
   wait_for has_lines many 2
@@ -4447,6 +4454,13 @@ test_log_driver() { # logs: --log-driver none keeps nothing, json-file and k8s-f
   run 0 restart -t 0 n
   is "$(find state/containers -name 'container.log*' -path "*/$("${mydocker[@]}" inspect \
     -f .Id n)/*")" ''
+  run 0 run -d --name d --log-opt labels=a,none,b --log-opt env=E -l a=1 -l b= -l c=3 -e E=x \
+    --log-opt max-size=1m --rootfs / /bin/sh -c 'echo one; echo two'
+  run 0 wait d
+  run 0 logs --details d
+  is "$out" $'a=1,b=,E=x one\na=1,b=,E=x two'
+  run 0 logs --details -n 1 k8s-file
+  is "$out" ' hello'
   fails 125 '--log-driver, on syslog: not none, json-file or k8s-file' run --log-driver syslog \
     /bin/true
   fails 125 "--log-opt: it can't go with" run --log-driver none --log-opt max-size=1m /bin/true
