@@ -6968,12 +6968,25 @@ def limits_shown(resources):
             shown["".join(map(str.capitalize, long_name(row).split("-")))] = resources[group][key]
     return shown
 
+def inspect_other(name):
+    """What is called so and is no container, in docker's order."""
+    try:
+        return inspect_image(name)
+    except Failure as failure:
+        if is_name(name) and os.path.isdir(volume_path(name)):
+            return volume_info(name)
+        if is_name(name) and os.path.exists(state_path("networks", name + ".json")):
+            return network_info(name)
+        if not isinstance(failure, NotFound):
+            raise
+    raise NotFound(f"inspect, on {as_typed(name)}: no such container, image, volume or network")
+
 def inspected(name):
-    """A container or an image, in docker's words; "Record" and "Spec" are our own."""
+    """A container or something else, in docker's words; "Record" and "Spec" are our own."""
     try:
         record = find_container(name)
-    except Failure:
-        return inspect_image(name)
+    except NotFound:
+        return inspect_other(name)
     spec, state = read_json(container_path(record, "config.json")), container_state(record)
     process, linux = spec["process"], spec["linux"]
     return {
@@ -9419,7 +9432,12 @@ def image_created(image):
 @command("[OPTIONS] IMAGE...", "remove images",
          ("-f --force", "", "also with several names, or used"), many=True)
 def cmd_rmi(options, name):
-    return "\n".join(remove_image(name, options["force"]))
+    try:
+        return "\n".join(remove_image(name, options["force"]))
+    except NotFound:
+        if options["force"]:
+            return ""  # that is what was wanted
+        raise
 
 def remove_image(text, force=False):
     """Take a name from an image, and with the last one the image; return lines that say so."""
@@ -16976,7 +16994,7 @@ GROUPS = {  # group: {word: command}; "" is the group alone
                                        "build history import load pull push save tag".split()}},
     "network": {"": "network list"}, "system": {"info": "info", "events": "events"},
     "volume": {"": "volume ls", "list": "volume ls", "remove": "volume rm"},
-    "builder": {"build": "build"}}
+    "builder": {"build": "build", "prune": "image prune"}}
 ELSEWHERE = {  # what isn't here: what to use instead
     "compose": "a shell script of `mydocker run --network ...` lines",
     "swarm": "one host is all it knows: Kubernetes, with mydocker as its runtime",
@@ -16997,7 +17015,8 @@ def docker_word(words):
     after = [word for word in words[1:2] if not word.startswith("-")]
     name = group.get(after[0] if after else "", "")
     if name in COMMANDS:
-        return name, words[1 + len(after):]
+        kind = ["--type", words[0]] if name == "inspect" else []
+        return name, kind + words[1 + len(after):]
     if words[0] in ELSEWHERE:
         raise Failure(f"mydocker, on {words[0]}: mydocker doesn't have that",
                       hint=f"instead: {ELSEWHERE[words[0]]}")
@@ -17006,7 +17025,8 @@ def docker_word(words):
         raise Failure(f"mydocker, on {words[0]}: no such command", hint=near or "mydocker --help")
     known = {word for word, name in group.items() if word and name in COMMANDS}
     known.update(name.partition(" ")[2] for name in COMMANDS if name.startswith(words[0] + " "))
-    raise Failure(f"mydocker, on {' '.join(words[:2])}: no such command",
+    why = "no such command" if after else "it takes one more word"
+    raise Failure(f"mydocker, on {' '.join(words[:1] + after)}: {why}",
                   hint=f"{words[0]} {', '.join(sorted(known))}")
 
 def near_miss(word, known):

@@ -1288,6 +1288,22 @@ test_dockers_words() { # command line: groups, help and version as docker has th
   run 0 rm -f nosuch
   is "$out$err" ''
   fails 125 nosuch rm nosuch
+  run 0 rmi -f nosuch
+  is "$out$err" ''
+  fails 125 nosuch rmi nosuch
+  fails 125 'on system: it takes one more word' system
+  run 0 builder prune
+  # the group says what is meant by a name
+  run 0 volume create box
+  run 0 inspect -f '{{.Mountpoint}}' box
+  like "$out" /volumes/box/_data
+  run 0 create --name box --rootfs / /bin/true
+  run 0 container inspect -f '{{.Path}}' box
+  is "$out" /bin/true
+  fails 125 '^mydocker: image, on box: no such image' image inspect box
+  fails 125 '^mydocker: container, on nosuch: no such container' container inspect nosuch
+  fails 125 '^mydocker: inspect, on nosuch: no such container, image, volume or network' inspect \
+    nosuch
 }
 
 test_templates() { # command line: --format takes Go's range, if, with, variables, pipes, functions,
