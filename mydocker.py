@@ -15497,8 +15497,11 @@ def leave_cache(record):
 # ── 41. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.
 #
-# Python compiles a script at each start, 40 ms for this one.  So what is installed is a launcher,
-# which runs the bytecode beside the file if it is the file's (PEP 552, "Specification").
+# Python compiles a script at each start, a tenth of a second for this one.  So what is installed is
+# a launcher, which runs the bytecode beside the file if it is the file's (PEP 552,
+# "Specification").  That is a book: a chapter is opened when a name of it is first needed, which
+# gives its constants and classes; a function is read when it is first called.  MYDOCKER_LOG=debug
+# tells which.
 
 def attempt(action):
     """Do something in a child process, for a probe: True if nothing is raised, nor False said."""
@@ -15648,7 +15651,7 @@ def above_standard(fd):
 def open_book(book, scope):
     """Give SCOPE what is needed at once of a BOOK, a descriptor of a compile_book(); all other
     functions are doors, which read a function when it is called, or all of its chapter before."""
-    import gc, marshal, posix, sys
+    import gc, marshal, posix
     from _functools import partial
     from _thread import RLock
     gc.disable()  # run_command knows who needs it: others are done before there is much to collect
@@ -15657,13 +15660,16 @@ def open_book(book, scope):
     chapters, known = marshal.loads(posix.pread(book, end - start, start))
     homes, pages, turn = {}, {}, RLock()  # threads may meet at a door
 
+    def say(*words):
+        if loud:
+            posix.write(2, f"mydocker: {' '.join(words)}\n".encode())  # print() may hold it back
+
     def open_chapter(title):
         at, size, needs = chapters.pop(title, (0, 0, ()))
         for other in needs:
             open_chapter(other)
         if size:
-            if loud:
-                print("mydocker: reads", title, file=sys.stderr)
+            say("reads", title)
             code, own, others = marshal.loads(posix.pread(book, size, at))
             pages.update(own)
             homes.update(others)
@@ -15676,6 +15682,7 @@ def open_book(book, scope):
         with turn:
             open_chapter(homes.get(name))
             if name in pages:
+                say("calls", name)
                 exec(marshal.loads(pages.pop(name)), scope)
         return scope[name](*args, **named)
 
@@ -15696,7 +15703,7 @@ def compile_book(text, path):
     titles = [line.strip("# ─") if line.startswith("# ── ") else "" for line in text.split("\n")]
     for node in tree.body[1:]:  # without the docstring
         title = next(filter(None, titles[node.lineno - 1::-1]))
-        if is_call(node, "offer", "also_called"):
+        if tells_rows(node):
             continue  # the appendix has these rows, and those of what stands above functions
         chapters.setdefault(title, []).append(node)
         if isinstance(node, ast.FunctionDef):
@@ -15735,10 +15742,12 @@ def cut_chapter(nodes, path):
             at_once.append(node)
     return compiled(at_once, path), own
 
-def is_call(node, *names):
-    """True if a top-level statement is a call of one of these functions."""
-    call = getattr(node, "value", None)
-    return getattr(getattr(call, "func", None), "id", "") in names
+def tells_rows(node):
+    """True if a top-level statement, or each in a loop, only adds rows to the commands' tables."""
+    import ast
+    body = node.body if isinstance(node, ast.For) else [node]
+    calls = [getattr(getattr(inner, "value", None), "func", None) for inner in body]
+    return all(getattr(call, "id", "") in ("offer", "also_called") for call in calls)
 
 def names_used(node):
     import ast

@@ -12403,7 +12403,8 @@ test_install() { # install: a launcher that compiles nothing, until the file or 
   is "$(find top -type f)" ''
 }
 
-test_install_chapters() { # install: what is installed reads only the chapters that it needs
+test_install_chapters() { # install: what is installed reads only the chapters that it needs, and of
+  # those the functions that it calls
   local launcher=$PWD/top/bin/mydocker
   own_state
   run 0 install top
@@ -12414,6 +12415,8 @@ test_install_chapters() { # install: what is installed reads only the chapters t
   MYDOCKER_LOG=debug "$launcher" state nonesuch >out 2>err || :
   unlike "$(<err)" \
     'reads [^ ]+ (Inside|`run`|The monitor|Privileges|Volumes|[Nn]et|[A-Z][^:]*egistr)'
+  like "$(<err)" 'calls known_oci' # of its chapter, no function more than it needs
+  unlike "$(<err)" 'calls (create_container|run_hooks|cmd_list)'
   MYDOCKER_LOG=debug "$launcher" images >out 2>err
   like "$(<err)" 'reads [^ ]+ The store'
 }
