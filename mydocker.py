@@ -1710,8 +1710,8 @@ def own_python():
 
 def mapped_places(python):
     """Where on the host lies what this program maps: PYTHON itself, its libraries and modules."""
-    rows = [row.split(None, 5) for row in read_all("/proc/self/maps").split("\n")]
-    files = {row[5] for row in rows if len(row) > 5 and ".so" in row[5]} - {python}
+    rows = [row for row in read_all("/proc/self/maps").split("\n") if ".so" in row]
+    files = {"/" + row.partition("/")[2] for row in rows} - {python}
     found = {path for path in files if os.path.exists(path)}  # see own_python
     folders = {os.path.dirname(path) for path in found}
     if files != found:
@@ -4103,6 +4103,13 @@ def enter_cgroups(dirs, pid):
     for path in dirs:
         with tolerate(errno.ESRCH):  # it has ended
             write_value(path + "/cgroup.procs", pid)
+
+def expect_moves():
+    """Have the kernel wait now for what the first of several moves between cgroups takes, a grace
+    period of some ten milliseconds, while somebody else works: we move to where we are."""
+    for _, own in [*hierarchies().values()][:1]:
+        with tolerate():  # it isn't ours to change: then they wait for themselves
+            write_value(own + "/cgroup.procs", 0)
 
 def cgroup_pids(dirs):
     """The pids of all processes in cgroups and below them."""
@@ -6837,6 +6844,8 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
         if program and program[0] & SECCOMP_FILTER_FLAG_NEW_LISTENER:
             take_birth(monitor, birth, process["terminal"])
         else:
+            if record["cgroups"]:
+                expect_moves()  # meanwhile it boots
             monitor["master"] = birth.take_terminal() if process["terminal"] else None
             birth.pid = inherit(birth.pid, birth.channel)
         affinity = process.get("execCPUAffinity", {})
