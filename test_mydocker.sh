@@ -48,13 +48,19 @@ skip() { # skip WHY
   exit 77
 }
 
-need() { # need NAME...: go on only with these; a probe of `mydocker info`, or a program
+for name in cmp diff; do # of diffutils, which not every base system has
+  # shellcheck disable=SC2139 # now
+  command -v "$name" >/dev/null || eval "$name() { skip 'needs $name'; }"
+done
+
+need() { # need NAME...: go on only with these; a probe of `mydocker info`, a program, or a file
   local name got
   for name; do
     got=0
     case $name in
       root | *ns | cgroup-v[12] | overlay | seccomp | openat2 | pidfd | nf_tables)
         "${mydocker[@]}" info "$name" >"$scratch/stdout" || got=$? ;;
+      /*) [[ -e $name ]] || got=1 ;;
       *) command -v "$name" >"$scratch/stdout" || got=1 ;;
     esac
     ((got < 2)) || fail "info $name ended with $got"
@@ -784,7 +790,7 @@ test_explain_images() { # calls: --explain with import, commit and pull
 
 test_explain_container() { # calls: `explain` tells of a container what it has and what is unusual,
   # of a privileged one, and of a process that is no engine's
-  need root overlay
+  need root overlay /mnt
   local pid
   run 0 run -d --name "t$n" -m 64m --pids-limit 99 -v "$PWD:/mnt:ro" --ephemeral /bin/sleep 1000
   run 0 explain "t$n"
@@ -922,6 +928,7 @@ test_output_closed() { # fail: output that nobody reads any more ends the comman
 }
 
 test_disk_full() { # fail: a full disk is one line, wherever it is
+  need /mnt
   : >"$scratch/stdout"
   local status=0
   "${mydocker[@]}" info >/dev/full 2>"$scratch/stderr" || status=$?
@@ -1647,7 +1654,7 @@ test_init_signals() { # init: --init passes signals on to the command
 # ── Root file system ─────────────────────────────────────────────────────────
 
 test_shared_root() { # root: nothing reaches a host whose mounts are shared, as systemd makes them
-  need unshare mount
+  need unshare mount /mnt
   unshare -m --propagation unchanged bash -exc "mount --make-rshared /
     cp /proc/self/mountinfo before
     \"\$@\" run /bin/true
@@ -2918,6 +2925,7 @@ test_masks_stay() { # security: a mask can't be taken off,
 
 test_privileged() { # security: --privileged gives devices, a writable /sys and /proc/sys,
   # and no filter
+  need /mnt
   local device
   run 0 run --privileged /bin/sh -c 'grep -E "^(Seccomp|NoNewPrivs):" /proc/self/status
     mount -t tmpfs none /mnt && echo mounted
@@ -4102,7 +4110,7 @@ test_logs_follow() { # logs: -f goes on over turned files, to the container's en
 
 test_logs_never_block() { # logs: neither a full disk nor a reader who sleeps stops a container;
   # what is lost is said
-  need unshare mount
+  need unshare mount /mnt
   mkdir full
   MYDOCKER_ROOT=$PWD/full/state own_mounts 'mount -t tmpfs -o size=700k tmpfs full
     "$@" run -d --name l -v "$PWD:/mnt" /bin/sh -c "head -c 900000 /dev/zero | tr \"\0\" x
@@ -5186,6 +5194,7 @@ test_start() { # life: start and restart bring a container back with its root an
 
 test_restart_policy() { # life: --restart starts a container again,
   # as often as it should and until it's stopped
+  need /mnt
   own_state
   background --name a --restart on-failure:2 /bin/sh -c 'echo run; exit 3'
   run 0 wait a
@@ -5288,6 +5297,7 @@ test_pause() { # life: pause freezes all processes, unpause lets them go on;
 }
 
 test_wait() { # life: wait blocks until each has ended, and prints its status, of removed ones too
+  need /mnt
   own_state
   background --name w --rm -v "$PWD:/mnt" /bin/sh -c 'until [ -e /mnt/go ]; do sleep 0.05; done
       exit 5'
