@@ -396,6 +396,8 @@ def hint_for(error):
     if error.errno == errno.EPERM and '"proc"' in str(error.filename) and proc_is_covered():
         return ("parts of /proc are covered, as in a container of others: there the kernel lets no "
                 "user namespace have a whole one; docker run --security-opt systempaths=unconfined")
+    if error.errno == errno.EROFS and str(error.filename).startswith(state_path()):
+        return "--root DIR or MYDOCKER_ROOT: where the state can be written"
     if error.errno not in (errno.EPERM, errno.EACCES):
         return ""
     hint = lacking_power(error)

@@ -881,6 +881,13 @@ test_not_executable() { # fail: directory, file without x, bad interpreter line,
   fails 127 'missing' run --init ./missing
 }
 
+test_read_only_state() { # fail: where the state can't be written, the hint says where else it may be
+  mkdir state
+  mydocker=(unshare -m bash -ec 'mount -t tmpfs -o ro none state; exec "$@"' bash "${mydocker[@]}")
+  fails 125 'state.*: read-only file system' --root "$PWD/state" run /bin/true
+  like "$err" 'hint: --root DIR'
+}
+
 test_failure_one_file() { # fail: what went wrong is said as well where 1 and 2 are one file
   local got=0
   "${mydocker[@]}" run /no/such/program >said 2>&1 || got=$?
