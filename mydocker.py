@@ -1670,7 +1670,7 @@ def leave_chroot():
     """Make the root of a chroot(2) that we may be in that of our mount namespace, a new one.  Its
     own is the host's: who has CAP_SYS_CHROOT inside could climb there, and whoever joins a
     container would start there.  See setns(2)."""
-    if not has_power(CAP_SYS_CHROOT):  # nor has the container, then
+    if not has_power(CAP_SYS_CHROOT):  # a chroot can be left by who has it
         return
     here, root = (Descriptor(os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in (".", "/"))
     with here, root, Descriptor(os.open("/proc/self/fd", OPEN_DIR)) as fds:
