@@ -57,7 +57,7 @@ every container milliseconds, so the others are imported where they are used.
 #             create_container, changed by change_record
 #   monitor   what only a living monitor has: spec, record, lock, attached, interactive, logged,
 #             stdin, typist, program, pid, master, outputs, typed, ports, before, helper,
-#             check_at, checker; cmd_run, relaunch
+#             check_at, checker, door, front, leave; cmd_run, relaunch
 
 import sys
 assert (LEAST := (3, 8)) <= sys.version_info  # mydocker needs Python 3.8 or later: see python3 -V
@@ -1138,9 +1138,12 @@ def parse_options(rows, words, where, anywhere=False):
         for row, value in split_option(by_name, word, where):
             name = long_name(row)
             if row[1].startswith("[="):
-                if value not in (None, "true", "false", *row[1][2:-1].split("|")):
+                known = row[1][2:-1].split("|")
+                if value not in (None, "true", "false", *known):
                     raise Failure(f"{where}, on --{name}={value}: not {row[1][2:-1]}")
-                options[name] = None if value == "false" else value or "true"
+                options[name] = value or "true"
+                if value == "false" and value not in known:
+                    options[name] = None
                 continue
             if not row[1] and value not in (None, "true", "false"):
                 raise Failure(f"{where}, on --{name}={value}: it takes no value")
@@ -1779,6 +1782,8 @@ def start_container(monitor, birth=None):
             note_container(record, "start")
             if record.get("health"):
                 begin_checks(monitor)
+            if master is not None or not monitor["attached"]:
+                open_door(monitor)
     except (Failure, OSError):
         for end in read_ends(pipes):  # one, where 1 and 2 are one file
             os.close(end)
@@ -1789,6 +1794,49 @@ def start_container(monitor, birth=None):
     wanted = record.get("log", True) is not None  # see plan_log
     monitor.update(pid=birth.pid, master=master, outputs=read_ends(pipes), typed=b"",
                    logged=wanted and (record["keep"] or not monitor["attached"]))
+
+GONE_ON = "mydocker: it goes on without you"
+
+def keep_caller():
+    """Where the caller may leave by typing keys, let a child do all that follows, and wait for it,
+    as the process that the caller knows: the child stays if he leaves.  Returns in the child: what
+    go_behind() needs for that, or None where nobody types."""
+    if not os.isatty(0):
+        return None
+    (ours, theirs), parent = os.pipe(), os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(137)
+        return theirs
+    os.close(theirs)
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED | {_signal.SIGCHLD})
+    signals = watch_signals()
+    while True:
+        ready = readable_fds([signals, ours])
+        if ours in ready:
+            if os.read(ours, 1):
+                print_line(GONE_ON)
+                os._exit(0)
+            os._exit(exit_status(os.waitpid(child, 0)[1]))
+        for start in range(0, len(data := os.read(signals, 128 * 64)), 128):
+            number, _, code = struct.unpack_from("Iii", data, start)
+            if code <= 0:  # somebody's: the terminal's own go to the child, too
+                with tolerate(errno.ESRCH):
+                    os.kill(child, number)
+
+def go_behind(front):
+    """The caller leaves: be in the background from now on.  FRONT: keep_caller()'s."""
+    prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    os.setsid()
+    with Descriptor(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) as null:
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+    os.chdir("/")
+    os.write(front, b"!")
+    os.close(front)
 
 def in_background(work, what):
     """Call work(report) in a child in a session of its own; returns when it calls report(). Raises
@@ -2671,6 +2719,8 @@ def make_device(row, above, name):
 # The options and the image's config become one document, the spec, in the form of the OCI's
 # config.json: make_spec is the list of the plan_ calls, one for each chapter.
 
+DETACH_KEYS = ("--detach-keys", "KEYS",
+               "what to type to leave it running (default: ctrl-p,ctrl-q; '': nothing)")
 PROCESS_OPTIONS = (  # of run and exec
     ("-i --interactive", "", "keep standard input open"),
     ("-t --tty", "", "give the command a terminal of its own"),
@@ -2679,6 +2729,7 @@ PROCESS_OPTIONS = (  # of run and exec
     ("--env-file", "FILE...", "read variables from a file"),
     ("-u --user", "USER[:GROUP]", "run as this user, by name or number"),
     ("-w --workdir", "DIR", "start in this directory"),
+    DETACH_KEYS,
 )
 NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-host dns "
                  "dns-search dns-option link").split()  # without any the host's own root has none
@@ -2702,6 +2753,9 @@ NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-h
 def cmd_run(options, words):
     """Make a container and stay with it until it ends, or leave that to another process."""
     apply_log_options(options)
+    leave, front = parse_keys(options["detach-keys"]), None
+    if options["tty"] and options["interactive"] and not options["detach"]:
+        front = keep_caller()
     late = options["detach"] or wants_ids(options)
     birth = None if late else start_early("init")
     plan, words = plan_root(options, words)
@@ -2710,7 +2764,8 @@ def cmd_run(options, words):
     if in_user_namespace() and has_limits(spec):
         have_cgroup(birth)
     state = {"spec": spec, "record": make_record(options, plan, spec),
-             "attached": not options["detach"], "interactive": options["interactive"]}
+             "attached": not options["detach"], "interactive": options["interactive"],
+             "front": front, "leave": leave}
     if not options["detach"]:
         return launch(state, plan["guard"], options["cidfile"], birth)
     in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready),
@@ -3097,8 +3152,10 @@ def attend(monitor, small):
         if not monitor.get("before"):
             monitor["before"] = raw_mode(0)
     try:
+        watch = Watch(monitor, small)
         with Descriptor(watch_signals()) as signals:
-            status = Watch(monitor, small).carry(signals)
+            status = watch.carry(signals)
+        watch.end_visits()
         return status
     finally:
         if monitor.get("before"):
@@ -3116,10 +3173,19 @@ class Watch:
     """The loop in which a monitor carries signals and bytes while a container runs."""
     def __init__(self, monitor, small):
         self.monitor, self.pid, self.terminal = monitor, monitor["pid"], monitor["master"]
-        self.outputs, self.inputs = relays(monitor)
+        self.visits = None if monitor.get("door") is None else visits_at(monitor)
+        self.take_up()
         self.status = self.kill_at = self.make_room_at = None  # times are time.monotonic()'s
         if not small:
             self.make_room_at = time.monotonic() + (1 if monitor["attached"] else 0)
+    def take_up(self):
+        """Carry what there is to carry, by who is attached."""
+        self.outputs, self.inputs = relays(self.monitor)
+        if self.visits:
+            self.visits.hear(self.outputs)
+    def end_visits(self):
+        if self.visits:
+            self.visits.close()
     def carry(self, signals):
         """Go on until PID 1 is gone and all that it said is delivered; returns its exit status."""
         arrived = [_signal.SIGCHLD]  # it may be gone already, and its signal taken as it started
@@ -3134,6 +3200,8 @@ class Watch:
                 return self.status  # somebody outside holds the other end: no end of file will come
             hung_up = not all([moved(stream) for stream in ready])
             arrived = take_signals(signals)
+            if any(keys.left and not keys.waiting for keys in self.inputs):
+                self.leave_caller()
             if hung_up or _signal.SIGHUP in arrived:
                 self.hang_up()
     def on_signal(self, number):
@@ -3149,7 +3217,8 @@ class Watch:
                 give_back(self.monitor, sum(len(keys.waiting) for keys in self.inputs))
         elif number == _signal.SIGWINCH and self.terminal is not None and self.monitor["attached"]:
             resize(self.terminal)
-        elif number in (_signal.SIGTERM, _signal.SIGHUP) and not self.monitor["attached"]:
+        elif number in (_signal.SIGTERM, _signal.SIGHUP) and not self.monitor["attached"] and (
+                "lock" in self.monitor):  # else it is of `exec`
             self.stop()
         else:
             os.kill(self.pid, number)
@@ -3177,21 +3246,38 @@ class Watch:
             os.kill(self.pid, _signal.SIGKILL)
         if self.monitor.get("check_at") and now > self.monitor["check_at"]:
             begin_check(self.monitor)
-        if self.make_room_at is not None and now > self.make_room_at and self.is_idle():
+        if self.make_room_at is not None and now > self.make_room_at and self.can_make_room():
             self.make_room_at = None
             keys = self.inputs[0] if self.inputs else None
             self.monitor["typed"] = keys.last if keys and keys.open else None
             make_room(self.monitor)
     def streams(self):
-        return self.outputs if self.status is not None else self.outputs + self.inputs
+        if self.status is not None:
+            return self.outputs
+        streams = self.outputs + self.inputs
+        return streams + [self.visits, *self.visits.streams()] if self.visits else streams
     def is_idle(self):  # no byte is on its way
         return not any(stream.waiting for stream in self.streams())
+    def can_make_room(self):  # nor a key that may be the first of those to leave, nor a visitor
+        return self.is_idle() and not any(keys.held for keys in self.inputs) and not (
+            self.visits and self.visits.guests)
     def next_deadline(self):
         """When to look again without any event, or None."""
         if self.status is None:
-            times = self.kill_at, self.make_room_at, self.monitor.get("check_at")
+            room_at = self.make_room_at if self.can_make_room() else None
+            times = self.kill_at, room_at, self.monitor.get("check_at")
             return min(filter(None, times), default=None)
         return time.monotonic() + LINGER if self.is_idle() else None
+    def leave_caller(self):
+        """The caller has typed the keys to leave: go on in the background."""
+        monitor = self.monitor
+        set_terminal(0, monitor.pop("before"))
+        monitor.update(attached=False, logged="lock" in monitor)
+        go_behind(monitor["front"])
+        monitor["front"] = None
+        if "lock" in monitor:
+            note_container(monitor["record"], "detach")
+        self.take_up()
     def hang_up(self):
         """The caller's terminal is gone: so is the one inside, and PID 1 has GRACE seconds."""
         if self.terminal is None or not self.monitor["attached"]:
@@ -3261,7 +3347,8 @@ def make_room(monitor):
     process stays the same: its child, its blocked signals and its locks come along."""
     carried = os.memfd_create("monitor", 0)
     os.write(carried, marshal.dumps(monitor))
-    for fd in map(monitor.get, ("lock", "program", "master", "stdin", "typist", "feed")):
+    names = "lock", "program", "master", "stdin", "typist", "feed", "door", "front"
+    for fd in map(monitor.get, names):
         if fd is not None:
             os.set_inheritable(fd, True)
     for fd in monitor["outputs"] + monitor.get("ports", []):
@@ -5077,7 +5164,8 @@ def relays(monitor):
     outputs = [Relay(terminal, shown, log=log)]
     if not attached or not monitor["interactive"]:
         return outputs, []
-    keys = Relay(0, terminal, lambda last: end_of_file_key(terminal, last))
+    leave = b"" if monitor.get("front") is None else monitor["leave"]
+    keys = Keys(0, terminal, leave, lambda last: end_of_file_key(terminal, last))
     keys.last, keys.open = monitor["typed"] or b"", monitor["typed"] is not None
     return outputs, [keys]
 
@@ -5102,6 +5190,7 @@ def feeds(monitor):
 
 class Relay:
     """Bytes on their way from SOURCE to SINK, if any, and to log(bytes); neither blocks us."""
+    ears, held, left = (), b"", False  # see Visits, Keys
     def __init__(self, source, sink, at_end=lambda last: b"", log=None, at_once=4096):
         self.source, self.sink, self.at_end, self.log = source, sink, at_end, log
         self.at_once = at_once  # a pipe that is ready takes 4096 bytes without blocking: pipe(7)
@@ -5111,7 +5200,8 @@ class Relay:
     def move(self):
         """Read or write once, after poll said that the descriptor is ready."""
         if self.waiting:
-            self.waiting = self.waiting[os.write(self.sink, self.waiting[:self.at_once]):]
+            with tolerate(errno.EAGAIN):  # a visitor's keys took the room
+                self.waiting = self.waiting[os.write(self.sink, self.waiting[:self.at_once]):]
             return
         data = b""
         with tolerate(errno.EIO):  # the last process let go of the terminal
@@ -5122,8 +5212,12 @@ class Relay:
         self.last, self.open = data or self.last, bool(data)
         if self.log and data:
             self.log(data)
+        for ear in self.ears:
+            ear.take(data)
         if self.sink is not None:
-            self.waiting = data or self.at_end(self.last)
+            self.waiting = self.passed(data) if data else self.at_end(self.last)
+    def passed(self, data):
+        return data
     def stop(self):
         """Nobody will read it: nor do we, so that whoever writes here is told by SIGPIPE."""
         with Descriptor(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)) as nothing:
@@ -5131,6 +5225,38 @@ class Relay:
         self.waiting, self.sink, self.log = b"", None, None
     def busy(self):  # until everything up to the source's end has been delivered
         return bool(self.open or self.waiting)
+
+class Keys(Relay):
+    """What is typed, on its way; the keys LEAVE, if any, mean that the caller goes."""
+    def __init__(self, source, sink, leave, at_end=lambda last: b""):
+        super().__init__(source, sink, at_end)
+        self.leave = leave
+    def passed(self, data):
+        """What of it goes on: what may be the beginning of those keys is held until the next."""
+        data, size = self.held + data, 0
+        before, found, _ = data.partition(self.leave or b"\0none")
+        if self.leave and found:
+            self.held, self.left = b"", True
+            return before
+        for length in range(1, len(self.leave)):
+            if data.endswith(self.leave[:length]):
+                size = length
+        data, self.held = data[:len(data) - size], data[len(data) - size:]
+        return data
+
+def parse_keys(text):
+    """--detach-keys' value, such as a,ctrl-b, as what these keys send; None: docker's."""
+    keys, words = b"", given({"keys": text}, "keys", "ctrl-p,ctrl-q").split(",")
+    for word in words if text != "" else ():
+        control = word[5:].upper() if word.startswith("ctrl-") else ""
+        if len(control) == 1 and "@" <= control <= "_":
+            keys += bytes([ord(control) & 0x1f])
+        elif len(word) == 1 and word.isascii():
+            keys += word.encode()
+        else:
+            raise Failure(f"--detach-keys, on {as_typed(word)}: not a letter or ctrl- and one of "
+                          "a-z @ [ \\ ] ^ _")
+    return keys
 
 offer("run", (
     "--log-opt", "K=V...", "max-size=10m: turn the log over then; max-file=3: keep so many; "
@@ -6075,6 +6201,7 @@ def fill_volumes(spec, top):
 #   halt          there, too, when that was the host, which went down
 #   container.log, .1, .2    what it said, the oldest last
 #   health.json   what its last health checks said
+#   door          the fifo by which `attach` comes to its monitor
 #   upper, work   what the container wrote over its image's layers (overlayfs)
 #   rootfs        where its root is mounted, seen from inside only
 #   hosts, hostname, resolv.conf    bind-mounted over the image's
@@ -6579,6 +6706,7 @@ STOP_OPTIONS = (
 @command("[OPTIONS] CONTAINER...", "start containers that have ended, as they were, or one that "
          "`create` made",
          ("-a --attach", "", "stay with it"), ("-i --interactive", "", "with -a: pass input on"),
+         DETACH_KEYS,
          ("--all-restarting", "", "those that --restart brings back after a reboot"),
         takes=ANY)
 def cmd_start(options, words):
@@ -6588,7 +6716,11 @@ def cmd_start(options, words):
     elif not words:
         raise Failure("start: it takes CONTAINER...", hint="mydocker start --help")
     if options["attach"] and len(words) == 1:
-        return relaunch(find_container(words[0]), options)
+        record, leave = find_container(words[0]), parse_keys(options["detach-keys"])
+        if record["running"]:
+            return visit(record, options["interactive"], leave, True)
+        front = keep_caller() if options["interactive"] else None
+        return relaunch(record, {**options, "front": front, "leave": leave})
     each("start", words, lambda name: start_again(find_container(name)) or name)
 
 def start_again(record):
@@ -6616,7 +6748,8 @@ def relaunch(record, options, ready=lambda: None):
         unlink_if_there(path + name)
     write_status(lock, "")
     state = {"spec": spec, "record": record, "lock": lock, "attached": options is not None,
-             "interactive": bool(options and options["interactive"])}
+             "interactive": bool(options and options["interactive"]),
+             "front": options and options["front"], "leave": options and options["leave"]}
     state["stdin"] = choose_stdin(state)
     try:
         start_container(state)
@@ -6790,7 +6923,10 @@ def cmd_exec(options, words):
     """The process is as the container's own, but for what the options say."""
     if not words[1:]:
         raise Failure("exec: it takes CONTAINER COMMAND", hint="mydocker exec --help")
-    birth, detach = Birth("join", options["detach"]), options["detach"]
+    leave, front, detach = parse_keys(options["detach-keys"]), None, options["detach"]
+    if options["tty"] and options["interactive"] and not detach:
+        front = keep_caller()
+    birth = Birth("join", detach)
     record = find_container(words[0])
     live_pid(record)
     if in_user_namespace() and record["cgroups"]:
@@ -6801,7 +6937,8 @@ def cmd_exec(options, words):
     process = exec_process(options, words[1:], spec["process"])
     state = {"record": record, "linux": {} if options["privileged"] else spec["linux"],
              "attached": True, "interactive": options["interactive"],
-             "logged": False, "outputs": [], "typed": b"", "stdin": 0}
+             "logged": False, "outputs": [], "typed": b"", "stdin": 0, "front": front,
+             "leave": leave}
     if detach or not options["interactive"]:
         state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     elif not process["terminal"]:
@@ -7087,6 +7224,11 @@ def cmd_top(_, words):
                 pids.append(pid)
     show(process_table(pids, words[1:]))
 
+offer("run",
+      ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
+      ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."),
+      ("--volumes-from", "CONTAINER[:ro]...", "mount what another container has mounted"))
+
 # ── 19c. Health checks ───────────────────────────────────────────────────────
 # A container may have a command that says whether it does its work, not only runs: --health-cmd, or
 # the image's Healthcheck.  Its monitor has that run now and then, as `exec` would, by a process of
@@ -7270,10 +7412,278 @@ def health_shown(record):
         return {"Health": read_json(container_path(record, "health.json"))}
     return {}
 
-offer("run",
-      ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
-      ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."),
-      ("--volumes-from", "CONTAINER[:ro]...", "mount what another container has mounted"))
+# ── 19d. Attach ──────────────────────────────────────────────────────────────
+# A container's monitor has its terminal, or the pipes by which it speaks.  Whoever comes later gets
+# copies: `attach` makes fifos in the container's directory, which only root can enter, and writes
+# their name into one more fifo there, the door, at which the monitor listens.  No socket is made
+# that a container could reach.  A line at the door is NAME ROWS COLUMNS: with a new name it asks
+# for a visit, with a known one for another size of the terminal; 0 0 is no size.
+#
+# A monitor waits for no visitor: who doesn't take what is said loses it, and is sent away.
+
+VISITORS = 16  # at one time
+HEARD_SIZE = 1 << 20  # bytes that wait for a visitor
+
+# In the monitor
+
+def open_door(monitor):
+    """Make a container's door, if it hasn't one, in its new monitor."""
+    path = container_path(monitor["record"], "door")
+    if monitor.get("door") is not None:
+        return
+    unlink_if_there(path)  # of a run before
+    with tolerate(errno.ENOSPC, errno.EDQUOT):
+        os.mkfifo(path, 0o600)
+        monitor["door"] = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+def visits_at(monitor):
+    return Visits(monitor)
+
+class Visits:
+    """Those who have come to a container by its door, a stream for what is written there."""
+    def __init__(self, monitor):
+        self.monitor, self.rest, self.ears = monitor, b"", ([], [])  # ears: of 1 and 2
+        self.guests = {}  # name: streams
+        self.waiting, self.left = b"", False
+        if monitor.get("typist") is not None:
+            os.set_blocking(monitor["typist"], False)
+    def hear(self, outputs):
+        """Be told what comes on a monitor's outputs."""
+        for stream, ears in zip(outputs, self.ears):
+            stream.ears = ears
+    def busy(self):
+        return True
+    def wants(self):
+        return self.monitor["door"], select.POLLIN
+    def move(self):
+        *lines, self.rest = (self.rest + os.read(self.monitor["door"], 4096)).split(b"\n")
+        for line in lines:
+            words = line.decode("ascii", "replace").split(" ")
+            sizes = [to_number(word, 1 << 16) for word in words[1:]]
+            if len(words) == 3 and None not in sizes and is_visit(words[0]):
+                self.let_in(words[0])
+                if any(sizes) and self.monitor["master"] is not None:
+                    fcntl.ioctl(self.monitor["master"], TIOCSWINSZ,
+                                struct.pack("HHHH", *sizes, 0, 0))
+        self.rest = self.rest[-64:]
+    def streams(self):
+        """All that has to be carried; who has left is forgotten."""
+        for name, streams in list(self.guests.items()):
+            ears = [stream for stream in streams if isinstance(stream, Ear)]
+            if not ears or not all(ear.busy() for ear in ears):
+                self.send_away(name)
+        return [stream for streams in self.guests.values() for stream in streams]
+    def let_in(self, name):
+        """Open a new visitor's fifos: his ears, and what he types."""
+        if name in self.guests:
+            return
+        path, streams = container_path(self.monitor["record"], name), []
+        for number, end in enumerate((".out", ".err")):
+            fd = open_fifo(path + end, os.O_WRONLY)
+            if fd is not None:
+                streams.append(Ear(fd))
+                self.ears[number].append(streams[-1])
+        sink = self.monitor["master"]
+        if sink is None:
+            sink = self.monitor.get("typist")
+        fd = open_fifo(path + ".in", os.O_RDONLY)
+        if fd is not None:
+            streams.append(Voice(fd, sink))
+        self.guests[name] = streams
+        if len(self.guests) > VISITORS:
+            self.send_away(name)
+    def send_away(self, name):
+        for stream in self.guests.pop(name):
+            stream.close()
+            for ears in self.ears:
+                if stream in ears:
+                    ears.remove(stream)
+    def close(self):
+        """Let all hear the end, and go: a second is enough for who still listens."""
+        poll, deadline = select.poll(), time.monotonic() + LINGER
+        for ear in sum(self.ears, []):
+            while ear.busy() and ear.waiting and time.monotonic() < deadline:
+                poll.register(ear.fd, select.POLLOUT)
+                poll_until(poll, deadline)
+                poll.unregister(ear.fd)
+                ear.move()
+        for name in list(self.guests):
+            self.send_away(name)
+
+class Ear:
+    """What waits for a visitor of one output."""
+    def __init__(self, fd):
+        self.fd, self.waiting, self.left = fd, b"", False
+    def busy(self):
+        return self.fd is not None
+    def wants(self):  # of nothing: to be told that he is gone
+        return self.fd, select.POLLOUT if self.waiting else 0
+    def take(self, data):
+        self.waiting += data
+        if len(self.waiting) > HEARD_SIZE:
+            self.close()
+    def move(self):
+        if not self.waiting:
+            return self.close()
+        with tolerate(errno.EAGAIN):
+            try:
+                self.waiting = self.waiting[os.write(self.fd, self.waiting):]
+            except BrokenPipeError:
+                self.close()
+    def close(self):
+        if self.fd is not None:
+            os.close(self.fd)
+        self.fd, self.waiting = None, b""
+
+class Voice(Relay):
+    """What a visitor types, on its way to the container, if that reads anything."""
+    def move(self):
+        try:
+            super().move()
+        except OSError:  # nobody reads inside any more
+            self.waiting, self.sink = b"", None
+    def close(self):
+        os.close(self.source)
+        self.open = False
+
+def is_visit(name):
+    """True for the name of a visit, made by new_visit."""
+    return name.startswith("visit.") and len(name) == 22 and name[6:].isalnum()
+
+def open_fifo(path, flags):
+    """One end of a visitor's fifo, whose name then goes; None if there is none, or he is gone."""
+    with tolerate(errno.ENOENT, errno.ENXIO, errno.ELOOP):
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        unlink_if_there(path)
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+    unlink_if_there(path)
+    return None
+
+# The visitor
+
+@command("[OPTIONS] CONTAINER", "be connected to what a running container reads and says",
+         ("--no-stdin", "", "only listen"), DETACH_KEYS,
+         ("--sig-proxy", "[=true|false]", "pass signals on, if it has no terminal (default: true)"),
+         takes=ONE)
+def cmd_attach(options, words):
+    """Stay until it ends, with its exit status, or until the keys to leave are typed."""
+    leave, record = parse_keys(options["detach-keys"]), find_container(words[0])
+    return visit(record, not options["no-stdin"], leave, options["sig-proxy"] != "false")
+
+def visit(record, talks, leave, proxy):
+    """Be connected to a running container; LEAVE: what is typed to go.  Returns an exit status."""
+    path = container_path(record)
+    live_pid(record)
+    if is_paused(record["cgroups"]):
+        raise Failure(f"attach, on {record['name']}: it is paused",
+                      hint=f"mydocker unpause {record['name']}")
+    terminal = read_json(path + "/config.json")["process"]["terminal"]
+    raw = terminal and talks and os.isatty(0)
+    before = None
+    with Descriptor(os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)) as lock:
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED | {_signal.SIGCHLD})
+        with Visit(record, terminal, talks) as visitor, Descriptor(watch_signals()) as signals:
+            note_container(record, "attach")
+            try:
+                if raw:
+                    before = raw_mode(0)
+                status = visitor.stay(signals, leave if raw else b"", proxy and not terminal)
+            finally:
+                if before:
+                    set_terminal(0, before)
+        if any(keys.left for keys in visitor.keys):
+            print_line(GONE_ON)
+        if status is not None:
+            return status
+        if is_alive(record):
+            raise Failure(f"attach, on {record['name']}: its monitor doesn't wait for who doesn't "
+                          "take what is said", hint=f"mydocker logs {record['name']}")
+        return status_of_end(record, lock)
+
+class Visit:
+    """The visitor's side: the fifos, and what goes through them."""
+    def __init__(self, record, terminal, talks):
+        self.record, self.terminal, self.talks = record, terminal, talks
+        self.name = "visit." + os.urandom(8).hex()
+        self.paths, self.outputs, self.keys, self.voice = [], [], [], None
+    def __enter__(self):
+        try:
+            self.door = os.open(container_path(self.record, "door"),
+                                os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENXIO):
+                raise
+            raise Failure(f"attach, on {self.record['name']}: it is in the foreground, without a "
+                          "terminal: its caller alone has its ends") from None
+        try:
+            self.outputs.append(Relay(self.make(".out", os.O_RDONLY), 1))
+            if not self.terminal:
+                self.outputs.append(Relay(self.make(".err", os.O_RDONLY), 2))
+            if self.talks:
+                self.voice = self.make(".in", os.O_RDWR)
+            self.tell_size(1)  # what fills the terminal is drawn anew when that changes
+            self.tell_size(0)
+            while os.path.exists(self.paths[0]):
+                if not is_running(container_path(self.record)):
+                    raise Failure(f"attach, on {self.record['name']}: it has ended")
+                time.sleep(0.005)
+        except (Failure, OSError):
+            self.__exit__()
+            raise
+        return self
+    def make(self, end, flags):
+        path = container_path(self.record, self.name + end)
+        os.mkfifo(path, 0o600)
+        self.paths.append(path)
+        return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    def __exit__(self, *_):
+        for path in self.paths:
+            unlink_if_there(path)
+        for stream in self.outputs:
+            os.close(stream.source)
+        if self.voice is not None:
+            os.close(self.voice)
+        os.close(self.door)
+    def tell_size(self, more):
+        rows, columns = caller_size() or (0, 0)
+        line = f"{self.name} {min(rows + more, 65535) if rows else 0} {columns}\n"
+        with tolerate(errno.EAGAIN, errno.EPIPE):
+            os.write(self.door, line.encode())
+    def stay(self, signals, leave, proxy):
+        """Carry bytes until the container has ended: None; or an exit status."""
+        keys = self.keys
+        if self.voice is not None:
+            keys.append(Keys(0, self.voice, leave))
+        while any(stream.busy() for stream in self.outputs):
+            ready = wait_ready(signals, self.outputs + keys, None)
+            if not all([moved(stream) for stream in ready]):
+                return 128 + _signal.SIGHUP  # the caller's terminal is gone
+            if keys and keys[0].left and not keys[0].waiting:
+                note_container(self.record, "detach")
+                return 0
+            for number in take_signals(signals):
+                if number == _signal.SIGWINCH and self.terminal:
+                    self.tell_size(0)
+                elif proxy and number not in (_signal.SIGCHLD, _signal.SIGWINCH):
+                    send_signal(self.record["pid"], self.record["pid_start"], number)
+                elif number in DEADLY:
+                    return 128 + number
+        if any(stream.sink is None for stream in self.outputs):
+            raise Unread()
+        return None
+
+def status_of_end(record, lock):
+    """The exit status of a container that has just ended; its monitor may start it again."""
+    while True:
+        with tolerate(errno.EAGAIN):
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return read_status(lock)
+        now = read_record(container_path(record))
+        if now and now.get("pid") != record["pid"]:
+            return now.get("status") or 0
+        time.sleep(0.01)
 
 # ── 20. Volumes ──────────────────────────────────────────────────────────────
 # A volume is a directory, volumes/<name>/_data, that is bind-mounted where it is wanted; a new one

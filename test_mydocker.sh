@@ -550,6 +550,10 @@ state_of() { # state_of NAME: docker's word
   "${mydocker[@]}" inspect -f '{{.State.Status}}' "$1"
 }
 
+has_state() { # has_state NAME WORD
+  [[ $(state_of "$1") == "$2" ]]
+}
+
 pid_of() { # pid_of NAME: its PID 1, seen from here
   "${mydocker[@]}" inspect -f '{{.State.Pid}}' "$1"
 }
@@ -1054,13 +1058,15 @@ test_no_trace_on_disk() { # main: no file is left beside the program, the state 
 test_no_abstract_sockets() { # security: mydocker has no socket that a container could reach,
   # CVE-2020-15257
   local process inode
+  run 0 run -d -it --rm --name "t$n" /bin/sh
   start run /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
-  for process in "$pid" $(children "$pid"); do
+  for process in "$pid" $(children "$pid") "$(monitor_of "t$n")" "$(pid_of "t$n")"; do
     for inode in $(find "/proc/$process/fd" -lname 'socket:*' -printf '%l\n' | tr -dc '0-9\n'); do
       unlike "$(grep -w "$inode" /proc/net/unix)" '@|/'
     done
   done
+  run 0 rm -f "t$n"
   kill -KILL "$pid"
   ended 137
 }
@@ -4903,7 +4909,7 @@ test_faults() { # life: a system call that fails, or a kill at it,
   done
 }
 
-noted() { # noted FILTER...: what `events` has of that, an action a line without its id, into ./noted
+noted() { # noted FILTER...: what `events` has of that, an action a line, without ids, into ./noted
   "${mydocker[@]}" events --since 1h --until 0s --format '{{.Type}} {{.Action}}' \
     "${@/#/--filter=}" >noted
 }
@@ -4960,7 +4966,7 @@ test_events_killed() { # events: the end of one whose monitor was killed is note
   own_state
   background --name "t$n" /bin/sleep 1000
   kill -KILL "$(monitor_of "t$n")"
-  wait_for test "$(state_of "t$n")" = exited
+  wait_for has_state "t$n" exited
   run 0 ps
   noted event=die
   is "$(<noted)" 'container die'
@@ -4972,7 +4978,7 @@ test_events_oom() { # events: that the kernel killed one for its memory limit is
   own_state
   run 137 run --rm -m 24m "$PYTHON" -I -S -c 'bytearray(200 << 20)'
   noted
-  is "$(grep -v create noted | tr '\n' ,)" 'container start,container oom,container die,container destroy,'
+  is "$(sed -n 's/container //p' noted | tr '\n' ,)" 'create,start,oom,die,destroy,'
 }
 
 another_shown() { # a volume more each time: what came before the command listens isn't shown
@@ -5624,8 +5630,8 @@ checked() { # checked NAME COUNT: so many results are kept
     wc -l) -ge $2 ]]
 }
 
-test_health() { # health: the monitor has --health-cmd run again and again; ps, inspect and events show
-  # what comes of it, by docker's rules
+test_health() { # health: the monitor has --health-cmd run again and again; ps, inspect and events
+  # show what comes of it, by docker's rules
   local name=t$n monitor
   own_state
   mkdir shared
@@ -5677,7 +5683,8 @@ has_children() { # has_children PID COUNT
   [[ $(children "$1" | wc -l) == "$2" ]]
 }
 
-test_health_slow() { # health: a check that hangs is ended in time, and holds up nothing of its monitor
+test_health_slow() { # health: a check that hangs is ended in time, and holds up nothing of its
+  # monitor
   local name=t$n monitor
   own_state
   background --name "$name" --health-interval 50ms --health-timeout 300ms --health-retries 1 \
@@ -5686,7 +5693,8 @@ test_health_slow() { # health: a check that hangs is ended in time, and holds up
   run 0 inspect -f '{{json .State.Health.Log}}' "$name"
   like "$out" '"ExitCode": -1, "Output": "Health check exceeded timeout \(0.3s\)"'
   run 0 rm -f "$name"
-  background --name "$name" --health-interval 50ms --health-cmd 'exec sleep 1000' /bin/sh -c 'while :; do echo x; sleep 0.01; done' # and no time-out to come
+  background --name "$name" --health-interval 50ms --health-cmd 'exec sleep 1000' \
+    /bin/sh -c 'while :; do echo x; sleep 0.01; done' # and no time-out to come
   monitor=$(monitor_of "$name")
   wait_for has_children "$monitor" 2
   run 0 logs -n 1 "$name"
@@ -5697,11 +5705,11 @@ test_health_slow() { # health: a check that hangs is ended in time, and holds up
   nothing_on_record
 }
 
-test_health_image() { # health: an image's own check is carried out, unless the command line has another;
-  # a strange one is refused
+test_health_image() { # health: an image's own check is carried out, unless the command line has
+  # another; a strange one is refused
   make_image "t$n:1"
-  printf 'FROM t%s:1\n%s\n' "$n" 'HEALTHCHECK --interval=50ms --retries=1 CMD ["/bin/ls", "/none"]' \
-    >Dockerfile
+  printf 'FROM t%s:1\n%s\n' "$n" \
+    'HEALTHCHECK --interval=50ms --retries=1 CMD ["/bin/ls", "/none"]' >Dockerfile
   run 0 build --network none -t "t$n:2" .
   background --name a --network none "t$n:2" /bin/sh -c 'exec sleep 1000'
   wait_for health_is a unhealthy
@@ -5739,6 +5747,162 @@ test_health_attached() { # health: in the foreground a check reads nothing of th
     /bin/sh -c 'until [ -s /mnt/said ]; do sleep 0.1; done; echo ready; read line; echo "got $line"'
   like "$out" 'got end'
   unlike "$out" seen
+}
+
+attaches() { # attaches NUMBER ARG...: `mydocker attach ARG...` with ./in<NUMBER>, a fifo that is
+  # held open, as its input; out<NUMBER> and err<NUMBER>; its pid is in ${visitors[NUMBER]}
+  local hold
+  mkfifo "in$1"
+  exec {hold}<>"in$1" # for as long as the test runs, by this number:
+  [[ $hold ]]
+  "${mydocker[@]}" attach "${@:2}" <"in$1" >"out$1" 2>"err$1" &
+  visitors[$1]=$!
+}
+
+attached() { # attached COUNT: so many have come by now
+  noted event=attach
+  [[ $(wc -l <noted) == "$1" ]]
+}
+
+test_attach() { # attach: what a container in the background reads and says, for several at once;
+  # its end is theirs, with its status
+  local name=t$n visitors=() got=0 script='trap "echo trapped" HUP
+    while :; do if read -r line; then echo "out $line"; echo "err $line" >&2; fi
+    [ "$line" != end ] || exit 7; done'
+  own_state
+  background --name "$name" -i /bin/sh -c "$script"
+  attaches 1 "$name"
+  attaches 2 --no-stdin "$name"
+  attaches 3 --sig-proxy=false "$name"
+  wait_for attached 3
+  echo first >in1
+  echo unheard >in2
+  wait_for has out1 '^out first$'
+  wait_for has out2 '^out first$'
+  wait_for has err2 '^err first$'
+  is "$(<out1)|$(<err1)" 'out first|err first'
+  kill -HUP "${visitors[1]}" # is the container's
+  echo again >in3
+  wait_for has out3 '^out again$'
+  has out1 trapped
+  kill -TERM "${visitors[3]}" # is its own
+  wait_for gone "${visitors[3]}"
+  wait "${visitors[3]}" || got=$?
+  is "$got" 143
+  is "$(state_of "$name")" running
+  run 0 pause "$name"
+  fails 125 'it is paused' attach "$name"
+  run 0 unpause "$name"
+  echo end >in1
+  for number in 1 2; do
+    wait_for gone "${visitors[number]}"
+    got=0
+    wait "${visitors[number]}" || got=$?
+    is "$got" 7
+    like "$(<"out$number")" 'out end$'
+  done
+  unlike "$(<out1)" unheard
+  run 0 logs "$name"
+  like "$out" 'out first'
+  fails 125 'not running' attach "$name"
+  run 0 rm "$name"
+  fails 125 'no such container' attach "$name"
+  start run --name "$name" /bin/sh -c 'echo ready; exec sleep 1000'
+  wait_for has out ready
+  fails 125 'in the foreground, without a terminal' attach "$name"
+  run 0 kill "$name"
+  ended 137
+  is "$(find state/containers -name 'visit.*')" ''
+}
+
+test_attach_slow() { # attach: who doesn't take what is said is sent away, and holds up nobody
+  local name=t$n visitors=() got=0
+  own_state
+  background --name "$name" -i /bin/sh -c 'read -r line; i=0; while [ $i -lt 60000 ]; do
+    i=$((i + 1)); echo "a line of fifty characters or so, number $i"; done; echo done; sleep 1000'
+  attaches 1 "$name"
+  attaches 2 "$name"
+  wait_for attached 2
+  kill -STOP "${visitors[1]}"
+  echo go >in2
+  wait_for has out2 '^done$'
+  is "$(wc -l <out2)" 60001
+  kill -CONT "${visitors[1]}"
+  wait_for gone "${visitors[1]}"
+  wait "${visitors[1]}" || got=$?
+  is "$got" 125
+  like "$(<err1)" "doesn't take what is said"
+  kill -KILL "${visitors[2]}" # without a word
+  run 0 exec "$name" /bin/true
+  run 0 rm -f "$name"
+}
+
+test_attach_terminal() { # attach: a terminal in the background is kept, its size follows, and the
+  # keys to leave it leave it
+  local name=t$n
+  own_state
+  background --name "$name" -it /bin/sh -c \
+    'while read -r line; do
+    until [ "$line" != two ] || [ "$(stty size)" = "30 100" ]; do sleep 0.05; done
+    stty size; echo "got $line"; [ "$line" != end ] || exit 3; done'
+  tty 0 '^' $'one\n' '^24 80\ngot one$' '@size 30 100' '^' $'two\n' \
+    '^30 100\ngot two$' $'\x10\x11' -- "${mydocker[@]}" attach "$name"
+  like "$out" 'it goes on without you'
+  tty 0 '^' $'three\n' '^got three$' $'\x10x\x11\x10\x7f\x7f\x7f\x7f\n' '^got $' $'\x18y' \
+    -- "${mydocker[@]}" attach --detach-keys ctrl-x,y "$name"
+  is "$(state_of "$name")" running
+  wait_for made_room "$(monitor_of "$name")"
+  tty 3 '^' $'end\n' -- "${mydocker[@]}" attach "$name"
+  like "$out" 'got end'
+  is "$(state_of "$name")" exited
+  run 0 rm "$name"
+  fails 125 '--detach-keys, on ctrl-1' attach --detach-keys ctrl-1 "$name"
+  fails 125 '--detach-keys, on ab' run --detach-keys a,ab /bin/true
+}
+
+test_detach_keys() { # attach: the keys to leave work on run -it, start -ai and exec -it: what runs
+  # goes on in the background, and can be come back to
+  local name=t$n monitor
+  make_image "t$n:1"
+  tty 0 '^ready' $'one\n' '^got one$' $'\x10\x11' -- "${mydocker[@]}" run -it --name "$name" \
+    --network none --log-level error "t$n:1" /bin/sh -c \
+    'echo ready; while read -r line; do echo "got $line"; [ "$line" != end ] || exit 4; done'
+  like "$out" 'it goes on without you'
+  is "$(state_of "$name")" running
+  monitor=$(monitor_of "$name")
+  wait_for made_room "$monitor"
+  is "$(readlink "/proc/$monitor/fd/0" "/proc/$monitor/fd/1" | tr '\n' ,)" '/dev/null,/dev/null,'
+  tty 0 '^' $'two\n' '^got two$' $'\x10\x11' -- "${mydocker[@]}" start -ai "$name" # as it runs
+  tty 0 '^# ' $'echo again$((1 + 1))\n' '^again2' $'\x10\x11' -- \
+    "${mydocker[@]}" exec -it -e PS1='# ' "$name" /bin/sh
+  run 0 top "$name"
+  is "$(grep -c '/bin/sh' <<<"$out")" 2
+  tty 4 '^' $'end\n' -- "${mydocker[@]}" attach "$name"
+  run 0 logs "$name"
+  like "$out" 'got two'
+  tty 0 '^ready' $'three\n' '^got three$' ab -- \
+    "${mydocker[@]}" start -ai --detach-keys a,b "$name"
+  is "$(state_of "$name")" running
+  kill -TERM "$(monitor_of "$name")" # as of any in the background
+  wait_for has_state "$name" exited
+  tty 4 '^ready' $'\x10\x11\x7f\x7fend\n' '^got .*end$' '' -- \
+    "${mydocker[@]}" start -ai --detach-keys '' "$name"
+  run 0 rm -f "$name"
+}
+
+test_keep_caller() { # attach: with -it the process that the caller knows passes signals on, and no
+  # container outlives its kill -9
+  local script
+  own_state
+  script='echo "$$" >caller
+    exec "$@" run -it --log-level error /bin/sh -c "trap \"echo trapped\" USR1
+    echo ready; while :; do sleep 0.1; done"'
+  tty 124 '^ready' '@do kill -USR1 $(cat caller)' '^trapped' '@do kill -KILL $(cat caller)' -- \
+    bash -c "$script" bash "${mydocker[@]}"
+  like "$err" 'modes are not as before' # nobody was there to set them
+  wait_for gone "$(<caller)"
+  run 0 ps -q
+  is "$out" ''
 }
 
 # ── Volumes and cp ───────────────────────────────────────────────────────────
