@@ -6556,14 +6556,20 @@ def open_events(path):
         os.close(fd)  # it was full, and moved before we had the lock
 
 def note_event(kind, action, name, attributes):
-    """Note what has happened to a thing of that id or NAME.  On a full disk the note is lost, and
-    nothing else."""
-    path = state_path("events.log")
-    with tolerate(errno.ENOSPC, errno.EDQUOT), open_events(path) as fd:
+    """Note what has happened to a thing of that id or NAME.  A note that can't be written is lost,
+    on a full disk without a word, and nothing else is."""
+    row = {"time": 0, "kind": kind, "action": action, "id": name, "attributes": attributes}
+    try:
+        write_note(state_path("events.log"), row)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            warn(describe(error, "events")[0])
+
+def write_note(path, row):
+    """Write a line, now, or nothing."""
+    with open_events(path) as fd:
         size = os.fstat(fd).st_size
-        row = {"time": time.time_ns(), "kind": kind, "action": action, "id": name,
-               "attributes": attributes}
-        line = (to_json(row) + "\n").encode()
+        line = (to_json({**row, "time": time.time_ns()}) + "\n").encode()
         try:
             if os.pwrite(fd, line, size) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
