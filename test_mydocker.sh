@@ -4686,6 +4686,22 @@ test_not_root() { # fail: another user than root is told so
   like "$err" 'hint: .*sudo'
 }
 
+test_rootless_visits() { # rootless: health checks, events, and a terminal that is left and come back to
+  outsider
+  small_root root
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  tty 0 '^ready' $'one\n' '^got one$' $'\x10\x11' -- "${mydocker[@]}" run -it --name left \
+    --net none --log-level error --health-interval 100ms --health-cmd 'echo well' one \
+    sh -c 'echo ready; while read -r line; do echo "got $line"; [ "$line" != end ] || exit 4; done'
+  wait_for health_is left healthy
+  tty 4 '^' $'end\n' -- "${mydocker[@]}" attach left
+  run 0 rm left
+  noted type=container
+  is "$(sed -n 's/container //p' noted | tr '\n' ,)" \
+    'create,start,detach,health_status: healthy,attach,die,destroy,'
+}
+
 # ── Containers on disk ───────────────────────────────────────────────────────
 
 test_pidfd_forbidden() { # life: where a filter around us forbids pidfds, signals find their way, and
