@@ -9372,6 +9372,7 @@ def sweep_images():
                 gone = temporary_path("layers")  # never half a layer under a whole one's name
                 os.rename(os.path.join(folder, name), gone)
                 remove_tree(gone)
+    sweep_halves(state_path("built"))
 
 def pulls_begun():
     """What to keep for the next pull where one broke off; after a week nobody comes for it."""
@@ -9405,7 +9406,16 @@ def write_index(entries):
         write_file(mark, b'{"imageLayoutVersion": "1.0.0"}', durable=True)
     write_json(state_path("images", "index.json"), {
         "schemaVersion": 2, "mediaType": DOCUMENT_TYPES[0], "manifests": entries}, True)
+    sweep_halves(state_path("images"), "index.json.")
     sync_names(state_path("images"))
+
+def sweep_halves(folder, of=""):
+    """Remove what a write_file that was killed has left in a directory, beside the file OF or any.
+    The caller holds the lock under which they are written."""
+    for name in listing(folder):
+        end = name[-17:]
+        if name.startswith(of) and end[:1] == "." and not end[1:].strip("0123456789abcdef"):
+            unlink_if_there(os.path.join(folder, name))
 
 def sync_names(folder):
     """Bring the names in a directory to disk: fsync(2) of a file doesn't."""
@@ -12471,6 +12481,8 @@ class Build:
             remove_tree(folder)
         here = {entry["digest"] for entry in read_index()}
         for name in listing(state_path("built")):
+            if "." in name:
+                continue  # another build is writing it
             with tolerate(errno.ENOENT):
                 if read_json(state_path("built", name))["digest"] not in here:
                     unlink_if_there(state_path("built", name))
@@ -13620,6 +13632,7 @@ def create_network(name, subnet=None, gateway=None, internal=False, mtu=1500, la
         make_bridge(network)
         make_dirs(path)
         write_json(path + ".json", network)
+        sweep_halves(state_path("networks"))
     restore_network(network)
     note_event("network", "create", name, {"name": name, "type": "bridge"})
     return network

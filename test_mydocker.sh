@@ -7359,6 +7359,33 @@ test_import_killed() { # images: an import killed at any moment leaves nothing t
   nothing_kept
 }
 
+test_killed_writing() { # images: what a killed command had half written, the next one sweeps
+  need overlay strace
+  local call line words
+  own_networks
+  make_image base:1
+  echo FROM base:1 >Dockerfile
+  echo COPY Dockerfile / >>Dockerfile
+  while read -r call line; do
+    read -ra words <<<"$line"
+    timeout -k 5 "$patience" strace -f -qq -o trace -e "trace=$call" \
+      -e "inject=$call:signal=KILL:when=1" "${mydocker[@]}" "${words[@]}" >said 2>&1 </dev/null || :
+    run 0 "${words[@]}"
+    is "$(find state -name '*.????????????????')" ''
+  done <<'COMMANDS'
+renameat tag base:1 other:1
+fsync tag base:1 other:1
+renameat build -q .
+fsync build -q .
+renameat network create n
+COMMANDS
+  run 0 network rm n
+  printf '{' | tee state/built/x.0123456789abcdef >state/images/index.json.0123456789abcdef
+  built -q .
+  run 0 tag base:1 again:1
+  is "$(find state -name '*.????????????????')" ''
+}
+
 test_power_loss() { # images: what import, load and commit stored is whole after a power loss
   need mkfs.ext4 mount unshare
   local flag
