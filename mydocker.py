@@ -2830,11 +2830,18 @@ def name_rows(plan, on_host_root):
     return [mount_row(f"/etc/{name}", "bind", "rbind", "rprivate", source=f"{plan['path']}/{name}")
             for name in names]
 
+def check_host_name(text, option):
+    """Refuse what would be more than one word of a line in /etc/hosts."""
+    if not text.isprintable() or set(text) & set(" #") or len(encode(text)) > 64:
+        raise Failure(f"{option}, on {as_typed(text)}: not a host's name, such as web-1")
+
 def make_spec(options, words, plan):
     """The spec of a container, in the form of the OCI's config.json; for PLAN see plan_root."""
     own_root, image, path = plan["root"] is not None, plan["image"], plan["path"]
     hostname = options["hostname"] or (
         plan["id"][:12] if own_root and plan["network"] != "host" else os.uname().nodename)
+    for option in ("hostname", "domainname"):
+        check_host_name(options[option] or "", f"--{option}")
     more = host_devices() if options["privileged"] and own_root else []
     devices = [device(text) for text in options["device"] + more]
     cgroups_path = os.path.join(options["cgroup-parent"] or "", "mydocker", plan["id"])
@@ -3561,10 +3568,10 @@ def account_lines(path):
 def is_id(text):
     return to_number(text, ID.stop) is not None
 
-def parse_id(text, what):
+def parse_id(text, what, option="--user"):
     """A user or group id, or an error, never 0.  See CVE-2024-40635, CVE-2026-30892."""
     if not is_id(text):
-        raise Failure(f"--user, on {as_typed(text)}: there is no such {what} in the container")
+        raise Failure(f"{option}, on {as_typed(text)}: there is no such {what} in the container")
     return int(text)
 
 def find_user(user):
@@ -3574,7 +3581,7 @@ def find_user(user):
         rows = account_lines("/etc/group") if user.get("groups") else ()
         for name in user.get("groups") or ():
             row = find_account(rows, name)
-            more.append(parse_id(row[2] if row else name, "group"))
+            more.append(parse_id(row[2] if row else name, "group", "--group-add"))
         return uid, gid, more, home
     uid, gid, more = (user.get(key) or 0 for key in ("uid", "gid", "additionalGids"))
     homes = [row[5] for row in account_lines("/etc/passwd") if len(row) > 5 and row[2] == str(uid)]

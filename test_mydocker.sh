@@ -2324,6 +2324,12 @@ test_shared_with_host() { # run: --pid, --ipc, --uts and --cgroupns host share w
   is "$("${mydocker[@]}" inspect -f '{{.Config.Labels.a}} {{.Spec.annotations.x}}' "t$n")" 'b y'
   run 0 rm -f "t$n"
   fails 125 'mydocker.. is taken' run --annotation mydocker.init=true /bin/true
+  for name in $'a\n192.0.2.1 b' 'a b' $'a\tb' 'a#' "$(printf 'x%.0s' {1..65})"; do
+    fails 125 '^mydocker: --hostname, on .*: not a host.s name' run --hostname "$name" /bin/true
+    fails 125 '^mydocker: --domainname, on .*: not a host.s name' run --domainname "$name" /bin/true
+  done
+  fails 125 '^mydocker: --group-add, on nosuch: there is no such group' \
+    run --ephemeral --group-add nosuch /bin/true
 }
 
 test_shared_with_container() { # run: --pid, --ipc and --network container:X join those of another
