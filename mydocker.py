@@ -16105,7 +16105,9 @@ def open_book(book, scope):
     loud, end = posix.environ.get(b"MYDOCKER_LOG") == b"debug", posix.fstat(book).st_size
     start = int.from_bytes(posix.pread(book, 8, end - 8), "little")
     chapters, known = marshal.loads(posix.pread(book, end - start, start))
-    homes, pages, turn = {}, {}, RLock()  # threads may meet at a door
+    homes, pages, turn = {}, {}, RLock()  # threads may meet at a door, and fork only outside of one
+    posix.register_at_fork(before=turn.acquire, after_in_parent=turn.release,
+                           after_in_child=turn.release)
 
     def say(*words):
         if loud:
