@@ -1287,8 +1287,7 @@ def nanoseconds_of(text):
     parts = re.findall(r"(\d{1,18}(?:\.\d{1,18})?)(ms|us|ns|h|m|s)", text, re.ASCII)
     if text != "0" and (not parts or "".join(map("".join, parts)) != text):
         return None
-    total = sum(int(float(number) * units[unit]) for number, unit in parts)
-    return total if total < 1 << 62 else None
+    return sum(int(float(number) * units[unit]) for number, unit in parts)
 
 def apply_log_options(options):
     """Let --log-level travel to init: in the environment."""
@@ -7280,7 +7279,7 @@ def plan_health(options, image):
             row[key] = parse_number(text, f"--{name}")
             continue
         row[key] = nanoseconds_of(text)
-        if row[key] is None or 0 < row[key] < 10**6:
+        if row[key] is None or 0 < row[key] < 10**6 or row[key] >= 1 << 62:
             raise Failure(f"--{name}, on {as_typed(text)}: not a duration from 1ms up, such as 30s")
     test = row.get("Test") or ["NONE"]
     if test[0] not in ("CMD", "CMD-SHELL") or len(test) < 2:
@@ -11176,6 +11175,8 @@ def parse_duration(text, step, flag):
     duration = nanoseconds_of(text)
     if duration is None:
         raise step.no(f"--{flag}={text} is no duration, such as 30s")
+    if duration >= 1 << 63:
+        raise step.no(f"--{flag}={text} is longer than a config can say")
     return duration
 
 # Modes
@@ -15511,7 +15512,6 @@ PS_FIELDS = {  # of ps(1): {name: (header, what of a process's facts)}
 PS_FORMS = {  # what a letter asks for
     "": "uid,pid,ppid,time,cmd", "f": "uid=UID,pid,ppid,c,stime,tty,time,cmd",
     "u": "user,pid,pcpu,vsz,rss,tty,stat,start,time,command"}
-INTERVALS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "": 1}  # Go's units
 LONGEST = 24 * 3600  # of an interval, in seconds
 NO_END = (1 << 64) - 1  # runc's for a limit that there isn't
 
@@ -15634,12 +15634,10 @@ def oci_events(options, words):
 
 def parse_interval(text):
     """A duration as Go has it, 1m30s or 500ms, or a number of seconds."""
-    import re
-    parts = re.findall(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|h|m|s|\Z)", text, re.ASCII)
-    seconds = sum(float(number) * INTERVALS[unit] for number, unit in parts)
-    if "".join(map("".join, parts)) != text or not 0.001 <= seconds <= LONGEST:
+    duration = nanoseconds_of(text + "s" if text.isdecimal() else text)
+    if duration is None or not 10**6 <= duration <= LONGEST * 10**9:
         raise Failure(f"--interval, on {as_typed(text)}: not a time, such as 500ms, 5s or 1m30s")
-    return seconds
+    return duration / 10**9
 
 def engine_stats(dirs):
     """What cgroups count, in the form of runc's events."""
