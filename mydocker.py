@@ -17354,11 +17354,15 @@ def go_slice(text, first=0, last=None):
         raise Failure(f"slice: {first} to {end} of {len(text)}")
     return text[first:end]
 
+def kind_of(value):
+    """A value's type, where all numbers are of one."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float
+    return type(value)
+
 def same_kind(one, other):
     """True if two values can be compared as Go does it: text with text, a number with a number."""
-    kinds = [bool if isinstance(value, bool) else float if isinstance(value, (int, float))
-             else type(value) for value in (one, other)]
-    if kinds[0] != kinds[1] and None not in (one, other):
+    if kind_of(one) != kind_of(other) and None not in (one, other):
         raise Failure(f"{go_text(one)} can't be compared with {go_text(other)}")
     return True
 
@@ -17495,9 +17499,10 @@ def help_about(words):
     """What `help` says, of everything or of one command."""
     if not words:
         return overview()
-    name = " ".join(words[:2])
-    return help_text(name if name in COMMANDS else docker_word(words)[0]
-                     if words[0] not in COMMANDS else words[0])
+    for name in (" ".join(words[:2]), words[0]):
+        if name in COMMANDS:
+            return help_text(name)
+    return help_text(docker_word(words)[0])
 
 @command("[OPTIONS]", "show the version of this program and of what it runs on",
          ("-f --format", "FORMAT", "json or a template, such as '{{.Version}}'"))
