@@ -5583,9 +5583,12 @@ def ids_here(kind):
     return [tuple(map(int, row.split())) for row in rows]
 
 def why_no_cgroup():
-    """What gives a cgroup to somebody without root, or ""."""
+    """What stands between us and a cgroup, and what helps, or ""."""
     if not in_user_namespace():
-        if hierarchies():
+        places = [place for _, place in hierarchies().values()]
+        if places and not any(os.access(place, os.W_OK) for place in places):
+            return "the cgroup trees are mounted read-only: inside a container?"
+        if places:
             return ""
         return ("no cgroup tree is mounted here: mount -t sysfs sysfs /sys; "
                 "mount -t cgroup2 cgroup2 /sys/fs/cgroup")

@@ -3533,6 +3533,20 @@ END
     [ "$("$PYTHON" -I filtered.py "$@" run --privileged /bin/echo started)" = started ]'
 }
 
+test_limit_no_trees() { # limits: where the cgroup trees are read-only, or not mounted, the hint says so
+  need unshare mount umount
+  own_mounts '
+    trees=$(grep -E " - cgroup2? " /proc/self/mountinfo | cut -d " " -f 5)
+    for path in $trees; do mount -o remount,bind,ro "$path"; done
+    "$@" run /bin/true
+    ! "$@" run -m 50m /bin/true 2>err
+    grep "^hint: the cgroup trees are mounted read-only" err
+    umount $trees || umount -l $trees # one may hold others
+    "$@" run /bin/true
+    ! "$@" run --pids-limit 9 /bin/true 2>err
+    grep "^hint: no cgroup tree is mounted here: mount -t" err'
+}
+
 test_limit_view() { # limits: the container sees its own cgroup alone, read-only,
   # and no release_agent
   run 0 run -m 64m /bin/sh -c 'cat /proc/self/cgroup; find /sys/fs/cgroup -name release_agent
