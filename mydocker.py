@@ -973,10 +973,8 @@ def send(channel, message, fds=()):
     data = marshal.dumps(message)
     data = struct.pack("I", len(data)) + data
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
-    if fds:
-        sent = channel.sendmsg([data], rights)
-    else:
-        sent = os.write(channel.fileno(), data)  # of all calls a filter lets this one through
+    # Of all calls a system call filter is the least likely to forbid write(2).
+    sent = channel.sendmsg([data], rights) if fds else os.write(channel.fileno(), data)
     if data[sent:]:  # nothing at all is sent, too, and refused when the other side is done
         channel.sendall(data[sent:])
 
@@ -14762,7 +14760,7 @@ OCI_PROCESS, OCI_RESOURCES = OCI_SPEC["process"], OCI_SPEC["linux"]["resources"]
 def load_bundle(bundle, container_id):
     """The spec in a bundle's config.json, with what it leaves out; it is what init gets."""
     what = f"{bundle}/config.json"
-    spec = {"root": {"path": "rootfs"}, "mounts": [], "hostname": "", "linux": {}, "process": {},
+    spec = {"root": {}, "mounts": [], "hostname": "", "linux": {}, "process": {},
             "annotations": {}, **read_shaped(what, OCI_SPEC)}
     linux = spec["linux"] = {"namespaces": [], "resources": {}, "devices": [], "sysctl": {},
                              "cgroupsPath": f"{cgroup_folder()}/{container_id}", **spec["linux"]}
@@ -14772,7 +14770,10 @@ def load_bundle(bundle, container_id):
     spec = known_fields(spec, OCI_SPEC)
     linux = spec["linux"]
     see_from_inside(linux, what)
-    spec["root"]["path"] = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
+    root = spec["root"]["path"] = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
+    if not os.path.isdir(root) and not any(  # there it may be
+            row["type"] == "mount" and row.get("path") for row in linux["namespaces"]):
+        raise Failure(f"{what}: root.path: {root}: no such directory")
     spec["process"] = full_process(spec["process"], {}, what)
     for key in {"personality", "memoryPolicy"} & {*linux}:
         spec["process"][key] = linux[key]  # in one place for init
@@ -14862,6 +14863,9 @@ def refuse_unsupported(spec, what):
     if spec["linux"].get("timeOffsets") and ("user" in kinds or not has_namespace(spec, "time")):
         raise Failure(f"{what}: linux.timeOffsets: it needs a time namespace of its own, and no "
                       "user namespace")
+    for key in ("uidMappings", "gidMappings"):
+        if has_namespace(spec, "user") and not spec["linux"].get(key):
+            raise Failure(f"{what}: linux.{key}: a user namespace of its own needs them")
 
 def refuse_devices(devices, kinds, what):
     """Refuse names that no network device can have, or two can't, and a network that is the
@@ -14948,6 +14952,9 @@ def refuse_malformed(spec, what):
         if row["type"] not in ("b", "c", "p", "u") or row["path"] == "/" or not all(
                 isinstance(number, int) and 0 <= number < 1 << 32 for number in numbers):
             raise Failure(f"{what}: linux.devices: {path}: no such device can be made")
+    for key in ("hostname", "domainname"):
+        if len(encode(spec.get(key, ""))) > 64:
+            raise Failure(f"{what}: {key}: longer than 64 bytes")
     word = linux.get("rootfsPropagation")
     if word and word not in PROPAGATION:
         raise Failure(f"{what}: linux.rootfsPropagation: {word}: unknown")

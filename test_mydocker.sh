@@ -11004,6 +11004,10 @@ test_oci_refused() { # oci: a config.json that is wrong, or asks for what we can
     mv good config.json
   done <<'END'
 hooks c["hooks"] = {"prestart": [{"path": "bin/sh"}]}
+uidMappings l["namespaces"].append({"type": "user"})
+root: c["root"].pop("path")
+root.path: c["root"]["path"] = "nonesuch"
+hostname: c["hostname"] = "a" * 65
 vm c["vm"] = {"kernel": {"path": "/k"}}
 linux.personality.domain l["personality"] = {"domain": "MOON"}
 linux.personality.flags l["personality"] = {"domain": "LINUX", "flags": ["x"]}
