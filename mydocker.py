@@ -1792,49 +1792,6 @@ def start_container(monitor, birth=None):
     monitor.update(pid=birth.pid, master=master, outputs=read_ends(pipes), typed=b"",
                    logged=wanted and (record["keep"] or not monitor["attached"]))
 
-GONE_ON = "mydocker: it goes on without you"
-
-def keep_caller():
-    """Where the caller may leave by typing keys, let a child do all that follows, and wait for it,
-    as the process that the caller knows: the child stays if he leaves.  Returns in the child: what
-    go_behind() needs for that, or None where nobody types."""
-    if not os.isatty(0):
-        return None
-    (ours, theirs), parent = os.pipe(), os.getpid()
-    child = os.fork()
-    if child == 0:
-        os.close(ours)
-        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(137)
-        return theirs
-    os.close(theirs)
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED | {_signal.SIGCHLD})
-    signals = watch_signals()
-    while True:
-        ready = readable_fds([signals, ours])
-        if ours in ready:
-            if os.read(ours, 1):
-                print_line(GONE_ON)
-                os._exit(0)
-            os._exit(exit_status(os.waitpid(child, 0)[1]))
-        for start in range(0, len(data := os.read(signals, 128 * 64)), 128):
-            number, _, code = struct.unpack_from("Iii", data, start)
-            if code <= 0:  # somebody's: the terminal's own go to the child, too
-                with tolerate(errno.ESRCH):
-                    os.kill(child, number)
-
-def go_behind(front):
-    """The caller leaves: be in the background from now on.  FRONT: keep_caller()'s."""
-    prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
-    os.setsid()
-    with Descriptor(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) as null:
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-    os.chdir("/")
-    os.write(front, b"!")
-    os.close(front)
-
 def in_background(work, what):
     """Call work(report) in a child in a session of its own; returns when it calls report(). Raises
     what it raises before that; WHAT is the command's name."""
@@ -5262,6 +5219,78 @@ def parse_keys(text):
                           "a-z @ [ \\ ] ^ _")
     return keys
 
+# Who types may leave, and what runs stays: the process that he waits for is another one than the
+# monitor then, and does nothing but wait, too.
+
+GONE_ON = "mydocker: it goes on without you"
+
+def keep_caller():
+    """Where the caller may leave by typing keys, let a child do all that follows, and be what he
+    waits for.  Returns in the child: what go_behind() needs, or None where nobody types."""
+    if not os.isatty(0):
+        return None
+    (ours, theirs), parent = os.pipe(), os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(137)
+        return theirs
+    os.close(theirs)
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED | {_signal.SIGCHLD})
+    os._exit(wait_in_front(child, ours, False))
+
+def wait_in_front(child, ours, small):
+    """Pass signals on to a child until it ends, or says by OURS that the caller has left it; returns
+    the exit status.  SMALL: this process has compiled nothing; else it executes itself anew."""
+    with Descriptor(watch_signals()) as signals:
+        while True:
+            ready = readable_fds([signals, ours], None if small else LINGER)
+            if not ready:
+                small = True
+                program = own_bytecode()
+                for fd in (program, ours):
+                    os.set_inheritable(fd, True)
+                with tolerate():  # then it stays as large as it is
+                    os.execv("/proc/self/exe", [
+                        own_python(), "-I", "-S", "-X", "utf8", f"/proc/self/fd/{program}",
+                        "front", str(child), str(ours), *sys.argv])
+            if ours in ready:
+                if not os.read(ours, 1):
+                    return exit_status(os.waitpid(child, 0)[1])
+                print_line(GONE_ON)
+                return 0
+            for number in signals_of_others(signals):
+                with tolerate(errno.ESRCH):
+                    os.kill(child, number)
+
+def signals_of_others(signals):
+    """The signals that have arrived from processes: a terminal's own reach all in front of it."""
+    data = b""
+    with tolerate(errno.EAGAIN):
+        data = os.read(signals, 128 * 64)
+    rows = [struct.unpack_from("Iii", data, start) for start in range(0, len(data), 128)]
+    return [number for number, _, code in rows if code <= 0]  # SI_USER: sigaction(2)
+
+@command("PID FD [ARG...]", HIDDEN, takes=ANY, mixed=False)
+def cmd_front(_, words):
+    numbers = [to_number(word, 1 << 31) for word in words[:2]]
+    if len(numbers) < 2 or None in numbers:
+        raise Failure("front: it can't be typed, only `run` becomes it")
+    return wait_in_front(*numbers, True)
+
+def go_behind(front):
+    """The caller leaves: be in the background from now on.  FRONT: keep_caller()'s."""
+    prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    os.setsid()
+    with Descriptor(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) as null:
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+    os.chdir("/")
+    os.write(front, b"!")
+    os.close(front)
+
 offer("run", (
     "--log-opt", "K=V...", "max-size=10m: turn the log over then; max-file=3: keep so many; "
     "labels=L,L, env=E,E: for `logs --details`"), (
@@ -6270,7 +6299,7 @@ def make_record(options, plan, spec):
             "log": plan_log(options),
             "details": log_details(options, {**(image.get("Labels") or {}), **labels},
                                    spec["process"]["env"]),
-            "health": checks_wanted(options, image) and plan_health(options, image)}
+            "health": plan_health(options, image) if checks_wanted(options, image) else None}
 
 def checks_wanted(options, image):
     """True if a container may have health checks: most have none, and load nothing for it."""
