@@ -3233,7 +3233,8 @@ class Watch:
         """The caller has typed the keys to leave: go on in the background."""
         monitor = self.monitor
         set_terminal(0, monitor.pop("before"))
-        monitor.update(attached=False, logged="lock" in monitor)
+        logged = "lock" in monitor and monitor["record"].get("log", ()) is not None
+        monitor.update(attached=False, logged=logged)
         go_behind(monitor["front"])
         monitor["front"] = None
         if "lock" in monitor:

@@ -5926,6 +5926,17 @@ test_detach_keys() { # attach: the keys to leave work on run -it, start -ai and 
   run 0 rm -f "$name"
 }
 
+test_leave_unlogged() { # attach: what --log-driver none has said isn't kept when its caller has left
+  local name=t$n
+  own_state
+  tty 0 '^ready' $'one\n' '^got one$' $'\x10\x11' -- "${mydocker[@]}" run -it --rm --name "$name" \
+    --log-driver none --log-level error /bin/sh -c \
+    'echo ready; while read -r line; do echo "got $line"; done'
+  tty 0 '^' $'two\n' '^got two$' $'\x10\x11' -- "${mydocker[@]}" attach "$name"
+  is "$(find state/containers -name 'container.log*')" ''
+  run 0 rm -f "$name"
+}
+
 test_keep_caller() { # attach: with -it the process that the caller knows passes signals on, is made
   # small, and no container outlives its kill -9
   local script
