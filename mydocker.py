@@ -1030,7 +1030,8 @@ def for_engines(name, *rows, only=(), typed=None):
     of a function that tells it from the words."""
     def register(function):
         offer(name, *rows)
-        COMMANDS.setdefault(name, {}).update(engine=function.__name__, only=only, typed=typed)
+        COMMANDS.setdefault(name, {}).update(engine=function.__name__, only=only, typed=typed,
+                                             theirs=[*map(long_name, rows)])
         return function
 
     return register
@@ -1099,6 +1100,10 @@ def run_command(name, options, words):
     row = row_of(name)[0]
     engine = is_for_engine(row, options, words)
     function = globals()[row["engine" if engine else "function"]]
+    for option in () if engine else row.get("theirs", ()):
+        if options[option]:  # it may be a protection: never ignored
+            raise Failure(f"{name}, on --{option}: that is for an engine's container, "
+                          f"which {words[0] if words else 'this'} is not")
     if name not in QUICK:
         import gc
         gc.enable()
