@@ -5304,6 +5304,8 @@ offer("run", (
 
 # Logs
 
+MOST_LOGS = 1000  # of one container: each is renamed when the log is turned over
+
 def plan_log(options):
     """What is kept of a container's words: [bytes of a file, number of files], or None."""
     driver, texts = given(options, "log-driver", "k8s-file"), options["log-opt"]
@@ -5330,7 +5332,10 @@ def parse_log_options(texts):
     size, count = found.pop("max-size", "10m"), found.pop("max-file", "3")
     if found:
         raise Failure(f"--log-opt, on {min(found)}: not max-size or max-file")
-    return [parse_size(size, "--log-opt max-size"), parse_number(count, "--log-opt max-file", 1)]
+    number = parse_number(count, "--log-opt max-file", 1)
+    if number > MOST_LOGS:
+        raise Failure(f"--log-opt max-file, on {count}: more than {MOST_LOGS}")
+    return [parse_size(size, "--log-opt max-size"), number]
 
 def log_names(path, max_file):
     return [path] + [f"{path}.{number}" for number in range(1, max_file)]  # the newest first
@@ -7797,7 +7802,21 @@ def checked_place(what, text, own_root):
 def parse_tmpfs(text):
     """A --tmpfs argument, PLACE[:OPTIONS], as a mount row."""
     place, _, words = text.partition(":")
-    return mount_row(place, "tmpfs", "nosuid", "nodev", "noexec", *filter(None, words.split(",")))
+    return mount_row(place, "tmpfs", "nosuid", "nodev", "noexec", *[
+        tmpfs_option(word, "--tmpfs") for word in words.split(",") if word])
+
+def tmpfs_option(text, option):
+    """An option of tmpfs's, its number within bounds: the kernel takes 16E for no limit at all."""
+    name, _, value = text.partition("=")
+    if name in ("size", "nr_blocks", "nr_inodes"):
+        if value.endswith("%") and name == "size" and to_number(value[:-1], 101) is not None:
+            return text
+        return f"{name}={parse_size(value, f'{option} {name}')}"
+    if name in ("uid", "gid") and not is_id(value):
+        raise Failure(f"{option} {name}, on {as_typed(value)}: not an id")
+    if name == "mode" and (not value or value.strip("01234567") or len(value) > 5):
+        raise Failure(f"{option} mode, on {as_typed(value)}: not a mode, such as 1777")
+    return text
 
 def parse_volume(text):
     """A -v argument, [HOST:|NAME:]PLACE[:OPTIONS], as a mount row."""
@@ -7856,7 +7875,7 @@ def parse_mount(text):
     if kind == "tmpfs":
         for key in ("tmpfs-size", "tmpfs-mode"):
             if key in pairs:
-                words.append(f"{key[len('tmpfs-'):]}={pairs[key]}")
+                words.append(tmpfs_option(f"{key[len('tmpfs-'):]}={pairs[key]}", "--mount tmpfs"))
         return mount_row(place, "tmpfs", "nosuid", "nodev", "noexec", *words)
     if kind == "bind":
         if not os.path.exists(source):

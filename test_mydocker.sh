@@ -988,7 +988,7 @@ test_odd_descriptors() { # fail: without /dev/null nothing starts, and says why;
 
 test_failed_step() { # fail: when a step inside fails the command never starts
   mkdir sub
-  fails 125 'mount' run --tmpfs "$PWD/sub:nr_inodes=nonsense" /bin/touch started
+  fails 125 'mount' run --tmpfs "$PWD/sub:nonsense=1" /bin/touch started
   [[ ! -e started ]]
 }
 
@@ -1139,6 +1139,8 @@ test_options_refused() { # life: options of the life cycle that make no sense ar
   fails 125 '--stop-timeout, on soon' run -d --stop-timeout soon /bin/true
   fails 125 '--log-opt, on compress' run -d --log-opt compress=true /bin/true
   fails 125 '--log-opt max-file, on 0' run -d --log-opt max-file=0 /bin/true
+  fails 125 '--log-opt max-file, on 4294967296: more than' run --log-opt max-file=4294967296 \
+    /bin/true
   fails 125 '--signal, on 99' kill -s 99 x
   fails 125 '--filter, on colour' ps --filter colour=blue
   touch there
@@ -2186,6 +2188,7 @@ test_read_only_later() { # root: what the host mounts later on a read-only root 
 }
 
 test_tmpfs_option() { # root: --tmpfs mounts an empty file system in memory, with the options given
+  local option
   make_image "t$n:1"
   run 0 run --rm --tmpfs /etc --tmpfs /a/b:size=1m,mode=1770,exec \
     --mount type=tmpfs,target=/c,tmpfs-size=2m "t$n:1" \
@@ -2196,6 +2199,16 @@ test_tmpfs_option() { # root: --tmpfs mounts an empty file system in memory, wit
   like "$out" ' /c tmpfs rw,nosuid,nodev,noexec[^ ]*size=2048k'
   like "$out" ' /etc tmpfs rw,nosuid,nodev,noexec'
   fails 125 '/x' run --rm --tmpfs /x:nonsense=1 "t$n:1" /bin/sh -c :
+  for option in size=16E nr_blocks=18446744073709551616 nr_inodes=² size=-1 size=101% mode=99 \
+    mode= uid=4294967295; do # to the kernel the first two are no limit at all
+    fails 125 "^mydocker: --tmpfs ${option%=*}, on ${option#*=}" \
+      run --rm --tmpfs "/x:$option" "t$n:1" /bin/sh -c :
+  done
+  for option in size=1P mode=8; do
+    fails 125 "^mydocker: --mount tmpfs ${option%=*}, on ${option#*=}: " \
+      run --rm --mount "type=tmpfs,target=/c,tmpfs-$option" "t$n:1" /bin/sh -c :
+  done
+  run 0 run --rm --tmpfs /x:size=10% "t$n:1" /bin/sh -c :
 }
 
 test_shm_size() { # root: --shm-size is the size of /dev/shm
@@ -11376,6 +11389,25 @@ read -r _ seconds more </proc/self/timens_offsets
 echo $seconds $more'
   configure 'l["namespaces"].append({"type": "user"})'
   fails 125 'linux.timeOffsets: it needs a time namespace' create t
+}
+
+test_oci_options_of_others() { # oci: what is for an engine's container is never ignored for another
+  local option
+  own_state
+  run 0 run -d --name "t$n" --network none /bin/sleep 1000
+  for option in --no-new-privs --cap=SYS_ADMIN --cwd=/tmp --additional-gids=7 --apparmor=x \
+    --process-label=x --cgroup=x --ignore-paused --pid-file=pid --preserve-fds=1; do
+    fails 125 "exec, on ${option%=*}: that is for an engine's container" \
+      exec "$option" "t$n" /bin/true
+  done
+  for option in cpu-share cpu-burst cpu-idle cpu-rt-period cpu-rt-runtime blkio-weight; do
+    fails 125 "update, on --$option: that is for an engine's container" update "--$option" 1 "t$n"
+  done
+  for option in --no-pivot --no-new-keyring --keep --pid-file=pid --preserve-fds=1; do
+    fails 125 "run, on ${option%=*}: that is for an engine's container" run "$option" /bin/true
+  done
+  [[ ! -e pid ]]
+  run 0 rm -f "t$n"
 }
 
 test_oci_options() { # oci: the options of create, run, exec, update and ps that people and clients
