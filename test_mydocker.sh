@@ -11400,9 +11400,7 @@ test_oci_options_of_others() { # oci: what is for an engine's container is never
     fails 125 "exec, on ${option%=*}: that is for an engine's container" \
       exec "$option" "t$n" /bin/true
   done
-  for option in cpu-share cpu-burst cpu-idle cpu-rt-period cpu-rt-runtime blkio-weight; do
-    fails 125 "update, on --$option: that is for an engine's container" update "--$option" 1 "t$n"
-  done
+  fails 125 "update, on --cpu-share: that is for an engine's container" update --cpu-share 1 "t$n"
   for option in --no-pivot --no-new-keyring --keep --pid-file=pid --preserve-fds=1; do
     fails 125 "run, on ${option%=*}: that is for an engine's container" run "$option" /bin/true
   done
