@@ -591,7 +591,7 @@ def link_target(directory, name):
         return os.readlink(name, dir_fd=directory)
     return None
 
-def write_file(path, data, durable=False, like_folder=False):
+def write_file(path, data, durable=False, like_folder=False, mode=0o600):
     """Replace a file in one step: a reader, or a crash, finds the old bytes or the new, never both.
     See rename(2).  DURABLE: the bytes are on disk before the name is; needs milliseconds.
     The directory may be another user's: no name there can be foreseen, no link is followed, and the
@@ -607,6 +607,8 @@ def write_file(path, data, durable=False, like_folder=False):
                 file.flush()
                 if like_folder:
                     os.fchown(file.fileno(), *os.fstat(above)[4:6])
+                if mode != 0o600:
+                    os.fchmod(file.fileno(), mode)
                 if durable:
                     os.fsync(file.fileno())
                 else:  # start it: once it has begun, ext4 lets no name be there before the bytes
@@ -16334,14 +16336,12 @@ def cmd_install(options, words):
     launch = LAUNCHER.format(python=python, source=source)
     for path, data, mode in ((source, text, 0o644), (launcher, launch, 0o755)):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_file(path, data)
-        os.chmod(path, mode)
+        write_file(path, data, mode=mode)  # by its path, it might be a link by now
     unlink_if_there(source + "c")  # the launcher makes it anew
     if os.spawnv(os.P_WAIT, launcher, [launcher, "--version"]):
         raise Failure(f"install, on {launcher}: it doesn't start")
     if options["systemd"]:
-        write_file(UNIT, UNIT_TEXT.format(launcher=launcher))
-        os.chmod(UNIT, 0o644)
+        write_file(UNIT, UNIT_TEXT.format(launcher=launcher), mode=0o644)
         os.makedirs(os.path.dirname(WANTED), exist_ok=True)
         with tolerate(errno.EEXIST):
             os.symlink(UNIT, WANTED)
@@ -16351,8 +16351,7 @@ def cmd_renew(_, words):
     """Compile what is installed once more, as Python or the file has changed, and go on."""
     source = sys._getframe().f_code.co_filename
     with tolerate():  # a read-only file system: it is slower, and no worse
-        write_file(source + "c", compile_book(read_all(source), source))
-        os.chmod(source + "c", 0o644)
+        write_file(source + "c", compile_book(read_all(source), source), mode=0o644)
     sys.argv[1:] = words
     return dispatch(words)
 

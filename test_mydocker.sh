@@ -12694,6 +12694,17 @@ test_install() { # install: a launcher that compiles nothing, until the file or 
   is "$(find top -type f)" ''
 }
 
+test_install_planted() { # security: what install writes gets its mode before its name, which may be
+  # another user's link by then
+  need strace
+  own_state
+  mkdir theirs
+  chown 1234 theirs
+  strace -f -qq -o trace -e trace=chmod,fchmod,fchmodat "${mydocker[@]}" install theirs
+  is "$(grep -E '(^|[^f])chmod\(|chmodat' trace || :)" ''
+  is "$(stat -c %a theirs/bin/mydocker theirs/lib/mydocker/*)" $'755\n644\n644'
+}
+
 test_install_chapters() { # install: what is installed reads only the chapters that it needs, and of
   # those the functions that it calls
   local launcher=$PWD/top/bin/mydocker
