@@ -2694,6 +2694,10 @@ PROCESS_OPTIONS = (  # of run and exec
 )
 NETWORK_WORDS = ("network publish publish-all ip mac-address network-alias add-host dns "
                  "dns-search dns-option link").split()  # without any the host's own root has none
+HELPERS = {  # what gives a network without root: (its package, where a name server is asked)
+    "pasta": ("passt", "169.254.1.1"),  # podman's choice, too
+    "slirp4netns": ("slirp4netns", "10.0.2.3")}
+APART = "none", "host", *HELPERS  # networks by which a container has no cable to others
 
 @command("[OPTIONS] IMAGE [COMMAND] [ARG...]  or  run [OPTIONS] /PROGRAM [ARG...]",
          "run a command in a new container, from an image or on the host's own root",
@@ -4622,6 +4626,28 @@ def stop_scope(record):
             if error.name != SYSTEMD + ".NoSuchUnit":
                 raise
 
+def outer_id():
+    """What our root is outside, by the user namespace's own word."""
+    return ids_here("uid")[0][1]
+
+def have_cgroup(*births):
+    """Have a cgroup where limits can be: the caller's own systemd makes a scope around this process
+    and what it has begun, and leaves what is below to us.  Nothing is said where there is none:
+    what needs it will."""
+    trees = hierarchies()
+    if list(trees) != [""] or os.access(trees[""][1], os.W_OK):
+        return
+    unit = f"mydocker-{os.urandom(8).hex()}.scope"
+    pids = [os.getpid(), *(birth.pid for birth in births if birth)]
+    rows = [("Description", ("s", "mydocker")), ("PIDs", ("au", pids)), ("Delegate", ("b", True)),
+            ("CollectMode", ("s", "inactive-or-failed"))]
+    top = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{outer_id()}"
+    with tolerate(errno.ENOENT, errno.ECONNREFUSED, errno.EACCES), Bus(
+            top + "/systemd/private") as bus:
+        kinds = "s", "s", "a(sv)", "a(sa(sv))"
+        bus.finish(unit, "StartTransientUnit", kinds, unit, "replace", rows, [])
+        narrate(f"cgroup: {unit}, which systemd has made for it")
+
 # ── 15. Limits ───────────────────────────────────────────────────────────────
 # What a container may use is written into the files of its cgroups, what each process of it may use
 # is the process's own (getrlimit(2)).  A new limit is a row in LIMITS.
@@ -5478,10 +5504,6 @@ def cmd_logs(options, words):
 # the monitors'; the next command goes where one of these is.
 
 PROGRAMS = "/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"  # where the host's helpers may lie
-HELPERS = {  # what gives a network without root: (its package, where a name server is asked)
-    "pasta": ("passt", "169.254.1.1"),  # podman's choice, too
-    "slirp4netns": ("slirp4netns", "10.0.2.3")}
-APART = "none", "host", *HELPERS  # networks by which a container has no cable to others
 SLIRP_GUEST = "10.0.2.100"  # slirp4netns(1)
 
 def enter_own_user_namespace():
@@ -5634,28 +5656,6 @@ def why_no_cgroup():
                 "mount -t cgroup2 cgroup2 /sys/fs/cgroup")
     return ("limits take a cgroup that is the caller's: of a systemd of his own, which `loginctl "
             "enable-linger` gives him, or: systemd-run --user --scope -p Delegate=yes mydocker ...")
-
-def outer_id():
-    """What our root is outside, by the user namespace's own word."""
-    return ids_here("uid")[0][1]
-
-def have_cgroup(*births):
-    """Have a cgroup where limits can be: the caller's own systemd makes a scope around this process
-    and what it has begun, and leaves what is below to us.  Nothing is said where there is none:
-    what needs it will."""
-    trees = hierarchies()
-    if list(trees) != [""] or os.access(trees[""][1], os.W_OK):
-        return
-    unit = f"mydocker-{os.urandom(8).hex()}.scope"
-    pids = [os.getpid(), *(birth.pid for birth in births if birth)]
-    rows = [("Description", ("s", "mydocker")), ("PIDs", ("au", pids)), ("Delegate", ("b", True)),
-            ("CollectMode", ("s", "inactive-or-failed"))]
-    top = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{outer_id()}"
-    with tolerate(errno.ENOENT, errno.ECONNREFUSED, errno.EACCES), Bus(
-            top + "/systemd/private") as bus:
-        kinds = "s", "s", "a(sv)", "a(sa(sv))"
-        bus.finish(unit, "StartTransientUnit", kinds, unit, "replace", rows, [])
-        narrate(f"cgroup: {unit}, which systemd has made for it")
 
 # The network
 
