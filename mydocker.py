@@ -5812,6 +5812,7 @@ def why_refused():
 ALL_IDS, MOST_MAPPINGS = 4294967295, 340  # user_namespaces(7)
 FREE_IDS = 0x70000000, 0x7FFF0000  # what systemd gives to nobody: UIDS-GIDS.md
 RANGE, NOBODY = 65536, 65534  # how many `auto` gives to a container; the last but one
+FEW_IDS = 4096  # and how many without root, who has no more than RANGE for all
 PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP = 28, 1 << 2  # linux/prctl.h, linux/securebits.h
 UNABLE = (  # what is said by a kernel, or a file system, that can't show layers with other owners
     errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
@@ -5838,11 +5839,12 @@ def plan_ids(spec, options):
     if mode == "keep-id" and guest and options["user"] is None:
         own = [str(linux[kind + "Mappings"][1]["containerID"]) for kind in ("uid", "gid")]
         spec["process"]["user"]["username"] = ":".join(own)
-    if guest:
+    ours = any(row["hostID"] == 0 for row in linux["uidMappings"])  # it goes where we may go
+    if options["ephemeral"] and not (guest and ours):
+        raise Failure("--ephemeral: it can't go with ids of its own")
+    if guest and ours:
         spec["mounts"] = [row["fallback"] if row["type"] == "layers" else row
                           for row in spec["mounts"]]
-    elif options["ephemeral"]:
-        raise Failure("--ephemeral: it can't go with ids of its own")
     elif spec["root"]["path"] != "/":
         spec["root"]["mapped"] = True
     own = {row["type"] for row in linux["namespaces"]}
@@ -5878,9 +5880,9 @@ def wanted_ids(options, mode):
     size = to_number(rest[len("size="):], RANGE << 4) if rest.startswith("size=") else None
     if word != "auto" or ":" in mode and not size:
         raise Failure(f"--userns, on {mode}: it is host, keep-id or auto[:size=N]")
-    if is_guest("pid"):
-        raise Failure("--userns, on auto: it is for root", hint="keep-id, or --uidmap")
-    return {kind: [{"containerID": 0, "hostID": None, "size": size or RANGE}]  # see choose_ids
+    if not size:
+        size = FEW_IDS if is_guest("pid") else RANGE
+    return {kind: [{"containerID": 0, "hostID": None, "size": size}]  # see choose_ids
             for kind in ("uid", "gid")}
 
 def parse_ids(text, kind):
@@ -5937,8 +5939,12 @@ def choose_ids(spec, path):
 
 def free_ids(kind, size):
     """The first of SIZE ids that no container has: of those that /etc/subuid gives to the user
-    `containers`, as with podman, or else of those that nobody has."""
+    `containers`, as with podman, or else of those that nobody has; without root of ours."""
     pools = [(first, first + count) for first, count in given_ids(kind, {"containers"})]
+    hint = ("containers that are gone (rm) free theirs; or more for the user `containers` in "
+            "/etc/subuid and /etc/subgid")
+    if is_guest("pid"):
+        pools, hint = [(1, sum(count for _, _, count in ids_here(kind)))], MORE_IDS
     taken = sorted(taken_ids(kind))
     for start, end in pools or [FREE_IDS]:
         for first, count in taken:
@@ -5946,9 +5952,7 @@ def free_ids(kind, size):
                 start = first + count
         if start + size <= end:
             return start
-    raise Failure(f"--userns, on auto: no {size} ids in a row are free",
-                  hint="containers that are gone (rm) free theirs; or more for the user "
-                       "`containers` in /etc/subuid and /etc/subgid")
+    raise Failure(f"--userns, on auto: no {size} ids in a row are free", hint=hint)
 
 def taken_ids(kind):
     """Yield the ids that containers have: (first, how many)."""
@@ -5967,7 +5971,9 @@ def mappings_in(text, kind):
         rows = from_json(text)["linux"].get(kind + "Mappings") or ()
     except (ValueError, KeyError):
         return []
-    return [row for row in rows if row["hostID"] is not None and row["size"] < ALL_IDS]
+    if any(row["hostID"] in (0, None) for row in rows):
+        return []  # ours, with most of them; or not chosen yet
+    return rows
 
 def id_functions(linux, back=False):
     """What the ids of a container with mappings are among ours, or BACK from there: {"uid":
@@ -6066,19 +6072,30 @@ def open_trees(spec):
             row["opened"] = True
             trees.append(lent_tree(row))
             continue
-        if guest and not {"shared", "rshared", "idmap", "ridmap"} & words:
+        if guest and not mapped and not {"shared", "rshared", "idmap", "ridmap"} & words:
             continue
         whole = AT_RECURSIVE if {"rbind", "shared", "rshared"} & words else 0
         with blame(f"mount, on {row['source']}"):
-            tree = Descriptor(open_tree(AT_FDCWD, row["source"],  # still among the host's mounts
-                                        OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole))
+            tree = clone_tree(row["source"], whole, guest and mapped)
         if {"idmap", "ridmap"} & words or row.get("uidMappings"):
             map_tree(tree, row, linux)
-        elif mapped and row["source"].startswith(state_path() + "/") and can_shift(spec):
+        elif mapped and row["source"].startswith(state_path() + "/") and (
+                can_shift(spec) and not guest):
             map_tree(tree, row, linux)
         row["opened"] = True
         trees.append(tree)
     return trees
+
+def clone_tree(path, whole, guest=False):
+    """A copy of a mount, open; as a GUEST we may make one only among mounts of our own."""
+    def clone():
+        return open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole)  # for init
+    if not guest:
+        return Descriptor(clone())
+    tree = apart(clone)
+    if isinstance(tree, str):
+        raise Failure(f"mount, on {path}: {tree}")
+    return tree
 
 def can_shift(spec):
     """True if what is the container's alone is shown with its ids, not copied."""
@@ -6120,18 +6137,17 @@ def namespace_of(maps):
 
 def open_mapped_root(spec):
     """Open the root of a container with ids of its own, as it is to be seen inside."""
-    top, linux, whole = spec["root"]["path"], spec["linux"], 0
+    top, linux, guest = spec["root"]["path"], spec["linux"], is_guest("mnt")
     rows = [row for row in spec["mounts"] if row["type"] in OWN_MOUNTS]
-    tree = open_stacked(spec, rows[0]) if rows else None
+    tree = open_stacked(spec, rows[0]) if rows and not guest else None
     if tree:
         return tree
     if rows:
         top = copied_root(spec, rows[0])
     else:
         fill_volumes(spec, top)
-        whole = AT_RECURSIVE
-    tree = Descriptor(open_tree(AT_FDCWD, top, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | whole))
-    if can_shift(spec):
+    tree = clone_tree(top, AT_RECURSIVE, guest)
+    if can_shift(spec) and not guest:
         map_tree(tree, {"source": top, "options": []}, linux)
     return tree
 

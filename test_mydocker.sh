@@ -4682,6 +4682,40 @@ test_ids_shared() { # ids: what others have can be shared: network, processes, t
   run 0 rm -f a
 }
 
+test_rootless_ids() { # ids: without root a container has of the caller's ids what is asked for, or
+  # as many as no other one has; its image is copied
+  outsider 300000:65536
+  small_root root
+  mkdir root/home root/data
+  touch root/data/old
+  chown -R 1234:578 root/home root/data
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  run 0 run -d --name a --userns auto -v vol:/data one sleep 1000
+  run 0 run --rm --userns auto one cat /proc/self/uid_map
+  like "$out" '^ *0 +4097 +4096$'
+  run 0 exec a sh -c 'ls -ln / /data; touch /root/made /data/new; cat /proc/self/gid_map'
+  like "$out" ' 0 +0 .* bin'
+  like "$out" ' 1234 +578 .* home'
+  like "$out" ' 1234 +578 .* old'
+  like "$out" '0 +1 +4096$'
+  is "$(stat -c %u:%g home/mydocker/containers/*/copy/root/made)" 300000:300000
+  echo text >home/file
+  run 0 cp home/file a:/root/file
+  run 0 exec a ls -ln /root
+  like "$out" ' 0 +0 .* file'
+  run 0 restart -t 0 a
+  run 0 exec -u 1234:578 a sh -c 'id -u; echo x >/dev/stdout'
+  is "$out" $'1234\nx'
+  run 0 rm -f a
+  run 0 run --rm --uidmap 0:10:5000 one cat /proc/self/uid_map
+  like "$out" '^ *0 +10 +5000$'
+  fails 125 "--uidmap, on 0:1:70000: these ids aren't ours.*hint: .*subuid" run --uidmap 0:1:70000 \
+    one id
+  fails 125 'no 65537 ids in a row' run --userns auto:size=65537 one id
+  is "$(find home/mydocker/containers -mindepth 1)" ''
+}
+
 test_ids_copied() { # ids: where layers can't be shown with other owners they are copied, said once
   for_all
   need overlay unshare mount
