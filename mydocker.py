@@ -5692,7 +5692,7 @@ def await_helper(kind, child, ready, log):
     """Wait until the helper has written to its file, which it does when all is connected."""
     while not os.path.exists(ready) or not os.path.getsize(ready):
         if os.waitpid(child, os.WNOHANG)[0]:
-            said = read_text(log).strip().split("\n")[-1]
+            said = ": ".join(read_text(log).strip().split("\n")[-2:])  # slirp4netns: why, and that
             raise Failure(f"network, on {kind}: {said or 'it has ended'}",
                           hint="--network none and host go without it")
         time.sleep(0.001)
@@ -13787,6 +13787,9 @@ def cmd_network_create(options, words):
     gateway, driver = options["gateway"], given(options, "driver", "bridge")
     if driver != "bridge" or gateway and not options["subnet"]:
         raise Failure("network create: the driver is bridge, and --gateway needs --subnet")
+    if is_guest("net"):
+        raise Failure(f"network create, on {words[0]}: only root can lay cables to this host",
+                      hint="without root containers meet by --network container:ID")
     create_network(words[0], options["subnet"], gateway, options["internal"],
                    parse_number(given(options, "mtu", "1500"), "--mtu", 68),
                    pairs_of(options["label"]))
@@ -13939,6 +13942,8 @@ def check_networks(options, wants):
         raise Failure(f"--network, on {alone[0]}: it can't go with other networks")
     sysctls = [text for text in options["sysctl"] if text.startswith("net.")]
     for endpoint, kind in zip(wants["endpoints"], kinds):
+        if kind in APART and kind != endpoint["network"]:
+            raise Failure(f"--network, on {as_typed(endpoint['network'])}: {kind} takes no options")
         named = not alone and kind != "bridge"
         for option, asked, possible in (
                 ("--ip", endpoint["wanted_ip"], not alone),

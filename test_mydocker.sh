@@ -4682,6 +4682,19 @@ test_ids_shared() { # ids: what others have can be shared: network, processes, t
   run 0 rm -f a
 }
 
+test_rootless_no_bridge() { # rootless: bridges, options of networks that have none and a helper that
+  # can't are refused with a word
+  outsider
+  mknod -m 600 tun c 10 200
+  fails 125 'network create, on x: only root .*hint: .*container:ID' network create x
+  fails 125 '--network, on mine: only root' run --network mine --rootfs / /bin/true
+  fails 125 '--network, on none:x: none takes no options' run --network none:x --rootfs / /bin/true
+  command -v slirp4netns || skip 'needs slirp4netns'
+  [[ -c /dev/net/tun ]] || skip 'needs /dev/net/tun'
+  fails 125 'network, on slirp4netns: .*/dev/net/tun.*ermission denied' \
+    run --network slirp4netns --rootfs / /bin/true
+}
+
 test_rootless_ids() { # ids: without root a container has of the caller's ids what is asked for, or
   # as many as no other one has; its image is copied
   outsider 300000:65536
