@@ -6105,6 +6105,9 @@ def map_tree(tree, row, linux):
     """Let the owners of a mount's files look like others, by its own mappings or the container's:
     mount_setattr(2), "ID-mapped mounts"."""
     maps = row if row.get("uidMappings") else linux
+    if not maps.get("uidMappings"):
+        raise Failure(f"mount, on {row['source']}: idmap: the container has our ids",
+                      hint="--userns auto gives it some of its own")
     whole = AT_RECURSIVE if "ridmap" in row["options"] else 0
     with blame(f"mount, on {row['source']}: idmap"), namespace_of(maps) as namespace:
         shift(tree, namespace, whole)
@@ -7846,7 +7849,7 @@ def parse_volume(text):
     source, place, *rest = parts
     words = rest[0].split(",") if rest else []
     for word in words:
-        if word not in (*PROPAGATION, *MOUNT_FLAGS, "z", "Z", "U", "nocopy"):
+        if word not in (*PROPAGATION, *MOUNT_FLAGS, "z", "Z", "U", "nocopy", "idmap"):
             raise Failure(f"--volume, on {text}: unknown option {word}")
     return volume_row(source, place, words)
 
@@ -7856,7 +7859,7 @@ def volume_row(source, place, words):
     for word in words:
         if word == "ro":
             kept.append("rro")  # with all below, as docker has it
-        elif word in PROPAGATION or word in MOUNT_FLAGS:
+        elif word in PROPAGATION or word in MOUNT_FLAGS or word == "idmap":
             kept.append(word)
     if not any(word in PROPAGATION for word in kept):
         kept.append("rprivate")

@@ -4626,6 +4626,12 @@ test_ids_files() { # ids: on disk files have the ids that they have inside: volu
   run 0 start a
   run 0 exec a ls -ln /home
   like "$out" ' 7 +8 .* late'
+  mkdir shared
+  chown 7:8 shared
+  run 0 run --rm --userns auto -v "$PWD/shared:/x:idmap" one sh -c 'ls -ln /; touch /x/made'
+  like "$out" ' 7 +8 .* x'
+  is "$(stat -c %u:%g shared/made)" 0:0
+  fails 125 'shared: idmap: the container has our ids' run --rm -v "$PWD/shared:/x:idmap" one id
   mkdir root/own
   run 0 run --rm --userns auto --rootfs root sh -c 'ls -ln /; touch /own/made'
   like "$out" ' 1234 +5678 .* home'
