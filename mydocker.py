@@ -298,7 +298,8 @@ def c_value(value, kind=None):
         value = [encode(key) + b"=" + encode(text) for key, text in value.items()]
     if isinstance(value, (list, tuple)):
         return "{" + ", ".join(map(c_value, value)) + "}"
-    if kind is TEXT and encode(value).startswith(b"/proc/self/fd/") and os.path.islink(value):
+    if kind is TEXT and encode(value).startswith((b"/proc/self/fd/", b"self/fd/")) and (
+            os.path.islink(value)):
         value = os.readlink(value)
     if isinstance(value, (str, bytes)):
         return '"' + encode(value).decode("utf-8", "backslashreplace").replace('"', '\\"') + '"'
@@ -4090,7 +4091,7 @@ def make_cgroup(path):
             path = f"{above}/{name}"
             hand_down(above)
             with tolerate(errno.EEXIST):
-                os.mkdir(path)
+                os.mkdir(path)  # a new cgroup
             if os.path.exists(path + "/cpuset.memory_migrate"):  # v1's starts without processors
                 for file in ("/cpuset.cpus", "/cpuset.mems"):
                     if not read_all(path + file).strip():
@@ -4273,7 +4274,7 @@ def remove_cgroups(record):
     dirs, end = own_cgroups(record), time.monotonic() + GRACE
     for path in dirs:
         with tolerate(errno.EBUSY, *LEAVING):  # most have nothing in them any more
-            os.rmdir(path)
+            os.rmdir(path)  # the cgroup goes
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
                 for directory, _, _ in os.walk(path, topdown=False):
@@ -4288,7 +4289,7 @@ def remove_cgroups(record):
             if made:
                 os.rmdir(above)
             while "mydocker" in above.split("/")[-2:]:  # mydocker/ itself, or a state root's in it
-                os.rmdir(above)
+                os.rmdir(above)  # the cgroup goes
                 above = os.path.dirname(above)
 
 # Devices.  Rules as in the OCI's linux.resources.devices: of those that fit, the last one counts.
@@ -7291,12 +7292,20 @@ def stats_row(record, before):
 @command("CONTAINER [OPTION OF PS...]", "show the processes of a container", takes=SOME,
          mixed=False)
 def cmd_top(_, words):
-    namespace, pids = os.readlink(f"/proc/{live_pid(find_container(words[0]))}/ns/pid"), []
+    show(process_table(container_pids(find_container(words[0])), words[1:]))
+
+def container_pids(record):
+    """The pids of a container's processes: what is in its cgroups, without any what is in its PID
+    namespace; that it may share with the host or another one."""
+    first, pids = live_pid(record), []
+    namespace = os.readlink(f"/proc/{first}/ns/pid")
+    inside = cgroup_pids(record["cgroups"])
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with tolerate():  # it is gone, or not ours to look at
-            if os.readlink(f"/proc/{pid}/ns/pid") == namespace:
+            if int(pid) in inside or (
+                    first not in inside and os.readlink(f"/proc/{pid}/ns/pid") == namespace):
                 pids.append(pid)
-    show(process_table(pids, words[1:]))
+    return pids
 
 offer("run",
       ("-v --volume", "[SRC:]PLACE[:OPTS]...", "mount a host directory or a volume"),
@@ -16411,7 +16420,8 @@ OS_CALLS.update(unshare=(("CLONE_",), ()), setns=((None, "CLONE_"), ()),
 OWN_CALLS = {"write_value": "write", "netlink": "netlink", "name_blob": "rename",
              "name_layer": "rename"}  # by the names to show
 FILLING = "make_link make_node mark_whiteout hide_lower place fill dress finish".split()  # layers
-DETAILS = set("openat2 statfs fstatfs signalfd fchdir fchown pidfd_open".split())  # --explain=all
+DETAILS = set(  # --explain=all has them
+    "openat2 statfs fstatfs signalfd fchdir fchown pidfd_open capget".split())
 REPEATED = set("prctl mknod symlink mkdir rmdir write dup2".split())  # many alike become one line
 FILE_REASONS = {  # what writing to a file of the kernel's does: by its name
     "cgroup.procs": "in it goes, with all the children that it will have",
@@ -16504,7 +16514,8 @@ class Narrator:
     def say(self, call, args, kinds, frame):
         """Tell of a call that is about to be made in that frame."""
         detail = call in DETAILS or args[:1] == ("/proc/self/fd",) or (
-            frame.f_code.co_name in ("back_to_own_pids", *FILLING) and call != "http")
+            frame.f_code.co_name in ("back_to_own_pids", *FILLING) and call != "http") or (
+            hides(frame) and call in ("open_tree", "move_mount", "chdir"))
         if self.out is None or detail and not self.everything:
             return
         args, kinds = named_arguments(call, args, kinds, frame)
@@ -16523,7 +16534,8 @@ class Narrator:
         if self.held and self.held[0][::2] != (call, why):
             self.flush()
         self.held.append((call, words, why))
-        if call not in REPEATED or self.everything:
+        alike = call in REPEATED or call == "mount" and args[0] == "cgroup"
+        if not alike or self.everything:
             self.flush()
 
     def reason_of(self, frame):
@@ -16633,6 +16645,10 @@ class Narrator:
             self.turn = None
         return self.receive(channel)
 
+def hides(frame):
+    """True where a path is being hidden: of each one line is told, what is made of it."""
+    return "hide_paths" in (frame.f_code.co_name, frame.f_back.f_code.co_name)
+
 def explain_calls(everything=False, step=False):
     """From here on tell on stderr of each kernel call before it is made, and what it is for."""
     globals().get("read_book", list)()  # a chapter that is read later would bring its own functions
@@ -16709,6 +16725,8 @@ def named_arguments(call, args, kinds, frame):
     elif call == "prctl" and args[0] in (PR_CAPBSET_DROP, PR_CAP_AMBIENT):
         at = 1 if args[0] == PR_CAPBSET_DROP else 2
         number = args[at]
+        if number > last_capability():
+            return None, ()  # it only asks whether there are more
         args[at] = Word(number, CAPABILITIES[number] if number < len(CAPABILITIES) else str(number))
         if at == 2:
             args[1] = Word(args[1], "PR_CAP_AMBIENT_RAISE")
@@ -16732,6 +16750,12 @@ def named_arguments(call, args, kinds, frame):
     args = [Word(arg, "AT_FDCWD") if arg is not None and arg == AT_FDCWD and kind is INT else arg
             for arg, kind in zip(args, (*kinds, *[None] * len(args)))]
     return args, kinds
+
+def last_capability():
+    """The number of the last capability that this kernel has."""
+    with tolerate():
+        return int(read_all("/proc/sys/kernel/cap_last_cap"))
+    return 63
 
 def signal_name(number):
     names = [name for name in dir(_signal) if name.startswith("SIG") and name[3] != "_"
@@ -16815,6 +16839,8 @@ def folded(rows):
     values = [row[places[0]] for row in rows]
     start = len(os.path.commonprefix(values))
     end = len(os.path.commonprefix([value[start:][::-1] for value in values]))
+    if values[0][:start] == "CAP_":
+        start = end = 0  # names that can be searched for
     paths = "/" in values[0][:start]
     if paths:  # whole names only
         start = values[0].rfind("/", 0, start) + 1

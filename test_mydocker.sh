@@ -736,7 +736,12 @@ test_explain_stages() { # calls: --explain has headings in one order, folds what
   like "$err" 'init +mount_setattr\(AT_FDCWD, "[^"]*", 0, \{\.attr_set=MOUNT_ATTR_RDONLY\}'
   like "$err" 'PR_SET_SECCOMP, SECCOMP_MODE_FILTER, \{[0-9]+ steps: ALLOW, .*ERRNO\(EPERM\)'
   like "$err" 'init +capset\(.*CAP_CHOWN\|'
-  unlike "$err" 'openat2|statfs|signalfd'
+  unlike "$err" 'openat2|statfs|signalfd|capget|"self/fd/|CAP_CHECKPOINT_RESTORE, [0-9]'
+  # one line for each path that is hidden, with its name, and one for all cgroup mounts
+  is "$(sed -n '/must not see/,/^── its host/p' <<<"$err" |
+    grep -oE '"/(proc|sys)/[a-z_/]+"' | sort | uniq -d)" ''
+  like "$err" 'init +mount\("/dev/null", "/proc/(keys|kcore|timer_list)", NULL, MS_BIND, NULL\) +no'
+  is "$(grep -c 'the namespace.s own part' <<<"$err")" 1
   run 0 run --explain=all --ephemeral /bin/true
   like "$err" 'openat2'
   is "$(($(grep -c PR_CAPBSET_DROP <<<"$err") > 20))" 1
@@ -825,12 +830,15 @@ test_explain_container() { # calls: `explain` tells of a container what it has a
 
 test_explain_is_true() { # calls: --explain tells what strace sees
   need strace
-  local call
+  local call seen told
   strace -f -qq -o trace -e trace=unshare,mount,umount2,pivot_root,sethostname,setsid \
     "${mydocker[@]}" run --explain --hostname box --read-only -t /bin/true >out 2>err
   cat trace err >&2
   for call in unshare mount umount2 pivot_root sethostname setsid; do
-    is "$call $(grep -cE "^[0-9]+ +$call\\(" trace)" "$call $(grep -cE "^(run|init) +$call\\(" err)"
+    seen=$(grep -cE "^[0-9]+ +$call\\(" trace || :)
+    told=$(sed -nE "/^(run|init) +$call\\(/{s/.*  ([0-9]+) times, .*/\\1/;/^[0-9]/!s/.*/1/;p}" err |
+      awk '{sum += $1} END {print sum + 0}')
+    is "$call $seen" "$call $told"
   done
 }
 
@@ -5439,6 +5447,10 @@ test_top_command() { # life: top shows the processes of a container alone, exec'
   run 0 top t
   is "$(wc -l <<<"$out")" 4
   like "$out" '^UID +PID +PPID +TIME +CMD'
+  # of a container that shares the host's processes, or another's, its own
+  background --name h --pid host --rootfs / /bin/sleep 995
+  run 0 top h -o args
+  is "$out" $'COMMAND\n/bin/sleep 995'
 }
 
 test_ps() { # ps: docker's columns, filters and formats, and the tutorial's PID and IP
