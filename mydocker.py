@@ -10769,7 +10769,7 @@ def in_parallel(jobs, show_note):
 def start_job(job):
     """Start a process that does a job; returns the channel to hear it by, and its pid."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    pid = os.fork()
+    pid = os.fork()  # to do it beside us
     if pid == 0:
         do_job(job, theirs)
     theirs.close()
@@ -12120,7 +12120,7 @@ def watch_container(build, spec, record):
     """Start a container in a process of its own and show what it says; returns its status."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     end, output = os.pipe()
-    monitor = os.fork()
+    monitor = os.fork()  # the container's monitor
     if monitor == 0:
         be_monitor(spec, record, theirs, output)
     theirs.close()
@@ -12155,7 +12155,7 @@ def be_monitor(spec, record, channel, output):
         for number in (_signal.SIGTERM, _signal.SIGHUP):
             _signal.signal(number, _signal.SIG_DFL)
         for fd in (1, 2):
-            os.dup2(output, fd)
+            os.dup2(output, fd)  # what it says is the build's to show
         state = {"spec": spec, "record": record, "attached": True, "interactive": False}
         os._exit(launch(state, None, None))
     except Exception as error:
@@ -12510,7 +12510,7 @@ def cmd_build(options, words):
     names = [full_name(name) for name in options["tag"]]
     for number in (_signal.SIGTERM, _signal.SIGHUP):
         _signal.signal(number, stop_build)
-    os.unshare(CLONE_NEWNS)
+    os.unshare(CLONE_NEWNS)  # mounts of the build's own
     leave_chroot()
     mount(None, "/", None, MS_REC | MS_PRIVATE, None)  # what is mounted here the host won't see
     with ImageAdder(using_images()):
@@ -16436,6 +16436,8 @@ FILE_REASONS = {  # what writing to a file of the kernel's does: by its name
 STAGES = {  # the function that is carried out: (what is made, what that means)
     "fork": ("a process tree of its own",
         "The next child is PID 1 of a new PID namespace, and sees no process but its own."),
+    "fork shared": ("a process",
+        "It stays among the processes of the host, or goes to those of another container."),
     "fork join": ("one more process",
         "It starts outside, with a mount table of its own until it enters the container."),
     "open_mapped_root": ("its root",
@@ -16456,8 +16458,8 @@ STAGES = {  # the function that is carried out: (what is made, what that means)
     "make_container_dir": ("its name",
         "A name is a link to the container's id: taken in one step."),
     "take_place": ("apart from the host",
-        "It leaves what it has from the caller, and gets a host name, System V IPC and a "
-        "network of its own: an empty one."),
+        "It leaves what it has from the caller. Host name, System V IPC and network, an empty "
+        "one, are its own from here on, if it shares none of them."),
     "make_cgroups": ("its limits",
         "A cgroup is a directory: a limit is a file in it, and a pid written to cgroup.procs "
         "puts a process in."),
@@ -16487,6 +16489,11 @@ STAGES = {  # the function that is carried out: (what is made, what that means)
         "The kernel has removed what was inside; what was outside is swept."),
     "create_network": ("a network",
         "A bridge with an address, and rules in one table for all."),
+    "cmd_commit": ("a copy of what it wrote",
+        "It stands still meanwhile: no file is half written."),
+    "cmd_build": ("a build",
+        "Each instruction that writes files does so in a container of its own, and what is "
+        "written is one more layer."),
     "pull": ("an image from a registry",
         "First a list of what it is made of, then each part by its digest, which is checked."),
     "add_layer": ("one more layer",
@@ -16550,8 +16557,11 @@ class Narrator:
     def enter_stage(self, frame):
         """Print the heading of the stage that a frame belongs to, once."""
         while frame is not None:
-            name = frame.f_code.co_name
-            role = getattr(frame.f_locals.get("self"), "role", self.who)
+            name, birth = frame.f_code.co_name, frame.f_locals.get("self")
+            role = getattr(birth, "role", self.who)
+            if name == "fork" and role == "init" and not (
+                    getattr(birth, "flags", CLONE_NEWPID) & CLONE_NEWPID):
+                role = "shared"
             if f"{name} {role}" in STAGES:
                 name = f"{name} {role}"
             if name in STAGES:

@@ -742,6 +742,9 @@ test_explain_stages() { # calls: --explain has headings in one order, folds what
     grep -oE '"/(proc|sys)/[a-z_/]+"' | sort | uniq -d)" ''
   like "$err" 'init +mount\("/dev/null", "/proc/(keys|kcore|timer_list)", NULL, MS_BIND, NULL\) +no'
   is "$(grep -c 'the namespace.s own part' <<<"$err")" 1
+  run 0 run --explain --pid host --ephemeral /bin/true
+  like "$err" $'\n── a process\n   It stays among the processes of the host'
+  unlike "$err" 'process tree of its own'
   run 0 run --explain=all --ephemeral /bin/true
   like "$err" 'openat2'
   is "$(($(grep -c PR_CAPBSET_DROP <<<"$err") > 20))" 1
@@ -781,7 +784,7 @@ test_step() { # calls: --step stops before each stage, where a shell may look ar
     "${mydocker[@]}" run --step --ephemeral /bin/echo hello-there
 }
 
-test_explain_images() { # calls: --explain with import, commit and pull
+test_explain_images() { # calls: --explain with import, commit, build and pull
   need overlay
   own_state
   small_root root
@@ -792,6 +795,11 @@ test_explain_images() { # calls: --explain with import, commit and pull
   run 0 run --name "t$n" "t$n:1" /bin/sh -c 'echo new >/new'
   run 0 commit --explain "t$n" "t$n:2"
   like "$err" $'── one more layer\n.*run +rename\\('
+  printf 'FROM t%s:1\nRUN echo x >/x\n' "$n" | tee Dockerfile
+  run 0 build --explain -t "t$n:3" .
+  like "$err" '^── a build'
+  like "$err" $'\n''── a process tree of its own'
+  like "$err" 'init +execve\("/bin/sh"'
   run 125 pull --explain --insecure "127.0.0.1:1/t$n:1"
   like "$err" \
     'run +http\("(GET|HEAD)", "https?://127.0.0.1:1/v2/.*/manifests/1"\) +what it is made of'
