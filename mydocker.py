@@ -57,7 +57,7 @@ every container milliseconds, so the others are imported where they are used.
 #             create_container, changed by change_record
 #   monitor   what only a living monitor has: spec, record, lock, attached, interactive, logged,
 #             stdin, typist, program, pid, master, outputs, typed, ports, before, helper,
-#             check_at, checker, door, front, leave; cmd_run, relaunch
+#             check_at, checker, door, front, leave, hidden; cmd_run, relaunch
 
 import sys
 assert (LEAST := (3, 8)) <= sys.version_info  # mydocker needs Python 3.8 or later: see python3 -V
@@ -1764,7 +1764,7 @@ def take_signals(signals):
 def start_container(monitor, birth=None):
     """Start the container of MONITOR, and add to that what is needed to watch it."""
     spec, record = monitor["spec"], monitor["record"]
-    pipes = output_pipes(spec["process"], monitor["attached"])
+    pipes = output_pipes(spec["process"], monitor["attached"], monitor.get("hidden", ()))
     if "uidMappings" in spec["linux"]:
         give_pipes(spec["linux"], [monitor["stdin"], *([end for _, end in pipes] or (1, 2))])
     spec, lent = borrow_namespaces(spec, record)
@@ -2715,6 +2715,7 @@ APART = "none", "host", *HELPERS  # networks by which a container has no cable t
          ("--cgroupns", "host|private", "see the host's cgroups as they are"),
          ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
          ("--cidfile", "FILE", "write the container's id to a new file"),
+         ("-a --attach", "STREAM...", "only stdin, stdout or stderr, not all; the log has them"),
          takes=ANY, mixed=False)
 def cmd_run(options, words):
     """Make a container and stay with it until it ends, or leave that to another process."""
@@ -2722,7 +2723,7 @@ def cmd_run(options, words):
     leave, front = parse_keys(options["detach-keys"]), None
     if options["tty"] and options["interactive"] and not options["detach"]:
         front = keep_caller()
-    late = options["detach"] or wants_ids(options)
+    late = options["detach"] or options["pid"] or wants_ids(options)
     birth = None if late else start_early("init")
     plan, words = plan_root(options, words)
     plan["network"], plan["wants"] = plan_network(options, plan)
@@ -2732,6 +2733,8 @@ def cmd_run(options, words):
     state = {"spec": spec, "record": make_record(options, plan, spec),
              "attached": not options["detach"], "interactive": options["interactive"],
              "front": front, "leave": leave}
+    if options["attach"]:
+        return launch_apart(state, plan, options, birth)
     if not options["detach"]:
         return launch(state, plan["guard"], options["cidfile"], birth)
     in_background(lambda ready: launch(state, plan["guard"], options["cidfile"], ready=ready),
@@ -2747,6 +2750,24 @@ def cmd_run(options, words):
 def wants_ids(options):
     """True if a container is to have other ids than ours."""
     return bool(options["uidmap"] or options["gidmap"] or options["userns"] not in (None, "host"))
+
+def launch_apart(state, plan, options, birth):
+    """Stay with a container, but with some of its streams alone; without its words its id is."""
+    if options["detach"]:
+        raise Failure("--attach: it can't go with --detach")
+    names = [name.lower() for name in options["attach"]]
+    known = ["stdin", "stdout", "stderr"]
+    for name in names:
+        if name not in known:
+            raise Failure(f"--attach, on {as_typed(name)}: not stdin, stdout or stderr")
+    state["interactive"] = options["interactive"] and "stdin" in names
+    state["hidden"] = [fd for fd, name in enumerate(known) if name not in names]
+
+    def ready():
+        if {1, 2} <= {*state["hidden"]}:
+            show(plan["id"])
+
+    return launch(state, plan["guard"], options["cidfile"], birth, ready)
 
 def plan_network(options, plan):
     """The name of a container's first network, and what is wanted of them."""
@@ -5088,15 +5109,15 @@ def hand_out_terminal(channel, process, uid):
         send(channel, "terminal", [master])
     return slave
 
-def output_pipes(process, attached):
+def output_pipes(process, attached, hidden=()):
     """The pipes by which a command's output comes to us, [(read end, write end)] for 1 and 2.
     In the foreground it has the caller's own 1 and 2 if both are pipes, or /dev/null.  A file could
     be emptied by /dev/stdout, a terminal read, and another user than root couldn't open either; and
     a pipe can be given away."""
-    if process["terminal"] or attached and not (needs_pipe(1) or needs_pipe(2)):
+    if process["terminal"] or attached and not (hidden or needs_pipe(1) or needs_pipe(2)):
         return []
     pipe, (one, two) = os.pipe(), map(os.fstat, (1, 2))
-    if attached and os.path.samestat(one, two):
+    if attached and not hidden and os.path.samestat(one, two):
         return [pipe, pipe]  # in one, what is said keeps its order
     return [pipe, os.pipe()]
 
@@ -5140,7 +5161,8 @@ def log_relays(monitor, write):
         log = None
         if monitor["logged"]:
             log = lambda data, name=name: write(name, data)
-        streams.append(Relay(fd, sink if monitor["attached"] else None, log=log,
+        shown = monitor["attached"] and sink not in monitor.get("hidden", ())
+        streams.append(Relay(fd, sink if shown else None, log=log,
                              at_once=1 << 16 if is_file(sink) else 4096))
     return streams
 
@@ -5154,7 +5176,7 @@ def relays(monitor):
     shown, log = None, None
     if attached:
         resize(terminal)
-        shown = 1
+        shown = None if 1 in monitor.get("hidden", ()) else 1
     if monitor["logged"]:
         log = lambda data: write("stdout", data)
     outputs = [Relay(terminal, shown, log=log)]

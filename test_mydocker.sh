@@ -2403,6 +2403,32 @@ has_logs() { # has_logs CONTAINER REGEX
   "${mydocker[@]}" logs "$1" | grep -E -e "$2" >"$scratch/found"
 }
 
+test_run_attach() { # run: -a names the streams that are the caller's, the log has the others
+  own_state
+  run 3 run --name a -a stdout --rootfs / /bin/sh -c 'echo one; echo two >&2; exit 3'
+  is "$out" one
+  is "$err" ''
+  run 0 logs a
+  is "$out$err" onetwo
+  run 0 run --name b -a STDERR --rootfs / /bin/sh -c 'echo one; echo two >&2'
+  is "$out" ''
+  is "$err" two
+  run 0 run --name c -a stdout -a stderr --rootfs / /bin/sh -c 'echo one; echo two >&2'
+  is "$out$err" onetwo
+  echo typed | "${mydocker[@]}" run --name d -i -a stdin --rootfs / /bin/cat >id
+  is "$(<id)" "$("${mydocker[@]}" inspect -f .Id d)"
+  run 0 logs d
+  is "$out" typed
+  echo typed | "${mydocker[@]}" run -i -a stdout --rootfs / /bin/cat >out # its input has an end
+  is "$(<out)" ''
+  tty 0 -- "${mydocker[@]}" run --name e -t -a stderr --log-level error --rootfs / /bin/echo quiet
+  unlike "$out" quiet
+  run 0 logs e
+  like "$out" quiet
+  fails 125 '--attach, on x: not stdin, stdout or stderr' run -a x /bin/true
+  fails 125 "--attach: it can't go with --detach" run -d -a stdout /bin/true
+}
+
 # ── Privileges ───────────────────────────────────────────────────────────────
 
 test_user_errors() { # fail: a user or group that isn't known, or makes no sense, is named
