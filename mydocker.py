@@ -57,7 +57,7 @@ every container milliseconds, so the others are imported where they are used.
 #             create_container, changed by change_record
 #   monitor   what only a living monitor has: spec, record, lock, attached, interactive, logged,
 #             stdin, typist, program, pid, master, outputs, typed, ports, before, helper,
-#             check_at, checker, door, front, leave, hidden; cmd_run, relaunch
+#             check_at, checker, door, front, leave, hidden, deaf; cmd_run, relaunch
 
 import sys
 assert (LEAST := (3, 8)) <= sys.version_info  # mydocker needs Python 3.8 or later: see python3 -V
@@ -1764,7 +1764,8 @@ def take_signals(signals):
 def start_container(monitor, birth=None):
     """Start the container of MONITOR, and add to that what is needed to watch it."""
     spec, record = monitor["spec"], monitor["record"]
-    pipes = output_pipes(spec["process"], monitor["attached"], monitor.get("hidden", ()))
+    pipes = output_pipes(spec["process"], monitor["attached"],
+                         monitor.get("hidden") or monitor.get("deaf"))
     if "uidMappings" in spec["linux"]:
         give_pipes(spec["linux"], [monitor["stdin"], *([end for _, end in pipes] or (1, 2))])
     spec, lent = borrow_namespaces(spec, record)
@@ -2716,13 +2717,15 @@ APART = "none", "host", *HELPERS  # networks by which a container has no cable t
          ("--init", "", "run a small init as PID 1 that passes signals on and reaps"),
          ("--cidfile", "FILE", "write the container's id to a new file"),
          ("-a --attach", "STREAM...", "only stdin, stdout or stderr, not all; the log has them"),
+         ("--sig-proxy", "[=true|false]", "pass signals on (the default); false: leave it running"),
          takes=ANY, mixed=False)
 def cmd_run(options, words):
     """Make a container and stay with it until it ends, or leave that to another process."""
     apply_log_options(options)
     leave, front = parse_keys(options["detach-keys"]), None
-    if options["tty"] and options["interactive"] and not options["detach"]:
-        front = keep_caller()
+    deaf = options["sig-proxy"] == "false" and not options["tty"]
+    if (deaf or options["tty"] and options["interactive"]) and not options["detach"]:
+        front = keep_caller(deaf)
     late = options["detach"] or options["pid"] or wants_ids(options)
     birth = None if late else start_early("init")
     plan, words = plan_root(options, words)
@@ -2732,7 +2735,7 @@ def cmd_run(options, words):
         have_cgroup(birth)
     state = {"spec": spec, "record": make_record(options, plan, spec),
              "attached": not options["detach"], "interactive": options["interactive"],
-             "front": front, "leave": leave}
+             "front": front, "leave": leave, "deaf": deaf}
     if options["attach"]:
         return launch_apart(state, plan, options, birth)
     if not options["detach"]:
@@ -3214,6 +3217,8 @@ class Watch:
         elif number in (_signal.SIGTERM, _signal.SIGHUP) and not self.monitor["attached"] and (
                 "lock" in self.monitor):  # else it is of `exec`
             self.stop()
+        elif number in DEADLY and self.monitor.get("deaf"):
+            self.leave_caller()
         else:
             os.kill(self.pid, number)
     def stop(self):
@@ -3263,11 +3268,12 @@ class Watch:
             return min(filter(None, times), default=None)
         return time.monotonic() + LINGER if self.is_idle() else None
     def leave_caller(self):
-        """The caller has typed the keys to leave: go on in the background."""
+        """The caller has typed the keys to leave, or sent us away: go on in the background."""
         monitor = self.monitor
-        set_terminal(0, monitor.pop("before"))
+        if monitor.get("before"):
+            set_terminal(0, monitor.pop("before"))
         logged = "lock" in monitor and monitor["record"].get("log", ()) is not None
-        monitor.update(attached=False, logged=logged)
+        monitor.update(attached=False, logged=logged, deaf=False)
         go_behind(monitor["front"])
         monitor["front"] = None
         if "lock" in monitor:
@@ -5109,7 +5115,7 @@ def hand_out_terminal(channel, process, uid):
         send(channel, "terminal", [master])
     return slave
 
-def output_pipes(process, attached, hidden=()):
+def output_pipes(process, attached, hidden=None):
     """The pipes by which a command's output comes to us, [(read end, write end)] for 1 and 2.
     In the foreground it has the caller's own 1 and 2 if both are pipes, or /dev/null.  A file could
     be emptied by /dev/stdout, a terminal read, and another user than root couldn't open either; and
@@ -5281,10 +5287,10 @@ def parse_keys(text):
 
 GONE_ON = "mydocker: it goes on without you"
 
-def keep_caller():
-    """Where the caller may leave by typing keys, let a child do all that follows, and be what he
-    waits for.  Returns in the child: what go_behind() needs, or None where nobody types."""
-    if not os.isatty(0):
+def keep_caller(always=False):
+    """Where the caller may leave, by typing keys or ALWAYS, let a child do all that follows, and be
+    what he waits for.  Returns in the child: what go_behind() needs, or None where nobody types."""
+    if not os.isatty(0) and not always:
         return None
     (ours, theirs), parent = os.pipe(), os.getpid()
     child = os.fork()

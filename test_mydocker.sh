@@ -2429,6 +2429,38 @@ test_run_attach() { # run: -a names the streams that are the caller's, the log h
   fails 125 "--attach: it can't go with --detach" run -d -a stdout /bin/true
 }
 
+test_sig_proxy() { # run: with --sig-proxy=false a signal leaves the container running,
+  # else it gets it
+  local signal
+  own_state
+  for signal in INT TERM; do
+    rm -f out
+    "${mydocker[@]}" run --name "c$signal" --sig-proxy=false --rootfs / \
+      /bin/sh -c 'echo one; while [ ! -e '"$PWD"'/on ]; do sleep 0.05; done; echo two' \
+      >out 2>err </dev/null &
+    wait_for has out one
+    kill -s "$signal" "$!"
+    wait "$!"
+    is "$(<err)" 'mydocker: it goes on without you'
+    is "$(state_of "c$signal")" running
+  done
+  touch on
+  for signal in INT TERM; do
+    run 0 wait "c$signal"
+    is "$out" 0
+    run 0 logs "c$signal"
+    is "$out" $'one\ntwo'
+  done
+  is "$(<out)" one
+  run 3 run --name d --sig-proxy=false --rootfs / /bin/sh -c 'echo x; exit 3'
+  is "$out" x
+  start run --sig-proxy --rootfs / /bin/sh -c 'trap "exit 4" TERM; echo ready
+    while :; do sleep 0.05; done'
+  wait_for has out ready
+  kill -TERM "$pid"
+  ended 4
+}
+
 # ── Privileges ───────────────────────────────────────────────────────────────
 
 test_user_errors() { # fail: a user or group that isn't known, or makes no sense, is named
