@@ -2320,6 +2320,9 @@ def build_root(spec):
     for row in spec["mounts"]:
         if row["type"] == "cgroup":
             row["trees"] = hierarchies()  # on the host's own root they are soon covered by /sys
+            row["copies"] = {} if own else {
+                point: open_tree(AT_FDCWD, place, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+                for point, place in row["trees"].values() if place != point}  # for later
     dev, fresh = dev_row(spec), None
     for row in spec["mounts"]:
         fill = row is dev
@@ -4081,7 +4084,8 @@ def mount_cgroups(target, row, flags, _):
         path = f"{place}/{name.split('=')[-1] or 'unified'}"
         os.mkdir(path)
         if own != point or guest:  # no namespace of its own: its own part all the same, as in runc
-            mount_bind(path, {"source": own}, flags | MS_BIND, None)
+            copy = row["copies"].get(point)
+            mount_bind(path, {"source": own, "tree": copy}, flags | MS_BIND, None)
             continue
         kind = "cgroup" if name else "cgroup2"
         data = "none," + name if name.startswith("name=") else name or None

@@ -2340,6 +2340,7 @@ test_shared_with_host() { # run: --pid, --ipc, --uts and --cgroupns host share w
     [[ $("${mydocker[@]}" run --ephemeral /bin/readlink "/proc/self/ns/$name") != \
       "$(readlink "/proc/self/ns/$name")" ]]
   done
+  run 0 run --cgroupns host --ipc host /bin/sh -c 'ls /sys/fs/cgroup' # on the host's own root, too
   fails 125 'on container:x: not host, private' run --uts container:x /bin/true
   fails 125 'on x: no such container' run --pid container:x /bin/true
   fails 125 "can't go with --uts host" run --uts host -h x /bin/true
