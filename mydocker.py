@@ -3679,7 +3679,8 @@ def set_label(process):
     """Tell AppArmor or SELinux what the exec is to run as: proc_pid_attr(5)."""
     label = process["selinuxLabel"] or "exec " + process["apparmorProfile"]
     if label != "exec unconfined":
-        with blame(f"--security-opt, on {label}"), open("/proc/self/attr/exec", "wb") as file:
+        what = f"--security-opt or process, on {label.replace('exec ', '')}"
+        with blame(what), open("/proc/self/attr/exec", "wb") as file:
             file.write(encode(label))
 
 def leave_keyring(process):
@@ -15425,7 +15426,24 @@ def start_created(record):
     run_late_hooks(record, "running", "poststart")
 
 def delete_container(record, force):
-    """Remove a container of an engine's, and all that it left."""
+    """Remove a container of an engine's, and all that it left, unless somebody else just does."""
+    lock = hold_engine(record)
+    if lock is not None:
+        with lock:
+            delete_held(record, force)
+
+def hold_engine(record):
+    """Lock an engine's container until the descriptor is closed: flock(2); None if it is gone."""
+    path = container_path(record)
+    with tolerate(errno.ENOENT):
+        lock = Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.exists(record_file(path)):
+            return lock
+        os.close(lock)
+    return None
+
+def delete_held(record, force):
     status = oci_status(record)
     if status == "running" and not force:  # who has just killed it needn't wait for that himself
         wait_process(record["pid"], record["pid_start"], LINGER)
@@ -15506,6 +15524,8 @@ def oci_create(options, words):
              only=("bundle",), typed="names_bundle")
 def oci_run(options, words):
     """What create, start, waiting and delete do together; returns the exit status."""
+    if len(words) != 1:
+        raise Failure("run, on --bundle: it takes ID, and the command from config.json")
     apply_log_options(options)
     birth = start_early("init", outlive=True)
     if options["bundle"] is None:
@@ -15513,16 +15533,22 @@ def oci_run(options, words):
         if not log_for_engine("info", said):
             print_line(f"mydocker: {said}")
     bundle = os.path.abspath(given(options, "bundle", "."))
-    record, master = create_container("".join(words[:1]), bundle, options, birth)
+    record, master = create_container(words[0], bundle, options, birth)
     try:
+        if options["detach"] and master is not None:
+            raise Failure("run, on process.terminal: there is no --console-socket to send it to")
         hand_over(options, record["pid"], None)
         start_created(record)
-        if options["detach"]:
-            return None
+    except (Failure, OSError):
+        delete_container(record, True)
+        raise
+    if options["detach"]:
+        return None
+    try:
         return attend({"record": record, "pid": record["pid"], "master": master, "outputs": [],
                        "attached": True, "interactive": True, "logged": False, "typed": b""}, True)
     finally:
-        if not (options["detach"] or options["keep"]) and find_oci(words[0]):  # or it's deleted
+        if not options["keep"] and find_oci(words[0]):  # or it's deleted
             delete_container(record, True)
 
 @for_engines("start")
@@ -15554,6 +15580,8 @@ def oci_exec(options, words):
     record["cgroups"] = cgroups_below(record["cgroups"], options["cgroup"])
     spec = read_json(container_path(record, "config.json"))
     process = one_more_process(options, words[1:], spec["process"])
+    if detach and process["terminal"] and not options["console-socket"]:
+        raise Failure("exec, on --tty: there is no --console-socket to send it to")
     state = {"record": record, "linux": spec["linux"], "attached": True, "interactive": True,
              "logged": False, "outputs": [], "typed": b"", "stdin": 0}
     start_process(state, birth, process, detach, (), preserved_fds(options))
@@ -15617,7 +15645,10 @@ def oci_update(options, words):
     options["cpu-shares"] = given(options, "cpu-shares", options["cpu-share"])
     wanted = read_resources(file) if file else resources_of(options)
     note(f"update, on {words[0]}: {to_json(wanted)}")
-    with hold(container_path(record)):
+    lock = hold_engine(record)
+    if lock is None:
+        raise Failure(f"container, on {words[0]}: container does not exist")
+    with lock:
         change_limits(record, wanted)
 
 @command("[OPTIONS] ID", "remove an engine's container, and all that it left",

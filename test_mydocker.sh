@@ -11681,6 +11681,8 @@ test_oci_console() { # oci: the terminal is sent to the console socket, with its
   configure 'p["terminal"] = True; p["consoleSize"] = {"height": 33, "width": 77}' "$PYTHON" -c 0
   configure '' /bin/sh -c 'readlink /proc/self/fd/0; [ -c /dev/console ] && echo console; echo end'
   fails 125 'no --console-socket' create t
+  fails 125 'no --console-socket' run -d --bundle . t
+  is "$(find state/oci -mindepth 1)" ''
   is "$("$PYTHON" -c "$console" "${mydocker[@]}" create --console-socket socket t)" \
     $'/dev/pts/0\nconsole\nend'
   run 0 delete --force t
@@ -11718,6 +11720,13 @@ test_oci_delete_killed() { # oci: delete waits for who has just been killed, and
   fails 125 'cannot delete container that is not stopped: running' delete t
   run 0 kill t KILL
   run 0 delete t
+  for _ in 1 2 3; do # two at once
+    run 0 create t >said
+    "${mydocker[@]}" delete -f t &
+    run 0 delete -f t
+    wait $!
+  done
+  is "$(find state/oci -mindepth 1)" ''
 }
 
 test_oci_update() { # oci: update takes resources in the OCI's form, and zero leaves a limit alone
@@ -12448,6 +12457,8 @@ test_oci_created() { # oci: before its start a container ends by TERM, and no st
   is "$(field status)" created
   run 0 start t
   fails 125 '^mydocker: --pid-file, on none/pid: no such file' exec --pid-file none/pid t /bin/true
+  fails 125 '^mydocker: exec, on --tty: there is no --console-socket' exec -t -d t /bin/sleep 1
+  fails 125 '^mydocker: run, on --bundle: it takes ID' run --bundle . u /bin/sh
   run 0 delete -f t
   fails 125 '^mydocker: --pid-file, on none/pid: no such file' create --pid-file none/pid t
   is "$(find state/oci -mindepth 1; find none 2>/dev/null || :)" ''
