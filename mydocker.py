@@ -15469,7 +15469,8 @@ def send_descriptor(path, fd, what="--console-socket", data=b"/dev/ptmx"):
         socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         socket.connect(path)
         sent = socket.sendmsg([data], rights)
-        socket.sendall(data[sent:])
+        if sent < len(data):  # else who has it all may have hung up, and nothing is too much
+            socket.sendall(data[sent:])
         socket.close()
 
 def preserved_fds(options):
