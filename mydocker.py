@@ -5361,7 +5361,7 @@ def go_behind(front):
 
 offer("run", (
     "--log-opt", "K=V...", "max-size=10m: turn the log over then; max-file=3: keep so many; "
-    "labels=L,L, env=E,E: for `logs --details`"), (
+    "labels=L,L, env=E,E: for details in `logs`"), (
     "--log-driver", "NAME", "none: keep nothing; json-file and k8s-file are both ours"))
 
 # Logs
