@@ -23,11 +23,11 @@ few walls, one kernel call each, and this file is those calls in their order.  T
         start it again or tidy up, pass on the exit status
 
 These functions are the story; read them first, in this order.  `grep '^# ── '` lists the chapters:
-Part I (1 to 10) is one container; then its walls (11 to 17), its life (18 to 20), files and images
-(21 to 32), networks (33 to 37), and what is around it.  A chapter holds its constants, options,
-what it plans outside and does inside, and its commands.  It uses constants and classes of earlier
-chapters only; a later one is met by calling a function of it.  `run --explain` prints every kernel
-call as it is made, with the reason from its line here.
+Part I (1 to 9) is one container; then come its walls (10 to 20), its life (21 to 30), files and
+images (31 to 43), networks (44 to 48), and what is around it.  A chapter holds its constants,
+options, what it plans outside and does inside, and its commands.  It uses constants and classes of
+earlier chapters only; a later one is met by calling a function of it.  `run --explain` prints every
+kernel call as it is made, with the reason from its line here.
 
 Needs Linux 5.4, Python 3.8, and root or a kernel that lets anyone make user namespaces.  It
 protects the host from what runs inside as Docker does by default: not from a hole in the kernel,
@@ -709,111 +709,6 @@ def write_all(fd, data):
     while data:
         data = data[os.write(fd, data):]  # write(2) may take less
 
-# JSON
-
-def read_json(path):
-    return from_json(read_all(path))
-
-def from_json(text):
-    """The value of a text, or of bytes, in JSON; raises ValueError, RecursionError.  All JSON is
-    read here, by json's C half: json itself would cost each start 5 ms."""
-    from _json import make_scanner
-
-    def context():  # what make_scanner looks up in a JSONDecoder
-        pass
-
-    text = (text if isinstance(text, str) else text.decode("utf-8-sig")).strip(" \t\r\n")
-    vars(context).update(strict=True, object_hook=None, object_pairs_hook=None, parse_int=int,
-                         parse_float=finite, parse_constant=finite)
-    try:
-        value, end = make_scanner(context)(text, 0)
-    except (StopIteration, SystemError, ValueError):  # the error would be of json's
-        value, end = None, -1
-    if end != len(text):
-        import json
-        return json.loads(text, parse_float=finite, parse_constant=finite)  # says what is wrong
-    return value
-
-def finite(text):
-    """A number of JSON with a fraction or an exponent; Python would take NaN and infinities, too,
-    which nobody could read again when they were written."""
-    number = float(text)
-    if number - number != 0:
-        raise ValueError(f"{text:.20} is no number")
-    return number
-
-def plain_texts(value):
-    """Return a value of JSON if all texts in it can be given to the kernel, and written again."""
-    if isinstance(value, dict):
-        plain_texts([*value, *value.values()])
-    elif isinstance(value, list):
-        for each in value:
-            plain_texts(each)
-    elif isinstance(value, str):
-        if "\0" in value:
-            raise ValueError("a NUL in a text")  # for the kernel the text would end there
-        try:
-            encode(value)
-        except UnicodeEncodeError:
-            raise ValueError("half a character in a text (a lone surrogate)") from None
-    return value
-
-def to_json(value):
-    """A value as JSON; strings that are not UTF-8 survive as \\udcXX escapes.  All JSON is written
-    here, by json's C half, as it is read by that."""
-    from _json import encode_basestring_ascii, make_encoder
-    encoder = make_encoder(None, repr, encode_basestring_ascii, None, ": ", ", ",
-                           False, False, True)
-    return "".join(encoder(value, 0))
-
-def write_json(path, value, durable=False):
-    write_file(path, to_json(value) + "\n", durable)
-
-# Documents from elsewhere have a shape: a type, [SHAPE], {key: SHAPE}, {str: SHAPE} for whatever
-# keys there are, or the range in which a number must lie: C's types would make another of it.  An
-# int or a range must be there, (int,) needn't.
-
-JSON_LIMIT = 4 << 20  # bytes of one manifest, config or index; registries use the same limit
-ID = range(1 << 31)  # of a user or group, as runc has it: -1, and what C makes -1 of, is no id
-DIGEST = "sha256:"  # the shape of what check_digest accepts
-
-def parse_json(data, what, shape):
-    """The value in DATA if it has that SHAPE; whoever wrote it is not trusted."""
-    try:
-        return check(from_json(data), shape, f"image, on {what}")
-    except (ValueError, RecursionError) as why:
-        raise Failure(f"image, on {what}: bad JSON: {why}") from None
-
-def check(value, shape, what):
-    """Return VALUE if it has that SHAPE; null is nothing, but for a digest or a size."""
-    shape = shape[0] if isinstance(shape, tuple) else shape
-    kind = shape if isinstance(shape, type) else type(shape)
-    if shape == DIGEST:
-        return check_digest(value, what)
-    if kind is range:
-        if type(value) is not int or value not in shape:
-            raise Failure(f"{what}: a number from {shape[0]} to {shape[-1]} wanted, "
-                          f"found {value!r:.60}")
-        return value
-    if not isinstance(value, kind) or kind is int and (
-            isinstance(value, bool) or not 0 <= value < 1 << 63):
-        raise Failure(f"{what}: {kind.__name__} wanted, found {value!r:.60}")
-    if isinstance(shape, list):
-        for item in value:
-            check(item, shape[0], what)
-    elif isinstance(shape, dict):
-        if str in shape:
-            shape = dict.fromkeys(value, shape[str])
-        for key, inner in shape.items():
-            if value.get(key) is not None or inner in (int, DIGEST) or isinstance(inner, range):
-                check(value.get(key), inner, f"{what}: {key:.60}")
-    return value
-
-def check_environment(items, what):
-    """Refuse a variable without a name: execve(2) would take it, nobody could read or unset it."""
-    for item in items or ():
-        if item[:1] in ("", "="):
-            raise Failure(f"{what}, on {as_typed(item)}: a variable must have a name")
 
 # The state root, locks
 
@@ -1027,63 +922,6 @@ def command(usage, summary, *rows, takes=NONE, many=False, mixed=True):
 
     return register
 
-def for_engines(name, *rows, only=(), typed=None):
-    """Make a function carry out the command NAME where it is about an engine's container, and add
-    options to it.  ONLY: those that only engines give, so that one of them tells.  TYPED: the name
-    of a function that tells it from the words."""
-    def register(function):
-        offer(name, *rows)
-        COMMANDS.setdefault(name, {}).update(engine=function.__name__, only=only, typed=typed,
-                                             theirs=[*map(long_name, rows)])
-        return function
-
-    return register
-
-def is_for_engine(row, options, words):
-    """True if a command is about an engine's container: by its id, an option, or how it's typed."""
-    if "engine" not in row:
-        return False
-    name = words[0] if words else ""
-    return (any(options[key] for key in row["only"]) or (
-        is_name(name.replace("+", "-")) and os.path.exists(state_path("oci", name))) or (
-        row["typed"] is not None and globals()[row["typed"]](words)))
-
-def names_signal(words):
-    """True for `kill ID SIGNAL` as engines have it: Docker's has an option for that."""
-    if len(words) != 2 or os.path.lexists(state_path("names", words[1])):
-        return False
-    try:
-        return words[1] == "0" or parse_signal(words[1], "kill") > 0
-    except Failure:
-        return False
-
-def names_any(words):
-    """True for `ps ID`: there is only one of engines."""
-    return bool(words)
-
-def names_bundle(words):
-    """True for `run ID` as engines have it, with the bundle in the current directory: many a
-    program's own settings are in a config.json."""
-    if len(words) != 1 or not is_name(words[0]) or not os.path.isfile("config.json"):
-        return False
-    with tolerate():
-        if '"ociVersion"' not in read_text("config.json"):
-            return False
-    try:
-        return not find_image(words[0])
-    except Failure:
-        return True  # no image of that name is meant
-
-def creates_bundle(words):
-    """True for `create ID` as engines have it, with the bundle in the current directory, unless an
-    image is called so."""
-    if len(words) != 1 or words[0].startswith("/") or not os.path.lexists("config.json"):
-        return False
-    try:
-        return not find_image(words[0])
-    except Failure:
-        return True
-
 def offer(name, *rows):
     """Add options to the command of that name: each chapter has those that it carries out."""
     OPTIONS.setdefault(name, {}).update({row[0]: row for row in rows})
@@ -1228,18 +1066,6 @@ def to_number(text, end=1 << 63):
         return int(text)
     return None
 
-def parse_size(text, option):
-    """A size as docker reads it, 64m, 1.5g, 1024, in bytes."""
-    number, unit = text.rstrip("bkmgtBKMGTiI"), text.lower().lstrip("0123456789.")
-    power = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}.get(unit[:1] if unit in (
-        "", "b", *(letter + end for letter in "kmgt" for end in ("", "b", "ib"))) else "?")
-    if power is None or not number.isascii() or not number.replace(".", "", 1).isdigit():
-        raise Failure(f"{option}, on {as_typed(text)}: not a size, such as 64m or 1g")
-    size = float(number) * 1024 ** power
-    if size >= 1 << 63:
-        raise Failure(f"{option}, on {text}: more than the kernel can count")
-    return int(size)
-
 def parse_signal(text, option):
     """A signal's number, from that or its name with or without SIG."""
     number = to_number(text) or signal_named(text.upper())
@@ -1266,35 +1092,6 @@ def parse_number(text, option, least=0):
         raise Failure(f"{option}, on {as_typed(text)}: not a number from {least} up")
     return number
 
-def parse_moment(text, option):
-    """A time as docker's --since has it, RFC 3339, seconds since 1970 or 1h30m ago, as logs do."""
-    import datetime
-    import re
-    span = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text or "-", re.ASCII)
-    try:
-        if span:
-            ago = sum(float(n or 0) * unit for n, unit in zip(span.groups(), (3600, 60, 1)))
-            return log_time(int((time.time() - ago) * 10**9))
-        head, part, zone = re.fullmatch(r"(.+?)(?:\.(\d*))?(Z|z|[+-]\d\d:\d\d)?", text,
-                                         re.ASCII).groups()
-        moment = to_number(head)
-        if moment is None or zone:
-            zone = (zone or "").upper().replace("Z", "+00:00")
-            moment = datetime.datetime.fromisoformat(head + zone).timestamp()
-        return log_time(int(moment) * 10**9 + int((part or "")[:9].ljust(9, "0")))
-    except (AttributeError, ValueError, OverflowError, OSError):
-        raise Failure(f"{option}, on {text}: not a time, such as 2026-01-08T09:32:52Z, 1767835972 "
-                      "or 10m") from None
-
-def nanoseconds_of(text):
-    """A duration as Go has it, 1m30s or 500ms, in nanoseconds; None if it is none."""
-    import re
-    units = {"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
-    parts = re.findall(r"(\d{1,18}(?:\.\d{1,18})?)(ms|us|ns|h|m|s)", text, re.ASCII)
-    if text != "0" and (not parts or "".join(map("".join, parts)) != text):
-        return None
-    return sum(int(float(number) * units[unit]) for number, unit in parts)
-
 def apply_log_options(options):
     """Let --log-level travel to init: in the environment."""
     level = options["log-level"] or os.environ.get("MYDOCKER_LOG") or (
@@ -1308,87 +1105,11 @@ offer("run", ("--log-level", "LEVEL", "debug, info, warning or error (default: i
 
 # What is shown
 
-def log_time(moment):
-    seconds, rest = divmod(moment, 10**9)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09}Z"
-
-def log_time_of(moment):
-    return log_time(int(moment * 10**9)) if moment else "0001-01-01T00:00:00Z"
-
-def humane_size(size):
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g}{unit}"
-        size /= 1000
-    return f"{size:.3g}TB"
-
-def shorten(text, width):
-    """Text cut to WIDTH, as docker shows commands, and safe to print."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    return f'"{text if len(text) <= width else text[:width - 1] + "…"}"'
-
-def age_of(moment):
-    seconds = max(0, int(time.time() - moment))
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} seconds"
-
 def columns(rows):
     """The lines of a table; what steers a terminal is shown as escapes, wherever it goes."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["   ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
-
-def show_rows(rows, headers, form):
-    """Print dicts as --format says: a table, json, a template, or "table" and a template."""
-    if form == "json":
-        lines = map(to_json, rows)
-    elif form in (None, "table"):
-        lines = columns([[*headers.values()]] + [[row[key] for key in headers] for row in rows])
-    elif form.startswith("table "):
-        titles = {key: headers.get(key, key.upper()) for row in rows or [headers] for key in row}
-        lines = columns([render(form[6:], row).split("\t") for row in [titles, *rows]])
-    else:
-        lines = [render(form, row) for row in rows]
-    for line in lines:
-        show(line)
-
-def show_json(words, look_up, template=None):
-    """Print an array of what LOOK_UP finds for each name."""
-    import json
-    found = []
-    try:
-        each("inspect", words, lambda name: found.append(look_up(name)))
-    finally:
-        if template and found:
-            show("\n".join(render(template, value) for value in found))
-        elif found:
-            show(json.dumps(found, indent=4))
-
-# Files that are named there
-
-def read_foreign(path):
-    """The text of a file that somebody else may have written; of one without an end there is none:
-    EFBIG.  It may be a pipe, or a descriptor."""
-    with open(path, "rb", closefd=isinstance(path, str)) as file:
-        data = file.read(JSON_LIMIT + 1)
-    if len(data) > JSON_LIMIT:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
-    return data.decode("utf-8", "surrogateescape")
-
-def write_named(path, data):
-    """Write a file that the user named: in one step, but into what a device or a link is, such as
-    /dev/stdout; another user's link is replaced.  The directory must be there: one that isn't has
-    been mistyped."""
-    os.stat(os.path.dirname(path) or ".")
-    there = os.lstat(path) if os.path.lexists(path) else None
-    if not there or stat.S_ISREG(there.st_mode) or (
-            stat.S_ISLNK(there.st_mode) and there.st_uid not in (0, os.geteuid())):
-        write_file(path, data)
-        return
-    with open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
-        file.write(encode(data))
 
 # ── 6. Outside the container ─────────────────────────────────────────────────
 # `run` makes the child, does what must be done outside, says go, and then only carries signals and
@@ -1673,42 +1394,6 @@ def reexec_inside(role, channel, program, outlive):
         del os.environ[name]  # nothing of the caller's is to be seen inside
     with call_named("execvp"):
         os.execvp(python, [*words, role, str(channel.fileno()), *places])  # this file again
-
-def leave_chroot():
-    """Make the root of a chroot(2) that we may be in that of our mount namespace, a new one.  Its
-    own is the host's: who has CAP_SYS_CHROOT inside could climb there, and whoever joins a
-    container would start there.  See setns(2)."""
-    if not has_power(CAP_SYS_CHROOT):  # a chroot can be left by who has it
-        return
-    here, root = (Descriptor(os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in (".", "/"))
-    with here, root, Descriptor(os.open("/proc/self/fd", OPEN_DIR)) as fds:
-        with open_namespace("/proc/self/ns/mnt") as own:
-            os.setns(own, CLONE_NEWNS)  # to the root of these mounts: in a chroot it is another
-        path, work = (os.readlink(str(fd), dir_fd=fds) for fd in (root, here))
-        os.fchdir(root)
-        if path == "/":
-            os.chroot(".")  # not what was mounted over it since
-            os.fchdir(here)
-        else:
-            turn_to_root(root, path)
-            with tolerate(errno.ENOENT):
-                os.chdir("/" + os.path.relpath(work, path))
-
-def turn_to_root(root, path):
-    """Make the directory ROOT, at PATH and where we are, the only root that there is."""
-    mount(None, "/", None, MS_REC | MS_SLAVE, None)  # the next ones the host must not see
-    mount(".", ".", None, MS_BIND | MS_REC, None)  # the chroot's directory, as a mount
-    os.chdir(path)  # what lies there now
-    if not os.path.samestat(os.stat("."), os.fstat(root)):
-        raise Failure(f"chroot, on {path}: it was moved meanwhile")
-    try:
-        pivot_root(".", ".")  # it is "/"; the host's root lies on top of it
-        umount2(".", MNT_DETACH)  # and is gone
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        move_root(path)  # the host's is a ramdisk
-    os.chdir("/")
 
 def own_python():
     """This Python's file, by a name that it has here: the kernel doesn't know any after a change of
@@ -2191,13 +1876,6 @@ PROPAGATION = {
     prefix + word: flag | more for prefix, more in (("", 0), ("r", MS_REC)) for word, flag in (
         ("private", MS_PRIVATE), ("slave", MS_SLAVE), ("shared", MS_SHARED),
         ("unbindable", MS_UNBINDABLE))}
-NOT_FILES = (  # file systems that show the kernel's state: a throw-away copy makes no sense
-    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl "
-    "hugetlbfs mqueue nsfs proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs").split()
-DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9),
-           ("tty", 5, 0))
-DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
-             ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"))
 OWN_MOUNTS = "layers", "copy"  # types that only our own specs have
 offer("run",
       ("--rootfs", "DIR", "use this directory as the root, as it is"),
@@ -2223,12 +1901,6 @@ def kernel_mounts(shm_size=64 << 20):
         "/dev/mqueue mqueue nosuid noexec nodev",
         f"/dev/shm tmpfs nosuid noexec nodev mode=1777 size={shm_size}")]
 
-def guest_sys(row):
-    """The /sys row of a container in a network that isn't our user namespace's: only the host's own
-    can be shown."""
-    bound = mount_row("/sys", "bind", "rbind", "nosuid", "noexec", "nodev", "rro", source="/sys")
-    return dict(row, fallback=bound)
-
 def layers_row(destination, layers, path):
     return mount_row(destination, "layers", *[f"lowerdir={layer}" for layer in layers],
                      f"upperdir={path}/upper", f"workdir={path}/work")
@@ -2236,32 +1908,6 @@ def layers_row(destination, layers, path):
 def image_row(layers, path):  # an image's layers, or else a copy of them, under what is written
     row = layers_row("/", layers, path)
     return dict(row, fallback=dict(row, type="copy", source=path + "/copy"))
-
-def ephemeral_mounts(scratch):
-    """The rows that put a throw-away layer, in SCRATCH, over the host's root and each file system
-    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead.  /proc,
-    /sys and /dev, whatever they are, are covered by rows of their own."""
-    points = {"/"} | {
-        point for point, kind, *_ in mounts_here() if kind not in NOT_FILES
-        and not f"{point}/".startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
-    if is_guest("mnt"):  # what lies below other mounts stays hidden, so "/" is in no overlay
-        points |= {f"/{name}" for name in os.listdir("/") if name not in ("proc", "sys", "dev")
-                   and stat.S_ISDIR(os.lstat(f"/{name}").st_mode)}
-    rows = []
-    for number, point in enumerate(sorted(points)):
-        as_it_is = dict(mount_row(point, "bind", "rbind", "rro", source=point), seen=point)
-        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), seen=point,
-                       fallback=as_it_is)
-        rows.append(layered if os.path.isdir(point) else as_it_is)
-    return rows
-
-def device_rules(devices):
-    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
-    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
-    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
-    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
-    return [{"allow": False, "access": "rwm"}] + [
-        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
 
 def tree_rows(spec):
     """The rows whose files are opened outside: those that stay the host's peers, those that show
@@ -2275,27 +1921,6 @@ def tree_rows(spec):
         if words & {"bind", "rbind"} and (special or mapped and not is_open_to_all(row["source"])):
             rows.append(row)
     return rows
-
-def is_open_to_all(path):
-    """False if a directory above PATH can't be entered by everybody, or nothing is there."""
-    try:
-        while path != "/":
-            path = os.path.dirname(path)
-            if not os.stat(path).st_mode & stat.S_IXOTH:
-                return False
-    except OSError:
-        pass  # init says what is wrong with it
-    return True
-
-def open_others_mounts(spec):
-    """What init needs to go where the mounts are somebody else's: their namespace, open, and where
-    that is the host's the root directory in it."""
-    paths = {row["type"]: row.get("path") for row in spec["linux"]["namespaces"]}
-    if "mount" in paths:
-        return [open_namespace(paths["mount"])]
-    root = spec["root"]["path"]
-    with blame(f"root.path, on {root}"):
-        return [Descriptor(os.open(root, OPEN_DIR)), open_namespace("/proc/self/ns/mnt")]
 
 # Inside: the mounts
 
@@ -2361,19 +1986,6 @@ def enter_root(spec):
         for row in spec["mounts"]:
             keep_propagation(row)
 
-def enter_others_mounts(spec, fds):
-    """Go where the mounts are somebody else's, in a root there.  Nothing is mounted: that would be
-    theirs, too.  See open_others_mounts."""
-    with Descriptor(fds.pop()) as namespace, blame("linux.namespaces, on mount"):
-        os.setns(namespace, CLONE_NEWNS)  # from here on, paths are theirs
-    if fds:
-        change_root(fds.pop())
-        make_workdir("/", spec["process"]["cwd"])
-        return
-    path = spec["root"]["path"]
-    with blame(f"root.path, on {path}, in the mount namespace that is joined"):
-        change_root(os.open(path, OPEN_DIR))
-
 def change_root(fd):
     """Have an open directory as the root; it is closed."""
     with Descriptor(fd):
@@ -2394,17 +2006,6 @@ def mount_if_there(root, row):
     except (OSError, Failure):
         if "seen" not in row or os.path.exists(row["seen"]):
             raise
-
-def move_root(path):
-    """Enter the root at PATH, where we are, without pivot_root(2), which a ramdisk has not.  The
-    host's proc and sysfs go first: who could unmount things would find them below."""
-    for point, kind, *_ in mounts_here():
-        if kind in ("proc", "sysfs") and not (point + "/").startswith(path + "/"):
-            with tolerate(errno.EINVAL, errno.ENOENT):  # it went with another one
-                umount2(point, MNT_DETACH)  # out of reach
-    mount(path, "/", None, MS_MOVE, None)  # the new root lies over the old one
-    os.chroot(".")  # and is "/" from here on
-    os.chdir("/")
 
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""
@@ -2530,39 +2131,6 @@ def mount_layers(target, row, flags, _):
     for fd in [here, *sum(number.values(), [])]:
         os.close(fd)
 
-def mount_copy(target, row, flags, data):
-    """Where overlayfs can't stack the layers, copy them one over the other, once."""
-    if not os.path.isdir(row["source"]):
-        warn(f"overlay, on the image's layers: {why_no_overlay(row)}: copying them")
-        copy_layers(row)
-    return mount_bind(target, row, flags | MS_BIND, data)
-
-def why_no_overlay(row):
-    """What the kernel said when it was to stack a row's layers, and what that means."""
-    error = row.get("refused")
-    if error is None:
-        return "they can't be stacked with other ids"
-    if error.errno == errno.EINVAL:  # what else there is, only its log says
-        return f"{reason(error)} (does the state root lie on an overlay?)"
-    if error.errno in (errno.ENODEV, errno.ENOENT):
-        return f"{reason(error)} (module overlay)"
-    hint = hint_for(error)
-    return reason(error) + (hint and f" ({hint})")
-
-def copy_layers(row, **how):
-    """Unpack the layers of a "layers" row, one over the other, where its "copy" has them."""
-    new = row["source"] + ".new"
-    remove_tree(new)
-    os.mkdir(new, 0o755)
-    with Descriptor(os.open(new, OPEN_DIR)) as below:
-        for option in reversed(row["options"]):
-            key, _, layer = option.partition("=")
-            if key == "lowerdir":
-                with Descriptor(os.open(layer, OPEN_DIR)) as above:
-                    unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply", **how)
-        syncfs(below)  # its name is trusted from here on, also after a power loss
-    os.rename(new, row["source"])
-
 def mounter_of(row):
     """The function that makes a row's mount; most kinds are the kernel's."""
     if parse_mount_options(row["options"])[0] & MS_BIND:
@@ -2606,80 +2174,6 @@ def set_mount_flags(path, flags, clear=0, whole=AT_RECURSIVE):
         if point == above or whole and point.startswith(above.rstrip("/") + "/"):
             kept = parse_mount_options(options)[0] & ~clear | MS_REMOUNT | MS_BIND
             mount(None, point, None, kept | flags & sum(MOUNT_ATTRS), None)  # now with this, too
-
-# ── 8b. Devices ──────────────────────────────────────────────────────────────
-# A container's /dev is a fresh tmpfs with a few devices, and what --device or an engine adds.  A
-# node is made with mknod(2); in a user namespace, where that can't be, the host's is shown.  That
-# there is a node doesn't mean that it may be opened: see limit_devices.
-
-def dev_row(spec):
-    """The row that makes /dev, if it is ours to be filled: empty, and nobody else's."""
-    rows = [row for row in spec["mounts"]
-            if os.path.normpath(row["destination"]).strip("/") == "dev"]
-    if rows and rows[-1]["type"] == "tmpfs" and not {"bind", "rbind"} & set(rows[-1]["options"]):
-        return rows[-1]
-    return None
-
-def make_devices(root, spec):
-    """Fill the fresh /dev: what any program expects, and what --device added; returns what it is,
-    os.stat's.  A device may be elsewhere in the root, but nothing makes room for it there."""
-    rows = {f"/dev/{name}": {"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor}
-            for name, major, minor in DEVICES}
-    rows.update((row["path"], row) for row in spec["linux"].get("devices") or [])
-    umask = os.umask(0)
-    with Descriptor(open_in_root(root, "/dev", OPEN_DIR | os.O_NOFOLLOW)) as dev:
-        for path, row in rows.items():
-            if path.startswith("/dev/") and path[5:] in dict(DEV_LINKS):
-                continue  # the host's ptmx may be among the devices
-            with Descriptor(make_device_folder(root, path, dev)) as above:
-                if mount_id(above) == mount_id(dev):
-                    remove_tree(os.path.basename(path), above)  # what tmpcopyup put there
-                make_device(row, above, os.path.basename(path))
-        for name, target in DEV_LINKS:
-            remove_tree(name, dev)
-            os.symlink(target, name, dir_fd=dev)  # as every program expects them
-        os.umask(umask)
-        return os.fstat(dev)
-
-def make_device_folder(root, path, dev):
-    """Open, or make, the directory of a device: in DEV, or in what is the root itself, but not in
-    anything else that is mounted there: it could be the host's."""
-    there = folder = os.path.dirname(path)
-    with blame(f"device, on {path}"):
-        while True:
-            try:
-                place = Descriptor(open_in_root(root, there, resolve=RESOLVE_NO_SYMLINKS))
-                break
-            except FileNotFoundError:
-                there = os.path.dirname(there)
-        with place:
-            if mount_id(place) not in (mount_id(dev), mount_id(root)):
-                raise Failure(f"device, on {path}: {there} is on another mount")
-        return make_in_root(root, folder, True, RESOLVE_NO_SYMLINKS)
-
-def make_device(row, above, name):
-    """Make a device's node, or where none can be made, in a user namespace, show the host's."""
-    kind = {"b": stat.S_IFBLK, "p": stat.S_IFIFO}.get(row["type"], stat.S_IFCHR)
-    number = os.makedev(row.get("major") or 0, row.get("minor") or 0)
-    mode = 0o666
-    if row.get("fileMode") is not None:
-        mode = stat.S_IMODE(row["fileMode"])  # docker's holds the kind, too
-    with blame(f"device, on {row['path']}"):
-        try:
-            os.mknod(name, kind | mode, number, dir_fd=above)  # a device
-            os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
-            return
-        except FileExistsError:  # elsewhere than in /dev, from an earlier container with that root
-            there = os.stat(name, dir_fd=above, follow_symlinks=False)
-            if stat.S_IFMT(there.st_mode) != kind or there.st_rdev != number:
-                raise
-            return
-        except PermissionError:
-            info = os.stat(row["path"])
-        if stat.S_IFMT(info.st_mode) != kind or info.st_rdev != number:
-            raise Failure(f"device, on {row['path']}: it is another one on the host")
-        os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=above))
-        mount(row["path"], f"/proc/self/fd/{above}/{name}", None, MS_BIND, None)  # the host's own
 
 # ── 9. `run` ─────────────────────────────────────────────────────────────────
 # The options and the image's config become one document, the spec, in the form of the OCI's
@@ -2752,28 +2246,6 @@ def cmd_run(options, words):
         if options["cidfile"]:
             unlink_if_there(options["cidfile"])
         raise
-
-def wants_ids(options):
-    """True if a container is to have other ids than ours."""
-    return bool(options["uidmap"] or options["gidmap"] or options["userns"] not in (None, "host"))
-
-def launch_apart(state, plan, options, birth):
-    """Stay with a container, but with some of its streams alone; without its words its id is."""
-    if options["detach"]:
-        raise Failure("--attach: it can't go with --detach")
-    names = [name.lower() for name in options["attach"]]
-    known = ["stdin", "stdout", "stderr"]
-    for name in names:
-        if name not in known:
-            raise Failure(f"--attach, on {as_typed(name)}: not stdin, stdout or stderr")
-    state["interactive"] = options["interactive"] and "stdin" in names
-    state["hidden"] = [fd for fd, name in enumerate(known) if name not in names]
-
-    def ready():
-        if {1, 2} <= {*state["hidden"]}:
-            show(plan["id"])
-
-    return launch(state, plan["guard"], options["cidfile"], birth, ready)
 
 def plan_network(options, plan):
     """The name of a container's first network, and what is wanted of them."""
@@ -2934,37 +2406,6 @@ SHARED = {  # options: (namespace, what there is to say but container:ID)
     "ipc": ("ipc", ("host", "private", "shareable", "none")),
     "cgroupns": ("cgroup", ("host", "private"))}
 
-def plan_sharing(spec, options):
-    """Write into the spec what it shares with the host or other containers, and what else was asked
-    for by name."""
-    for option, (kind, words) in SHARED.items():
-        word = options[option] or "private"
-        lends = option in ("pid", "ipc") and word.startswith("container:")
-        if word not in words and not lends:
-            raise Failure(f"--{option}, on {word}: not {', '.join(words)}",
-                          hint="another container's are shared by --pid, --ipc and --network "
-                               "container:X")
-        if word == "host":
-            rows = spec["linux"]["namespaces"]
-            spec["linux"]["namespaces"] = [row for row in rows if row["type"] != kind]
-        if lends:
-            spec["annotations"][f"mydocker.{kind}"] = find_container(word.partition(":")[2])["id"]
-    plan_memory_files(spec, options["ipc"] or "private")
-    if options["uts"] == "host":
-        if options["hostname"] or options["domainname"]:
-            raise Failure("--hostname: it can't go with --uts host")
-        spec["hostname"] = os.uname().nodename
-    elif options["domainname"]:
-        spec["domainname"] = options["domainname"]
-    for text in options["annotation"]:
-        key, equals, value = text.partition("=")
-        if not key or not equals or key.startswith("mydocker."):
-            raise Failure(f"--annotation, on {text}: it is KEY=VALUE, and mydocker.* is taken")
-        spec["annotations"][key] = value
-    if options["group-add"]:
-        spec["process"]["user"]["groups"] = options["group-add"]
-    plan_process_limits(spec["process"], options)
-
 def plan_memory_files(spec, word):
     """Write into the spec what its /dev/shm is: it goes with System V IPC."""
     if word == "shareable":
@@ -2983,49 +2424,6 @@ def plan_memory_files(spec, word):
             raise Failure(f"--ipc, on {word}: it isn't shareable",
                           hint="start that one with --ipc shareable")
     spec["mounts"].append(row)
-
-def borrow_namespaces(spec, record):
-    """Let a container join what --network, --pid and --ipc container:ID name; returns the spec with
-    that, and the descriptors that it needs."""
-    lent = {kind: spec["annotations"][f"mydocker.{kind}"] for kind in ("pid", "ipc")
-            if f"mydocker.{kind}" in spec["annotations"]}
-    if ":" in record["network"]:
-        lent["network"] = record["network"].partition(":")[2]
-    rows, fds = [row for row in spec["linux"]["namespaces"] if row["type"] not in lent], []
-    for kind, lender in lent.items():
-        fds.append(lent_namespace(find_container(lender), NAMESPACES[kind][1]))
-        rows.append({"type": kind, "path": f"/proc/self/fd/{fds[-1]}"})
-    return dict(spec, linux=dict(spec["linux"], namespaces=rows)), fds
-
-def lent_namespace(lender, name):
-    """A descriptor of a running container's namespace of that name in /proc/PID/ns."""
-    fd = os.open(f"/proc/{live_pid(lender)}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    live_pid(lender)  # the pid wasn't used again before it was open
-    return fd
-
-def lent_tree(row):
-    """A copy of another container's mount.  Only in its mount namespace the kernel makes one; and
-    as there is no way back from there, a child enters it."""
-    space = lent_namespace(find_container(row["lender"]), "mnt")
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    child = os.fork()  # to enter it
-    if not child:
-        try:
-            os.setns(space, CLONE_NEWNS)
-            tree = open_tree(AT_FDCWD, row["source"],  # a copy of the mount
-                             OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
-            send(theirs, "tree", [tree])
-        except Exception as error:
-            send(theirs, describe(error, "--ipc"))
-        finally:
-            os._exit(0)
-    theirs.close()
-    os.close(space)
-    message, fds = receive(ours)
-    os.waitpid(child, 0)
-    if not fds:
-        raise Failure(*message or ("--ipc: interrupted",))
-    return Descriptor(fds[0])
 
 def plan_process_limits(process, options):
     """Write into the spec what each process may use, beside what all of them may."""
@@ -3113,289 +2511,7 @@ def cmd_create(options, words):
         unlink_if_there(state_path("running", record["id"]))
     show(record["id"])
 
-# ── 10. The monitor ──────────────────────────────────────────────────────────
-# Whoever started a container stays with it: carries signals and bytes, starts it again if its
-# restart policy says so, tidies up when it has ended, and passes on its exit status.  It holds the
-# container's lock as long as it lives, and the container lives no longer than it.
-
-def supervise(monitor, small):
-    """Stay with a container, start it again as its restart policy says, then tidy up. Returns its
-    exit status.  SMALL: this process has compiled nothing."""
-    record, status = monitor["record"], None
-    try:
-        status = attend(monitor, small)
-        read_again(record)
-        while restarts(record, status) and back_off(record, status):
-            status = None
-            remove_cgroups(record)
-            monitor["spec"] = read_json(container_path(record, "config.json"))
-            start_container(monitor)
-            status = attend(monitor, small)
-            read_again(record)
-        return status
-    except Exception as error:
-        record["error"], status, _ = describe(error, "run")
-        raise
-    finally:
-        if status is None:
-            status = 125
-        write_status(monitor["lock"], status)  # for `wait`
-        end_container(record, status)
-        for fd in [*monitor.get("ports", []), monitor["lock"]]:
-            os.close(fd)
-        sweep_containers()  # what killed commands left
-
-def attend(monitor, small):
-    """Carry signals and bytes until a container's PID 1 is gone; returns its exit status."""
-    status, attached = None, monitor["attached"]
-    if monitor["master"] is not None and attached and monitor["interactive"] and os.isatty(0):
-        if not monitor.get("before"):
-            monitor["before"] = raw_mode(0)
-    try:
-        watch = Watch(monitor, small)
-        with Descriptor(watch_signals()) as signals:
-            status = watch.carry(signals)
-        watch.end_visits()
-        return status
-    finally:
-        if monitor.get("before"):
-            set_terminal(0, monitor.pop("before"))
-        if status is None:  # something failed here: no container outlives that
-            kill_child(monitor["pid"])
-        if monitor.get("checker"):
-            kill_child(monitor.pop("checker"))
-        for fd in monitor["outputs"]:
-            os.close(fd)
-        if monitor["master"] is not None:
-            os.close(monitor["master"])
-
-class Watch:
-    """The loop in which a monitor carries signals and bytes while a container runs."""
-    def __init__(self, monitor, small):
-        self.monitor, self.pid, self.terminal = monitor, monitor["pid"], monitor["master"]
-        self.visits = None if monitor.get("door") is None else visits_at(monitor)
-        self.take_up()
-        self.status = self.kill_at = self.make_room_at = None  # times are time.monotonic()'s
-        if not small:
-            self.make_room_at = time.monotonic() + (1 if monitor["attached"] else 0)
-    def take_up(self):
-        """Carry what there is to carry, by who is attached."""
-        self.outputs, self.inputs = relays(self.monitor)
-        if self.visits:
-            self.visits.hear(self.outputs)
-    def end_visits(self):
-        if self.visits:
-            self.visits.close()
-    def carry(self, signals):
-        """Go on until PID 1 is gone and all that it said is delivered; returns its exit status."""
-        arrived = [_signal.SIGCHLD]  # it may be gone already, and its signal taken as it started
-        while True:
-            for number in arrived:
-                self.on_signal(number)
-            if self.status is not None and not any(stream.busy() for stream in self.outputs):
-                return self.status
-            self.act_in_time()
-            ready = wait_ready(signals, self.streams(), self.next_deadline())
-            if self.status is not None and self.is_idle() and not ready:
-                return self.status  # somebody outside holds the other end: no end of file will come
-            hung_up = not all([moved(stream) for stream in ready])
-            arrived = take_signals(signals)
-            if any(keys.left and not keys.waiting for keys in self.inputs):
-                self.leave_caller()
-            if hung_up or _signal.SIGHUP in arrived:
-                self.hang_up()
-    def on_signal(self, number):
-        """Bury PID 1, or pass a signal on to it."""
-        if self.status is not None:
-            return
-        if number == _signal.SIGCHLD:
-            if self.monitor.get("checker"):
-                end_check(self.monitor)
-            gone, wait_status = os.waitpid(self.pid, os.WNOHANG)
-            if gone:
-                self.status = exit_status(wait_status)
-                give_back(self.monitor, sum(len(keys.waiting) for keys in self.inputs))
-        elif number == _signal.SIGWINCH and self.terminal is not None and self.monitor["attached"]:
-            resize(self.terminal)
-        elif number in (_signal.SIGTERM, _signal.SIGHUP) and not self.monitor["attached"] and (
-                "lock" in self.monitor):  # else it is of `exec`
-            self.stop()
-        elif number in DEADLY and self.monitor.get("deaf"):
-            self.leave_caller()
-        else:
-            os.kill(self.pid, number)
-    def stop(self):
-        """End the container for good, in the time that it has for that: somebody ends us, as a
-        host does that goes down."""
-        record = self.monitor["record"]
-        stopped = container_path(record, "stop")
-        if not os.path.exists(stopped):  # else it is `stop` that ends us
-            touch_if_there(stopped)
-            touch_if_there(container_path(record, "halt"))
-        thaw(record["cgroups"])  # nothing frozen takes a signal
-        os.kill(self.pid, record["stop_signal"])
-        if self.kill_at is None and record["stop_timeout"] >= 0:
-            self.kill_at = time.monotonic() + record["stop_timeout"]
-        self.make_room_at = None  # a second monitor wouldn't know
-    def act_in_time(self):
-        """Do what was to be done at a certain time."""
-        now = time.monotonic()
-        if self.status is not None:
-            return
-        if self.kill_at and now > self.kill_at:
-            self.kill_at = None
-            thaw(self.monitor["record"]["cgroups"])
-            os.kill(self.pid, _signal.SIGKILL)
-        if self.monitor.get("check_at") and now > self.monitor["check_at"]:
-            begin_check(self.monitor)
-        if self.make_room_at is not None and now > self.make_room_at and self.can_make_room():
-            self.make_room_at = None
-            keys = self.inputs[0] if self.inputs else None
-            self.monitor["typed"] = keys.last if keys and keys.open else None
-            make_room(self.monitor)
-    def streams(self):
-        if self.status is not None:
-            return self.outputs
-        streams = self.outputs + self.inputs
-        return streams + [self.visits, *self.visits.streams()] if self.visits else streams
-    def is_idle(self):  # no byte is on its way
-        return not any(stream.waiting for stream in self.streams())
-    def can_make_room(self):  # nor a key that may be the first of those to leave, nor a visitor
-        return self.is_idle() and not any(keys.held for keys in self.inputs) and not (
-            self.visits and self.visits.guests)
-    def next_deadline(self):
-        """When to look again without any event, or None."""
-        if self.status is None:
-            room_at = self.make_room_at if self.can_make_room() else None
-            times = self.kill_at, room_at, self.monitor.get("check_at")
-            return min(filter(None, times), default=None)
-        return time.monotonic() + LINGER if self.is_idle() else None
-    def leave_caller(self):
-        """The caller has typed the keys to leave, or sent us away: go on in the background."""
-        monitor = self.monitor
-        if monitor.get("before"):
-            set_terminal(0, monitor.pop("before"))
-        logged = "lock" in monitor and monitor["record"].get("log", ()) is not None
-        monitor.update(attached=False, logged=logged, deaf=False)
-        go_behind(monitor["front"])
-        monitor["front"] = None
-        if "lock" in monitor:
-            note_container(monitor["record"], "detach")
-        self.take_up()
-    def hang_up(self):
-        """The caller's terminal is gone: so is the one inside, and PID 1 has GRACE seconds."""
-        if self.terminal is None or not self.monitor["attached"]:
-            return
-        os.close(self.terminal)  # the kernel tells all inside: SIGHUP, and end of file
-        self.outputs, self.inputs, self.terminal, self.make_room_at = [], [], None, None
-        self.monitor["master"] = None
-        self.kill_at = time.monotonic() + GRACE
-
-def moved(stream):
-    """Let a stream move; False if the terminal at its end is gone."""
-    try:
-        stream.move()
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            if os.isatty(stream.source):
-                raise Unread() from None
-            stream.stop()
-            return True
-        if error.errno != errno.EIO:
-            raise Failure(f"write, on standard output: {reason(error)}") from None
-        stream.waiting, stream.sink = b"", None
-        return False
-    return True
-
-def wait_ready(signals, streams, deadline):
-    """Wait for a signal or for bytes to move; returns the streams that can."""
-    poll, wanted = select.poll(), {}
-    poll.register(signals, select.POLLIN)
-    busy = [stream for stream in streams if stream.busy()]
-    for stream in busy:
-        fd, events = stream.wants()
-        wanted[fd] = wanted.get(fd, 0) | events
-        poll.register(fd, wanted[fd])
-    ready = dict(poll_until(poll, deadline))
-    ended = select.POLLHUP | select.POLLERR
-    return [stream for stream in busy
-            if ready.get(stream.wants()[0], 0) & (stream.wants()[1] | ended)]
-
-def restarts(record, status):
-    """True if a container that has ended so is to be started again."""
-    policy, _, most = record["restart"].partition(":")
-    if os.path.exists(container_path(record, "stop")) or policy == "no":
-        return False
-    if policy != "on-failure":
-        return True
-    return status != 0 and record["restarts"] < int(most or 1 << 63)
-
-def back_off(record, status):
-    """Wait before a restart, 0.1 s and then each time twice as long; False if told to end. As
-    docker has it: a minute at most, and from the start again after a run of 10 seconds."""
-    now, delay = time.time(), 0.1
-    if now < record["started"] + 10:
-        delay = min(2 * record.get("delay", 0.05), 60)
-    note_death(record, status, was_out_of_memory(record))
-    change_record(record, pid=0, status=status, finished=now, delay=delay,
-                  restarts=record["restarts"] + 1)
-    with Descriptor(watch_signals()) as signals:
-        while time.time() < now + delay:
-            readable_fds([signals], now + delay - time.time())
-            if DEADLY & set(take_signals(signals)):
-                return False
-    return not os.path.exists(container_path(record, "stop"))
-
-def make_room(monitor):
-    """Execute this program again, from its bytecode, as `monitor`: compiling took 15 MB. The
-    process stays the same: its child, its blocked signals and its locks come along."""
-    carried = os.memfd_create("monitor", 0)
-    os.write(carried, marshal.dumps(monitor))
-    names = "lock", "program", "master", "stdin", "typist", "feed", "door", "front"
-    for fd in map(monitor.get, names):
-        if fd is not None:
-            os.set_inheritable(fd, True)
-    for fd in monitor["outputs"] + monitor.get("ports", []):
-        os.set_inheritable(fd, True)
-    words = [own_python(), "-I", "-S", "-X", "utf8",
-             f"/proc/self/fd/{monitor['program']}", "monitor", str(carried)]
-    try:
-        os.execv("/proc/self/exe", words + sys.argv)  # the last for those who read ps
-    except OSError:  # then it stays as large as it is
-        os.close(carried)
-
-@command("FD [ARG...]", HIDDEN, takes=ANY, mixed=False)
-def cmd_monitor(_, words):
-    try:
-        with open(int(words[0]), "rb") as file:
-            file.seek(0)
-            monitor = marshal.loads(file.read())
-    except (IndexError, ValueError, OSError, EOFError, TypeError):
-        raise Failure("monitor: it can't be typed, only `run` becomes it") from None
-    return supervise(monitor, True)
-
-def await_end(record):
-    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't
-    there yet.  A lock would be waited for for ever if somebody stopped the monitor."""
-    try:
-        monitor, first = process_fd(record["monitor"], record["monitor_start"]), None
-    except OSError as error:
-        if error.errno not in NOT_TO_BE_HAD:
-            raise
-        time.sleep(0.05)
-        return
-    if monitor is None:
-        return
-    with monitor:
-        if is_alive(record):
-            first = process_fd(record["pid"], record["pid_start"])
-        if first is None:
-            readable_fds([monitor], 0.1)
-            return
-        with first:
-            readable_fds([monitor, first])
-
-# ── 11. Privileges ───────────────────────────────────────────────────────────
+# ── 10. Privileges ───────────────────────────────────────────────────────────
 # Who the command runs as, and what that may do.  Root's power is some forty capabilities
 # (capabilities(7)): a container gets Docker's fourteen.  A filter (seccomp(2)) takes away the calls
 # that are for the others, or seldom needed and often broken.  What tells of the host in /proc and
@@ -3561,6 +2677,8 @@ def account_lines(path):
         return [line.split(":") for line in read_text(path).split("\n") if line.count(":") >= 3]
     except (Failure, FileNotFoundError):  # it was one, a moment ago
         return []
+
+ID = range(1 << 31)  # of a user or group, as runc has it: -1, and what C makes -1 of, is no id
 
 def is_id(text):
     return to_number(text, ID.stop) is not None
@@ -3730,7 +2848,7 @@ def confine(process, user, program, channel):
     if locked and program:
         apply_filter(program, channel)
 
-# ── 12. The system call filter ───────────────────────────────────────────────
+# ── 11. The system call filter ───────────────────────────────────────────────
 # A filter is a small program that the kernel runs before each system call: seccomp(2).  It is made
 # outside, while init starts: a search tree over ranges of numbers that meet the same end.  A call
 # costs eight comparisons, or none: Linux 5.11 and later note what is allowed.
@@ -3998,7 +3116,7 @@ def load_filter(steps, flags=0):
     with blame(f"linux.seccomp, on flags {flags:#x}"):
         return seccomp(SECCOMP_SET_MODE_FILTER, flags, _ctypes.addressof(fprog))  # call filter
 
-# ── 13. Cgroups ──────────────────────────────────────────────────────────────
+# ── 12. Cgroups ──────────────────────────────────────────────────────────────
 # A cgroup is a directory: mkdir makes it, a pid written to its cgroup.procs puts a process in, for
 # good and with all its children, and a limit is a file in it.  v2 is one tree of them, with all
 # controllers; v1 is a tree for each controller or two; a hybrid host has both, and its v2 has no
@@ -4404,7 +3522,7 @@ def device_program(rules):
         if not tests:  # the kernel takes no program with a part that is never reached
             return program
 
-# ── 14. systemd ──────────────────────────────────────────────────────────────
+# ── 13. systemd ──────────────────────────────────────────────────────────────
 # On a host with v2 alone systemd looks after the one tree of cgroups.  What lies in a slice of its
 # own that it doesn't know, it leaves alone, but when a unit comes or goes there it may switch the
 # slice's controllers off, and limits vanish with them.  So an engine that names a SLICE:PREFIX:NAME
@@ -4681,7 +3799,7 @@ def have_cgroup(*births):
         bus.finish(unit, "StartTransientUnit", kinds, unit, "replace", rows, [])
         narrate(f"cgroup: {unit}, which systemd has made for it")
 
-# ── 15. Limits ───────────────────────────────────────────────────────────────
+# ── 14. Limits ───────────────────────────────────────────────────────────────
 # What a container may use is written into the files of its cgroups, what each process of it may use
 # is the process's own (getrlimit(2)).  A new limit is a row in LIMITS.
 
@@ -5047,7 +4165,318 @@ def set_sysctls(sysctls):
                 raise Failure(f"{what}: {path} isn't the kernel's")
             os.write(fd, encode(value))
 
-# ── 16. Terminal and logs ────────────────────────────────────────────────────
+# ── 15. Devices ──────────────────────────────────────────────────────────────
+# A container's /dev is a fresh tmpfs with a few devices, and what --device or an engine adds.  A
+# node is made with mknod(2); in a user namespace, where that can't be, the host's is shown.  That
+# there is a node doesn't mean that it may be opened: see limit_devices.
+
+DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9),
+           ("tty", 5, 0))
+DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
+             ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"))
+
+def device_rules(devices):
+    """Docker's rules, and DEVICES: a node of any can be made, but few can be used."""
+    usual = [*(row[1:] for row in DEVICES), (5, 1), (5, 2), (136, -1)]  # -1: all; terminals
+    rules = [("c", -1, -1, "m"), ("b", -1, -1, "m"), *(("c", *pair, "rwm") for pair in usual)]
+    rules += [(row["type"], row["major"], row["minor"], row["access"]) for row in devices]
+    return [{"allow": False, "access": "rwm"}] + [
+        dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
+
+def dev_row(spec):
+    """The row that makes /dev, if it is ours to be filled: empty, and nobody else's."""
+    rows = [row for row in spec["mounts"]
+            if os.path.normpath(row["destination"]).strip("/") == "dev"]
+    if rows and rows[-1]["type"] == "tmpfs" and not {"bind", "rbind"} & set(rows[-1]["options"]):
+        return rows[-1]
+    return None
+
+def make_devices(root, spec):
+    """Fill the fresh /dev: what any program expects, and what --device added; returns what it is,
+    os.stat's.  A device may be elsewhere in the root, but nothing makes room for it there."""
+    rows = {f"/dev/{name}": {"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor}
+            for name, major, minor in DEVICES}
+    rows.update((row["path"], row) for row in spec["linux"].get("devices") or [])
+    umask = os.umask(0)
+    with Descriptor(open_in_root(root, "/dev", OPEN_DIR | os.O_NOFOLLOW)) as dev:
+        for path, row in rows.items():
+            if path.startswith("/dev/") and path[5:] in dict(DEV_LINKS):
+                continue  # the host's ptmx may be among the devices
+            with Descriptor(make_device_folder(root, path, dev)) as above:
+                if mount_id(above) == mount_id(dev):
+                    remove_tree(os.path.basename(path), above)  # what tmpcopyup put there
+                make_device(row, above, os.path.basename(path))
+        for name, target in DEV_LINKS:
+            remove_tree(name, dev)
+            os.symlink(target, name, dir_fd=dev)  # as every program expects them
+        os.umask(umask)
+        return os.fstat(dev)
+
+def make_device_folder(root, path, dev):
+    """Open, or make, the directory of a device: in DEV, or in what is the root itself, but not in
+    anything else that is mounted there: it could be the host's."""
+    there = folder = os.path.dirname(path)
+    with blame(f"device, on {path}"):
+        while True:
+            try:
+                place = Descriptor(open_in_root(root, there, resolve=RESOLVE_NO_SYMLINKS))
+                break
+            except FileNotFoundError:
+                there = os.path.dirname(there)
+        with place:
+            if mount_id(place) not in (mount_id(dev), mount_id(root)):
+                raise Failure(f"device, on {path}: {there} is on another mount")
+        return make_in_root(root, folder, True, RESOLVE_NO_SYMLINKS)
+
+def make_device(row, above, name):
+    """Make a device's node, or where none can be made, in a user namespace, show the host's."""
+    kind = {"b": stat.S_IFBLK, "p": stat.S_IFIFO}.get(row["type"], stat.S_IFCHR)
+    number = os.makedev(row.get("major") or 0, row.get("minor") or 0)
+    mode = 0o666
+    if row.get("fileMode") is not None:
+        mode = stat.S_IMODE(row["fileMode"])  # docker's holds the kind, too
+    with blame(f"device, on {row['path']}"):
+        try:
+            os.mknod(name, kind | mode, number, dir_fd=above)  # a device
+            os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
+            return
+        except FileExistsError:  # elsewhere than in /dev, from an earlier container with that root
+            there = os.stat(name, dir_fd=above, follow_symlinks=False)
+            if stat.S_IFMT(there.st_mode) != kind or there.st_rdev != number:
+                raise
+            return
+        except PermissionError:
+            info = os.stat(row["path"])
+        if stat.S_IFMT(info.st_mode) != kind or info.st_rdev != number:
+            raise Failure(f"device, on {row['path']}: it is another one on the host")
+        os.close(os.open(name, OPEN_NEW, 0o600, dir_fd=above))
+        mount(row["path"], f"/proc/self/fd/{above}/{name}", None, MS_BIND, None)  # the host's own
+
+# ── 16. Other roots ──────────────────────────────────────────────────────────
+# What is done where a root can't be made as usual: a throw-away layer over the host's own root, a
+# kernel or a file system without overlays, a ramdisk, a chroot around us, somebody else's mounts.
+
+NOT_FILES = (  # file systems that show the kernel's state: a throw-away copy makes no sense
+    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl "
+    "hugetlbfs mqueue nsfs proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs").split()
+
+def guest_sys(row):
+    """The /sys row of a container in a network that isn't our user namespace's: only the host's own
+    can be shown."""
+    bound = mount_row("/sys", "bind", "rbind", "nosuid", "noexec", "nodev", "rro", source="/sys")
+    return dict(row, fallback=bound)
+
+def ephemeral_mounts(scratch):
+    """The rows that put a throw-away layer, in SCRATCH, over the host's root and each file system
+    on it.  What can't lie under an overlay (a single file, say) is shown read-only instead.  /proc,
+    /sys and /dev, whatever they are, are covered by rows of their own."""
+    points = {"/"} | {
+        point for point, kind, *_ in mounts_here() if kind not in NOT_FILES
+        and not f"{point}/".startswith(("/proc/", "/sys/", "/dev/")) and os.path.exists(point)}
+    if is_guest("mnt"):  # what lies below other mounts stays hidden, so "/" is in no overlay
+        points |= {f"/{name}" for name in os.listdir("/") if name not in ("proc", "sys", "dev")
+                   and stat.S_ISDIR(os.lstat(f"/{name}").st_mode)}
+    rows = []
+    for number, point in enumerate(sorted(points)):
+        as_it_is = dict(mount_row(point, "bind", "rbind", "rro", source=point), seen=point)
+        layered = dict(layers_row(point, [point], f"{scratch}/{number}"), seen=point,
+                       fallback=as_it_is)
+        rows.append(layered if os.path.isdir(point) else as_it_is)
+    return rows
+
+def is_open_to_all(path):
+    """False if a directory above PATH can't be entered by everybody, or nothing is there."""
+    try:
+        while path != "/":
+            path = os.path.dirname(path)
+            if not os.stat(path).st_mode & stat.S_IXOTH:
+                return False
+    except OSError:
+        pass  # init says what is wrong with it
+    return True
+
+def open_others_mounts(spec):
+    """What init needs to go where the mounts are somebody else's: their namespace, open, and where
+    that is the host's the root directory in it."""
+    paths = {row["type"]: row.get("path") for row in spec["linux"]["namespaces"]}
+    if "mount" in paths:
+        return [open_namespace(paths["mount"])]
+    root = spec["root"]["path"]
+    with blame(f"root.path, on {root}"):
+        return [Descriptor(os.open(root, OPEN_DIR)), open_namespace("/proc/self/ns/mnt")]
+
+def leave_chroot():
+    """Make the root of a chroot(2) that we may be in that of our mount namespace, a new one.  Its
+    own is the host's: who has CAP_SYS_CHROOT inside could climb there, and whoever joins a
+    container would start there.  See setns(2)."""
+    if not has_power(CAP_SYS_CHROOT):  # a chroot can be left by who has it
+        return
+    here, root = (Descriptor(os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in (".", "/"))
+    with here, root, Descriptor(os.open("/proc/self/fd", OPEN_DIR)) as fds:
+        with open_namespace("/proc/self/ns/mnt") as own:
+            os.setns(own, CLONE_NEWNS)  # to the root of these mounts: in a chroot it is another
+        path, work = (os.readlink(str(fd), dir_fd=fds) for fd in (root, here))
+        os.fchdir(root)
+        if path == "/":
+            os.chroot(".")  # not what was mounted over it since
+            os.fchdir(here)
+        else:
+            turn_to_root(root, path)
+            with tolerate(errno.ENOENT):
+                os.chdir("/" + os.path.relpath(work, path))
+
+def turn_to_root(root, path):
+    """Make the directory ROOT, at PATH and where we are, the only root that there is."""
+    mount(None, "/", None, MS_REC | MS_SLAVE, None)  # the next ones the host must not see
+    mount(".", ".", None, MS_BIND | MS_REC, None)  # the chroot's directory, as a mount
+    os.chdir(path)  # what lies there now
+    if not os.path.samestat(os.stat("."), os.fstat(root)):
+        raise Failure(f"chroot, on {path}: it was moved meanwhile")
+    try:
+        pivot_root(".", ".")  # it is "/"; the host's root lies on top of it
+        umount2(".", MNT_DETACH)  # and is gone
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        move_root(path)  # the host's is a ramdisk
+    os.chdir("/")
+
+def enter_others_mounts(spec, fds):
+    """Go where the mounts are somebody else's, in a root there.  Nothing is mounted: that would be
+    theirs, too.  See open_others_mounts."""
+    with Descriptor(fds.pop()) as namespace, blame("linux.namespaces, on mount"):
+        os.setns(namespace, CLONE_NEWNS)  # from here on, paths are theirs
+    if fds:
+        change_root(fds.pop())
+        make_workdir("/", spec["process"]["cwd"])
+        return
+    path = spec["root"]["path"]
+    with blame(f"root.path, on {path}, in the mount namespace that is joined"):
+        change_root(os.open(path, OPEN_DIR))
+
+def move_root(path):
+    """Enter the root at PATH, where we are, without pivot_root(2), which a ramdisk has not.  The
+    host's proc and sysfs go first: who could unmount things would find them below."""
+    for point, kind, *_ in mounts_here():
+        if kind in ("proc", "sysfs") and not (point + "/").startswith(path + "/"):
+            with tolerate(errno.EINVAL, errno.ENOENT):  # it went with another one
+                umount2(point, MNT_DETACH)  # out of reach
+    mount(path, "/", None, MS_MOVE, None)  # the new root lies over the old one
+    os.chroot(".")  # and is "/" from here on
+    os.chdir("/")
+
+def mount_copy(target, row, flags, data):
+    """Where overlayfs can't stack the layers, copy them one over the other, once."""
+    if not os.path.isdir(row["source"]):
+        warn(f"overlay, on the image's layers: {why_no_overlay(row)}: copying them")
+        copy_layers(row)
+    return mount_bind(target, row, flags | MS_BIND, data)
+
+def why_no_overlay(row):
+    """What the kernel said when it was to stack a row's layers, and what that means."""
+    error = row.get("refused")
+    if error is None:
+        return "they can't be stacked with other ids"
+    if error.errno == errno.EINVAL:  # what else there is, only its log says
+        return f"{reason(error)} (does the state root lie on an overlay?)"
+    if error.errno in (errno.ENODEV, errno.ENOENT):
+        return f"{reason(error)} (module overlay)"
+    hint = hint_for(error)
+    return reason(error) + (hint and f" ({hint})")
+
+def copy_layers(row, **how):
+    """Unpack the layers of a "layers" row, one over the other, where its "copy" has them."""
+    new = row["source"] + ".new"
+    remove_tree(new)
+    os.mkdir(new, 0o755)
+    with Descriptor(os.open(new, OPEN_DIR)) as below:
+        for option in reversed(row["options"]):
+            key, _, layer = option.partition("=")
+            if key == "lowerdir":
+                with Descriptor(os.open(layer, OPEN_DIR)) as above:
+                    unpack_layer(pack_tree(above, "stored"), below, whiteouts="apply", **how)
+        syncfs(below)  # its name is trusted from here on, also after a power loss
+    os.rename(new, row["source"])
+
+# ── 17. What is shared ───────────────────────────────────────────────────────
+# Namespaces of the host's, or of another container's, in place of ones of its own: --pid, --ipc,
+# --uts, --cgroupns and --network container:X.  Another's are looked up anew at each start.
+
+def plan_sharing(spec, options):
+    """Write into the spec what it shares with the host or other containers, and what else was asked
+    for by name."""
+    for option, (kind, words) in SHARED.items():
+        word = options[option] or "private"
+        lends = option in ("pid", "ipc") and word.startswith("container:")
+        if word not in words and not lends:
+            raise Failure(f"--{option}, on {word}: not {', '.join(words)}",
+                          hint="another container's are shared by --pid, --ipc and --network "
+                               "container:X")
+        if word == "host":
+            rows = spec["linux"]["namespaces"]
+            spec["linux"]["namespaces"] = [row for row in rows if row["type"] != kind]
+        if lends:
+            spec["annotations"][f"mydocker.{kind}"] = find_container(word.partition(":")[2])["id"]
+    plan_memory_files(spec, options["ipc"] or "private")
+    if options["uts"] == "host":
+        if options["hostname"] or options["domainname"]:
+            raise Failure("--hostname: it can't go with --uts host")
+        spec["hostname"] = os.uname().nodename
+    elif options["domainname"]:
+        spec["domainname"] = options["domainname"]
+    for text in options["annotation"]:
+        key, equals, value = text.partition("=")
+        if not key or not equals or key.startswith("mydocker."):
+            raise Failure(f"--annotation, on {text}: it is KEY=VALUE, and mydocker.* is taken")
+        spec["annotations"][key] = value
+    if options["group-add"]:
+        spec["process"]["user"]["groups"] = options["group-add"]
+    plan_process_limits(spec["process"], options)
+
+def borrow_namespaces(spec, record):
+    """Let a container join what --network, --pid and --ipc container:ID name; returns the spec with
+    that, and the descriptors that it needs."""
+    lent = {kind: spec["annotations"][f"mydocker.{kind}"] for kind in ("pid", "ipc")
+            if f"mydocker.{kind}" in spec["annotations"]}
+    if ":" in record["network"]:
+        lent["network"] = record["network"].partition(":")[2]
+    rows, fds = [row for row in spec["linux"]["namespaces"] if row["type"] not in lent], []
+    for kind, lender in lent.items():
+        fds.append(lent_namespace(find_container(lender), NAMESPACES[kind][1]))
+        rows.append({"type": kind, "path": f"/proc/self/fd/{fds[-1]}"})
+    return dict(spec, linux=dict(spec["linux"], namespaces=rows)), fds
+
+def lent_namespace(lender, name):
+    """A descriptor of a running container's namespace of that name in /proc/PID/ns."""
+    fd = os.open(f"/proc/{live_pid(lender)}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    live_pid(lender)  # the pid wasn't used again before it was open
+    return fd
+
+def lent_tree(row):
+    """A copy of another container's mount.  Only in its mount namespace the kernel makes one; and
+    as there is no way back from there, a child enters it."""
+    space = lent_namespace(find_container(row["lender"]), "mnt")
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    child = os.fork()  # to enter it
+    if not child:
+        try:
+            os.setns(space, CLONE_NEWNS)
+            tree = open_tree(AT_FDCWD, row["source"],  # a copy of the mount
+                             OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+            send(theirs, "tree", [tree])
+        except Exception as error:
+            send(theirs, describe(error, "--ipc"))
+        finally:
+            os._exit(0)
+    theirs.close()
+    os.close(space)
+    message, fds = receive(ours)
+    os.waitpid(child, 0)
+    if not fds:
+        raise Failure(*message or ("--ipc: interrupted",))
+    return Descriptor(fds[0])
+
+# ── 18. Terminal and logs ────────────────────────────────────────────────────
 # With -t the command gets a terminal that is made inside, in the container's own devpts.  Only
 # its master end comes out, and `run` copies bytes between that and the caller's terminal, which
 # is in raw mode meanwhile: every key, Ctrl-C too, is for the terminal inside to interpret.  The
@@ -5293,8 +4722,8 @@ def parse_keys(text):
 GONE_ON = "mydocker: it goes on without you"
 
 def keep_caller(always=False):
-    """Where the caller may leave, by typing keys or ALWAYS, let a child do all that follows, and be
-    what he waits for.  Returns in the child: what go_behind() needs, or None where nobody types."""
+    """Where the caller may leave, by typing keys or ALWAYS, let a child do all that follows, and
+    be what he waits for.  Returns in the child: what go_behind() needs, or None if nobody types."""
     if not os.isatty(0) and not always:
         return None
     (ours, theirs), parent = os.pipe(), os.getpid()
@@ -5310,8 +4739,8 @@ def keep_caller(always=False):
     os._exit(wait_in_front(child, ours, False))
 
 def wait_in_front(child, ours, small):
-    """Pass signals on to a child until it ends, or says by OURS that the caller has left it; returns
-    the exit status.  SMALL: this process has compiled nothing; else it executes itself anew."""
+    """Pass signals on to a child until it ends, or says by OURS that the caller has left it;
+    returns the exit status.  SMALL: this process has compiled nothing; else it starts anew."""
     with Descriptor(watch_signals()) as signals:
         while True:
             ready = readable_fds([signals, ours], None if small else LINGER)
@@ -5523,7 +4952,7 @@ def cmd_logs(options, words):
                 text = encode(record.get("details", "")) + b" " + text
             outs[stream].write((when + b" " if options["timestamps"] and first else b"") + text)
 
-# ── 17. Without root ─────────────────────────────────────────────────────────
+# ── 19. Without root ─────────────────────────────────────────────────────────
 # A user namespace gives whoever makes it root's power over what belongs to it: its own ids, and the
 # other namespaces that are made in it.  What its ids mean outside is written once, from outside, to
 # /proc/PID/uid_map and gid_map.  See user_namespaces(7).
@@ -5830,7 +5259,7 @@ def why_refused():
         return "a system call filter around us may forbid it: inside a container?"
     return "sudo mydocker ..., or a kernel with CONFIG_USER_NS, and no chroot(2) around us"
 
-# ── 17b. Ids of its own ──────────────────────────────────────────────────────
+# ── 20. Ids of its own ───────────────────────────────────────────────────────
 # A container in a user namespace of its own has root's id inside, and outside that of an ordinary
 # user: what gets out of it is nobody.  The kernel gives it power over nothing but its own mounts,
 # network and host name.
@@ -6293,7 +5722,516 @@ def fill_volumes(spec, top):
                         open_in_root(root, row["destination"], OPEN_DIR)) as place:
                     fill_volume(f"/proc/self/fd/{place}", row["source"])
 
-# ── 18. Containers on disk ───────────────────────────────────────────────────
+def wants_ids(options):
+    """True if a container is to have other ids than ours."""
+    return bool(options["uidmap"] or options["gidmap"] or options["userns"] not in (None, "host"))
+
+# ── 21. Documents ────────────────────────────────────────────────────────────
+# JSON as it comes from outside has an end, no NaN, no text that can't be handed on, and a shape: a
+# type, [SHAPE], {key: SHAPE}, {str: SHAPE} for whatever keys there are, or the range in which a
+# number must lie: C's types would make another of it.  An int or a range must be there, (int,)
+# needn't.  Files that a user names are read and written here, too.
+
+JSON_LIMIT = 4 << 20  # bytes of one manifest, config or index; registries use the same limit
+DIGEST = "sha256:"  # the shape of what check_digest accepts
+
+def read_json(path):
+    return from_json(read_all(path))
+
+def from_json(text):
+    """The value of a text, or of bytes, in JSON; raises ValueError, RecursionError.  All JSON is
+    read here, by json's C half: json itself would cost each start 5 ms."""
+    from _json import make_scanner
+
+    def context():  # what make_scanner looks up in a JSONDecoder
+        pass
+
+    text = (text if isinstance(text, str) else text.decode("utf-8-sig")).strip(" \t\r\n")
+    vars(context).update(strict=True, object_hook=None, object_pairs_hook=None, parse_int=int,
+                         parse_float=finite, parse_constant=finite)
+    try:
+        value, end = make_scanner(context)(text, 0)
+    except (StopIteration, SystemError, ValueError):  # the error would be of json's
+        value, end = None, -1
+    if end != len(text):
+        import json
+        return json.loads(text, parse_float=finite, parse_constant=finite)  # says what is wrong
+    return value
+
+def finite(text):
+    """A number of JSON with a fraction or an exponent; Python would take NaN and infinities, too,
+    which nobody could read again when they were written."""
+    number = float(text)
+    if number - number != 0:
+        raise ValueError(f"{text:.20} is no number")
+    return number
+
+def plain_texts(value):
+    """Return a value of JSON if all texts in it can be given to the kernel, and written again."""
+    if isinstance(value, dict):
+        plain_texts([*value, *value.values()])
+    elif isinstance(value, list):
+        for each in value:
+            plain_texts(each)
+    elif isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("a NUL in a text")  # for the kernel the text would end there
+        try:
+            encode(value)
+        except UnicodeEncodeError:
+            raise ValueError("half a character in a text (a lone surrogate)") from None
+    return value
+
+def to_json(value):
+    """A value as JSON; strings that are not UTF-8 survive as \\udcXX escapes.  All JSON is written
+    here, by json's C half, as it is read by that."""
+    from _json import encode_basestring_ascii, make_encoder
+    encoder = make_encoder(None, repr, encode_basestring_ascii, None, ": ", ", ",
+                           False, False, True)
+    return "".join(encoder(value, 0))
+
+def write_json(path, value, durable=False):
+    write_file(path, to_json(value) + "\n", durable)
+
+def parse_json(data, what, shape):
+    """The value in DATA if it has that SHAPE; whoever wrote it is not trusted."""
+    try:
+        return check(from_json(data), shape, f"image, on {what}")
+    except (ValueError, RecursionError) as why:
+        raise Failure(f"image, on {what}: bad JSON: {why}") from None
+
+def check(value, shape, what):
+    """Return VALUE if it has that SHAPE; null is nothing, but for a digest or a size."""
+    shape = shape[0] if isinstance(shape, tuple) else shape
+    kind = shape if isinstance(shape, type) else type(shape)
+    if shape == DIGEST:
+        return check_digest(value, what)
+    if kind is range:
+        if type(value) is not int or value not in shape:
+            raise Failure(f"{what}: a number from {shape[0]} to {shape[-1]} wanted, "
+                          f"found {value!r:.60}")
+        return value
+    if not isinstance(value, kind) or kind is int and (
+            isinstance(value, bool) or not 0 <= value < 1 << 63):
+        raise Failure(f"{what}: {kind.__name__} wanted, found {value!r:.60}")
+    if isinstance(shape, list):
+        for item in value:
+            check(item, shape[0], what)
+    elif isinstance(shape, dict):
+        if str in shape:
+            shape = dict.fromkeys(value, shape[str])
+        for key, inner in shape.items():
+            if value.get(key) is not None or inner in (int, DIGEST) or isinstance(inner, range):
+                check(value.get(key), inner, f"{what}: {key:.60}")
+    return value
+
+def check_environment(items, what):
+    """Refuse a variable without a name: execve(2) would take it, nobody could read or unset it."""
+    for item in items or ():
+        if item[:1] in ("", "="):
+            raise Failure(f"{what}, on {as_typed(item)}: a variable must have a name")
+
+def read_foreign(path):
+    """The text of a file that somebody else may have written; of one without an end there is none:
+    EFBIG.  It may be a pipe, or a descriptor."""
+    with open(path, "rb", closefd=isinstance(path, str)) as file:
+        data = file.read(JSON_LIMIT + 1)
+    if len(data) > JSON_LIMIT:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+    return data.decode("utf-8", "surrogateescape")
+
+def write_named(path, data):
+    """Write a file that the user named: in one step, but into what a device or a link is, such as
+    /dev/stdout; another user's link is replaced.  The directory must be there: one that isn't has
+    been mistyped."""
+    os.stat(os.path.dirname(path) or ".")
+    there = os.lstat(path) if os.path.lexists(path) else None
+    if not there or stat.S_ISREG(there.st_mode) or (
+            stat.S_ISLNK(there.st_mode) and there.st_uid not in (0, os.geteuid())):
+        write_file(path, data)
+        return
+    with open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        file.write(encode(data))
+
+# ── 22. Sizes, times and tables ──────────────────────────────────────────────
+# What people type and read: 64m, 1h30m, a time as RFC 3339 has it; columns, JSON or a template.
+
+def parse_size(text, option):
+    """A size as docker reads it, 64m, 1.5g, 1024, in bytes."""
+    number, unit = text.rstrip("bkmgtBKMGTiI"), text.lower().lstrip("0123456789.")
+    power = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}.get(unit[:1] if unit in (
+        "", "b", *(letter + end for letter in "kmgt" for end in ("", "b", "ib"))) else "?")
+    if power is None or not number.isascii() or not number.replace(".", "", 1).isdigit():
+        raise Failure(f"{option}, on {as_typed(text)}: not a size, such as 64m or 1g")
+    size = float(number) * 1024 ** power
+    if size >= 1 << 63:
+        raise Failure(f"{option}, on {text}: more than the kernel can count")
+    return int(size)
+
+def parse_moment(text, option):
+    """A time as docker's --since has it, RFC 3339, seconds since 1970 or 1h30m ago, as logs do."""
+    import datetime
+    import re
+    span = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text or "-", re.ASCII)
+    try:
+        if span:
+            ago = sum(float(n or 0) * unit for n, unit in zip(span.groups(), (3600, 60, 1)))
+            return log_time(int((time.time() - ago) * 10**9))
+        head, part, zone = re.fullmatch(r"(.+?)(?:\.(\d*))?(Z|z|[+-]\d\d:\d\d)?", text,
+                                         re.ASCII).groups()
+        moment = to_number(head)
+        if moment is None or zone:
+            zone = (zone or "").upper().replace("Z", "+00:00")
+            moment = datetime.datetime.fromisoformat(head + zone).timestamp()
+        return log_time(int(moment) * 10**9 + int((part or "")[:9].ljust(9, "0")))
+    except (AttributeError, ValueError, OverflowError, OSError):
+        raise Failure(f"{option}, on {text}: not a time, such as 2026-01-08T09:32:52Z, 1767835972 "
+                      "or 10m") from None
+
+def nanoseconds_of(text):
+    """A duration as Go has it, 1m30s or 500ms, in nanoseconds; None if it is none."""
+    import re
+    units = {"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
+    parts = re.findall(r"(\d{1,18}(?:\.\d{1,18})?)(ms|us|ns|h|m|s)", text, re.ASCII)
+    if text != "0" and (not parts or "".join(map("".join, parts)) != text):
+        return None
+    return sum(int(float(number) * units[unit]) for number, unit in parts)
+
+def log_time(moment):
+    seconds, rest = divmod(moment, 10**9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09}Z"
+
+def log_time_of(moment):
+    return log_time(int(moment * 10**9)) if moment else "0001-01-01T00:00:00Z"
+
+def humane_size(size):
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g}{unit}"
+        size /= 1000
+    return f"{size:.3g}TB"
+
+def shorten(text, width):
+    """Text cut to WIDTH, as docker shows commands, and safe to print."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return f'"{text if len(text) <= width else text[:width - 1] + "…"}"'
+
+def age_of(moment):
+    seconds = max(0, int(time.time() - moment))
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} seconds"
+
+def show_rows(rows, headers, form):
+    """Print dicts as --format says: a table, json, a template, or "table" and a template."""
+    if form == "json":
+        lines = map(to_json, rows)
+    elif form in (None, "table"):
+        lines = columns([[*headers.values()]] + [[row[key] for key in headers] for row in rows])
+    elif form.startswith("table "):
+        titles = {key: headers.get(key, key.upper()) for row in rows or [headers] for key in row}
+        lines = columns([render(form[6:], row).split("\t") for row in [titles, *rows]])
+    else:
+        lines = [render(form, row) for row in rows]
+    for line in lines:
+        show(line)
+
+def show_json(words, look_up, template=None):
+    """Print an array of what LOOK_UP finds for each name."""
+    import json
+    found = []
+    try:
+        each("inspect", words, lambda name: found.append(look_up(name)))
+    finally:
+        if template and found:
+            show("\n".join(render(template, value) for value in found))
+        elif found:
+            show(json.dumps(found, indent=4))
+
+# ── 23. The monitor ──────────────────────────────────────────────────────────
+# Whoever started a container stays with it: carries signals and bytes, starts it again if its
+# restart policy says so, tidies up when it has ended, and passes on its exit status.  It holds the
+# container's lock as long as it lives, and the container lives no longer than it.
+
+def supervise(monitor, small):
+    """Stay with a container, start it again as its restart policy says, then tidy up. Returns its
+    exit status.  SMALL: this process has compiled nothing."""
+    record, status = monitor["record"], None
+    try:
+        status = attend(monitor, small)
+        read_again(record)
+        while restarts(record, status) and back_off(record, status):
+            status = None
+            remove_cgroups(record)
+            monitor["spec"] = read_json(container_path(record, "config.json"))
+            start_container(monitor)
+            status = attend(monitor, small)
+            read_again(record)
+        return status
+    except Exception as error:
+        record["error"], status, _ = describe(error, "run")
+        raise
+    finally:
+        if status is None:
+            status = 125
+        write_status(monitor["lock"], status)  # for `wait`
+        end_container(record, status)
+        for fd in [*monitor.get("ports", []), monitor["lock"]]:
+            os.close(fd)
+        sweep_containers()  # what killed commands left
+
+def attend(monitor, small):
+    """Carry signals and bytes until a container's PID 1 is gone; returns its exit status."""
+    status, attached = None, monitor["attached"]
+    if monitor["master"] is not None and attached and monitor["interactive"] and os.isatty(0):
+        if not monitor.get("before"):
+            monitor["before"] = raw_mode(0)
+    try:
+        watch = Watch(monitor, small)
+        with Descriptor(watch_signals()) as signals:
+            status = watch.carry(signals)
+        watch.end_visits()
+        return status
+    finally:
+        if monitor.get("before"):
+            set_terminal(0, monitor.pop("before"))
+        if status is None:  # something failed here: no container outlives that
+            kill_child(monitor["pid"])
+        if monitor.get("checker"):
+            kill_child(monitor.pop("checker"))
+        for fd in monitor["outputs"]:
+            os.close(fd)
+        if monitor["master"] is not None:
+            os.close(monitor["master"])
+
+class Watch:
+    """The loop in which a monitor carries signals and bytes while a container runs."""
+    def __init__(self, monitor, small):
+        self.monitor, self.pid, self.terminal = monitor, monitor["pid"], monitor["master"]
+        self.visits = None if monitor.get("door") is None else visits_at(monitor)
+        self.take_up()
+        self.status = self.kill_at = self.make_room_at = None  # times are time.monotonic()'s
+        if not small:
+            self.make_room_at = time.monotonic() + (1 if monitor["attached"] else 0)
+    def take_up(self):
+        """Carry what there is to carry, by who is attached."""
+        self.outputs, self.inputs = relays(self.monitor)
+        if self.visits:
+            self.visits.hear(self.outputs)
+    def end_visits(self):
+        if self.visits:
+            self.visits.close()
+    def carry(self, signals):
+        """Go on until PID 1 is gone and all that it said is delivered; returns its exit status."""
+        arrived = [_signal.SIGCHLD]  # it may be gone already, and its signal taken as it started
+        while True:
+            for number in arrived:
+                self.on_signal(number)
+            if self.status is not None and not any(stream.busy() for stream in self.outputs):
+                return self.status
+            self.act_in_time()
+            ready = wait_ready(signals, self.streams(), self.next_deadline())
+            if self.status is not None and self.is_idle() and not ready:
+                return self.status  # somebody outside holds the other end: no end of file will come
+            hung_up = not all([moved(stream) for stream in ready])
+            arrived = take_signals(signals)
+            if any(keys.left and not keys.waiting for keys in self.inputs):
+                self.leave_caller()
+            if hung_up or _signal.SIGHUP in arrived:
+                self.hang_up()
+    def on_signal(self, number):
+        """Bury PID 1, or pass a signal on to it."""
+        if self.status is not None:
+            return
+        if number == _signal.SIGCHLD:
+            if self.monitor.get("checker"):
+                end_check(self.monitor)
+            gone, wait_status = os.waitpid(self.pid, os.WNOHANG)
+            if gone:
+                self.status = exit_status(wait_status)
+                give_back(self.monitor, sum(len(keys.waiting) for keys in self.inputs))
+        elif number == _signal.SIGWINCH and self.terminal is not None and self.monitor["attached"]:
+            resize(self.terminal)
+        elif number in (_signal.SIGTERM, _signal.SIGHUP) and not self.monitor["attached"] and (
+                "lock" in self.monitor):  # else it is of `exec`
+            self.stop()
+        elif number in DEADLY and self.monitor.get("deaf"):
+            self.leave_caller()
+        else:
+            os.kill(self.pid, number)
+    def stop(self):
+        """End the container for good, in the time that it has for that: somebody ends us, as a
+        host does that goes down."""
+        record = self.monitor["record"]
+        stopped = container_path(record, "stop")
+        if not os.path.exists(stopped):  # else it is `stop` that ends us
+            touch_if_there(stopped)
+            touch_if_there(container_path(record, "halt"))
+        thaw(record["cgroups"])  # nothing frozen takes a signal
+        os.kill(self.pid, record["stop_signal"])
+        if self.kill_at is None and record["stop_timeout"] >= 0:
+            self.kill_at = time.monotonic() + record["stop_timeout"]
+        self.make_room_at = None  # a second monitor wouldn't know
+    def act_in_time(self):
+        """Do what was to be done at a certain time."""
+        now = time.monotonic()
+        if self.status is not None:
+            return
+        if self.kill_at and now > self.kill_at:
+            self.kill_at = None
+            thaw(self.monitor["record"]["cgroups"])
+            os.kill(self.pid, _signal.SIGKILL)
+        if self.monitor.get("check_at") and now > self.monitor["check_at"]:
+            begin_check(self.monitor)
+        if self.make_room_at is not None and now > self.make_room_at and self.can_make_room():
+            self.make_room_at = None
+            keys = self.inputs[0] if self.inputs else None
+            self.monitor["typed"] = keys.last if keys and keys.open else None
+            make_room(self.monitor)
+    def streams(self):
+        if self.status is not None:
+            return self.outputs
+        streams = self.outputs + self.inputs
+        return streams + [self.visits, *self.visits.streams()] if self.visits else streams
+    def is_idle(self):  # no byte is on its way
+        return not any(stream.waiting for stream in self.streams())
+    def can_make_room(self):  # nor a key that may be the first of those to leave, nor a visitor
+        return self.is_idle() and not any(keys.held for keys in self.inputs) and not (
+            self.visits and self.visits.guests)
+    def next_deadline(self):
+        """When to look again without any event, or None."""
+        if self.status is None:
+            room_at = self.make_room_at if self.can_make_room() else None
+            times = self.kill_at, room_at, self.monitor.get("check_at")
+            return min(filter(None, times), default=None)
+        return time.monotonic() + LINGER if self.is_idle() else None
+    def leave_caller(self):
+        """The caller has typed the keys to leave, or sent us away: go on in the background."""
+        monitor = self.monitor
+        if monitor.get("before"):
+            set_terminal(0, monitor.pop("before"))
+        logged = "lock" in monitor and monitor["record"].get("log", ()) is not None
+        monitor.update(attached=False, logged=logged, deaf=False)
+        go_behind(monitor["front"])
+        monitor["front"] = None
+        if "lock" in monitor:
+            note_container(monitor["record"], "detach")
+        self.take_up()
+    def hang_up(self):
+        """The caller's terminal is gone: so is the one inside, and PID 1 has GRACE seconds."""
+        if self.terminal is None or not self.monitor["attached"]:
+            return
+        os.close(self.terminal)  # the kernel tells all inside: SIGHUP, and end of file
+        self.outputs, self.inputs, self.terminal, self.make_room_at = [], [], None, None
+        self.monitor["master"] = None
+        self.kill_at = time.monotonic() + GRACE
+
+def moved(stream):
+    """Let a stream move; False if the terminal at its end is gone."""
+    try:
+        stream.move()
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            if os.isatty(stream.source):
+                raise Unread() from None
+            stream.stop()
+            return True
+        if error.errno != errno.EIO:
+            raise Failure(f"write, on standard output: {reason(error)}") from None
+        stream.waiting, stream.sink = b"", None
+        return False
+    return True
+
+def wait_ready(signals, streams, deadline):
+    """Wait for a signal or for bytes to move; returns the streams that can."""
+    poll, wanted = select.poll(), {}
+    poll.register(signals, select.POLLIN)
+    busy = [stream for stream in streams if stream.busy()]
+    for stream in busy:
+        fd, events = stream.wants()
+        wanted[fd] = wanted.get(fd, 0) | events
+        poll.register(fd, wanted[fd])
+    ready = dict(poll_until(poll, deadline))
+    ended = select.POLLHUP | select.POLLERR
+    return [stream for stream in busy
+            if ready.get(stream.wants()[0], 0) & (stream.wants()[1] | ended)]
+
+def restarts(record, status):
+    """True if a container that has ended so is to be started again."""
+    policy, _, most = record["restart"].partition(":")
+    if os.path.exists(container_path(record, "stop")) or policy == "no":
+        return False
+    if policy != "on-failure":
+        return True
+    return status != 0 and record["restarts"] < int(most or 1 << 63)
+
+def back_off(record, status):
+    """Wait before a restart, 0.1 s and then each time twice as long; False if told to end. As
+    docker has it: a minute at most, and from the start again after a run of 10 seconds."""
+    now, delay = time.time(), 0.1
+    if now < record["started"] + 10:
+        delay = min(2 * record.get("delay", 0.05), 60)
+    note_death(record, status, was_out_of_memory(record))
+    change_record(record, pid=0, status=status, finished=now, delay=delay,
+                  restarts=record["restarts"] + 1)
+    with Descriptor(watch_signals()) as signals:
+        while time.time() < now + delay:
+            readable_fds([signals], now + delay - time.time())
+            if DEADLY & set(take_signals(signals)):
+                return False
+    return not os.path.exists(container_path(record, "stop"))
+
+def make_room(monitor):
+    """Execute this program again, from its bytecode, as `monitor`: compiling took 15 MB. The
+    process stays the same: its child, its blocked signals and its locks come along."""
+    carried = os.memfd_create("monitor", 0)
+    os.write(carried, marshal.dumps(monitor))
+    names = "lock", "program", "master", "stdin", "typist", "feed", "door", "front"
+    for fd in map(monitor.get, names):
+        if fd is not None:
+            os.set_inheritable(fd, True)
+    for fd in monitor["outputs"] + monitor.get("ports", []):
+        os.set_inheritable(fd, True)
+    words = [own_python(), "-I", "-S", "-X", "utf8",
+             f"/proc/self/fd/{monitor['program']}", "monitor", str(carried)]
+    try:
+        os.execv("/proc/self/exe", words + sys.argv)  # the last for those who read ps
+    except OSError:  # then it stays as large as it is
+        os.close(carried)
+
+@command("FD [ARG...]", HIDDEN, takes=ANY, mixed=False)
+def cmd_monitor(_, words):
+    try:
+        with open(int(words[0]), "rb") as file:
+            file.seek(0)
+            monitor = marshal.loads(file.read())
+    except (IndexError, ValueError, OSError, EOFError, TypeError):
+        raise Failure("monitor: it can't be typed, only `run` becomes it") from None
+    return supervise(monitor, True)
+
+def await_end(record):
+    """Wait until a container's monitor has ended, or its PID 1; a moment if that has, or isn't
+    there yet.  A lock would be waited for for ever if somebody stopped the monitor."""
+    try:
+        monitor, first = process_fd(record["monitor"], record["monitor_start"]), None
+    except OSError as error:
+        if error.errno not in NOT_TO_BE_HAD:
+            raise
+        time.sleep(0.05)
+        return
+    if monitor is None:
+        return
+    with monitor:
+        if is_alive(record):
+            first = process_fd(record["pid"], record["pid_start"])
+        if first is None:
+            readable_fds([monitor], 0.1)
+            return
+        with first:
+            readable_fds([monitor, first])
+
+# ── 24. Containers on disk ───────────────────────────────────────────────────
 # One directory for each container, containers/<id>/ below the state root:
 #
 #   config.json   the spec: all that init was told, in the OCI's form
@@ -6635,7 +6573,7 @@ def cmd_rename(_, words):
     unlink_if_there(state_path("names", old))
     note_container(record, "rename", oldName=old)
 
-# ── 18b. Events ──────────────────────────────────────────────────────────────
+# ── 25. Events ───────────────────────────────────────────────────────────────
 # What happens to containers, images, volumes and networks is noted by whoever does it, a command or
 # a monitor: no daemon is there to be asked.  A note is a line of JSON in events.log of the state
 # root, written under that file's lock, so that lines don't mix and their times only grow.  A full
@@ -6800,7 +6738,7 @@ def cmd_events(options, _):
         else:
             show(event_line(row))
 
-# ── 19. Living with containers ───────────────────────────────────────────────
+# ── 26. Living with containers ───────────────────────────────────────────────
 # What a container does is asked of the kernel each time: its lock says whether it is watched, its
 # first process and that one's start time whether it runs, its cgroups whether it is frozen.
 
@@ -7121,7 +7059,7 @@ def exec_process(options, args, old):
         process["capabilities"] = held_capabilities(process["capabilities"])
     return process
 
-# ── 19b. What can be seen of them ────────────────────────────────────────────
+# ── 27. What can be seen of them ─────────────────────────────────────────────
 # `ps`, `inspect`, `stats` and `top`: what is on record of a container, what its cgroups count, and
 # what the kernel says of its processes.  A new column of `ps` is a key in ps_row.
 
@@ -7345,7 +7283,7 @@ offer("run",
       ("--mount", "SPEC...", "the same, spelled out: type=bind,source=...,target=..."),
       ("--volumes-from", "CONTAINER[:ro]...", "mount what another container has mounted"))
 
-# ── 19c. Health checks ───────────────────────────────────────────────────────
+# ── 28. Health checks ────────────────────────────────────────────────────────
 # A container may have a command that says whether it does its work, not only runs: --health-cmd, or
 # the image's Healthcheck.  Its monitor has that run now and then, as `exec` would, by a process of
 # its own: `health`, which waits for it, reads what it says and keeps the last results beside the
@@ -7528,7 +7466,7 @@ def health_shown(record):
         return {"Health": read_json(container_path(record, "health.json"))}
     return {}
 
-# ── 19d. Attach ──────────────────────────────────────────────────────────────
+# ── 29. Attach ───────────────────────────────────────────────────────────────
 # A container's monitor has its terminal, or the pipes by which it speaks.  Whoever comes later gets
 # copies: `attach` makes fifos in the container's directory, which only root can enter, and writes
 # their name into one more fifo there, the door, at which the monitor listens.  No socket is made
@@ -7801,7 +7739,25 @@ def status_of_end(record, lock):
             return now.get("status") or 0
         time.sleep(0.01)
 
-# ── 20. Volumes ──────────────────────────────────────────────────────────────
+def launch_apart(state, plan, options, birth):
+    """Stay with a container, but with some of its streams alone; without its words its id is."""
+    if options["detach"]:
+        raise Failure("--attach: it can't go with --detach")
+    names = [name.lower() for name in options["attach"]]
+    known = ["stdin", "stdout", "stderr"]
+    for name in names:
+        if name not in known:
+            raise Failure(f"--attach, on {as_typed(name)}: not stdin, stdout or stderr")
+    state["interactive"] = options["interactive"] and "stdin" in names
+    state["hidden"] = [fd for fd, name in enumerate(known) if name not in names]
+
+    def ready():
+        if {1, 2} <= {*state["hidden"]}:
+            show(plan["id"])
+
+    return launch(state, plan["guard"], options["cidfile"], birth, ready)
+
+# ── 30. Volumes ──────────────────────────────────────────────────────────────
 # A volume is a directory, volumes/<name>/_data, that is bind-mounted where it is wanted; a new one
 # is filled with what the image has at that place.  Labels of it stand beside that, in labels.json.
 
@@ -8100,7 +8056,7 @@ def cmd_volume_prune(options, _):
             cmd_volume_rm(options, name)
             show(name)
 
-# ── 21. Unpacking tar ────────────────────────────────────────────────────────
+# ── 31. Unpacking tar ────────────────────────────────────────────────────────
 # POSIX.1-2017 pax, "ustar Interchange Format"; GNU: tar manual, "Basic Tar Format".
 # What the library does with extended headers that lie takes all memory, or for ever
 # (CVE-2019-20907, CVE-2024-6232, CVE-2025-8194), so headers are taken apart here.
@@ -8549,7 +8505,7 @@ def keeps_xattr(name):
     return (name == b"security.capability" or name.startswith(b"system.posix_acl_")
             or name.startswith(b"user.") and not name.startswith(b"user.overlay."))
 
-# ── 22. Writing tar ──────────────────────────────────────────────────────────
+# ── 32. Writing tar ──────────────────────────────────────────────────────────
 # What is packed is read by descriptors, in the order of names, so that the same tree is the same
 # archive; what ustar can't hold stands in PAX records.
 
@@ -8708,7 +8664,7 @@ def read_extents(fd, front, extents):
             size = min(CHUNK, offset + length - at)
             yield os.pread(fd, size, at).ljust(size, b"\0")
 
-# ── 23. Copying files ────────────────────────────────────────────────────────
+# ── 33. Copying files ────────────────────────────────────────────────────────
 # `cp` reads and writes a container's tree, living or not, by descriptors that no link leads out of.
 # A living tree is no layer: nothing in it is removed to make room, and no mount is crossed.
 
@@ -9090,7 +9046,7 @@ def pack_entry(source, name, new_name):
         yield from pack_file(source, name, new_name, info, {})
         yield bytes(1024)
 
-# ── 24. What an image is ─────────────────────────────────────────────────────
+# ── 34. What an image is ─────────────────────────────────────────────────────
 # An image is three kinds of files, each named after its own sha256 (OCI image-spec):
 #
 #   index.json ──name──▶ manifest ──▶ config   what to run; its digest is the image's id
@@ -9463,7 +9419,7 @@ def decompress(kind, chunks):
     for _ in source.chunks:  # the digest covers what is behind, too
         pass
 
-# ── 25. The store ────────────────────────────────────────────────────────────
+# ── 35. The store ────────────────────────────────────────────────────────────
 # images/ is an OCI image layout, which other tools read and write in place, `skopeo inspect
 # oci:/var/lib/mydocker/images:docker.io/library/alpine:latest`.  A layer is also unpacked, once,
 # in layers/<diff id>, the digest of the plain tar, for overlayfs to stack.
@@ -9715,7 +9671,7 @@ def store_documents(config, layers):
                    "size": len(config)}}).encode()
     return image_id, {"mediaType": MANIFEST_TYPE, "digest": store_blob(data), "size": len(data)}
 
-# ── 26. In and out ───────────────────────────────────────────────────────────
+# ── 36. In and out ───────────────────────────────────────────────────────────
 # What becomes an image, and what an image becomes: archives of docker's and the OCI's, a root file
 # system, a container's changes.
 
@@ -10160,7 +10116,7 @@ def names_below(layers, names):
                 found.update(os.listdir(inside))
     return found
 
-# ── 27. Speaking to registries ───────────────────────────────────────────────
+# ── 37. Speaking to registries ───────────────────────────────────────────────
 # OCI distribution-spec 1.1; Docker's registry documentation, "Token Authentication".
 #
 # What servers say is untrusted, each word with its bounds.  A secret is shown to whom it is for,
@@ -10656,7 +10612,7 @@ def ask_login(options):
 def cmd_logout(_, words):
     change_auths("".join(words), None)
 
-# ── 28. Pull and push ────────────────────────────────────────────────────────
+# ── 38. Pull and push ────────────────────────────────────────────────────────
 # A layer's bytes are kept while they come, in images/pulls/DIGEST, also the lock of whoever is
 # fetching it: the next pull goes on where one broke off.  An empty file there, called after a
 # manifest, keeps the layers that its pull has finished, until its end or for a week.  Three layers
@@ -11022,7 +10978,7 @@ def upload_place(response, digest=""):
         place += ("&" if "?" in place else "?") + "digest=" + digest
     return place
 
-# ── 29. Build: the file ──────────────────────────────────────────────────────
+# ── 39. Build: the file ──────────────────────────────────────────────────────
 # A Dockerfile is read line by line: an instruction is a line with those that it goes on in, and the
 # here-documents that it names stand behind it.  Nothing in this chapter acts: it makes instructions
 # of the text, words of those, and answers what a pattern means.  Docker's "Dockerfile reference".
@@ -11445,7 +11401,7 @@ def walk(fd, top, ignored):
                     hidden = False
                 yield row
 
-# ── 30. Build: config and files ──────────────────────────────────────────────
+# ── 40. Build: config and files ──────────────────────────────────────────────
 # These instructions change the config of a stage, or put a layer on it that is made of files, as
 # the tar that they are going to be.  Where a path leads in the image is asked of the image, by
 # descriptors that no link leads out of; so is where it leads in the context.
@@ -11917,7 +11873,7 @@ def save_url(build, url, path):
     except (TypeError, ValueError, OverflowError, IndexError):
         return sha256.hexdigest(), 0  # it doesn't say
 
-# ── 31. Build: RUN ───────────────────────────────────────────────────────────
+# ── 41. Build: RUN ───────────────────────────────────────────────────────────
 # RUN's container is `run`'s own, with the same walls.  It writes into a directory of ours, which
 # becomes the layer.  Its monitor is a process that dies with this one, and the container with it,
 # and all that is left then is swept: there is nothing of it on record.
@@ -12305,7 +12261,7 @@ class BuildProgress:
             message, status, hint = describe(error, self.owner.name)
             raise self.owner.no(message, status, hint) from None
 
-# ── 31b. Build: git and ssh ──────────────────────────────────────────────────
+# ── 42. Build: git and ssh ───────────────────────────────────────────────────
 # What others hold: sources in a repository, which the host's own git fetches, and keys in an agent,
 # which RUN may ask to sign.  A repository is an attacker's: git is told to run nothing that it
 # names, and to speak to nothing but servers.  So is RUN: its agent is a process of ours, which
@@ -12498,7 +12454,7 @@ def read_agent_message(channel):
     data = channel.recv(size, _socket.MSG_WAITALL) if size else b""
     return data if len(data) == size else None
 
-# ── 32. Build ────────────────────────────────────────────────────────────────
+# ── 43. Build ────────────────────────────────────────────────────────────────
 # A build is stages, a stage an image on its way.  Each image with a new layer is kept without a
 # name, and built/KEY says which it is.  The key is a digest of all that counts: the key of the step
 # before, the instruction, what its variables mean, what is in its files, but not their times.  So a
@@ -12964,7 +12920,7 @@ def is_of_platform(image, wanted):
     return platform_name(*wanted.lower().split("/")) == platform_name(
         "linux", config.get("architecture") or "", config.get("variant") or "")
 
-# ── 33. Netlink ──────────────────────────────────────────────────────────────
+# ── 44. Netlink ──────────────────────────────────────────────────────────────
 # Links, addresses, routes and rules are asked for by netlink(7): a message is a header, a second
 # one of its kind, and attributes (u16 length, u16 type, value, padding to 4 bytes), whose value may
 # be attributes again.
@@ -13111,7 +13067,7 @@ def bring_up_loopback():
     """Set lo up: 127.0.0.1 works inside, and nothing else does."""
     netlink(NETLINK_ROUTE, "lo", [link_message("lo", up=IFF_UP)])  # the only link it has
 
-# ── 34. The packet filter ────────────────────────────────────────────────────
+# ── 45. The packet filter ────────────────────────────────────────────────────
 # The rules are the same for all, in one table.  What differs is in its sets: a network is one
 # element in two, a published port is one in a map, a container without ports is none:
 #
@@ -13478,7 +13434,7 @@ def read_option(fd, number, size):
     getsockopt(fd, _socket.IPPROTO_IP, number, words, length)
     return bytes(words)
 
-# ── 35. Networks ─────────────────────────────────────────────────────────────
+# ── 46. Networks ─────────────────────────────────────────────────────────────
 # A network namespace has links, addresses, routes and a packet filter of its own; a new one holds
 # lo, and that is down.  A veth pair is a cable into it, a bridge the switch where cables end:
 #
@@ -13893,7 +13849,7 @@ def cmd_network_prune(options, _):
 also_called("network ls", "network list")
 also_called("network rm", "network remove")
 
-# ── 36. A container's networks ───────────────────────────────────────────────
+# ── 47. A container's networks ───────────────────────────────────────────────
 # `run` makes the cables from outside while init boots; the kernel removes them with the container's
 # namespace.  Where a container is plugged in stands in a file of its own, wiring.json, which its
 # monitor and the commands read and change under its lock.
@@ -14343,7 +14299,7 @@ def network_settings(record):
         places[record["network"]] = {**first, "Aliases": []}
     return {**first, "Ports": ports, "Networks": places}
 
-# ── 37. Ports and names ──────────────────────────────────────────────────────
+# ── 48. Ports and names ──────────────────────────────────────────────────────
 # A published port is a socket of the host's that the monitor holds: as long as it is open no other
 # program can have it.  Packets take another way, by the packet filter.
 #
@@ -14630,7 +14586,7 @@ def cmd_port(_, words):
     for port, host in rows:
         show(host if wanted else f"{port} -> {host}")
 
-# ── 38. A process's traits ───────────────────────────────────────────────────
+# ── 49. A process's traits ───────────────────────────────────────────────────
 # What only an engine's config.json asks of a process: when it may run, what its reads and writes
 # give way to, which kernel it takes this for, and where its memory comes from.  A new trait is a
 # row in OCI_FIELDS, a check here, and a kernel call.
@@ -14724,7 +14680,7 @@ def set_personality(process):
         personality = kernel("personality", LONG)
         personality(PERSONALITIES[row["domain"]])  # personality(2)
 
-# ── 39. The OCI's config.json ────────────────────────────────────────────────
+# ── 50. The OCI's config.json ────────────────────────────────────────────────
 # What an engine wants is a document, config.md of the OCI's runtime-spec.  One table says for each
 # of its fields what shape and bounds it has; what isn't carried out is refused by name.
 
@@ -15209,7 +15165,69 @@ def rootless_parts(spec):
         mounts.append(dict(row, options=words))
     return {"linux": linux, "mounts": mounts}
 
-# ── 40. The OCI runtime ──────────────────────────────────────────────────────
+# ── 51. Commands that engines share ──────────────────────────────────────────
+# `run`, `create`, `kill` and others mean one thing to docker's users and another to the engines
+# that take us for runc.  Which one is meant is told by the id, by an option that only engines give,
+# or by how it is typed.
+
+def for_engines(name, *rows, only=(), typed=None):
+    """Make a function carry out the command NAME where it is about an engine's container, and add
+    options to it.  ONLY: those that only engines give, so that one of them tells.  TYPED: the name
+    of a function that tells it from the words."""
+    def register(function):
+        offer(name, *rows)
+        COMMANDS.setdefault(name, {}).update(engine=function.__name__, only=only, typed=typed,
+                                             theirs=[*map(long_name, rows)])
+        return function
+
+    return register
+
+def is_for_engine(row, options, words):
+    """True if a command is about an engine's container: by its id, an option, or how it's typed."""
+    if "engine" not in row:
+        return False
+    name = words[0] if words else ""
+    return (any(options[key] for key in row["only"]) or (
+        is_name(name.replace("+", "-")) and os.path.exists(state_path("oci", name))) or (
+        row["typed"] is not None and globals()[row["typed"]](words)))
+
+def names_signal(words):
+    """True for `kill ID SIGNAL` as engines have it: Docker's has an option for that."""
+    if len(words) != 2 or os.path.lexists(state_path("names", words[1])):
+        return False
+    try:
+        return words[1] == "0" or parse_signal(words[1], "kill") > 0
+    except Failure:
+        return False
+
+def names_any(words):
+    """True for `ps ID`: there is only one of engines."""
+    return bool(words)
+
+def names_bundle(words):
+    """True for `run ID` as engines have it, with the bundle in the current directory: many a
+    program's own settings are in a config.json."""
+    if len(words) != 1 or not is_name(words[0]) or not os.path.isfile("config.json"):
+        return False
+    with tolerate():
+        if '"ociVersion"' not in read_text("config.json"):
+            return False
+    try:
+        return not find_image(words[0])
+    except Failure:
+        return True  # no image of that name is meant
+
+def creates_bundle(words):
+    """True for `create ID` as engines have it, with the bundle in the current directory, unless an
+    image is called so."""
+    if len(words) != 1 or words[0].startswith("/") or not os.path.lexists("config.json"):
+        return False
+    try:
+        return not find_image(words[0])
+    except Failure:
+        return True
+
+# ── 52. The OCI runtime ──────────────────────────────────────────────────────
 # Here an engine (podman, a shim of containerd) is the monitor: `create` makes the container and
 # leaves, with init waiting at a gate, a fifo, before its last step; `start` writes a byte into
 # that.  The engine inherits init, waits for it, and has its descriptors.  What `create` was told,
@@ -15659,7 +15677,7 @@ def cmd_delete(options, words):
     if record or not options["force"]:
         delete_container(known_oci(words[0]), options["force"])
 
-# ── 40b. What engines ask ────────────────────────────────────────────────────
+# ── 53. What engines ask ─────────────────────────────────────────────────────
 # What an engine's container is, which processes it has, and what it uses: the words and the forms
 # are runc's.  Counters come from its cgroups, in v1's files or v2's, processes from /proc.
 
@@ -15903,7 +15921,7 @@ def huge_page_stats(dirs):
                     dirs, start + ".events").get("max", 0)}
     return found
 
-# ── 40b. What engines are handed, and hand in ────────────────────────────────
+# ── 54. What engines are handed, and hand in ─────────────────────────────────
 # A filter can tell somebody outside of a system call, who then decides what comes of it: an agent
 # that listens on a socket, and gets a descriptor for that.  See seccomp_unotify(2) and, for what is
 # sent, "The Container Process State" in the runtime-spec's config-linux.md.
@@ -16102,7 +16120,7 @@ def leave_cache(record):
         with tolerate(errno.ENOENT):
             os.rmdir(path)
 
-# ── 41. This host ────────────────────────────────────────────────────────────
+# ── 55. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.
 #
 # Python compiles a script at each start, a tenth of a second for this one.  So what is installed is
@@ -16464,7 +16482,7 @@ def cmd_uninstall(_, words):
     with tolerate(errno.ENOENT, errno.ENOTEMPTY):
         os.rmdir(os.path.dirname(source))
 
-# ── 42. The narrator ─────────────────────────────────────────────────────────
+# ── 56. The narrator ─────────────────────────────────────────────────────────
 # --explain tells what is done as it is done: a heading for each stage, under it the kernel calls,
 # and behind each what it is for, which is the comment behind the line of this file that makes it.
 # Nothing else of the program knows of it: it puts a printing shell around the functions that
@@ -16928,7 +16946,7 @@ for told in [*"run exec start commit pull build load import".split(), "network c
     offer(told, ("--explain", "[=all]", "tell each kernel call and why; all: the small ones, too"),
           ("--step", "", "tell, and stop before each stage; s is a shell there"))
 
-# ── 43. Told from outside ────────────────────────────────────────────────────
+# ── 57. Told from outside ────────────────────────────────────────────────────
 # `explain` tells of any process what of a container it has, whoever made it: Docker, podman,
 # Kubernetes, we, or nobody.  All of it stands in /proc/PID, in its cgroups and in its mount table;
 # what is its own is what differs from the host's first process.
@@ -17276,7 +17294,7 @@ def block_devices(pid):
                     if stat.S_ISBLK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
     return []
 
-# ── 43b. Templates ───────────────────────────────────────────────────────────
+# ── 58. Templates ────────────────────────────────────────────────────────────
 # --format takes what docker's users know: a small part of Go's text/template.  A template is text
 # with actions in {{ }}: a pipeline, whose value is printed, or `if`, `range` and `with` up to their
 # `end`.  An action becomes a tuple whose first word names it, and is carried out in a scope, which
@@ -17628,7 +17646,7 @@ FUNCTIONS = {  # name: (how many operands it takes at least, what it does)
     "ge": (2, lambda one, other: same_kind(one, other) and one >= other),
     "not": (1, lambda value: not value), "and": (1, None), "or": (1, None)}
 
-# ── 44. Docker's words ───────────────────────────────────────────────────────
+# ── 59. Docker's words ───────────────────────────────────────────────────────
 # What a docker user types without thinking and what is no command of ours by that name: groups of
 # commands, near misses, and what stays out, which answers with what to use instead.
 
@@ -17741,7 +17759,7 @@ def cmd_system_prune(options, _):
 offer("create", *(row for row in OPTIONS["run"].values() if row[0] not in OPTIONS["create"]
                   and row[0] not in ("-d --detach", "--keep", "--no-subreaper")))
 
-# ── 45. Main ─────────────────────────────────────────────────────────────────
+# ── 60. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.
 
 GLOBAL_OPTIONS = (
