@@ -901,7 +901,8 @@ test_not_executable() { # fail: directory, file without x, bad interpreter line,
   fails 127 'missing' run --init ./missing
 }
 
-test_read_only_state() { # fail: where the state can't be written, the hint says where else it may be
+test_read_only_state() { # fail: where the state can't be written, the hint says where else it
+  # may be
   mkdir state
   mydocker=(unshare -m bash -ec 'mount -t tmpfs -o ro none state; exec "$@"' bash "${mydocker[@]}")
   fails 125 'state.*: read-only file system' --root "$PWD/state" run /bin/true
@@ -1461,7 +1462,14 @@ test_killed_while_starting() { # monitor: killed at any moment of the start, it 
 
 test_settled() { # monitor: after it has executed itself again, too, it carries status, signals,
   # input and size
-  local inside word='tr "\\0" " " <"/proc/$(cat id)/cmdline" | grep -qE " monitor [0-9]+ "'
+  local inside
+  cat >settled <<'END'
+until pid=$(cat id) && child=$(cat "/proc/$pid/task/$pid/children") &&
+  cat "/proc/$pid/cmdline" "/proc/${child% }/cmdline" | tr '\0' ' ' |
+    grep -qE ' front [0-9]+ .* monitor [0-9]+ '
+do sleep 0.02; done
+touch there
+END
   start run /bin/sh -c 'echo ready; until [ -e go ]; do sleep 0.05; done; echo out; exit 7'
   wait_for made_room "$pid"
   touch go
@@ -1472,7 +1480,7 @@ test_settled() { # monitor: after it has executed itself again, too, it carries 
   wait_for made_room "$pid"
   kill -TERM "$pid"
   ended 9
-  tty 5 '^here$' "@do until $word; do sleep 0.02; done; touch there" '^ready$' '@size 33 44' \
+  tty 5 '^here$' "@do timeout $patience sh settled" '^ready$' '@size 33 44' \
     '' $'until [ "$(stty size)" = "33 44" ]; do :; done; exit 5\r' -- \
     bash -c 'echo $$ >id; exec "$@"' bash "${mydocker[@]}" run -it /bin/sh -c \
     'echo here; until [ -e there ]; do sleep 0.05; done; echo ready; exec /bin/sh'
@@ -2602,7 +2610,8 @@ test_few_powers() { # security: an error that comes of a capability that we lack
   touch root/owned
   chown 7:7 root/owned
   make_image box
-  [[ $(own_capabilities) == $(($(own_capabilities) | 0xa80425fb | 1 << 21 | 1 << 19 | 1 << 12)) ]] ||
+  [[ $(own_capabilities) == \
+    $(($(own_capabilities) | 0xa80425fb | 1 << 21 | 1 << 19 | 1 << 12)) ]] ||
     skip 'capabilities are missing here'
   run 0 run -d --network none --name one box sleep 1000
   run 0 run -d --network none --name two -u 1234 box sleep 1000
@@ -3621,7 +3630,8 @@ END
     [ "$("$PYTHON" -I filtered.py "$@" run --privileged /bin/echo started)" = started ]'
 }
 
-test_limit_no_trees() { # limits: where the cgroup trees are read-only, or not mounted, the hint says so
+test_limit_no_trees() { # limits: where the cgroup trees are read-only, or not mounted, the hint
+  # says so
   need unshare mount umount
   own_mounts '
     trees=$(grep -E " - cgroup2? " /proc/self/mountinfo | cut -d " " -f 5)
@@ -4763,8 +4773,8 @@ test_ids_shared() { # ids: what others have can be shared: network, processes, t
   run 0 rm -f a
 }
 
-test_rootless_no_bridge() { # rootless: bridges, options of networks that have none and a helper that
-  # can't are refused with a word
+test_rootless_no_bridge() { # rootless: bridges, options of networks that have none and a helper
+  # that can't are refused with a word
   outsider
   mknod -m 600 tun c 10 200
   fails 125 'network create, on x: only root .*hint: .*container:ID' network create x
@@ -4865,8 +4875,8 @@ test_rootless_visits() { # rootless: health checks, events, a terminal that is l
 
 # ── Containers on disk ───────────────────────────────────────────────────────
 
-test_pidfd_forbidden() { # life: where a filter around us forbids pidfds, signals find their way, and
-  # what has ended is noticed
+test_pidfd_forbidden() { # life: where a filter around us forbids pidfds, signals find their way,
+  # and what has ended is noticed
   cat >filtered.py <<'END'
 import ctypes, os, struct, sys
 
@@ -6071,7 +6081,8 @@ test_detach_keys() { # attach: the keys to leave work on run -it, start -ai and 
   run 0 rm -f "$name"
 }
 
-test_leave_unlogged() { # attach: what --log-driver none has said isn't kept when its caller has left
+test_leave_unlogged() { # attach: what --log-driver none has said isn't kept when its caller has
+  # left
   local name=t$n
   own_state
   tty 0 '^ready' $'one\n' '^got one$' $'\x10\x11' -- "${mydocker[@]}" run -it --rm --name "$name" \
@@ -14185,7 +14196,8 @@ bench_podman() { # start: podman run --rootfs, busybox
   row=("${podman[@]}" "${podman_run[@]}" --net none --rootfs "$PWD/root" /bin/true)
 }
 
-by_outsider() { # by_outsider NAME: in ./NAME, from here on ${user[@]} is an ordinary user; see there
+by_outsider() { # by_outsider NAME: in ./NAME, from here on ${user[@]} is an ordinary user; see
+  # there
   mkdir "$1"
   chmod 755 . "$1"
   if [[ -d root ]]; then cp -a root "$1"; fi
