@@ -4978,7 +4978,7 @@ test_truth() { # life: ps tells the truth after kill -9, after a reboot,
   run 0 ps -a
   unlike "$out" "${id:0:12}"
   like "$err" "^mydocker: warning: container, on [^ ]*$id: its record is damaged, ignoring"
-  [[ -d state/containers/$id/rootfs ]] # it is there for whoever wants to look
+  [[ -e state/containers/$id/lock ]] # it is there for whoever wants to look
   rm "state/containers/$id/record.json"
   run 0 ps -a
   is "$(find state after -path '*/running/*')" ''
