@@ -7618,6 +7618,7 @@ new_disk() { # an empty file system in ./disk.img
 # then the disk loses its power, unless FLAG is empty, and the host its cgroups
 powered() {
   local got=0 id
+  : >stdout # of the one before
   unshare -m --propagation private --pid --fork --kill-child --mount-proc bash -exc '
     mount -o loop disk.img disk
     "${@:3}" >stdout &
