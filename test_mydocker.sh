@@ -1768,7 +1768,7 @@ test_twenty_runs() { # root: twenty runs in a row leave nothing
 }
 
 test_read_only() { # root: --read-only lets nothing be written
-  local name=.mydocker-test.$$ place
+  local name=.mydocker-test.$unique place
   for place in "$here" "$PWD" /etc / /dev; do
     run 0 run --read-only /bin/sh -c "echo >'$place/$name' || :"
     like "$err" 'Read-only file system'
@@ -1783,7 +1783,7 @@ test_read_only() { # root: --read-only lets nothing be written
 test_ephemeral() { # root: --ephemeral lets anything be written, and the host keeps every byte
   need overlay
   # for the trap they outlive the function
-  canary=/etc/mydocker-test.$$ shm=/dev/shm/mydocker-test.$$
+  canary=/etc/mydocker-test.$unique shm=/dev/shm/mydocker-test.$unique
   trap 'rm -f "$canary" "$shm"' EXIT
   run 0 run --ephemeral /bin/sh -c "echo new >$canary; cat $canary"
   is "$out" new
@@ -3656,7 +3656,7 @@ test_limit_view() { # limits: the container sees its own cgroup alone, read-only
 }
 
 test_limit_parent() { # limits: --cgroup-parent is where the container's cgroups go
-  local parent=mydocker-test.$$ path
+  local parent=mydocker-test.$unique path
   start run --name child --cgroup-parent "/$parent" /bin/sh -c 'echo ready; exec sleep 1000'
   wait_for has out ready
   path=$(limit_file child cgroup.procs)
@@ -3672,7 +3672,7 @@ test_limit_parent() { # limits: --cgroup-parent is where the container's cgroups
 test_limit_nested() { # limits: they hold in a v2 cgroup with processes in it, as in a container
   need unshare mount
   need_limits memory
-  local top=/sys/fs/cgroup/mydocker-test.$$ got=0
+  local top=/sys/fs/cgroup/mydocker-test.$unique got=0
   [[ -e /sys/fs/cgroup/cgroup.subtree_control ]] || return 0 # v1 knows no such rule
   echo '+memory +pids' >/sys/fs/cgroup/cgroup.subtree_control
   mkdir "$top"
@@ -3704,13 +3704,13 @@ test_limit_covered() { # limits: a cgroup tree that is covered by another mount 
     umount /sys/fs/cgroup
     tree=$(awk "/ - cgroup2? / && (/ - cgroup .*pids/ || \$5 == \"/sys/fs/cgroup\") {print \$5}" \
       /proc/self/mountinfo)
-    part=$tree/mydocker-test-$$
+    part=$tree/mydocker-test-$unique
     mkdir "$part" part whole
     mount --bind "$part" part
     mount --bind "$tree" whole
     umount -l "$tree"
     "$@" run --pids-limit 5 /bin/true
-    rmdir whole/mydocker-test-$$ # and nothing is in it
+    rmdir whole/mydocker-test-$unique # and nothing is in it
     id=$("$@" run -d --name t --pids-limit 5 /bin/sleep 1000)
     [ -d "whole/mydocker/$id" ]
     "$@" rm -f t'
@@ -11265,12 +11265,12 @@ c.pop('hostname')" /bin/sh -c 'for kind in net ipc uts pid; do readlink /proc/se
   wait "$other" || :
   fails 125 'namespace, on /proc/.*/ns/' run --bundle . t
   oci_bundle
-  configure 'l["cgroupsPath"] = "mydocker'$$'-test.slice:pre:t"
+  configure 'l["cgroupsPath"] = "mydocker'"$unique"'-test.slice:pre:t"
 l["namespaces"] = [row for row in l["namespaces"] if row["type"] != "cgroup"]' \
     /bin/cat /proc/self/cgroup
   run 0 run --bundle . t
-  like "$out" ":/mydocker$$.slice/mydocker$$-test.slice/pre-t.scope"
-  find /sys/fs/cgroup -depth -type d -path "*/mydocker$$*" -exec rmdir {} +
+  like "$out" ":/mydocker$unique.slice/mydocker$unique-test.slice/pre-t.scope"
+  find /sys/fs/cgroup -depth -type d -path "*/mydocker$unique*" -exec rmdir {} +
   is "$(find /sys/fs/cgroup -name 'pre-t.scope')" ''
 }
 other_namespace() { # other_namespace PID: it isn't in our network any more
@@ -12216,7 +12216,8 @@ test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a 
   need cgroup-v2 unshare umount awk systemctl
   local tree top got=0
   [[ -x /lib/systemd/systemd ]] || skip 'needs /lib/systemd/systemd'
-  tree=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo) top=$tree/mydocker-test.$$
+  tree=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo)
+  top=$tree/mydocker-test.$unique
   oci_bundle
   configure 'l["cgroupsPath"] = "ci.slice:check:t"; l["resources"] = {}' /bin/sleep 1000
   if grep -qw pids "$tree/cgroup.controllers"; then
@@ -12282,7 +12283,8 @@ test_systemd_user() { # rootless: where limits are wanted the systemd of the use
   local tree top got=0
   [[ -x /lib/systemd/systemd ]] || skip 'needs /lib/systemd/systemd'
   outsider 300000:65536
-  tree=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo) top=$tree/mydocker-test.$$
+  tree=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo)
+  top=$tree/mydocker-test.$unique
   small_root root
   tar -C root -cf home/root.tar .
   mkdir -m 700 home/run
@@ -12374,9 +12376,9 @@ test_oci_asked() { # oci: ps has options of ps, events all that runc's have and 
   cp "$scratch/stdout" mine
   configure 'l.pop("cgroupsPath", None); p["apparmorProfile"] = ""'
   mkdir peer
-  runc --root peer run -d "peer-$$" >said 2>&1 </dev/null || fail "$(<said)"
-  runc --root peer events --stats "peer-$$" >theirs
-  runc --root peer delete -f "peer-$$"
+  runc --root peer run -d "peer-$unique" >said 2>&1 </dev/null || fail "$(<said)"
+  runc --root peer events --stats "peer-$unique" >theirs
+  runc --root peer delete -f "peer-$unique"
   "$PYTHON" -c '
 import json
 def lacks(theirs, ours, path):
@@ -14793,5 +14795,6 @@ umask 022
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/mydocker-test.XXXXXX") || exit
 trap sweep EXIT
 chmod 755 "$scratch" # for tests as another user
+export unique=${scratch##*.} # of this run of the tests: others may go on beside it, each as PID 1
 export MYDOCKER_ROOT=$scratch/state
 main "$@"
