@@ -6571,9 +6571,9 @@ test_cp_race() { # cp: safe against a container that swaps links under it, CVE-2
 
 test_cp_runs_nothing() { # cp: no program, library or module of the container's is loaded,
   # CVE-2019-14271
+  need strace
   # cp enters no root but looks in from outside: there's nothing to take out of it that would make
   # this fail, only something to add. What enters one, a hook, has a test of its own.
-  need strace
   local place
   small_root root
   make_image "t$n:1"
