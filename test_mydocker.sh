@@ -1015,7 +1015,7 @@ test_python_built_without() { # fail: a part that this Python was built without 
 runpy.run_path(sys.argv[0], run_name="__main__")'
   lacks() { # lacks MODULE STATUS REGEX ARG...
     local got=0
-    "$PYTHON" -c "$without" "$1" "$here/mydocker.py" "${@:4}" >"$scratch/stdout" \
+    "$PYTHON" -S -c "$without" "$1" "$here/mydocker.py" "${@:4}" >"$scratch/stdout" \
       2>"$scratch/stderr" || got=$?
     read_output
     is "status $got" "status $2"
