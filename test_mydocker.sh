@@ -3610,6 +3610,7 @@ test_limit_devices() { # limits: a container can use the usual devices and those
 test_limit_devices_forbidden() { # limits: where a filter around us forbids device rules, nothing
   # starts without them, but what is to have none
   need cgroup-v2 unshare umount
+  own_state # what others have left is swept where its cgroups can be seen
   cat >filtered.py <<'END'
 import ctypes, os, struct, sys
 
@@ -3633,6 +3634,7 @@ END
 test_limit_no_trees() { # limits: where the cgroup trees are read-only, or not mounted, the hint
   # says so
   need unshare mount umount
+  own_state # what others have left is swept where its cgroups can be seen
   own_mounts '
     trees=$(grep -E " - cgroup2? " /proc/self/mountinfo | cut -d " " -f 5)
     for path in $trees; do mount -o remount,bind,ro "$path"; done
@@ -3672,6 +3674,7 @@ test_limit_parent() { # limits: --cgroup-parent is where the container's cgroups
 test_limit_nested() { # limits: they hold in a v2 cgroup with processes in it, as in a container
   need unshare mount
   need_limits memory
+  own_state # what others have left is swept where its cgroups can be seen
   local top=/sys/fs/cgroup/mydocker-test.$unique got=0
   [[ -e /sys/fs/cgroup/cgroup.subtree_control ]] || return 0 # v1 knows no such rule
   echo '+memory +pids' >/sys/fs/cgroup/cgroup.subtree_control
@@ -12218,6 +12221,7 @@ test_systemd_scope() { # oci: with systemd a cgroupsPath SLICE:PREFIX:NAME is a 
   [[ -x /lib/systemd/systemd ]] || skip 'needs /lib/systemd/systemd'
   tree=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo)
   top=$tree/mydocker-test.$unique
+  own_state
   oci_bundle
   configure 'l["cgroupsPath"] = "ci.slice:check:t"; l["resources"] = {}' /bin/sleep 1000
   if grep -qw pids "$tree/cgroup.controllers"; then
