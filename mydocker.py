@@ -115,13 +115,9 @@ SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itsel
 # the output are told the same.
 
 # linux/sched.h
-
-# linux/sched.h
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
 CLONE_NEWIPC, CLONE_NEWUSER = 0x08000000, 0x10000000
 CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWTIME = 0x20000000, 0x40000000, 0x80
-
-# linux/mount.h
 
 # linux/mount.h
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT = 1, 2, 4, 8, 16, 32
@@ -132,15 +128,11 @@ MS_MOVE = 1 << 13
 MS_SLAVE, MS_SHARED, MS_RELATIME, MS_STRICTATIME = 1 << 19, 1 << 20, 1 << 21, 1 << 24
 MNT_DETACH, MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 2, 1, 0x100000
 
-# linux/fcntl.h, linux/openat2.h
-
 # linux/fcntl.h, linux/openat2.h, linux/memfd.h
 AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 0x04, 0x10
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
-
-# linux/prctl.h
 
 # linux/prctl.h, linux/seccomp.h, linux/capability.h
 LINUX_CAPABILITY_VERSION_3, CAP_SETGID, CAP_SYS_CHROOT, CAP_SYS_ADMIN = 0x20080522, 6, 18, 21
@@ -5933,6 +5925,7 @@ def show_rows(rows, headers, form):
         titles = {key: headers.get(key, key.upper()) for row in rows or [headers] for key in row}
         lines = columns([render(form[6:], row).split("\t") for row in [titles, *rows]])
     else:
+        of_template(form, list)  # what is wrong in it is wrong without any row
         lines = [render(form, row) for row in rows]
     for line in lines:
         show(line)
@@ -13911,12 +13904,19 @@ def parse_networks(options, plan):
         texts += plan["image"].get("ExposedPorts") or ()
         texts += [text for text in options["expose"] if not {text, text + "/tcp"} & {*texts}]
     for text in options["expose"]:
-        if not text or {*text} & {*":."} or not parse_publish(text):
+        if not is_exposed(text):
             raise Failure(f"--expose, on {as_typed(text)}: it is PORT[-RANGE][/tcp|udp]")
     ports = [row for text in texts for row in parse_publish(text)]
     return {"endpoints": endpoints, "ports": ports, "dns": options["dns"],
             "hosts": [parse_host(text) for text in options["add-host"]],
             "search": options["dns-search"], "options": options["dns-option"]}
+
+def is_exposed(text):
+    """True for PORT[-RANGE][/PROTOCOL], a port of the container's alone."""
+    try:
+        return not {*text} & {*":."} and bool(parse_publish(text))
+    except Failure:
+        return False
 
 def parse_network(text):
     """A --network argument, NAME or name=NAME,ip=IP,alias=NAME,mac-address=MAC, as an endpoint."""
@@ -15135,6 +15135,7 @@ def cmd_features(*_):
          ("-b --bundle", "DIR", "where to (default: here)"),
          ("--rootless", "", "of one that its caller can run without root"))
 def cmd_spec(options, _):
+    """A new file: one that is there is somebody's."""
     import json
     spec = {"ociVersion": OCI_VERSION, "hostname": "mydocker", "process": {
         "terminal": True, "user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/",
@@ -15462,6 +15463,7 @@ def hold_engine(record):
     return None
 
 def delete_held(record, force):
+    """Remove an engine's container whose lock we hold: its end, its cgroups, hooks, directory."""
     status = oci_status(record)
     if status == "running" and not force:  # who has just killed it needn't wait for that himself
         wait_process(record["pid"], record["pid_start"], LINGER)
@@ -15656,6 +15658,7 @@ def cmd_resume(_, words):
 
 @for_engines("update", ("--cpu-share", "N", "the same as --cpu-shares"))
 def oci_update(options, words):
+    """Engines give limits in a file, or by runc's words; what isn't named stays as it is."""
     record, file = known_oci(words[0]), options["resources"]
     if not record["running"]:
         raise Failure(f"update, on {words[0]}: container not running")
@@ -17312,8 +17315,14 @@ def render(template, value):
     if template.startswith(".") and "{{" not in template:
         found = fields_of(value, [name for name in template.split(".") if name], template)
         return found if isinstance(found, str) else to_json(found)
+    return of_template(template, lambda nodes: fill_in(nodes, {".": value, "$": value}))
+
+def of_template(template, use):
+    """What USE makes of a template's nodes; what is wrong is named, where nothing is shown, too."""
     try:
-        return fill_in(parse_template(template), {".": value, "$": value})
+        return use(parse_template(template))
+    except RecursionError:
+        raise Failure(f"--format, on {template}: nested too deeply") from None
     except Failure as failure:
         raise Failure(f"--format, on {template}: {failure.message}", 125, failure.hint) from None
 

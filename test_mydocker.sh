@@ -1430,6 +1430,14 @@ END
   is "$out" $'NAMES   STATE\nbox     CREATED'
   run 0 ps -a --format '{{if eq .State "created"}}{{.Label "x.y"}}{{end}}{{.Label "no"}}'
   is "$out" z
+  fails 125 '\{\{ without' volume ls --format '{{.Name' # of which there is none
+  for want in if range '('; do # 3,000 in each other
+    printf -v template '%.0s{{'"$want"' .ID}}' {1..3000}
+    [[ $want != '(' ]] || printf -v template '%.0s(' {1..3000}
+    [[ $want != '(' ]] || template="{{${template}1${template//(/)}}}"
+    fails 125 'nested too deeply|without end' ps -a --format "$template"
+    like "${err: -200}" 'nested too deeply$'
+  done
 }
 
 # ── Outside ──────────────────────────────────────────────────────────────────
@@ -4481,12 +4489,9 @@ test_rootless_refused() { # rootless: where no user namespace can be had, the ca
   like "$out" 'rootless +no .*user.max_user_namespaces'
 }
 
-test_rootless_pasta() { # rootless: pasta leads out of a container, and to its ports
-  need pasta nsenter ip
-  [[ -c /dev/net/tun ]] || skip 'needs /dev/net/tun'
+outsider_on_lan() { # see outsider; the image "one", and a server in a LAN beside the host
   outsider
   mknod -m 666 tun c 10 200
-  unset MYDOCKER_NETWORK
   make_lan
   "${host[@]}" ip route add default via 10.77.0.2
   mydocker=("${host[@]}" "${mydocker[@]}")
@@ -4494,6 +4499,13 @@ test_rootless_pasta() { # rootless: pasta leads out of a container, and to its p
   tar -C root -cf home/root.tar .
   run 0 import home/root.tar one
   serve outside "${lan[@]}" -- tcp:7000
+}
+
+test_rootless_pasta() { # rootless: pasta leads out of a container, and to its ports
+  need pasta nsenter ip
+  [[ -c /dev/net/tun ]] || skip 'needs /dev/net/tun'
+  outsider_on_lan
+  unset MYDOCKER_NETWORK
   run 0 run -d --name c -p 8080:80 -p 81 one sleep 1000
   run 0 exec c cat /proc/net/route
   like "$out" $'\nlan0\t00000000'
@@ -4520,15 +4532,7 @@ test_rootless_slirp() { # rootless: so does slirp4netns, with UDP as well; it en
   need nsenter ip pgrep
   command -v slirp4netns || skip 'needs slirp4netns'
   [[ -c /dev/net/tun ]] || skip 'needs /dev/net/tun'
-  outsider
-  mknod -m 666 tun c 10 200
-  make_lan
-  "${host[@]}" ip route add default via 10.77.0.2
-  mydocker=("${host[@]}" "${mydocker[@]}")
-  small_root root
-  tar -C root -cf home/root.tar .
-  run 0 import home/root.tar one
-  serve outside "${lan[@]}" -- tcp:7000
+  outsider_on_lan
   run 0 run -d --name c --network slirp4netns -p 8080:80 -p 8081:81/udp one sleep 1000
   run 0 exec c cat /proc/net/route /etc/resolv.conf
   like "$out" $'\ntap0\t00000000'
@@ -10321,7 +10325,10 @@ test_network_port_options() { # net: one host address, ranges, free ports, what 
   run 0 run -d --name more -P --expose 80 --expose 7/udp box sleep 1000
   run 0 port more
   like "$out" $'^80/tcp -> [0-9.:]+\n53/udp -> [0-9.:]+\n7/udp -> 0.0.0.0:[0-9]+$'
-  fails 125 '--expose, on 8080:80: it is PORT' run --expose 8080:80 box true
+  local kind
+  for kind in 8080:80 99999 1-0 x ''; do
+    fails 125 "--expose, on ${kind:-''}: it is PORT" run --expose "$kind" box true
+  done
 }
 
 test_network_port_conflict() { # net: a port in use is an error before the command starts,
