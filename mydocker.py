@@ -97,6 +97,7 @@ STATE_ROOT = "/var/lib/mydocker"  # MYDOCKER_ROOT overrides
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GRACE = 10  # seconds between a hang-up, or the stop signal, and SIGKILL: Docker's
 LINGER = 1  # seconds without a byte after which output isn't waited for when PID 1 is gone
+PF_EXITING = 0x4  # linux/sched.h
 LEVELS = ("debug", "info", "warning", "error")
 SMALL_FILE = 1 << 20  # bytes read at most of a file that should be small and may be hostile
 SIGNALS = _signal.valid_signals()  # but those that the C library keeps to itself: musl's are three
@@ -335,7 +336,20 @@ def as_typed(text):
 def reason(error):
     """The kernel's word for an errno, as a clause: "no such file or directory"."""
     text = error.strerror or str(error)
+    if error.errno in (errno.ENOENT, errno.ESRCH) and isinstance(error.filename, str):
+        text = what_ended(error.filename) or text
     return text[:1].lower() + text[1:]
+
+def what_ended(path):
+    """Why there is no PATH any more: somebody has ended or removed whose it was; else ""."""
+    root, words = os.environ.get("MYDOCKER_ROOT", ""), path.split("/")
+    if words[:2] == ["", "proc"] and words[2].isdecimal() and is_exiting(words[2]):
+        return "the process has just ended"
+    for top in f"{root}/containers/", f"{root}/oci/":
+        name = path[len(top):].partition("/")[0]
+        if path.startswith(top) and name and not os.path.exists(top + name):
+            return "the container has just been removed"
+    return ""
 
 class tolerate:
     """A `with` that ends quietly at an OSError of these numbers, or of any if there are none."""
@@ -765,6 +779,12 @@ def process_state(pid):
         fields = read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()
         return fields[0], int(fields[19]) - clock_shift()
     return None, None
+
+def is_exiting(pid):
+    """True of a process that ends, or has ended: its flags say so before its state does."""
+    with tolerate(errno.ENOENT, errno.ESRCH):
+        return bool(int(read_all(f"/proc/{pid}/stat").rpartition(")")[2].split()[6]) & PF_EXITING)
+    return True
 
 def clock_shift():
     """How many clock ticks since boot are not the host's but of our time namespace: what is kept on
@@ -6537,6 +6557,18 @@ def live_pid(record):
         raise Failure(f"container, on {record['name']}: it is not running")
     return record["pid"]
 
+class while_running:
+    """A `with` that makes one Failure, NOT_RUNNING, of all that goes wrong with a container because
+    it ends meanwhile; while its first process ends, those beside it can't be forked any more."""
+    def __init__(self, record, not_running):
+        self.record, self.not_running = record, not_running
+    def __enter__(self):
+        return self
+    def __exit__(self, _, error, __):
+        if isinstance(error, (Failure, OSError)) and (
+                not is_alive(self.record) or is_exiting(self.record["pid"])):
+            raise Failure(self.not_running) from None
+
 def container_state(record):
     """Docker's word for what a container does, asked of the kernel, also for an engine's."""
     if not record["running"]:
@@ -6880,7 +6912,8 @@ def pause_container(record, frozen):
     if is_paused(record["cgroups"]) == frozen:
         raise Failure(f"container, on {record['name']}: it is {'already' if frozen else 'not'} "
                       "paused")
-    freeze(record["cgroups"], frozen)
+    with while_running(record, f"container, on {record['name']}: it is not running"):
+        freeze(record["cgroups"], frozen)
     note_container(record, "pause" if frozen else "unpause")
 
 @command("CONTAINER...", "wait for containers to end, and print their exit statuses", many=True)
@@ -6916,16 +6949,27 @@ def cmd_rm(options, name):
     if record["running"] and not options["force"]:
         raise Failure(f"rm, on {record['name']}: it is running", hint="mydocker rm -f")
     stop_container(record, _signal.SIGKILL, 0)
-    lock = lock_container(container_path(record))
+    lock = lock_ended(record)
     if lock is not None:
         with tolerate(errno.ENOSPC, errno.EDQUOT):  # on a full disk it's not, but goes
             mark_running(record)  # if we are killed now, it is swept up
         volumes = record["own_volumes"] if options["volumes"] else []
         end_container(dict(record, pid=0, keep=False, own_volumes=volumes))
         os.close(lock)
-    elif os.path.exists(container_path(record, "lock")):  # else it has removed all by itself
-        raise Failure(f"rm, on {record['name']}: it was started again meanwhile")
     return record["name"]
+
+def lock_ended(record):
+    """Lock a container that has ended, once nobody else tidies it up; None if it is removed then.
+    Raises Failure if it was started again."""
+    path, end = container_path(record), time.monotonic() + GRACE
+    while True:
+        lock = lock_container(path)
+        if lock is not None or not os.path.exists(path + "/lock"):
+            return lock
+        record = read_record(path) or record
+        if time.monotonic() > end or lives(record.get("monitor"), record.get("monitor_start")):
+            raise Failure(f"rm, on {record['name']}: it was started again meanwhile")
+        time.sleep(0.01)
 
 def remove_damaged(name, force):
     """Remove an ended container whose record says nothing any more, so that its name is free again;
@@ -6949,8 +6993,14 @@ def cmd_prune(*_):
     sweep_containers()
     ended = [record for record in container_records() if not record["running"]]
     freed = sum(tree_size(container_path(record)) for record in ended)
-    each("prune", ended, lambda record: cmd_rm({"force": False, "volumes": False}, record["id"]))
+    each("prune", ended, prune_container)
     show(f"Total reclaimed space: {humane_size(freed)}")
+
+def prune_container(record):
+    try:
+        return cmd_rm({"force": False, "volumes": False}, record["id"])
+    except NotFound:  # somebody else was faster
+        return ""
 
 # One more command
 
@@ -6982,7 +7032,8 @@ def cmd_exec(options, words):
         state["stdin"] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     elif not process["terminal"]:
         state["stdin"] = input_pipe(state) or 0
-    start_process(state, birth, process, detach, (0, 0) if detach else ())
+    with while_running(record, f"container, on {record['name']}: it is not running"):
+        start_process(state, birth, process, detach, (0, 0) if detach else ())
     execution = note_exec(record, words[1:])
     if detach:
         return None
@@ -15255,11 +15306,11 @@ def cgroup_folder():
 
 def find_oci(name):
     """The record of the container that an engine calls NAME, or None."""
-    path = state_path("oci", name)
-    if not is_name(name.replace("+", "-")) or not os.path.exists(record_file(path)):
-        return None
-    record = read_json(record_file(path))
-    return {**record, "engine": True, "running": is_alive(record)}
+    if is_name(name.replace("+", "-")):
+        with tolerate(errno.ENOENT):  # there is none, or it is just being removed
+            record = read_json(record_file(state_path("oci", name)))
+            return {**record, "engine": True, "running": is_alive(record)}
+    return None
 
 def known_oci(name):
     record = find_oci(name)
@@ -15452,12 +15503,14 @@ def delete_container(record, force):
             delete_held(record, force)
 
 def hold_engine(record):
-    """Lock an engine's container until the descriptor is closed: flock(2); None if it is gone."""
-    path = container_path(record)
+    """Lock an engine's container until the descriptor is closed: flock(2); None if it is gone, and
+    if another one has its name by now."""
     with tolerate(errno.ENOENT):
-        lock = Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        lock = Descriptor(os.open(container_path(record),
+                                  os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.path.exists(record_file(path)):
+        found = find_oci(record["id"])
+        if found and found["created"] == record["created"]:
             return lock
         os.close(lock)
     return None
@@ -15605,7 +15658,8 @@ def oci_exec(options, words):
         raise Failure("exec, on --tty: there is no --console-socket to send it to")
     state = {"record": record, "linux": spec["linux"], "attached": True, "interactive": True,
              "logged": False, "outputs": [], "typed": b"", "stdin": 0}
-    start_process(state, birth, process, detach, (), preserved_fds(options))
+    with while_running(record, f"exec, on {words[0]}: container not running"):
+        start_process(state, birth, process, detach, (), preserved_fds(options))
     hand_over(options, state["pid"], state["master"])
     return None if detach else attend(state, True)
 
@@ -15676,9 +15730,9 @@ def oci_update(options, words):
 @command("[OPTIONS] ID", "remove an engine's container, and all that it left",
          ("-f --force", "", "also if it runs, or isn't there"), takes=ONE)
 def cmd_delete(options, words):
-    record = find_oci(words[0])
-    if record or not options["force"]:
-        delete_container(known_oci(words[0]), options["force"])
+    record = (find_oci if options["force"] else known_oci)(words[0])
+    if record:
+        delete_container(record, options["force"])
 
 # ── 53. What engines ask ─────────────────────────────────────────────────────
 # What an engine's container is, which processes it has, and what it uses: the words and the forms

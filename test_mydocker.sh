@@ -11755,6 +11755,65 @@ test_oci_delete_killed() { # oci: delete waits for who has just been killed, and
   is "$(find state/oci -mindepth 1)" ''
 }
 
+test_oci_ends_meanwhile() { # oci: what is asked of a container that somebody else just ends or
+  # deletes is refused in a user's words: no path of its, no call
+  local jobs round words known='exec, on t: container not running
+container, on t: (container does not exist|it is not running|it is not paused|no such container)
+exec, on t: it is paused
+kill, on t: container not running
+(update|events), on t: container not running
+start, on t: cannot start a container that is (stopped|paused)'
+  oci_bundle
+  configure '' /bin/sleep 1000
+  for round in 1 2 3 4; do
+    run 0 create t >said
+    run 0 start t
+    jobs=()
+    for words in 'exec t /bin/id' 'state t' 'pause t' 'resume t' 'ps t' 'events --stats t' \
+      'update --pids-limit 90 t' 'exec t /bin/id' 'kill t KILL' 'list' 'exec t /bin/id' \
+      'delete -f t' 'delete -f t' 'exec t /bin/id'; do
+      # shellcheck disable=SC2086 # words
+      { "${mydocker[@]}" $words >said.$round 2>>errors || :; } &
+      jobs+=("$!")
+      sleep 0.0$((RANDOM % 4))
+    done
+    wait "${jobs[@]}"
+    run 0 delete -f t
+  done
+  grep -vE "^hint: |^mydocker: (${known//$'\n'/|})$" errors >strange || :
+  is "$(<strange)" ''
+  is "$(find state/oci -mindepth 1)" ''
+}
+
+test_ends_meanwhile() { # exec: what is asked of a container that somebody just removes is refused
+  # in a user's words
+  local round words jobs known='container, on t: (it is not (running|paused)|no such container)
+(exec, on t: it is paused|container, on t: it is already paused)
+[a-z]+, on .*: the container has just been removed
+[a-z]+, on .*: the process has just ended
+inspect, on t: no such container, image, volume or network
+(start|restart), on t: it runs, or is gone'
+  own_state
+  small_root root
+  run 0 import root box
+  for round in 1 2 3 4; do
+    background --name t box /bin/sleep 1000
+    jobs=()
+    for words in 'exec t /bin/id' 'inspect t' 'top t' 'pause t' 'unpause t' 'logs t' \
+      'exec -d t /bin/id' 'update --pids-limit 90 t' 'rm -f t' 'exec t /bin/id' 'rm -f t' \
+      'cp t:/bin/sh -' 'diff t' 'export t' 'stats --no-stream t' 'ps -a' 'prune' 'exec t /bin/id' 'prune'; do
+      # shellcheck disable=SC2086 # words
+      { "${mydocker[@]}" $words >said.$round 2>>errors || :; } &
+      jobs+=("$!")
+      sleep 0.0$((RANDOM % 4))
+    done
+    wait "${jobs[@]}"
+    run 0 rm -f t
+  done
+  grep -vE "^hint: |^mydocker: (${known//$'\n'/|})$" errors >strange || :
+  is "$(<strange)" ''
+}
+
 test_oci_update() { # oci: update takes resources in the OCI's form, and zero leaves a limit alone
   need_limits pids memory
   local dir
@@ -14694,10 +14753,15 @@ functions() { # functions KIND: the names of this file's KIND_* functions, in or
   sed -n "s/^\\($1_[a-z0-9_]*\\)() { # .*: .*/\\1/p" "$self"
 }
 
-title() { # title NAME [area]: the words behind a function's first line, and in the comment lines
-  # that follow it at once; of bench rows the half asked for
-  local words
-  words=$(sed -n "/^$1() { # /{s///;:more;N;s/\\n  # / /;tmore;s/\\n.*//;p;q}" "$self")
+declare -A titles # of all functions, from one reading: a process for each would cost minutes in a VM
+read_titles() { # NAME and the words behind its first line, and in the comment lines that follow
+  local name words
+  while read -r name words; do titles[$name]=$words; done < <(
+    sed -n '/^\([a-z0-9_]*\)() { # /{s//\1 /;:more;N;s/\n  # / /;tmore;s/\n.*//;p;}' "$self")
+}
+
+title() { # title NAME [area]: its title; of bench rows the half asked for
+  local words=${titles[$1]}
   case $1,${2-} in
     *,area) echo "${words%%: *}" ;;
     bench_*) echo "${words#*: }" ;;
@@ -14717,7 +14781,7 @@ finish() { # the end of a test: nothing of it runs on
 
 run_test() { # run_test NAME: as number $n
   local name=$1 status begin=$EPOCHREALTIME words
-  words=$(title "$name")
+  words=${titles[$name]}
   mkdir "$scratch/$n"
   rm -f "$scratch/why"
   ( # not behind an if or ||, where -e does nothing
@@ -14747,6 +14811,7 @@ run_test() { # run_test NAME: as number $n
 main() {
   local n=0 turn=0 passed=0 failed=0 skipped=0 verbose='' pattern=. name names
   if [[ ${1-} == -v ]]; then verbose=1; shift; fi
+  read_titles
   case ${1-} in
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$self"; return ;;
     bench) bench "${2-.}"; return ;;
@@ -14769,7 +14834,7 @@ main() {
   fi
   program=("${mydocker[@]}")
   for name in "${names[@]}"; do
-    [[ "$name $(title "$name")" =~ $pattern ]] || continue
+    [[ "$name ${titles[$name]}" =~ $pattern ]] || continue
     [[ ! ${SHARE-} || $name == "${names[-1]}" ]] || ((turn++ % ${SHARE#*/} == ${SHARE%/*})) ||
       continue
     n=$((n + 1))
