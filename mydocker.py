@@ -8012,12 +8012,14 @@ def volume_info(name):
     """What `volume inspect` shows of a volume."""
     path = volume_path(name)
     if not os.path.isdir(path):
-        raise Failure(f"volume, on {name}: no such volume")
-    users = [record["name"] for record in container_records() if name in record["volumes"]]
-    return {"Name": name, "Mountpoint": path, "Driver": "local", "Scope": "local", "UsedBy": users,
-            "Labels": volume_labels(name), "Options": None,
+        raise NotFound(f"volume, on {name}: no such volume")
+    return {"Name": name, "Mountpoint": path, "Driver": "local", "Scope": "local",
+            "UsedBy": volume_users(name), "Labels": volume_labels(name), "Options": None,
             "CreatedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(os.stat(
                 os.path.dirname(path)).st_mtime))}
+
+def volume_users(name):
+    return [record["name"] for record in container_records() if name in record["volumes"]]
 
 def volume_labels(name):
     with tolerate(errno.ENOENT):
@@ -8044,7 +8046,7 @@ def filtered(rows, texts, known):
 VOLUME_FILTERS = {
     "name": lambda name, value: value in name, "driver": lambda _, value: value == "local",
     "label": lambda name, value: has_label(volume_labels(name), value),
-    "dangling": lambda name, value: (value in ("true", "1")) == (not volume_info(name)["UsedBy"])}
+    "dangling": lambda name, value: (value in ("true", "1")) == (not volume_users(name))}
 
 @command("[OPTIONS]", "list the volumes",
          ("-q --quiet", "", "names only"),
@@ -8073,17 +8075,22 @@ def cmd_volume_create(options, words):
         write_json(os.path.dirname(path) + "/labels.json", pairs_of(options["label"]))
     show(name)
 
-@command("NAME...", "remove volumes that no container uses, with what is in them", many=True)
-def cmd_volume_rm(_, name):
-    users = volume_info(name)["UsedBy"]
+@command("[OPTIONS] NAME...", "remove volumes that no container uses, with what is in them",
+         ("-f --force", "", "no error if there is none of that name"), many=True)
+def cmd_volume_rm(options, name):
+    path, users = os.path.dirname(volume_path(name)), volume_users(name)
     if users:
         raise Failure(f"volume rm, on {name}: container {users[0]} uses it")
-    path = os.path.dirname(volume_path(name))
+    if not os.path.isdir(path):
+        if options["force"]:
+            return
+        raise NotFound(f"volume, on {name}: no such volume")
     for place, *_ in mounts_here():  # asked before anything is gone
         if place.startswith(os.path.realpath(path) + "/"):
             raise Failure(f"volume rm, on {name}: something is mounted on {place}")
-    remove_tree(path)
-    note_event("volume", "destroy", name, {})
+    with tolerate(errno.ENOENT):  # somebody else removes it, too
+        remove_tree(path)
+        note_event("volume", "destroy", name, {})
 
 @command("[OPTIONS] NAME...", "show volumes as JSON", ("-f --format", "FORMAT", "a template"),
          takes=SOME)
@@ -8094,11 +8101,11 @@ def cmd_volume_inspect(options, words):
          ("-a --all", "", "named ones, too"), ("-f --force", "", "without asking, as always"),
          ("--filter", "label=K[=V]...", "only those that have it"))
 def cmd_volume_prune(options, _):
-    for name in filtered(listing(state_path("volumes")), options["filter"],
-                         {"label": VOLUME_FILTERS["label"]}):
-        if not volume_info(name)["UsedBy"] and (options["all"] or len(name) == 64):
-            cmd_volume_rm(options, name)
-            show(name)
+    names = filtered(listing(state_path("volumes")), options["filter"],
+                     {"label": VOLUME_FILTERS["label"]})
+    unused = [name for name in names
+              if (options["all"] or len(name) == 64) and not volume_users(name)]
+    each("volume prune", unused, lambda name: cmd_volume_rm({"force": True}, name) or name)
 
 # ── 31. Unpacking tar ────────────────────────────────────────────────────────
 # POSIX.1-2017 pax, "ustar Interchange Format"; GNU: tar manual, "Basic Tar Format".
@@ -9569,7 +9576,8 @@ def stored_images(wanted=lambda entry: True):
         try:
             yield {**read_image(state_path("images"), entry), "name": ref_name(entry)}
         except Failure as why:  # put there by others, and not for this machine
-            warn(f"{why}, ignoring")
+            if entry in read_index():  # else it has just been removed
+                warn(f"{why}, ignoring")
 
 def name_image(name, descriptor):
     """Let NAME (full, or "" for none) mean an image; what lost its last name stays without one."""
@@ -10054,9 +10062,15 @@ def cmd_image_prune(options, _):
     used = {record["image"] for record in container_records()}
     idle = [image["id"] for image in stored_images() if image["digest"] not in used
             and (options["all"] or not image["name"])]
-    each("image prune", dict.fromkeys(idle), lambda name: "\n".join(remove_image(name, True)))
+    each("image prune", dict.fromkeys(idle), prune_image)
     after = tree_size(state_path("images")) + tree_size(state_path("layers"))
     show(f"Total reclaimed space: {humane_size(max(0, before - after))}")
+
+def prune_image(name):
+    try:
+        return "\n".join(remove_image(name, True))
+    except NotFound:  # somebody else was faster
+        return ""
 
 STEP_COLUMNS = {"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY",
                 "Size": "SIZE", "Comment": "COMMENT"}
@@ -13679,8 +13693,12 @@ def docker_rules(link):
             and encode(link) + b"\0" in rule[NFTA_RULE_EXPRESSIONS]]
 
 def networks():
-    return [read_json(state_path("networks", name)) for name in listing(state_path("networks"))
-            if name.endswith(".json")]
+    found = []
+    for name in listing(state_path("networks")):
+        if name.endswith(".json"):
+            with tolerate(errno.ENOENT):  # it has just been removed
+                found.append(read_json(state_path("networks", name)))
+    return found
 
 def network_path(name, suffix=""):
     if not is_name(name) or "." in name or len(name) > 15 or name in (
@@ -13691,11 +13709,17 @@ def network_path(name, suffix=""):
 
 def find_network(name):
     """A network's record; the default one is made when it is first asked for."""
+    try:
+        return known_network(name)
+    except NotFound:
+        if name != "bridge":
+            raise
+        return create_network(name)
+
+def known_network(name):
     with tolerate(errno.ENOENT):
         return read_json(network_path(name, ".json"))
-    if name == "bridge":
-        return create_network(name)
-    raise Failure(f"network, on {name}: no such network", hint=f"mydocker network create {name}")
+    raise NotFound(f"network, on {name}: no such network", hint=f"mydocker network create {name}")
 
 def choose_subnet(wanted, gateway, link):
     """The subnet that is wanted, or the first of docker's that is free, and its gateway. The routes
@@ -13765,8 +13789,9 @@ def create_network(name, subnet=None, gateway=None, internal=False, mtu=1500, la
 
 def remove_network(name):
     """Remove a network that no container is in: its directory, empty then, goes in one step."""
-    network, path = find_network(name), network_path(name)
-    with hold(state_path("networks")):
+    path = network_path(name)
+    with hold(make_dirs(state_path("networks"))):
+        network = known_network(name)
         with tolerate(errno.ENOENT):  # an earlier removal was cut short
             users = network_users(network)
             if users:
@@ -13858,10 +13883,15 @@ def cmd_network_list(options, _):
     show_rows(rows, {"Name": "NAME", "IpRange": "IpRange", "Driver": "Driver"},
               "{{.Name}}" if options["quiet"] else options["format"])
 
-@command("NAME...", "remove networks that no running container is in", many=True)
-def cmd_network_remove(_, name):
+@command("[OPTIONS] NAME...", "remove networks that no running container is in",
+         ("-f --force", "", "no error if there is none of that name"), many=True)
+def cmd_network_remove(options, name):
     sweep_containers()
-    remove_network(name)
+    try:
+        remove_network(name)
+    except NotFound:
+        if not options["force"]:
+            raise
 
 @command("[OPTIONS] NAME...", "show networks as JSON", ("-f --format", "FORMAT", "a template"),
         takes=SOME)
@@ -13885,10 +13915,10 @@ def network_info(name):
 def cmd_network_prune(options, _):
     sweep_containers()
     restore_networks()
-    for network in filtered(networks(), options["filter"], {"label": NETWORK_FILTERS["label"]}):
-        if network["name"] != "bridge" and not network_users(network):
-            remove_network(network["name"])
-            show(network["name"])
+    found = filtered(networks(), options["filter"], {"label": NETWORK_FILTERS["label"]})
+    unused = [network["name"] for network in found
+              if network["name"] != "bridge" and not network_users(network)]
+    each("network prune", unused, lambda name: cmd_network_remove({"force": True}, name) or name)
 
 also_called("network ls", "network list")
 also_called("network rm", "network remove")

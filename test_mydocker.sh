@@ -10186,6 +10186,34 @@ n2     172.17.0.1/16   bridge'
   is "$(ls state/networks)" ''
 }
 
+test_removed_meanwhile() { # net: networks, volumes and images that somebody else just removes aren't
+  # there, in a user's words; two who remove the same don't hurt each other
+  local round words jobs known='(image|volume|network), on (img|other|v|n): no such (image|volume|network)'
+  own_networks
+  small_root root
+  for round in 1 2 3; do
+    run 0 network create n
+    run 0 volume create v
+    run 0 import root img
+    jobs=()
+    for words in 'network rm n' 'network inspect n' 'network ls' 'volume rm v' 'volume ls' \
+      'volume inspect v' 'volume ls -f dangling=true' 'rmi img' 'images' 'history img' \
+      'image inspect img' 'tag img other' 'system df' 'network prune' 'volume prune -a' \
+      'image prune -a' 'system prune' 'network rm n' 'volume rm v' 'rmi img' 'rmi other'; do
+      # shellcheck disable=SC2086 # words
+      { "${mydocker[@]}" $words >"said.$words" 2>>errors || :; } &
+      jobs+=("$!")
+    done
+    wait "${jobs[@]}"
+    run 0 network rm -f n
+    run 0 volume rm -f v
+  done
+  grep -vE "^hint: |^mydocker: ($known)$" errors >strange || :
+  is "$(<strange)" ''
+  fails 125 '^mydocker: volume, on v: no such volume$' volume rm v
+  fails 125 '^mydocker: network, on n: no such network' network rm n
+}
+
 test_network_errors() { # net: foreign links, bad subnets and names,
   # and used networks are errors that change nothing
   own_networks
