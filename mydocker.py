@@ -1226,6 +1226,7 @@ class Birth:
             pid = os.fork()  # this process goes on outside, the child inside
         if pid:
             back_to_own_pids()
+            expect_moves()
             return pid
         first = ~early & (FOR_CHILDREN | CLONE_NEWUSER | self.lent())
         try:
@@ -3330,11 +3331,25 @@ def enter_cgroups(dirs, pid):
             write_value(path + "/cgroup.procs", pid)
 
 def expect_moves():
-    """Have the kernel wait now for what the first of several moves between cgroups takes, a grace
-    period of some ten milliseconds, while somebody else works: we move to where we are."""
-    for _, own in [*hierarchies().values()][:1]:
-        with tolerate():  # it isn't ours to change: then they wait for themselves
-            write_value(own + "/cgroup.procs", 0)
+    """Have the kernel wait already, in a thread, for what the first of several moves between
+    cgroups takes, a grace period of some ten milliseconds: we move to where we are.  If that can't
+    be, the first move waits for itself."""
+    import _thread
+    with tolerate():
+        words = read_all("/proc/self/cgroup").partition("\n")[0].split(":", 2)
+        if len(words) < 3:
+            return  # a kernel without
+        tree, own = words[1].replace("name=", ""), words[2]
+        fd = Descriptor(os.open(f"/sys/fs/cgroup/{tree}{own}/cgroup.procs",  # there it is mostly
+                                os.O_WRONLY | os.O_CLOEXEC))
+        try:
+            _thread.start_new_thread(move_in_place, (fd,))
+        except RuntimeError:  # no more processes are allowed
+            os.close(fd)
+
+def move_in_place(fd):
+    with tolerate(), fd:
+        os.write(fd, b"0")
 
 def cgroup_pids(dirs):
     """The pids of all processes in cgroups and below them."""
@@ -7073,8 +7088,6 @@ def start_process(monitor, birth, process, detach=False, outputs=(), preserved=0
         if program and program[0] & SECCOMP_FILTER_FLAG_NEW_LISTENER:
             take_birth(monitor, birth, process["terminal"])
         else:
-            if record["cgroups"]:
-                expect_moves()  # meanwhile it boots
             monitor["master"] = birth.take_terminal() if process["terminal"] else None
             birth.pid = inherit(birth.pid, birth.channel)
         affinity = process.get("execCPUAffinity", {})
