@@ -398,7 +398,8 @@ def hint_for(error):
         limits = [f"user.{name}" for name in sorted(os.listdir("/proc/sys/user"))
                   if name.endswith("_namespaces") and read_all(f"/proc/sys/user/{name}") == "0\n"]
         return f"no more namespaces are allowed, see sysctl {' '.join(limits) or 'user'}"
-    if error.errno == errno.EACCES and call == "execvp":
+    if error.errno == errno.EACCES and (
+            call == "execvp" or f'"{os.path.realpath(sys.executable)}"' in str(error.filename)):
         return "the user namespace's root can't reach this Python: one in /usr/bin can be reached"
     if error.errno == errno.EPERM and '"proc"' in str(error.filename) and proc_is_covered():
         return ("parts of /proc are covered, as in a container of others: there the kernel lets no "
@@ -890,15 +891,18 @@ def send(channel, message, fds=()):
 
 def receive(channel):
     """The next value and descriptors from the other side: (message, fds); (None, []) at its end."""
-    header, ancillary, _, _ = channel.recvmsg(4, _socket.CMSG_SPACE(4 * 253), _socket.MSG_WAITALL
-                                              | _socket.MSG_CMSG_CLOEXEC)
-    if len(header) < 4:
-        return None, []
-    fds = [fd for _, _, data in ancillary for fd in struct.unpack(f"{len(data) // 4}i", data)]
-    data, size = b"", struct.unpack("I", header)[0]
-    while len(data) < size and (more := channel.recv(size - len(data))):
-        data += more
-    return (marshal.loads(data), fds) if len(data) == size else (None, [])
+    with tolerate(errno.ECONNRESET):  # that didn't read all we had sent
+        header, ancillary, _, _ = channel.recvmsg(
+            4, _socket.CMSG_SPACE(4 * 253), _socket.MSG_WAITALL | _socket.MSG_CMSG_CLOEXEC)
+        if len(header) < 4:
+            return None, []
+        fds = [fd for _, _, data in ancillary for fd in struct.unpack(f"{len(data) // 4}i", data)]
+        data, size = b"", struct.unpack("I", header)[0]
+        while len(data) < size and (more := channel.recv(size - len(data))):
+            data += more
+        if len(data) == size:
+            return marshal.loads(data), fds
+    return None, []
 
 def tell(channel, message, fds=()):
     """Send what the other side may not be there for any more; why, it has sent itself."""
@@ -1507,6 +1511,7 @@ def in_background(work, what):
     if child:
         theirs.close()
         message = receive(ours)[0]
+        ours.close()
         if message != "ready":
             raise Failure(*message or ("run: the monitor was killed", 137))
         return

@@ -4656,6 +4656,16 @@ mapped_image() { # mapped_image: the image `one` and, in $first, what --userns a
   first=$out
 }
 
+test_ids_private_python() { # ids: where only root reaches the Python, the error says that
+  local python
+  mapped_image
+  mkdir -m 700 private
+  python=$("$PYTHON" -c 'import os, sys; print(os.path.realpath(sys.executable))')
+  cp "$python" private/python3
+  mydocker=("$PWD/private/python3" "$here/mydocker.py")
+  fails 125 'permission denied.*hint: .* this Python' run --rm --userns auto one true
+}
+
 test_ids_auto() { # ids: with --userns auto root inside is nobody outside; no two have the same ids
   local first
   mapped_image
