@@ -660,8 +660,12 @@ def touch_if_there(path):
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 def tree_size(path):
-    return sum(os.lstat(os.path.join(top, name)).st_size
-               for top, _, names in os.walk(path) for name in names)
+    size = 0
+    for top, _, names in os.walk(path):
+        for name in names:
+            with tolerate(errno.ENOENT):  # it has just been removed
+                size += os.lstat(os.path.join(top, name)).st_size
+    return size
 
 def readable(fd):
     try:
@@ -2325,8 +2329,9 @@ def make_spec(options, words, plan):
         plan["id"][:12] if own_root and plan["network"] != "host" else os.uname().nodename)
     for option in ("hostname", "domainname"):
         check_host_name(options[option] or "", f"--{option}")
-    more = host_devices() if options["privileged"] and own_root else []
-    devices = [device(text) for text in options["device"] + more]
+    devices = [device(text) for text in options["device"]]
+    if options["privileged"] and own_root:
+        devices += host_devices()
     cgroups_path = os.path.join(options["cgroup-parent"] or "", "mydocker", plan["id"])
     spec = {
         "ociVersion": OCI_VERSION,
@@ -3487,19 +3492,27 @@ def device(text):
     place, _, access = rest.partition(":") if rest.startswith("/") else ("", "", rest)
     if set(access) - set("rwm"):
         raise Failure(f"--device, on {text}: it is HOST[:PLACE][:rwm]")
+    return device_at(path, place or path, access or "rwm")
+
+def device_at(path, place, access):
     info = os.stat(path)
     kind = stat.filemode(info.st_mode)[0]
     if kind not in "bc":
         raise Failure(f"--device, on {path}: not a device")
-    return {"path": place or path, "type": kind, "access": access or "rwm",
+    return {"path": place, "type": kind, "access": access,
             "major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev),
             "fileMode": stat.S_IMODE(info.st_mode), "uid": info.st_uid, "gid": info.st_gid}
 
 def host_devices():
-    """The paths of the host's devices, without terminals in /dev/pts and what init makes."""
-    paths = [f"{top}/{name}" for top, _, names in os.walk("/dev") for name in names
-             if top != "/dev/pts" and name not in ("console", "ptmx")]
-    return [path for path in paths if stat.filemode(os.lstat(path).st_mode)[0] in "bc"]
+    """The host's devices as the spec has them, without terminals in /dev/pts and what init makes,
+    and without those that go just now."""
+    found = []
+    for top, _, names in os.walk("/dev"):
+        for path in (f"{top}/{name}" for name in names if name not in ("console", "ptmx")):
+            with tolerate(errno.ENOENT):
+                if top != "/dev/pts" and stat.filemode(os.lstat(path).st_mode)[0] in "bc":
+                    found.append(device_at(path, path, "rwm"))
+    return found
 
 def limit_devices(dirs, rules):
     """Let a container use what RULES allow: by v1's controller, or by a BPF program in v2."""
@@ -8028,13 +8041,14 @@ def chown_tree(directory, name, uid, gid):
 
 def volume_info(name):
     """What `volume inspect` shows of a volume."""
-    path = volume_path(name)
-    if not os.path.isdir(path):
+    path, made = volume_path(name), None
+    with tolerate(errno.ENOENT):
+        made = time.gmtime(os.stat(os.path.dirname(path)).st_mtime)
+    if made is None or not os.path.isdir(path):
         raise NotFound(f"volume, on {name}: no such volume")
     return {"Name": name, "Mountpoint": path, "Driver": "local", "Scope": "local",
             "UsedBy": volume_users(name), "Labels": volume_labels(name), "Options": None,
-            "CreatedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(os.stat(
-                os.path.dirname(path)).st_mtime))}
+            "CreatedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", made)}
 
 def volume_users(name):
     return [record["name"] for record in container_records() if name in record["volumes"]]
