@@ -765,6 +765,10 @@ def mount_id(fd):
     """The number of the mount that a descriptor is on: proc_pid_fdinfo(5)."""
     return read_all(f"/proc/self/fdinfo/{fd}").partition("mnt_id:")[2].split()[0]
 
+def is_same_place(fd, other):
+    """True if two descriptors are of one file on one mount."""
+    return mount_id(fd) == mount_id(other) and os.path.samestat(os.fstat(fd), os.fstat(other))
+
 def mount_id_at(path):
     """The number of the mount that PATH leads to, the last of those there; None if to none."""
     with tolerate(), Descriptor(os.open(path, os.O_PATH | os.O_CLOEXEC)) as fd:
@@ -2770,10 +2774,14 @@ def hide_paths(spec):
         os.fchdir(proc)  # what is moved now changes nothing for these paths
         for place in places_to_hide(root, proc, linux.get("readonlyPaths", [])):
             here = f"self/fd/{place}"
+            if is_same_place(place, root):
+                set_mount_flags(here, MS_RDONLY, whole=0)  # what lies over the root nobody sees
+                continue
             here = mount_bind(here, {"source": here}, MS_BIND | MS_REC | MS_RDONLY, None)
             os.close(int(os.path.basename(here)))
         for place in places_to_hide(root, proc, linux.get("maskedPaths", [])):  # of both: masked
-            mask_path(root, f"self/fd/{place}")
+            if not is_same_place(place, root):
+                mask_path(root, f"self/fd/{place}")
         os.chdir("/")  # back to the root
 
 def kernels_proc(spec, root):
@@ -2796,7 +2804,7 @@ def places_to_hide(root, proc, paths):
         if path.startswith("proc/") and is_proc(proc):
             above, path = proc, path[len("proc/"):]
         try:
-            place = Descriptor(open_in_root(above, path))
+            place = Descriptor(open_in_root(above, path or "."))
         except (FileNotFoundError, NotADirectoryError):
             continue
         with place:

@@ -11390,6 +11390,19 @@ set -- /proc/sys/*; if [ -e "$1" ]; then echo seen; fi
 cat /etc/passwd; if (echo x >/etc/new) 2>/dev/null; then echo written; fi; cd /; echo ~'
 }
 
+test_oci_read_only_root_path() { # oci: a path that is to be read-only and is the root makes that so
+  local path
+  small_root root
+  ln -s / root/here
+  for path in / /etc/.. /here; do
+    bundle_says 'no yes' "l['readonlyPaths'] = ['$path']
+l['maskedPaths'] = []
+c['root']['readonly'] = False" /bin/sh -c '
+a=no b=no; if (echo x >/new) 2>/dev/null; then a=yes; fi
+if (echo x >/dev/shm/new) 2>/dev/null; then b=yes; fi; echo $a $b'
+  done
+}
+
 test_oci_propagation() { # oci: each mount keeps its own propagation, whatever it is and whatever
   # the root's is
   own_state
