@@ -3162,6 +3162,7 @@ ASIDE = "/mydocker.aside"  # where processes go that are in the way of a v2 cgro
 INNER = "/container"  # below a scope that systemd doesn't know: see "systemd"
 NOT_OURS = errno.EROFS, errno.EACCES, errno.EPERM  # a tree that we may not change, in a container
 LEAVING = errno.ENOENT, errno.ENODEV  # from a cgroup that is removed at this moment
+NO_SUCH_PLACE = errno.ENOTDIR, errno.ENAMETOOLONG  # where no cgroup can ever have been
 
 def cgroup_dirs(path, asks=False):
     """The cgroups that a container is to have, by its spec's cgroupsPath: /PATH in every tree, PATH
@@ -3468,7 +3469,7 @@ def remove_cgroups(record):
     them."""
     dirs, end = own_cgroups(record), time.monotonic() + GRACE
     for path in dirs:
-        with tolerate(errno.EBUSY, *LEAVING):  # most have nothing in them any more
+        with tolerate(errno.EBUSY, *NO_SUCH_PLACE, *LEAVING):  # most have nothing in them any more
             os.rmdir(path)  # the cgroup goes
         while os.path.isdir(path):
             with tolerate(*LEAVING, time.monotonic() < end and errno.EBUSY):
@@ -3479,7 +3480,7 @@ def remove_cgroups(record):
                 kill_cgroups([path for path in dirs if os.path.isdir(path)])
             time.sleep(0.001)  # the dead leave a little later
         above = os.path.dirname(path)
-        with tolerate(errno.EBUSY, errno.ENOTEMPTY, *NOT_OURS, *LEAVING):  # others' are left
+        with tolerate(errno.EBUSY, errno.ENOTEMPTY, *NO_SUCH_PLACE, *NOT_OURS, *LEAVING):  # others'
             made = path.endswith(".scope" + INNER) and above not in record.get("found_cgroups", [])
             if made:
                 os.rmdir(above)

@@ -13541,6 +13541,17 @@ test_cgroups_path_root() { # oci: a cgroupsPath that is the root of the trees is
   done
 }
 
+test_cgroups_path_file() { # oci: a cgroupsPath that is a file, or below one, or too long, is an
+  # error after which nothing is left
+  local path
+  oci_bundle
+  for path in /cgroup.procs /cgroup.procs/x "/$(printf 'a%.0s' {1..5000})"; do
+    configure "l['cgroupsPath'] = '$path'" /bin/true
+    fails 125 'not a directory|file name too long' create t
+    is "$(find state/oci -mindepth 1)" ''
+  done
+}
+
 test_cgroups_path_found() { # oci: a cgroup that was there is refused if it's in use, and else
   # neither killed nor removed
   local tree place other name=mydocker-allowed-$$-$n
