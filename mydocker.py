@@ -4095,6 +4095,8 @@ def other_limits(dirs, resources):
     yield from device_limits(resources.get("blockIO") or {})
     for row in resources.get("hugepageLimits") or ():
         if row["limit"]:
+            if "/" in row["pageSize"]:
+                raise Failure(f"hugepageLimits, on {row['pageSize']}: not a size of pages")
             file = f"hugetlb.{row['pageSize']}."
             yield Limit("hugepageLimits", file + "limit_in_bytes", row["limit"],
                         file + "max", row["limit"])
@@ -14817,6 +14819,8 @@ SECONDS = range((1 << 31) // 1000)  # poll(2) counts milliseconds in an int
 REFUSED = ""
 MOMENTS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart",
            "poststop")
+ACTION_WORDS = [f"SCMP_ACT_{word}" for word in sorted(SECCOMP_ACTIONS)]
+OPERATORS = [f"SCMP_CMP_{word}" for word in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")]
 CAPABILITY_SETS = "bounding", "effective", "permitted", "inheritable", "ambient"
 NUMBERS = (("major", MAJOR), ("minor", MINOR))
 MAPPING = (("containerID", HOST_ID), ("hostID", HOST_ID), ("size", range(1, 1 << 32)))
@@ -14932,6 +14936,12 @@ OCI_FIELDS = {  # {field: (its shape, who carries it out)}: [] for each of a lis
                                           "solaris", "zos", "freebsd")},
 }
 
+NEEDED = (  # what a row, if it is there, must say
+    "linux.seccomp.defaultAction", "linux.seccomp.syscalls[].names",
+    "linux.seccomp.syscalls[].action", "linux.seccomp.syscalls[].args[].op",
+    "linux.resources.hugepageLimits[].pageSize", "linux.resources.network.priorities[].name",
+    "linux.resources.blockIO.weightDevice[].weight")
+
 def nested(fields):
     """A table of fields as the shape that check() wants."""
     top = {}
@@ -14965,6 +14975,7 @@ def load_bundle(bundle, container_id):
     linux = spec["linux"] = {"namespaces": [], "resources": {}, "devices": [], "sysctl": {},
                              "cgroupsPath": f"{cgroup_folder()}/{container_id}", **spec["linux"]}
     refuse_malformed(spec, what)
+    refuse_lacking(spec, "", what)
     refuse_unsupported(spec, what)
     refuse_foreign_sysctls(linux, what)
     spec = known_fields(spec, OCI_SPEC)
@@ -14984,24 +14995,36 @@ def load_bundle(bundle, container_id):
         row["source"] = row.get("source", row["type"])
         if {"bind", "rbind"} & set(row["options"]):
             row["source"] = os.path.join(bundle, row["source"])
-    rules = [engine_rule(rule, what) for rule in linux["resources"].get("devices", [])]
+    rules = engine_rules(linux["resources"], what)
     linux["resources"]["devices"] = [{"allow": False, "access": "rwm"}] + rules + USUAL_RULES
     if "seccomp" in linux:
         linux["seccomp"].setdefault("syscalls", [])
     return spec
 
-def engine_rule(rule, what):
-    """A rule for devices as limit_devices() wants it; letters nobody knows mean nothing: runc's."""
-    access = rule.get("access") or "rwm"
-    kept = "".join(letter for letter in "rwm" if letter in access)
-    if not kept:
-        raise Failure(f"{what}: linux.resources.devices: access: {access}: unknown")
-    return {**{key: value for key, value in rule.items() if value != "a"}, "access": kept}
+def engine_rules(resources, what):
+    """The rules for devices as limit_devices() wants them; letters nobody knows mean nothing, and
+    a rule that doesn't allow denies: runc's."""
+    rules = []
+    for rule in resources.get("devices", []):
+        access, kind = rule.get("access") or "rwm", rule.get("type") or "a"
+        kept = "".join(letter for letter in "rwm" if letter in access)
+        for key, word, known in ("access", access, kept), ("type", kind, kind in ("a", "b", "c")):
+            if not known:
+                raise Failure(f"{what}: linux.resources.devices: {key}: {as_typed(word)}: unknown")
+        rules.append({"allow": False, **rule, "type": kind, "access": kept})
+        if kind == "a":
+            del rules[-1]["type"]
+    return rules
 
 def read_resources(path):
     """The OCI's resources in a file, or on standard input."""
     with blame(f"--resources, on {path}"):
-        return parse_json(read_foreign(0 if path == "-" else path), path, OCI_RESOURCES)
+        found = parse_json(read_foreign(0 if path == "-" else path), path, OCI_RESOURCES)
+    found = without_nulls(found)
+    refuse_lacking(found, "linux.resources", path)
+    if "devices" in found:
+        found["devices"] = engine_rules(found, path)
+    return found
 
 def read_shaped(path, shape):
     """The value in somebody else's JSON file, if it has that SHAPE, without what is null."""
@@ -15081,6 +15104,19 @@ def refuse_devices(devices, kinds, what):
         if names.count(name) > 1:
             raise Failure(f"{what}: {as_typed(name)}: it is there twice")
 
+def refuse_lacking(value, above, what):
+    """Refuse by name what lacks one of the fields NEEDED: VALUE is what the field ABOVE says."""
+    if isinstance(value, list):
+        for row in value:
+            refuse_lacking(row, f"{above}[]", what)
+    elif isinstance(value, dict):
+        for path in NEEDED:
+            place, _, key = path.rpartition(".")
+            if place == above and key not in value:
+                raise Failure(f"{what}: {path}: it is missing")
+        for key in value:
+            refuse_lacking(value[key], f"{above}.{key}" if above else key, what)
+
 def refuse_twice(rows, what):
     """Refuse two rows of one type, which the specification calls an error: which one is meant?"""
     seen = set()
@@ -15104,10 +15140,17 @@ def refuse_mounts(spec, kinds, what):
                       "own")
 
 def refuse_seccomp(seccomp, what):
-    """Refuse flags nobody knows, and notifications that nobody could get: runc's rules."""
-    for word in seccomp.get("flags", ()):
-        if word not in SECCOMP_FLAGS:
-            raise Failure(f"{what}.flags: {word}: unknown")
+    """Refuse words nobody knows, and notifications that nobody could get: runc's rules."""
+    actions = [row["action"] for row in seccomp.get("syscalls", ())]
+    compared = [each["op"] for row in seccomp.get("syscalls", ()) for each in row.get("args", ())]
+    for field, words, known in (
+            ("flags", seccomp.get("flags", ()), SECCOMP_FLAGS),
+            ("defaultAction", [seccomp["defaultAction"]], ACTION_WORDS),
+            ("syscalls: action", actions, ACTION_WORDS),
+            ("syscalls: args: op", compared, OPERATORS)):
+        for word in words:
+            if word not in known:
+                raise Failure(f"{what}.{field}: {as_typed(word)}: unknown")
     rows = [row for row in seccomp.get("syscalls", ()) if row.get("action") == "SCMP_ACT_NOTIFY"]
     if seccomp.get("defaultAction") == "SCMP_ACT_NOTIFY" or any(
             "write" in row.get("names", ()) for row in rows):
@@ -15231,7 +15274,6 @@ def one_more_process(options, args, old):
 @command("", "show what of the OCI's runtime-spec is carried out, as JSON")
 def cmd_features(*_):
     """features.md of the runtime-spec, made from the tables that carry it out."""
-    filters = sorted(SECCOMP_ACTIONS)
     refused = [name for name, (_, who) in OCI_FIELDS.items() if who == REFUSED]
     show(to_json({
         "ociVersionMin": "1.0.0", "ociVersionMax": OCI_VERSION, "hooks": [*OCI_SPEC["hooks"]],
@@ -15241,10 +15283,9 @@ def cmd_features(*_):
                   "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False,
                              "rdma": True},
                   "seccomp": {"enabled": True,
-                              "actions": [f"SCMP_ACT_{word}" for word in filters],
+                              "actions": ACTION_WORDS,
                               "knownFlags": [*SECCOMP_FLAGS], "supportedFlags": [*SECCOMP_FLAGS],
-                              "operators": [f"SCMP_CMP_{word}" for word in (
-                                  "NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")],
+                              "operators": OPERATORS,
                               "archs": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]},
                   "apparmor": {"enabled": True}, "selinux": {"enabled": True},
                   "intelRdt": {"enabled": True, "schemata": True, "monitoring": True},

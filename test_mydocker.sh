@@ -11217,7 +11217,10 @@ test_oci_refused() { # oci: a config.json that is wrong, or asks for what we can
   oci_bundle
   while IFS=' ' read -r want change; do
     cp config.json good
-    configure "$change"
+    configure "def seccomp(**row):
+    return {'defaultAction': 'SCMP_ACT_LOG', 'syscalls': [row]}
+
+$change"
     fails 125 "config.json.*$want" create t
     mv good config.json
   done <<'END'
@@ -11262,10 +11265,17 @@ twice p["rlimits"] = [{"type": "RLIMIT_CORE", "soft": n, "hard": 2} for n in (1,
 sysctl l["sysctl"] = {"net.ipv4.ip_forward": 1}
 NUL p["args"] = ["a\u0000b"]
 memory l["resources"] = {"memory": [1]}
-specification l["resources"] = {"devices": [{"access": "rwm"}]}
+devices:.type:.p: l["resources"] = {"devices": [{"type": "p", "access": "rwm", "allow": True}]}
 limit l["resources"] = {"hugepageLimits": [{}]}
-specification l["seccomp"] = {"defaultAction": "SCMP_ACT_MOON"}
-specification l["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"]}]}
+pageSize: l["resources"] = {"hugepageLimits": [{"limit": 1}]}
+priorities..?.name: l["resources"] = {"network": {"priorities": [{"priority": 1}]}}
+weight: l["resources"] = {"blockIO": {"weightDevice": [{"major": 7, "minor": 0}]}}
+defaultAction:.SCMP_ACT_MOON: l["seccomp"] = {"defaultAction": "SCMP_ACT_MOON"}
+defaultAction: l["seccomp"] = {"syscalls": []}
+action: l["seccomp"] = seccomp(names=["read"])
+names: l["seccomp"] = seccomp(action="SCMP_ACT_LOG")
+op: l["seccomp"] = seccomp(names=[], action="SCMP_ACT_LOG", args=[dict(index=0, value=1)])
+op:.X: l["seccomp"] = seccomp(names=[], action="SCMP_ACT_LOG",args=[dict(index=0, value=1, op="X")])
 containerID l["uidMappings"] = [{}]; l["namespaces"].append({"type": "user"})
 limit l["resources"] = {"memory": {"limit": "much"}}
 END
@@ -11881,6 +11891,26 @@ test_oci_update() { # oci: update takes resources in the OCI's form, and zero le
   run 0 update --resources - t <<<'{"pids": {"limit": 40}}'
   is "$(<"$dir") $(cat "$(find /sys/fs/cgroup -path "*/$(engine_cgroup t)/memory.limit_in_bytes" \
     -o -path "*/$(engine_cgroup t)/memory.max" | head -n 1)")" '40 67108864'
+  run 0 delete --force t
+}
+
+test_oci_update_lacks() { # oci: resources that lack what they need are refused by its name, in
+  # update too, and a rule for devices that doesn't allow denies
+  need_limits pids
+  local change
+  oci_bundle
+  configure 'l["resources"] = {"devices": [{"type": "b", "major": 7}]}' /bin/sleep 1000
+  run 0 create t
+  while IFS=' ' read -r want change; do
+    echo "$change" >resources
+    fails 125 "^mydocker: resources: linux.resources.$want: " update --resources resources t
+  done <<'END'
+hugepageLimits...pageSize {"hugepageLimits": [{"limit": 1}]}
+network.priorities...name {"network": {"priorities": [{"priority": 1}]}}
+devices:.type {"devices": [{"type": "x", "access": "r"}]}
+END
+  fails 125 'hugepageLimits, on x/../../y: not a size' update --resources - t \
+    <<<'{"hugepageLimits": [{"pageSize": "x/../../y", "limit": 1}]}'
   run 0 delete --force t
 }
 
