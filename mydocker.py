@@ -6006,6 +6006,57 @@ def show_json(words, look_up, template=None):
         elif found:
             show(json.dumps(found, indent=4))
 
+# What --filter keeps
+
+FILTER_WORDS = {  # keys that have no other values
+    "status": "created running paused restarting exited removing dead".split(),
+    "health": "starting healthy unhealthy none".split(),
+    "dangling": "true false 1 0".split(),
+}
+
+def filtered(rows, texts, known):
+    """Those of ROWS that --filter's TEXTS, KEY=VALUE, keep: as docker has it, of one key any value
+    will do, but labels must all be there.  KNOWN: {key: (row, value) -> bool}."""
+    wanted = {}
+    for key, equals, value in (text.partition("=") for text in texts):
+        if key not in known or not equals:
+            raise Failure(f"--filter, on {as_typed(key + equals + value)}: not one of "
+                          f"{', '.join(known)}, such as label=K=V")
+        if value not in FILTER_WORDS.get(key, [value]):
+            raise Failure(f"--filter, on {as_typed(key + equals + value)}: not one of "
+                          f"{', '.join(FILTER_WORDS[key])}")
+        wanted.setdefault(key, []).append(value)
+    for key, values in wanted.items():
+        enough = all if key.startswith("label") else any
+        rows = [row for row in rows if enough(known[key](row, value) for value in values)]
+    return rows
+
+def has_label(labels, wanted):
+    """True if there is a label K, or K=V, as --filter label=... wants it."""
+    key, equals, value = wanted.partition("=")
+    return key in labels and (not equals or labels[key] == value)
+
+def fits_name(name, pattern):
+    """True if a name has a match of a regular expression, as --filter name=... wants it; docker's
+    names of containers begin with a slash."""
+    import re
+    try:
+        return bool(re.search(pattern, name) or re.search(pattern, "/" + name))
+    except (re.error, RecursionError, OverflowError):
+        raise Failure(f"--filter, on name={pattern}: not a regular expression") from None
+
+def is_older(seconds, value):
+    """True if what was made at that time is older than --filter until=... wants it."""
+    return log_time(int(seconds * 10**9)) < parse_moment(value, "--filter until")
+
+def prune_filters(labels_of, seconds_of):
+    """What --filter knows where things are removed, by what their labels and their age are."""
+    return {"label": lambda row, value: has_label(labels_of(row), value),
+            "label!": lambda row, value: not has_label(labels_of(row), value),
+            "until": lambda row, value: is_older(seconds_of(row), value)}
+
+PRUNE_FILTER = ("--filter", "K=V...", "only some: label=K[=V], label!=K[=V], until=24h or a time")
+
 # ── 23. The monitor ──────────────────────────────────────────────────────────
 # Whoever started a container stays with it: carries signals and bytes, starts it again if its
 # restart policy says so, tidies up when it has ended, and passes on its exit status.  It holds the
@@ -6738,7 +6789,7 @@ def matches_event(row, key, value):
     return kind == key and (value in names or key == "container" and name.startswith(value))
 
 def event_filters(texts):
-    """`events --filter`'s values as {key: [value]}: of one key any counts, and all of the keys."""
+    """`events --filter`'s values as {key: [value]}: see filtered()."""
     filters = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -6794,7 +6845,8 @@ def cmd_events(options, _):
         until = parse_moment(options["until"], "--until")
     filters, form = event_filters(options["filter"]), options["format"]
     for row in read_events(since, until):
-        if not all(any(matches_event(row, key, value) for value in values)
+        if not all((all if key == "label" else any)(matches_event(row, key, value)
+                                                     for value in values)
                    for key, values in filters.items()):
             continue
         shown = event_shown(row)
@@ -7031,11 +7083,13 @@ def remove_damaged(name, force):
                        "cgroups": cgroup_dirs(f"mydocker/{container_id}")})
     return True
 
-@command("[OPTIONS]", "remove all containers that don't run",
+@command("[OPTIONS]", "remove all containers that don't run", PRUNE_FILTER,
          ("-f --force", "", "without asking, as always"))
-def cmd_prune(*_):
+def cmd_prune(options, _):
     sweep_containers()
-    ended = [record for record in container_records() if not record["running"]]
+    known = prune_filters(lambda record: record["labels"], lambda record: record["created"])
+    ended = [record for record in filtered(container_records(), options["filter"], known)
+             if not record["running"]]
     freed = sum(tree_size(container_path(record)) for record in ended)
     each("prune", ended, prune_container)
     show(f"Total reclaimed space: {humane_size(freed)}")
@@ -7153,16 +7207,28 @@ PS_COLUMNS = {"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND",
               "RunningFor": "CREATED", "Status": "STATUS", "Ports": "PORTS", "Names": "NAMES"}
 PS_FILTERS = {  # what `ps --filter KEY=VALUE` keeps
     "id": lambda record, value: record["id"].startswith(value),
-    "name": lambda record, value: value in record["name"],
+    "name": lambda record, value: fits_name(record["name"], value),
     "status": lambda record, value: container_state(record) == value,
-    "exited": lambda record, value: str(record.get("status")) == value and not record["running"],
-    "label": lambda record, value: value in record["labels"] or value in [
-        f"{key}={text}" for key, text in record["labels"].items()],
+    "exited": lambda record, value: not record["running"] and (
+        record.get("status") == parse_number(value, "--filter exited")),
+    "label": lambda record, value: has_label(record["labels"], value),
     "ancestor": lambda record, value: value in (record["reference"], record["image"]) or (
         full_name(value) == full_name(record["reference"] or "none")),
     "volume": lambda record, value: value in record["volumes"],
     "health": lambda record, value: health_of(record) == value,
+    "network": lambda record, value: value in network_names(
+        record, read_wiring(record)).split(","),
+    "publish": lambda record, value: has_port(record, value),
+    "before": lambda record, value: record["created"] < find_container(value)["created"],
+    "since": lambda record, value: record["created"] > find_container(value)["created"],
 }
+
+def has_port(record, value):
+    """True if a container has a port PORT[/PROTOCOL], of its own or of the host."""
+    number, _, protocol = value.partition("/")
+    return any(port.partition("/")[2] == (protocol or "tcp")
+               and number in (port.partition("/")[0], host.rpartition(":")[2])
+               for port, host in published(read_wiring(record)))
 
 @command("[OPTIONS] [ID]", "list the containers; with the ID of an engine's container its pids",
          ("-a --all", "", "also those that don't run"),
@@ -7177,11 +7243,7 @@ PS_FILTERS = {  # what `ps --filter KEY=VALUE` keeps
 def cmd_ps(options, _):
     """What runs is asked of the kernel, not read."""
     sweep_containers()
-    records = container_records()
-    for key, _, value in (text.partition("=") for text in options["filter"]):
-        if key not in PS_FILTERS:
-            raise Failure(f"--filter, on {key}: not one of {', '.join(PS_FILTERS)}")
-        records = [record for record in records if PS_FILTERS[key](record, value)]
+    records = filtered(container_records(), options["filter"], PS_FILTERS)
     last = 1 if options["latest"] else parse_number(given(options, "last", "-1"), "--last", -1)
     chosen = any(text.startswith(("status=", "exited=")) for text in options["filter"])
     if last < 0 and not options["all"] and not chosen:
@@ -8069,25 +8131,11 @@ def volume_labels(name):
         return read_json(state_path("volumes", name, "labels.json"))
     return {}
 
-def has_label(labels, wanted):
-    """True if there is a label K, or K=V, as --filter label=... wants it."""
-    key, equals, value = wanted.partition("=")
-    return key in labels and (not equals or labels[key] == value)
-
 def labels_text(labels):
     return ",".join(f"{key}={value}" for key, value in labels.items())
 
-def filtered(rows, texts, known):
-    """Those of ROWS that --filter's TEXTS, KEY=VALUE, keep.  KNOWN: {key: (row, value) -> bool}."""
-    for key, equals, value in (text.partition("=") for text in texts):
-        if key not in known or not equals:
-            raise Failure(f"--filter, on {key}{equals}{value}: not one of {', '.join(known)}, "
-                          "such as label=K=V")
-        rows = [row for row in rows if known[key](row, value)]
-    return rows
-
 VOLUME_FILTERS = {
-    "name": lambda name, value: value in name, "driver": lambda _, value: value == "local",
+    "name": fits_name, "driver": lambda _, value: value == "local",
     "label": lambda name, value: has_label(volume_labels(name), value),
     "dangling": lambda name, value: (value in ("true", "1")) == (not volume_users(name))}
 
@@ -8142,12 +8190,15 @@ def cmd_volume_inspect(options, words):
 
 @command("[OPTIONS]", "remove the volumes without a name that no container uses, and say which",
          ("-a --all", "", "named ones, too"), ("-f --force", "", "without asking, as always"),
-         ("--filter", "label=K[=V]...", "only those that have it"))
+         ("--filter", "K=V...", "only some: label=K[=V], label!=K[=V]; all=true is -a"))
 def cmd_volume_prune(options, _):
-    names = filtered(listing(state_path("volumes")), options["filter"],
-                     {"label": VOLUME_FILTERS["label"]})
+    known = prune_filters(volume_labels, None)
+    del known["until"]  # docker has none either: a volume's age says nothing of its use
+    known["all"] = lambda *_: True
+    names = filtered(listing(state_path("volumes")), options["filter"], known)
+    every = options["all"] or {"all=true", "all=1"} & {*options["filter"]}
     unused = [name for name in names
-              if (options["all"] or len(name) == 64) and not volume_users(name)]
+              if (every or len(name) == 64) and not volume_users(name)]
     each("volume prune", unused, lambda name: cmd_volume_rm({"force": True}, name) or name)
 
 # ── 31. Unpacking tar ────────────────────────────────────────────────────────
@@ -9994,47 +10045,61 @@ def cmd_commit(options, words):
             freeze(record["cgroups"], False)
     note_container(record, "commit")
 
+def image_labels(image):
+    return (image["config"].get("config") or {}).get("Labels") or {}
+
+def image_seconds(image):
+    """When an image was made, in seconds since 1970, by what it says itself: 0 if it doesn't."""
+    import datetime
+    text = image_created(image)
+    try:
+        moment = datetime.datetime.fromisoformat(text[:19] + "+00:00")
+        return max(0, moment.timestamp())
+    except (ValueError, OverflowError):
+        return 0
+
+def refers_to(image, pattern):
+    """True if an image's name is as `images NAME` or --filter reference=... wants it."""
+    import fnmatch
+    host, path, tag = name_parts(image["name"])
+    name = short_name(f"{host}/{path}") if host else "<none>"
+    return any(fnmatch.fnmatchcase(text, pattern) for text in (name, f"{name}:{tag}"))
+
+IMAGE_FILTERS = {
+    "dangling": lambda image, value: (value in ("true", "1")) == (not image["name"]),
+    "label": lambda image, value: has_label(image_labels(image), value),
+    "reference": refers_to,
+    "before": lambda image, value: image_seconds(image) < image_seconds(find_image(value)),
+    "since": lambda image, value: image_seconds(image) > image_seconds(find_image(value)),
+    "until": lambda image, value: is_older(image_seconds(image), value)}
+
 @command("[OPTIONS] [NAME]", "list the images by name, newest first",
          ("-q --quiet", "", "ids only"),
          ("-a --all", "", "also those without a name that `build` keeps for the next time"),
          ("--no-trunc", "", "ids in full"), ("--digests", "", "with the digests"),
-         ("-f --filter", "K=V...", "only some: dangling=true, label=K[=V], reference=PATTERN"),
+         ("-f --filter", "K=V...", f"only some, by {', '.join(IMAGE_FILTERS)}"),
          ("--format", "FORMAT", "table, json or a template"), takes=(0, 1))
 def cmd_images(options, words):
     """A row for each name of an image, the newest first."""
     rows = []
-    for image in sorted(stored_images(), key=image_created, reverse=True):
+    wanted = [*options["filter"], *(f"reference={word}" for word in words)]
+    found = filtered([*stored_images()], wanted, IMAGE_FILTERS)
+    for image in sorted(found, key=image_created, reverse=True):
         steps = image["config"].get("history") or [{}]
         if not options["all"] and not image["name"] and steps[-1].get("comment") == BUILT:
             continue
         host, path, tag = name_parts(image["name"])
-        row = {"Repository": short_name(f"{host}/{path}") if host else "<none>",
-               "Tag": tag if tag and ":" not in tag else "<none>", "Digest": image["digest"],
-               "ID": image["id"] if options["no-trunc"] else image["id"][7:19],
-               "CreatedAt": image_created(image)[:19],
-               "Size": humane_size(sum(layer["size"] for layer in image["layers"]))}
-        wanted = [*options["filter"], *(f"reference={word}" for word in words)]
-        if all(image_fits(image, row, text) for text in wanted):
-            rows.append(row)
+        rows.append({
+            "Repository": short_name(f"{host}/{path}") if host else "<none>",
+            "Tag": tag if tag and ":" not in tag else "<none>", "Digest": image["digest"],
+            "ID": image["id"] if options["no-trunc"] else image["id"][7:19],
+            "CreatedAt": image_created(image)[:19],
+            "Size": humane_size(sum(layer["size"] for layer in image["layers"]))})
     headers = {"Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "ID": "IMAGE ID",
                "CreatedAt": "CREATED", "Size": "SIZE"}
     if not options["digests"]:
         del headers["Digest"]
     show_rows(rows, headers, "{{.ID}}" if options["quiet"] else options["format"])
-
-def image_fits(image, row, text):
-    """True if an image, with ROW what is shown of it, is what a --filter wants."""
-    import fnmatch
-    key, _, value = text.partition("=")
-    labels = (image["config"].get("config") or {}).get("Labels") or {}
-    if key == "dangling":
-        return (value == "true") == (not image["name"])
-    if key == "label":
-        return value in labels or value in [f"{name}={words}" for name, words in labels.items()]
-    if key == "reference":
-        names = row["Repository"], f"{row['Repository']}:{row['Tag']}"
-        return any(fnmatch.fnmatchcase(name, value) for name in names)
-    raise Failure(f"--filter, on {key}: not dangling, label or reference")
 
 BUILT = "mydocker build"  # the comment of a step in an image's history
 
@@ -10097,14 +10162,17 @@ def inspect_image(text):
             "RootFS": {"Type": "layers", "Layers": image["diff_ids"]}}
 
 @command("[OPTIONS]", "remove the images that have no name and that no container uses",
-         ("-a --all", "", "also those with a name"),
+         ("-a --all", "", "also those with a name"), PRUNE_FILTER,
          ("-f --force", "", "without asking, as always"))
 def cmd_image_prune(options, _):
     sweep_containers()
     before = tree_size(state_path("images")) + tree_size(state_path("layers"))
     used = {record["image"] for record in container_records()}
-    idle = [image["id"] for image in stored_images() if image["digest"] not in used
-            and (options["all"] or not image["name"])]
+    known = {"dangling": lambda *_: True, **prune_filters(image_labels, image_seconds)}
+    found = filtered([*stored_images()], options["filter"], known)
+    every = options["all"] or {"dangling=false", "dangling=0"} & {*options["filter"]}
+    idle = [image["id"] for image in found if image["digest"] not in used
+            and (every or not image["name"])]
     each("image prune", dict.fromkeys(idle), prune_image)
     after = tree_size(state_path("images")) + tree_size(state_path("layers"))
     show(f"Total reclaimed space: {humane_size(max(0, before - after))}")
@@ -13909,7 +13977,7 @@ def cmd_network_create(options, words):
     show(words[0])
 
 NETWORK_FILTERS = {
-    "name": lambda network, value: value in network["name"],
+    "name": lambda network, value: fits_name(network["name"], value),
     "driver": lambda network, value: value == network["driver"],
     "label": lambda network, value: has_label(network.get("labels", {}), value)}
 
@@ -13954,11 +14022,13 @@ def network_info(name):
 
 @command("[OPTIONS]", "remove the networks that no running container is in, and say which",
          ("-f --force", "", "without asking, as always"),
-         ("--filter", "label=K[=V]...", "only those that have it"))
+         PRUNE_FILTER)
 def cmd_network_prune(options, _):
     sweep_containers()
     restore_networks()
-    found = filtered(networks(), options["filter"], {"label": NETWORK_FILTERS["label"]})
+    known = prune_filters(lambda network: network.get("labels", {}),
+                          lambda network: network.get("created", 0))
+    found = filtered(networks(), options["filter"], known)
     unused = [network["name"] for network in found
               if network["name"] != "bridge" and not network_users(network)]
     each("network prune", unused, lambda name: cmd_network_remove({"force": True}, name) or name)
@@ -17923,12 +17993,14 @@ def cmd_system_df(options, _):
 
 @command("[OPTIONS]", "remove containers that don't run, networks and images that nobody uses",
          ("-a --all", "", "also images with a name"), ("--volumes", "", "also volumes"),
-         ("-f --force", "", "without asking, as always"))
+         PRUNE_FILTER, ("-f --force", "", "without asking, as always"))
 def cmd_system_prune(options, _):
-    cmd_network_prune({"filter": []}, [])
-    cmd_prune()
+    if options["volumes"] and any(text.startswith("until=") for text in options["filter"]):
+        raise Failure("--filter, on until: it can't go with --volumes, whose age isn't known")
+    cmd_network_prune(options, [])
+    cmd_prune(options, [])
     if options["volumes"]:
-        cmd_volume_prune({"all": False, "force": True, "filter": []}, [])
+        cmd_volume_prune({**options, "all": False}, [])
     cmd_image_prune(options, [])
 
 offer("create", *(row for row in OPTIONS["run"].values() if row[0] not in OPTIONS["create"]

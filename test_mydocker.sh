@@ -6127,6 +6127,57 @@ test_keep_caller() { # attach: with -it the process that the caller knows passes
   nothing_on_record
 }
 
+test_filters() { # ps: --filter as docker has it: of one key any value, of labels all; names are
+  # regular expressions; what is no value is said; the prunes take until= and label!=
+  need overlay
+  own_state
+  small_root root
+  make_image "t$n:1" -c "LABEL i=m"
+  make_image "u$n:1"
+  run 3 run --name web -l a=1 -l b "t$n:1" /bin/sh -c 'exit 3'
+  run 0 run --name web2 -l a=1 "t$n:1" /bin/sh -c :
+  run 0 create --name made "t$n:1" /bin/sh
+  local filter names
+  while IFS='|' read -r names filter; do
+    read -ra filter <<<"$filter"
+    run 0 ps -a "${filter[@]/#/--filter=}" --format '{{.Names}}'
+    is "${out//$'\n'/ }" "$names"
+  done <<'END'
+web|name=^web$
+web|name=^/web$
+made web|name=^web$ name=made
+made web2 web|status=exited status=created
+web|label=a label=b
+web2 web|exited=3 exited=0
+made|since=web2
+web|before=web2
+|publish=80
+END
+  fails 125 '--filter, on status=bogus: not one of created, ' ps -f status=bogus
+  fails 125 '--filter, on dangling=maybe: not one of true, ' images -f dangling=maybe
+  fails 125 '--filter exited, on x: not a number' ps -f exited=x
+  fails 125 '--filter, on name=.: not a regular expression' ps -f 'name=('
+  fails 125 'on nosuch: no such container' ps -a -f since=nosuch
+  is "$("${mydocker[@]}" images --format '{{.Repository}}' -f "reference=t$n" \
+    -f 'reference=none' -f label=i)" "t$n"
+  run 0 image prune -a --filter until=24h
+  is "$out" 'Total reclaimed space: 0B'
+  run 0 image prune -a --filter 'label!=i'
+  is "$("${mydocker[@]}" images --format '{{.Repository}}')" "t$n"
+  run 0 container prune -f --filter until=24h
+  is "$out" 'Total reclaimed space: 0B'
+  run 0 container prune -f --filter 'label!=a'
+  like "$out" $'^made\nTotal'
+  run 0 events --since 1h --until 0s --filter label=a=1 --filter label=b --filter event=die \
+    --format '{{.Actor.Attributes.name}}'
+  is "$out" web
+  fails 125 'until: it can.t go with --volumes' system prune --volumes --filter until=1h
+  run 0 system prune -af --filter until=24h
+  is "$("${mydocker[@]}" ps -a --format '{{.Names}}')" $'web2\nweb'
+  run 0 system prune -af --filter until=0s
+  is "$("${mydocker[@]}" ps -aq)$("${mydocker[@]}" images -q)" ''
+}
+
 # ── Volumes and cp ───────────────────────────────────────────────────────────
 
 test_bind_mounts() { # volumes: -v shows directories and files of the host's;
@@ -7920,7 +7971,7 @@ test_images_filters() { # images: a name, --filter, --no-trunc and --digests; in
   is "$("${mydocker[@]}" images -qf dangling=true)" ''
   like "$("${mydocker[@]}" images -q --no-trunc "t$n")" '^sha256:[0-9a-f]{64}$'
   like "$("${mydocker[@]}" images --digests)" 'DIGEST .*sha256:'
-  fails 125 'on colour: not dangling' images -f colour=red
+  fails 125 'on colour=red: not one of dangling' images -f colour=red
   run 0 inspect --type image "t$n:1"
   fails 125 'no such container' inspect --type container "t$n:1"
   run 0 run --name "t$n" -v "v$n:/data" -v "$PWD:/here:ro" "t$n:1" /bin/sh -c 'echo x >/data/file'
