@@ -1039,7 +1039,8 @@ def split_option(by_name, word, where):
     found = []
     for end, letter in enumerate(word[1:], 2):
         if letter not in by_name:
-            near = near_miss("--" + name, [f"--{known}" for known in by_name])
+            names = [f"--{known}" for known in by_name if known[1:] and name[1:]]
+            near = near_miss("--" + name, names)
             raise Failure(f"{where}, on {word}: unknown option", hint=near or f"see {where} --help")
         row = by_name[letter]
         if row[1]:
@@ -4990,20 +4991,22 @@ def cmd_logs(options, words):
     if not record["log"]:
         raise Failure(f"logs, on {words[0]}: it has --log-driver none: nothing was kept")
     path, (_, count) = container_path(record), record["log"]
-    since, until = (parse_moment(options[name], f"--{name}").encode() if options[name] else end
-                    for name, end in (("since", b""), ("until", b"~")))
+    since, end = (parse_moment(options[name], f"--{name}") if options[name] else default
+                  for name, default in (("since", ""), ("until", "~")))
     log, number, skip = path + "/container.log", 0, 0
     tail = to_number(given(options, "tail", "all"))
     if tail is not None:  # docker takes anything else for all
         skip = sum(line[2] for line in log_lines(log, count, bool)) - tail
     outs, before = {b"stdout": open(1, "wb", closefd=False),
                     b"stderr": open(2, "wb", closefd=False)}, None
-    for when, stream, first, text in log_lines(log, count,
-                                               lambda: options["follow"] and is_running(path)):
+    def more():
+        return options["follow"] and is_running(path) and log_time(time.time_ns()) <= end
+
+    for when, stream, first, text in log_lines(log, count, more):
         if before not in (None, stream):  # both may be the same terminal
             outs[before].flush()
         before, number = stream, number + first
-        if stream and number > skip and since <= when <= until:
+        if stream and number > skip and since.encode() <= when <= end.encode():
             if first and options["details"]:
                 text = encode(record.get("details", "")) + b" " + text
             outs[stream].write((when + b" " if options["timestamps"] and first else b"") + text)
@@ -6485,7 +6488,8 @@ def take_name(wanted, container_id):
 def end_container(record, status=None):
     """Tidy up after a container: keep what is to be kept, with its exit status, else remove all.
     Where nothing can be written, on a full disk, each later command tries again."""
-    kept = record["keep"] and "started" in record
+    kept = "started" in record and (record["keep"]
+                                    or os.path.exists(container_path(record, "stay")))
     out_of_memory = (kept or record.get("pid")) and was_out_of_memory(record)
     remove_cgroups(record)
     if record.get("pid"):
@@ -6864,7 +6868,7 @@ def cmd_events(options, _):
 # first process and that one's start time whether it runs, its cgroups whether it is frozen.
 
 STOP_OPTIONS = (
-    ("-t --time", "SECONDS", "how long to wait before they are killed, -1: for ever"),
+    ("-t --time --timeout", "SECONDS", "how long to wait before they are killed, -1: for ever"),
     ("-s --signal", "SIGNAL", "instead of the container's own"),
 )
 
@@ -6911,7 +6915,7 @@ def relaunch(record, options, ready=lambda: None):
         record.setdefault("started", 0)  # `create` has made it: it stays, also if this fails
         mark_running(record)
         write_json(path + "/record.json", record)
-    for name in ("/stop", "/halt"):
+    for name in ("/stop", "/halt", "/stay"):
         unlink_if_there(path + name)
     write_status(lock, "")
     state = {"spec": spec, "record": record, "lock": lock, "attached": options is not None,
@@ -6930,8 +6934,16 @@ def relaunch(record, options, ready=lambda: None):
 
 @command("[OPTIONS] CONTAINER...", "stop containers and start them again", *STOP_OPTIONS, many=True)
 def cmd_restart(options, name):
-    cmd_stop(options, name)
-    start_again(find_container(name))
+    """Also of one with --rm: it goes when it ends by itself, or by `stop`."""
+    record = find_container(name)
+    stay = container_path(record, "stay")
+    touch_if_there(stay)
+    try:
+        cmd_stop(options, record["id"])
+    except (Failure, OSError):
+        unlink_if_there(stay)
+        raise
+    start_again(find_container(record["id"]))
     note_container(find_container(name), "restart")
 
 @command("[OPTIONS] CONTAINER...", "end containers: with their stop signal, then with SIGKILL",
@@ -8718,21 +8730,23 @@ def tar_file(name, size, pieces, info=None, pax=()):
     yield from pieces
     yield bytes(-size % 512)
 
-def pack_tree(root_fd, as_layer=False, path=b""):
+def pack_tree(root_fd, as_layer=False, path=b"", apart=()):
     """Yield the tree at root_fd as a tar, sorted by name; PATH stands in front of each. as_layer:
-    overlayfs' whiteouts become an image's; "stored": those of mark_whiteout, too."""
+    overlayfs' whiteouts become an image's; "stored": those of mark_whiteout, too.  APART: the
+    devices of file systems that are left out where they are mounted."""
     from itertools import islice
     try:
-        pieces = pack_directory(root_fd, path, as_layer, {})
+        pieces = pack_directory(root_fd, path, as_layer, {}, apart)
         while chunk := b"".join(islice(pieces, 16)):  # each hand-over costs
             yield chunk
     except RecursionError:
         raise Failure("pack: directories are nested too deeply") from None
     yield bytes(1024)
 
-def pack_directory(fd, path, as_layer, seen):
+def pack_directory(fd, path, as_layer, seen, apart=()):
     """Yield a directory and all below it; SEEN: {inode: its first name}, for hard links."""
-    yield tar_header(path or b"./", b"5", os.fstat(fd), pax=pack_xattrs(fd))
+    here = os.fstat(fd)
+    yield tar_header(path or b"./", b"5", here, pax=pack_xattrs(fd))
     marks = os.listxattr(fd) if as_layer else ()
     if "trusted.overlay.redirect" in marks:
         raise Failure(f"commit, on {shown(path)}: a renamed directory (overlayfs redirect_dir)")
@@ -8746,15 +8760,21 @@ def pack_directory(fd, path, as_layer, seen):
             if as_layer == "stored":
                 yield tar_header(path + b".wh." + name, b"0")
             continue
-        if stat.S_ISDIR(info.st_mode):
+        if stat.S_ISDIR(info.st_mode) and is_apart(info, here, apart):
+            yield tar_header(path + name + b"/", b"5", info)
+        elif stat.S_ISDIR(info.st_mode):
             with Descriptor(os.open(name, OPEN_CHILD, dir_fd=fd)) as child:
-                yield from pack_directory(child, path + name + b"/", as_layer, seen)
+                yield from pack_directory(child, path + name + b"/", as_layer, seen, apart)
         elif as_layer is True and name.startswith(b".wh."):
             warn(f"commit, on {shown(path + name)}: the name would mean a whiteout, ignoring")
         elif as_layer and stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:  # overlayfs' whiteout
             yield tar_header(path + b".wh." + name, b"0")
         else:
             yield from pack_file(fd, name, path + name, info, seen)
+
+def is_apart(info, here, apart):
+    """True where, below the directory HERE, another file system is mounted that is left out."""
+    return info.st_dev in apart and info.st_dev != here.st_dev
 
 def pack_xattrs(fd):
     return {b"SCHILY.xattr." + os.fsencode(name): os.getxattr(fd, name)
@@ -8823,6 +8843,7 @@ class CopyEnd:
     def __init__(self, word):
         local = word.startswith(("/", ".")) or ":" not in word
         self.word, self.ids = word, None  # ids: if they aren't as inside
+        self.apart = ()  # devices: what the kernel, or a container's own /dev, shows there
         self.container, path = (None, word) if local else word.split(":", 1)
         if not word or "\0" in path:
             raise Failure(f"cp, on {as_typed(word)}: not a path")
@@ -8837,6 +8858,8 @@ class CopyEnd:
             return os.open("/", OPEN_DIR)
         record = find_container(self.container)
         self.ids = ids_seen(record)
+        if record["running"]:
+            self.apart = devices_apart(live_pid(record))
         return container_root(record)
     def show(self, path):
         """A path below this end's root as the user would write it."""
@@ -8887,6 +8910,18 @@ def container_root(record, volumes=True):
                 mount_one(root, row)
     return os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
+def devices_apart(pid):
+    """The devices of a process's /dev and of what isn't files but the kernel's word: with a whole
+    root nobody means to copy them, and reading some would take for ever."""
+    found = set()
+    for line in read_all(f"/proc/{pid}/mountinfo").split("\n")[:-1]:
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        kinds = "proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts"
+        if fields[4] == "/dev" or after.split(" ")[0] in kinds:
+            found.add(os.makedev(*map(int, fields[2].split(":"))))
+    return found
+
 def copy_between(source, target, follow, owner):
     """Copy from one CopyEnd to the other."""
     roots = source.open_root(), target.open_root()
@@ -8904,10 +8939,10 @@ def copy_between(source, target, follow, owner):
             if os.path.samestat(info, os.stat(above)):
                 raise source.no("the container's own files are in there: it would be copied into "
                                 "itself")
-    check_room(from_fd, name, into_fd, new_name, where, os.fstat(into_fd))
+    check_room(from_fd, name, into_fd, new_name, where, os.fstat(into_fd), source.apart)
     tree = LiveTree(into_fd, target.show(path), owner, devices)
     tree.translate(source, target)
-    tree.fill(pack_entry(from_fd, encode(name), encode(new_name)))
+    tree.fill(pack_entry(from_fd, encode(name), encode(new_name), source.apart))
 
 def send_archive(source, follow):
     """Write what is to be copied to stdout, as a tar."""
@@ -8916,7 +8951,7 @@ def send_archive(source, follow):
     if os.isatty(1):
         raise Failure("cp, on -: standard output is a terminal", hint="cp CONTAINER:PATH - > FILE")
     with open_output(None) as out:
-        out.writelines(pack_entry(from_fd, encode(name), encode(new_name)))
+        out.writelines(pack_entry(from_fd, encode(name), encode(new_name), source.apart))
 
 def receive_archive(target, owner):
     """Unpack the tar on stdin into a directory."""
@@ -8990,10 +9025,12 @@ def look_at(name, directory):
 def is_device(mode):
     return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
-def check_room(source, name, target, new_name, path, goal):
+def check_room(source, name, target, new_name, path, goal, apart):
     """Raise Failure where a copy would have to replace something, or would be part of itself:
     below GOAL, what is known of the directory that it is for."""
     info, there = look_at(name, source), None
+    if info and is_apart(info, os.fstat(source), apart):
+        return
     if target is not None:
         there = look_at(new_name, target)
     if not info or stat.S_ISSOCK(info.st_mode):
@@ -9010,7 +9047,8 @@ def check_room(source, name, target, new_name, path, goal):
         below = Descriptor(os.open(new_name, OPEN_CHILD, dir_fd=target)) if there else None
         try:
             for entry in os.listdir(inner):
-                check_room(inner, entry, below, entry, f"{path.rstrip('/')}/{entry}", goal)
+                inner_path = f"{path.rstrip('/')}/{entry}"
+                check_room(inner, entry, below, entry, inner_path, goal, apart)
         finally:
             if there:
                 os.close(below)
@@ -9180,13 +9218,14 @@ def copy_entry(source, name, target):
     name = encode(name)
     unpack_layer(pack_entry(source, name, name), target, whiteouts="keep")
 
-def pack_entry(source, name, new_name):
+def pack_entry(source, name, new_name, apart=()):
     """Yield NAME in the directory SOURCE (a descriptor), with all below, as a tar in which it is
-    called NEW_NAME; "." for what is in it alone."""
+    called NEW_NAME; "." for what is in it alone.  APART: see pack_tree()."""
     info = os.stat(name, dir_fd=source, follow_symlinks=False)
     if stat.S_ISDIR(info.st_mode):
         with Descriptor(os.open(name, OPEN_CHILD, dir_fd=source)) as inner:
-            yield from pack_tree(inner, path=b"" if new_name == b"." else new_name + b"/")
+            path = b"" if new_name == b"." else new_name + b"/"
+            yield from pack_tree(inner, path=path, apart=apart)
     else:
         yield from pack_file(source, name, new_name, info, {})
         yield bytes(1024)

@@ -6178,6 +6178,25 @@ END
   is "$("${mydocker[@]}" ps -aq)$("${mydocker[@]}" images -q)" ''
 }
 
+test_stop_timeout_word() { # life: --timeout is --time, as docker has it by now; restart keeps what has
+  # --rm; logs -f ends at --until; no letter is a near miss
+  make_image "t$n:1"
+  background --rm "t$n:1" /bin/sh -c 'echo said; trap : TERM; while :; do sleep 0.1; done'
+  wait_for says_in_log "$id" said
+  run 0 logs -f --until 0s "$id"
+  is "$out" said
+  run 0 restart --timeout=0 "$id" # it stays, for all its --rm
+  is "$("${mydocker[@]}" ps -q --no-trunc)" "$id"
+  fails 125 '--time, on x' restart -t x "$id"
+  run 0 stop --timeout 0 "$id"
+  is "$("${mydocker[@]}" ps -aq)" ''
+  fails 125 '^mydocker: inspect, on -y: unknown option.hint: see inspect --help' inspect -y x
+}
+
+says_in_log() { # says_in_log ID TEXT
+  [[ $("${mydocker[@]}" logs "$1") == "$2" ]]
+}
+
 # ── Volumes and cp ───────────────────────────────────────────────────────────
 
 test_bind_mounts() { # volumes: -v shows directories and files of the host's;
@@ -7033,6 +7052,23 @@ END
   is "$out" "$(<root/etc/passwd)"$'\n/etc'
   kill -KILL "$pid"
   ended 137
+}
+
+test_cp_whole_root() { # cp: a running container's whole root comes without what the kernel shows in
+  # it, as often as one likes
+  make_image "t$n:1"
+  background --rm "t$n:1" /bin/sleep 1000
+  local round
+  for round in 1 2; do
+    run 0 cp "$id:/" .
+    is "$err" ''
+    is "$(cat etc/passwd)" "$("${mydocker[@]}" exec "$id" /bin/cat /etc/passwd)"
+    is "$(ls -A proc sys dev)" $'dev:\n\nproc:\n\nsys:'
+  done
+  "${mydocker[@]}" cp "$id:/" - >all.tar
+  is "$(tar tf all.tar | grep -E '^(\./)?(proc|sys|dev)/' | sort | tr -d ./ | tr '\n' ' ')" \
+    'dev proc sys '
+  run 0 rm -f "$id"
 }
 
 # ── Tar ──────────────────────────────────────────────────────────────────────
