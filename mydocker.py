@@ -11263,6 +11263,8 @@ def parse_dockerfile(text, path):
             continue
         first = at + 1
         line, at = join_lines(lines, at, escape)
+        if not line.strip():
+            continue
         step = Instruction(path, first, line)
         for name, tabs, expanded in heredocs_of(step):
             body, at = read_heredoc(lines, at, name, tabs)
@@ -11308,7 +11310,7 @@ def heredocs_of(step):
     import re
     rest = step.rest
     if step.name == "ONBUILD":
-        name, _, rest = rest.partition(" ")
+        name, rest = [*rest.split(None, 1), "", ""][:2]
         if name.upper() not in ("RUN", "COPY", "ADD"):
             return []
     elif step.name not in ("RUN", "COPY", "ADD"):
@@ -11584,13 +11586,21 @@ def find_paths(root, pattern, ignored):
                     open_in_root(root, folder or ".", OPEN_DIR)) as fd:
                 found += [os.path.join(folder, name) for name in sorted(os.listdir(fd))
                           if fits(name)]
-    there = []
-    for path in found:
-        hidden = ignored(path) and not ignored.has_exceptions
-        with tolerate(errno.ENOENT, errno.ENOTDIR), Descriptor(open_in_root(root, path or ".")):
-            if not hidden:
-                there.append(path)
-    return there
+    return [path for path in found if is_there(root, path, ignored, path != pattern.strip("/"))]
+
+def is_there(root, path, ignored, is_guess):
+    """Is that something to copy?  What is hidden isn't, whatever link leads to it; nor is a link to
+    nothing, which is an error if it was a pattern that found it, is_guess."""
+    with tolerate(errno.ENOENT, errno.ENOTDIR):
+        os.close(open_in_root(root, path or ".", os.O_PATH | os.O_NOFOLLOW))
+        place, info = place_in(root, path)
+        if (path and ignored(path) or place != "/" and ignored(place[1:])) and not (
+                ignored.has_exceptions and info and stat.S_ISDIR(info.st_mode)):
+            return False  # of a directory `walk` shows what isn't
+        if not info and is_guess:
+            raise Failure(f"copy, on {path}: that link leads to nothing")
+        return bool(info)
+    return False
 
 def walk(fd, top, ignored):
     """Yield (directory's descriptor, name, path, lstat) of all that is in a directory, in the order
@@ -11704,7 +11714,7 @@ def step_shell(stage, step):
 
 def step_healthcheck(stage, step):
     """What `run` checks a container's health by; the flags are Docker's names in other letters."""
-    kind, _, rest = step.rest.partition(" ")
+    kind, rest = [*step.rest.split(None, 1), "", ""][:2]
     check_row, step.rest = {}, rest.strip()
     if kind.upper() == "NONE":
         check_row["Test"] = ["NONE"]
@@ -11722,7 +11732,7 @@ def step_healthcheck(stage, step):
     stage.change(step, Healthcheck=check_row)
 
 def step_onbuild(stage, step):
-    word = step.rest.partition(" ")[0].upper()
+    word = "".join(step.rest.split(None, 1)[:1]).upper()
     if not stage.build.knows(word) or word in ("ONBUILD", "FROM", "MAINTAINER"):
         raise step.no(f"{word or 'nothing'} can't be put off")
     text = step.rest + "".join(f"\n{body}{name}" for name, _, body in step.documents)
@@ -11879,7 +11889,7 @@ class Copying:
         return None
     def pack_piece(self, piece, target, there):
         """Yield one piece; PLACES: where each directory of it goes, and whether that is there."""
-        places = {"": (target, there)}
+        places, self.links = {"": (target, there)}, {}  # a piece may replace another's files
         for above, name, path, info in piece.rows():
             folder, base = os.path.split(path)
             goal, exists = target, there
@@ -12120,6 +12130,8 @@ def step_run(stage, step):
         rows = [mount_for_run(build, step, row, piece, held) for row, piece in zip(mounts, pieces)]
         for row in mounts:
             if row["type"] == "secret" and "env" in row and row["id"] in build.secrets:
+                if b"\0" in build.secrets[row["id"]]:
+                    raise step.no(f"--mount: a NUL is in the secret {row['id']}, no variable has one")
                 arguments[row["env"]] = os.fsdecode(build.secrets[row["id"]])
             if row["type"] == "ssh" and row["id"] in build.agents:
                 arguments.setdefault("SSH_AUTH_SOCK", row["target"])
@@ -12715,6 +12727,8 @@ def cmd_build(options, words):
         try:
             build.open_context(words[0])
             image_id = build.finish(names)
+        except RecursionError:
+            raise Failure("build: stages or directories in each other, too deep") from None
         finally:
             build.tidy_up()
     if options["iidfile"]:

@@ -10087,6 +10087,69 @@ test_build_peers() { # build: trees and configs are podman's, for Dockerfiles sh
   is "$different" ''
 }
 
+test_build_hidden() { # build: what .dockerignore hides isn't copied by its name either, nor by a
+  # pattern, a link or a mount, though other lines have a !; a pattern's dangling link is no success
+  local words
+  need overlay
+  make_image base:1
+  mkdir -p context/d/e
+  touch context/{a.log,keep.log,secret,d/k,d/e/keep.log}
+  ln -s secret context/link
+  ln -s d context/folder
+  printf '%s\n' '*.log' secret d '!keep.log' '!d/e/keep.log' >context/.dockerignore
+  while IFS= read -r words; do
+    printf 'FROM base:1\n%s\n' "$words" >context/Dockerfile
+    fails 125 'line 2, .*: no such file or directory' build -q --network none context
+  done <<'CASES'
+COPY secret /x
+COPY secre? /x
+ADD d/k /x
+COPY link /x
+COPY folder/k /x
+COPY a.log keep.log /x/
+RUN --mount=type=bind,source=secret,target=/x true
+CASES
+  printf '%s\n' 'FROM base:1' 'COPY *.log d folder /x/' 'RUN cd /x && ls . e' >context/Dockerfile
+  run 0 build --progress plain --network none context
+  like "$err" $'keep.log\n.*keep.log'
+  unlike "$err" 'a.log'
+  printf '*\n' >context/.dockerignore
+  printf 'FROM base:1\nCOPY . /x/\n' >context/Dockerfile
+  built -q context
+  rm context/.dockerignore
+  ln -s nowhere context/d/dangling
+  printf 'FROM base:1\nCOPY d/* /x/\n' >context/Dockerfile
+  fails 125 'COPY: copy, on d/dangling: that link leads to nothing' build -q context
+  nothing_of_build
+}
+
+test_build_odd() { # build: an empty line that goes on, tabs, a NUL in a secret, hard links to what
+  # another source replaces, and stages without an end
+  need overlay
+  make_image base:1
+  mkdir a b
+  echo one >a/x
+  ln a/x b/y
+  echo two >b/x
+  printf '%s\n' 'FROM base:1' 'COPY a/ b/ /x/' $'ONBUILD\tCOPY\t<<END /put' off END \
+    $'HEALTHCHECK CMD\ttrue' $'\\' >Dockerfile
+  built -q -t app:1 .
+  run 0 run --rm --network none app:1 /bin/sh -c 'cat /x/x /x/y'
+  is "$out" $'two\none'
+  printf 'FROM app:1\n\\\n\\\n' >Dockerfile
+  built -q -t app:2 .
+  run 0 run --rm --network none app:2 /bin/sh -c 'cat /put'
+  is "$out" off
+  printf 'FROM base:1\nRUN --mount=type=secret,id=s,env=S true\n' >Dockerfile
+  printf 'a\0b' >secret
+  fails 125 'line 2, RUN: --mount: a NUL is in the secret s' \
+    build -q --network none --secret id=s,src=secret .
+  printf 'FROM base:1 AS s0\n' >Dockerfile
+  for ((n = 1; n < 3000; n++)); do echo "FROM s$((n - 1)) AS s$n"; done >>Dockerfile
+  fails 125 'build: stages or directories in each other, too deep' build -q .
+  nothing_of_build
+}
+
 # ── Networks ─────────────────────────────────────────────────────────────────
 
 # A test of networks has a host of its own, and a LAN: network namespaces, which go with the test.
