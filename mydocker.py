@@ -11586,9 +11586,10 @@ def find_paths(root, pattern, ignored):
                     open_in_root(root, folder or ".", OPEN_DIR)) as fd:
                 found += [os.path.join(folder, name) for name in sorted(os.listdir(fd))
                           if fits(name)]
-    return [path for path in found if is_there(root, path, ignored, path != pattern.strip("/"))]
+    plain = pattern.strip("/")
+    return [path for path in found if is_in_context(root, path, ignored, path != plain)]
 
-def is_there(root, path, ignored, is_guess):
+def is_in_context(root, path, ignored, is_guess):
     """Is that something to copy?  What is hidden isn't, whatever link leads to it; nor is a link to
     nothing, which is an error if it was a pattern that found it, is_guess."""
     with tolerate(errno.ENOENT, errno.ENOTDIR):
@@ -15394,6 +15395,10 @@ def one_more_process(options, args, old):
     check_traits(process, path)
     return process
 
+# ── 51. What a bundle may ask for ────────────────────────────────────────────
+# Two commands that need no container: what of the specification is carried out, as the tables say,
+# and an example of a config.json, with root or without.
+
 @command("", "show what of the OCI's runtime-spec is carried out, as JSON")
 def cmd_features(*_):
     """features.md of the runtime-spec, made from the tables that carry it out."""
@@ -15452,7 +15457,7 @@ def rootless_parts(spec):
         mounts.append(dict(row, options=words))
     return {"linux": linux, "mounts": mounts}
 
-# ── 51. Commands that engines share ──────────────────────────────────────────
+# ── 52. Commands that engines share ──────────────────────────────────────────
 # `run`, `create`, `kill` and others mean one thing to docker's users and another to the engines
 # that take us for runc.  Which one is meant is told by the id, by an option that only engines give,
 # or by how it is typed.
@@ -15514,7 +15519,7 @@ def creates_bundle(words):
     except Failure:
         return True
 
-# ── 52. The OCI runtime ──────────────────────────────────────────────────────
+# ── 53. The OCI runtime ──────────────────────────────────────────────────────
 # Here an engine (podman, a shim of containerd) is the monitor: `create` makes the container and
 # leaves, with init waiting at a gate, a fifo, before its last step; `start` writes a byte into
 # that.  The engine inherits init, waits for it, and has its descriptors.  What `create` was told,
@@ -15969,7 +15974,7 @@ def cmd_delete(options, words):
     if record:
         delete_container(record, options["force"])
 
-# ── 53. What engines ask ─────────────────────────────────────────────────────
+# ── 54. What engines ask ─────────────────────────────────────────────────────
 # What an engine's container is, which processes it has, and what it uses: the words and the forms
 # are runc's.  Counters come from its cgroups, in v1's files or v2's, processes from /proc.
 
@@ -16213,7 +16218,7 @@ def huge_page_stats(dirs):
                     dirs, start + ".events").get("max", 0)}
     return found
 
-# ── 54. What engines are handed, and hand in ─────────────────────────────────
+# ── 55. What engines are handed, and hand in ─────────────────────────────────
 # A filter can tell somebody outside of a system call, who then decides what comes of it: an agent
 # that listens on a socket, and gets a descriptor for that.  See seccomp_unotify(2) and, for what is
 # sent, "The Container Process State" in the runtime-spec's config-linux.md.
@@ -16412,7 +16417,7 @@ def leave_cache(record):
         with tolerate(errno.ENOENT):
             os.rmdir(path)
 
-# ── 55. This host ────────────────────────────────────────────────────────────
+# ── 56. This host ────────────────────────────────────────────────────────────
 # What this host can do is tried, not looked up: each probe does the thing in a child process.
 #
 # Python compiles a script at each start, a tenth of a second for this one.  So what is installed is
@@ -16774,7 +16779,7 @@ def cmd_uninstall(_, words):
     with tolerate(errno.ENOENT, errno.ENOTEMPTY):
         os.rmdir(os.path.dirname(source))
 
-# ── 56. The narrator ─────────────────────────────────────────────────────────
+# ── 57. The narrator ─────────────────────────────────────────────────────────
 # --explain tells what is done as it is done: a heading for each stage, under it the kernel calls,
 # and behind each what it is for, which is the comment behind the line of this file that makes it.
 # Nothing else of the program knows of it: it puts a printing shell around the functions that
@@ -17238,7 +17243,7 @@ for told in [*"run exec start commit pull build load import".split(), "network c
     offer(told, ("--explain", "[=all]", "tell each kernel call and why; all: the small ones, too"),
           ("--step", "", "tell, and stop before each stage; s is a shell there"))
 
-# ── 57. Told from outside ────────────────────────────────────────────────────
+# ── 58. Told from outside ────────────────────────────────────────────────────
 # `explain` tells of any process what of a container it has, whoever made it: Docker, podman,
 # Kubernetes, we, or nobody.  All of it stands in /proc/PID, in its cgroups and in its mount table;
 # what is its own is what differs from the host's first process.
@@ -17586,7 +17591,7 @@ def block_devices(pid):
                     if stat.S_ISBLK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
     return []
 
-# ── 58. Templates ────────────────────────────────────────────────────────────
+# ── 59. Templates ────────────────────────────────────────────────────────────
 # --format takes what docker's users know: a small part of Go's text/template.  A template is text
 # with actions in {{ }}: a pipeline, whose value is printed, or `if`, `range` and `with` up to their
 # `end`.  An action becomes a tuple whose first word names it, and is carried out in a scope, which
@@ -17944,7 +17949,7 @@ FUNCTIONS = {  # name: (how many operands it takes at least, what it does)
     "ge": (2, lambda one, other: same_kind(one, other) and one >= other),
     "not": (1, lambda value: not value), "and": (1, None), "or": (1, None)}
 
-# ── 59. Docker's words ───────────────────────────────────────────────────────
+# ── 60. Docker's words ───────────────────────────────────────────────────────
 # What a docker user types without thinking and what is no command of ours by that name: groups of
 # commands, near misses, and what stays out, which answers with what to use instead.
 
@@ -18059,7 +18064,7 @@ def cmd_system_prune(options, _):
 offer("create", *(row for row in OPTIONS["run"].values() if row[0] not in OPTIONS["create"]
                   and row[0] not in ("-d --detach", "--keep", "--no-subreaper")))
 
-# ── 60. Main ─────────────────────────────────────────────────────────────────
+# ── 61. Main ─────────────────────────────────────────────────────────────────
 # Dispatch on argv[1], as the Go version does; and the one place that prints errors.
 
 GLOBAL_OPTIONS = (

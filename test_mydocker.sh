@@ -14080,6 +14080,21 @@ test_old_python() { # main: a Python that is too old shows the line that says wh
   done
 }
 
+test_defined_once() { # main: no name of the program's is defined twice, the second hiding the first
+  "$PYTHON" -I - "$here/mydocker.py" <<'PYTHON' >twice
+import ast, collections, sys
+with open(sys.argv[1], encoding="utf-8") as file:
+    body = ast.parse(file.read()).body
+names = collections.Counter(node.name for node in body if hasattr(node, "name"))
+for node in body:
+    if isinstance(node, ast.Assign):
+        names.update(name.id for target in node.targets for name in ast.walk(target)
+                     if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store))
+print(*[name for name, count in names.items() if count > 1], sep="\n")
+PYTHON
+  is "$(<twice)" ''
+}
+
 test_nothing_left() { # main: nothing is left behind on this host
   local what
   run 0 run /bin/true # which sweeps up after the killed ones
