@@ -4209,12 +4209,19 @@ def grant(what, call, *args, quiet=False):
     except OSError as error:
         raise Failure(f"{what}: {reason(error)}") from None
 
+def sysctl_parts(name):
+    """The directories and the file of a setting: as sysctl(8) has it, what comes first, "." or "/",
+    parts them, and the other one is the "." of a name, such as eth0.100."""
+    if "/" not in name.partition(".")[0]:
+        return [part.replace("/", ".") for part in name.split(".")]
+    return name.split("/")
+
 def set_sysctls(sysctls):
     """Set {name: value} in this process's namespaces, and nothing else, by no name or link."""
     for name, value in sysctls.items():
-        what, path = f"--sysctl, on {name}={value}", "/proc/sys/" + name.replace(".", "/")
-        starts = tuple(start for start, _ in SYSCTLS)
-        if not name.startswith(starts) or "/" in name or not all(name.split(".")):
+        what, parts = f"--sysctl, on {name}={value}", sysctl_parts(name)
+        path, starts = "/proc/sys/" + "/".join(parts), tuple(start for start, _ in SYSCTLS)
+        if not ".".join(parts).startswith(starts) or {"", ".", ".."} & {*parts}:
             raise Failure(f"{what}: only the container's own can be set: {'* '.join(starts)}*")
         with blame(what), Descriptor(os.open("/", OPEN_DIR)) as root, Descriptor(
                 open_in_root(root, path, os.O_WRONLY, RESOLVE_NO_SYMLINKS)) as fd:
@@ -14189,7 +14196,7 @@ def check_networks(options, wants):
     alone = [kind for kind in kinds if kind in (*APART, "container")]
     if alone and len(kinds) > 1:
         raise Failure(f"--network, on {alone[0]}: it can't go with other networks")
-    sysctls = [text for text in options["sysctl"] if text.startswith("net.")]
+    sysctls = [text for text in options["sysctl"] if sysctl_parts(text)[0] == "net"]
     for endpoint, kind in zip(wants["endpoints"], kinds):
         if kind in APART and kind != endpoint["network"]:
             raise Failure(f"--network, on {as_typed(endpoint['network'])}: {kind} takes no options")
@@ -15287,7 +15294,8 @@ def refuse_foreign_sysctls(linux, what):
     would be the host's.  As runc does; engines make some namespaces, and give their path."""
     paths = {row["type"]: row.get("path") for row in linux["namespaces"]}
     for name in linux["sysctl"]:
-        kind = next((kind for start, kind in SYSCTLS if name.startswith(start)), None)
+        dotted = ".".join(sysctl_parts(name))
+        kind = next((kind for start, kind in SYSCTLS if dotted.startswith(start)), None)
         if kind is None:
             continue  # set_sysctls() refuses it
         own = kind in paths

@@ -3562,7 +3562,9 @@ test_limit_values() { # limits: a bad value is an error that names option and va
 --sysctl net.ipv4/../../kernel/panic=1
 --sysctl net./../../kernel.panic=1
 --sysctl net..ipv4=1
---sysctl net/ipv4/ip_forward=1
+--sysctl net/../kernel/panic=1
+--sysctl net.//.panic=1
+--sysctl vm/swappiness=1
 --sysctl net.ipv4.ip_forward=x
 END
   fails 125 '^mydocker: --cgroup-parent.*, on /../x' run --cgroup-parent /../x /bin/true
@@ -12128,6 +12130,20 @@ END
     /bin/cat /proc/sys/kernel/domainname /proc/sys/kernel/msgmax
   run 0 run --sysctl kernel.domainname=moon /bin/cat /proc/sys/kernel/domainname
   is "$out" moon
+}
+
+test_sysctl_slashes() { # oci: a setting's name has dots or slashes between its parts, and the other
+  # one as a name's own dot, as with sysctl(8)
+  need unshare ip
+  local name said
+  for name in net/ipv4/conf/tva.7/proxy_arp net.ipv4.conf.tva/7.proxy_arp; do
+    oci_bundle
+    configure "l['netDevices'] = {'tva.7': {}}
+l['sysctl'] = {'$name': '1'}" /bin/cat /proc/sys/net/ipv4/conf/{tva.7,lo}/proxy_arp
+    said=$(unshare --net bash -ec 'ip link add tva.7 type veth peer name tvb; "$@"' bash \
+      "${mydocker[@]}" run --bundle . t)
+    is "$said" $'1\n0'
+  done
 }
 
 test_oci_private_keys() { # oci: what chapters tell init by keys of their own a bundle can't tell it
