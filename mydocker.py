@@ -15149,16 +15149,21 @@ def engine_rules(resources, what):
 
 def read_resources(path):
     """The OCI's resources in a file, or on standard input."""
-    with blame(f"--resources, on {path}"):
-        found = parse_json(read_foreign(0 if path == "-" else path), path, OCI_RESOURCES)
-    found = without_nulls(found)
-    refuse_lacking(found, "linux.resources", path)
+    what = f"--resources, on {path}"
+    with blame(what):
+        text = read_foreign(0 if path == "-" else path)
+    found = parse_shaped(text, OCI_RESOURCES, what)
+    refuse_lacking(found, "linux.resources", what)
     if "devices" in found:
         found["devices"] = engine_rules(found, path)
     return found
 
 def read_shaped(path, shape):
     """The value in somebody else's JSON file, if it has that SHAPE, without what is null."""
+    return parse_shaped(read_foreign(path), shape, path)
+
+def parse_shaped(text, shape, what):
+    """The value that JSON says, if it has that SHAPE, without what is null."""
     try:
         return without_nulls(plain_texts(check(from_json(read_foreign(path)), shape, path)))
     except (ValueError, RecursionError) as why:

@@ -12055,12 +12055,16 @@ test_oci_update_lacks() { # oci: resources that lack what they need are refused 
   run 0 create t
   while IFS=' ' read -r want change; do
     echo "$change" >resources
-    fails 125 "^mydocker: resources: linux.resources.$want: " update --resources resources t
+    fails 125 "^mydocker: --resources, on resources: linux.resources.$want: " \
+      update --resources resources t
   done <<'END'
 hugepageLimits...pageSize {"hugepageLimits": [{"limit": 1}]}
 network.priorities...name {"network": {"priorities": [{"priority": 1}]}}
 devices:.type {"devices": [{"type": "x", "access": "r"}]}
 END
+  fails 125 '^mydocker: --resources, on -: bad JSON: ' update --resources - t <<<'{'
+  fails 125 '^mydocker: --resources, on -: pids: limit: ' update --resources - t \
+    <<<'{"pids": {"limit": "x"}}'
   fails 125 'hugepageLimits, on x/../../y: not a size' update --resources - t \
     <<<'{"hugepageLimits": [{"pageSize": "x/../../y", "limit": 1}]}'
   run 0 delete --force t
