@@ -1176,11 +1176,20 @@ def new_namespaces(spec):
     return sum(flag for kind, (flag, _) in NAMESPACES.items()
                if kind != "cgroup" and has_namespace(spec, kind))
 
+NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+
 def joined_namespaces(spec):
     """The namespaces that are somebody else's, open: [(descriptor, flag)]."""
-    paths = {row["type"]: row.get("path") for row in spec["linux"]["namespaces"]}
-    return [(open_namespace(paths[kind]), flag) for kind, (flag, _) in NAMESPACES.items()
-            if paths.get(kind)]
+    paths, found = {row["type"]: row.get("path") for row in spec["linux"]["namespaces"]}, []
+    for kind, (flag, _) in NAMESPACES.items():
+        if paths.get(kind):
+            found.append((open_namespace(paths[kind]), flag))
+            is_one = False
+            with tolerate(errno.ENOTTY):  # another kind of file
+                is_one = fcntl.ioctl(found[-1][0], NS_GET_NSTYPE) == flag
+            if not is_one:
+                raise Failure(f"namespace, on {paths[kind]}: it is no {kind} namespace")
+    return found
 
 def open_namespace(path):
     with blame(f"namespace, on {path}"):
@@ -5567,7 +5576,8 @@ def write_mappings(pid, maps):
         rows = [f"{row['containerID']} {row['hostID']} {row['size']}"
                 for row in maps.get(f"{kind}Mappings") or ()]
         if rows:
-            write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows))
+            with blame(f"--{kind}map or {kind}Mappings, on {', '.join(rows[:3])}"):
+                write_value(f"/proc/{pid}/{kind}_map", "\n".join(rows))
 
 def map_ids(pid, channel, linux):
     """Let the ids in a process's new user namespace mean ids of ours; returns its child's pid."""
@@ -15155,7 +15165,7 @@ def read_resources(path):
     found = parse_shaped(text, OCI_RESOURCES, what)
     refuse_lacking(found, "linux.resources", what)
     if "devices" in found:
-        found["devices"] = engine_rules(found, path)
+        found["devices"] = engine_rules(found, what)
     return found
 
 def read_shaped(path, shape):
@@ -15165,9 +15175,9 @@ def read_shaped(path, shape):
 def parse_shaped(text, shape, what):
     """The value that JSON says, if it has that SHAPE, without what is null."""
     try:
-        return without_nulls(plain_texts(check(from_json(read_foreign(path)), shape, path)))
+        return without_nulls(plain_texts(check(from_json(text), shape, what)))
     except (ValueError, RecursionError) as why:
-        raise Failure(f"{path}: bad JSON: {why}") from None
+        raise Failure(f"{what}: bad JSON: {why}") from None
 
 def known_fields(value, shape):
     """VALUE without the keys that its SHAPE doesn't name: among them could be our own, by which
@@ -15225,6 +15235,8 @@ def refuse_unsupported(spec, what):
     for key in ("uidMappings", "gidMappings"):
         if has_namespace(spec, "user") and not spec["linux"].get(key):
             raise Failure(f"{what}: linux.{key}: a user namespace of its own needs them")
+        if has_namespace(spec, "user") and all(row["containerID"] for row in spec["linux"][key]):
+            raise Failure(f"{what}: linux.{key}: id 0 in the container needs one")
 
 def refuse_devices(devices, kinds, what):
     """Refuse names that no network device can have, or two can't, and a network that is the

@@ -11483,6 +11483,36 @@ l["namespaces"] = [row for row in l["namespaces"] if row["type"] != "cgroup"]' \
   find /sys/fs/cgroup -depth -type d -path "*/mydocker$unique*" -exec rmdir {} +
   is "$(find /sys/fs/cgroup -name 'pre-t.scope')" ''
 }
+
+test_oci_namespace_kinds() { # oci: a path that is no namespace of its kind, and a mapping that can't
+  # be, are errors that name them
+  local map path
+  for path in /proc/self/ns/uts /etc/passwd; do
+    oci_bundle
+    configure "l['namespaces'] = [
+    row for row in l['namespaces'] if row['type'] != 'network'] + [
+    {'type': 'network', 'path': '$path'}]" /bin/true
+    fails 125 "^mydocker: namespace, on $path: it is no network namespace\$" create t
+  done
+  for map in '0, 100000, 10), (5, 200000, 10' '1000, 100000, 1'; do
+    oci_bundle
+    configure "l['namespaces'].append({'type': 'user'})
+l['uidMappings'] = l['gidMappings'] = [
+    {'containerID': inside, 'hostID': host, 'size': size} for inside, host, size in [($map)]]" \
+      /bin/true
+    fails 125 'uidMappings(: id 0 in the container|, on 0 100000 10, 5 200000 10: invalid)' create t
+  done
+  is "$(find state/oci -mindepth 1)" ''
+}
+
+test_oci_killed_early() { # oci: that init is killed for want of memory is said
+  need_limits memory
+  oci_bundle
+  configure 'l["resources"] = {"memory": {"limit": 4096}}' /bin/true
+  fails 125 'init was killed|memory, on 4096' create t
+  is "$(find state/oci -mindepth 1)" ''
+}
+
 other_namespace() { # other_namespace PID: it isn't in our network any more
   [[ $(readlink "/proc/$1/ns/net") != "$(readlink /proc/self/ns/net)" ]]
 }
@@ -12127,6 +12157,7 @@ kernel.msgmax ipc ipc
 kernel.shm_rmid_forced ipc ipc
 fs.mqueue.msg_max ipc ipc
 net.ipv4.ip_forward network net
+net/ipv4/ip_forward network net
 kernel.domainname uts uts
 END
   is "$(cat /proc/sys/kernel/{msgmax,domainname} /proc/sys/net/ipv4/ip_forward)" "$before"
