@@ -1039,9 +1039,8 @@ def split_option(by_name, word, where):
     found = []
     for end, letter in enumerate(word[1:], 2):
         if letter not in by_name:
-            names = [f"--{known}" for known in by_name if known[1:] and name[1:]]
-            near = near_miss("--" + name, names)
-            raise Failure(f"{where}, on {word}: unknown option", hint=near or f"see {where} --help")
+            raise Failure(f"{where}, on {word}: unknown option",
+                          hint=missing_option(name, by_name) or f"see {where} --help")
         row = by_name[letter]
         if row[1]:
             return found + [(row, word[end:] or None)]
@@ -1848,7 +1847,7 @@ def find_program(name, path):
     found = [f"{directory or '.'}/{name}" for directory in path.split(":")]
     found = [program for program in found if os.path.isfile(program)]
     if not found:
-        raise Failure(f"exec, on {name}: executable file not found in $PATH", 127)
+        raise Failure(f"exec, on {as_typed(name)}: executable file not found in $PATH", 127)
     return next((program for program in found if os.access(program, os.X_OK)), found[0])
 
 def execute(args, environment):
@@ -2307,10 +2306,13 @@ def plan_root(options, words):
         plan.update(root=path + "/rootfs" if options["ephemeral"] else None,
                     keep=options["detach"] and not options["rm"])
     else:
+        check_pull(options)
         plan["guard"] = using_images()
         try:
             image = find_or_pull(words[0], options)
         except Failure as failure:
+            if failure.hint and not isinstance(failure, NotFound):
+                raise
             failure.hint = ("an image: run IMAGE [COMMAND...] (see images); a program of the host: "
                             f"run /bin/{os.path.basename(words[0]) or 'sh'}")
             raise
@@ -7949,14 +7951,14 @@ def volume_path(name):
 
 def volume_rows(options, image, own_root):
     """The mounts that -v, --mount, --tmpfs and the image's Volumes ask for, parents first."""
-    rows = [*map(parse_volume, options["volume"]), *map(parse_mount, options["mount"]),
-            *map(parse_tmpfs, options["tmpfs"])]
-    taken = set()
-    for row in rows:
-        place = checked_place("--volume", row["destination"], own_root)
-        if place in taken:
-            raise Failure(f"--volume, on {row['destination']}: two mounts at one place")
-        taken.add(place)
+    rows, taken = [], set()
+    for name, parse in (("volume", parse_volume), ("mount", parse_mount), ("tmpfs", parse_tmpfs)):
+        for row in map(parse, options[name]):
+            place = checked_place("--" + name, row["destination"], own_root)
+            if place in taken:
+                raise Failure(f"--{name}, on {row['destination']}: two mounts at one place")
+            taken.add(place)
+            rows.append(row)
     for row in sum(map(borrowed_rows, options["volumes-from"]), []):
         if os.path.normpath(row["destination"]) not in taken:
             taken.add(os.path.normpath(row["destination"]))
@@ -7998,8 +8000,16 @@ def checked_place(what, text, own_root):
 def parse_tmpfs(text):
     """A --tmpfs argument, PLACE[:OPTIONS], as a mount row."""
     place, _, words = text.partition(":")
+    words = [word for word in words.split(",") if word]
+    known = {*MOUNT_FLAGS, *PROPAGATION, *TMPFS_WORDS}
+    for word in words:
+        if word.partition("=")[0] not in known:
+            raise Failure(f"--tmpfs, on {as_typed(text)}: unknown mount option {word}")
     return mount_row(place, "tmpfs", "nosuid", "nodev", "noexec", *[
-        tmpfs_option(word, "--tmpfs") for word in words.split(",") if word])
+        tmpfs_option(word, "--tmpfs") for word in words])
+
+TMPFS_WORDS = ("size nr_blocks nr_inodes uid gid mode huge mpol inode32 inode64 noswap tmpcopyup "
+               "notmpcopyup").split()  # tmpfs(5), and podman's two
 
 def tmpfs_option(text, option):
     """An option of tmpfs's, its number within bounds: the kernel takes 16E for no limit at all."""
@@ -11030,11 +11040,16 @@ class Progress:
 
 # Pull and push
 
-def find_or_pull(text, options):
-    """The image that TEXT names, fetched first if --pull has it so."""
+def check_pull(options):
+    """When to fetch an image, of missing, always or never."""
     when = given(options, "pull", "missing")
     if when not in ("missing", "always", "never"):
-        raise Failure(f"--pull, on {when}: not missing, always or never")
+        raise Failure(f"--pull, on {as_typed(when)}: not missing, always or never")
+    return when
+
+def find_or_pull(text, options):
+    """The image that TEXT names, fetched first if --pull has it so."""
+    when = check_pull(options)
     wanted = options.get("platform")
     try:
         if when != "always":
@@ -14037,8 +14052,11 @@ def give_back_addresses(container_id, name):
          ("--label", "K=V...", "a note for `network ls -f`"), takes=ONE)
 def cmd_network_create(options, words):
     gateway, driver = options["gateway"], given(options, "driver", "bridge")
-    if driver != "bridge" or gateway and not options["subnet"]:
-        raise Failure("network create: the driver is bridge, and --gateway needs --subnet")
+    if driver != "bridge":
+        raise Failure(f"--driver, on {as_typed(driver)}: there is no other than bridge",
+                      hint="run --network host or none need no network")
+    if gateway and not options["subnet"]:
+        raise Failure(f"--gateway, on {as_typed(gateway)}: it needs --subnet")
     if is_guest("net"):
         raise Failure(f"network create, on {words[0]}: only root can lay cables to this host",
                       hint="without root containers meet by --network container:ID")
@@ -18002,6 +18020,23 @@ ELSEWHERE = {  # what isn't here: what to use instead
     "search": "the registry's web page",
     "debug": "mydocker explain CONTAINER, or run --step", "model": "an image that has one"}
 
+NO_OPTIONS = {  # docker's options that there aren't: what to use instead
+    "gpus": "--device for each of the card's devices, and -v for its driver's files",
+    "runtime": "mydocker runs containers itself",
+    "isolation": "namespaces, as always",
+    "storage-opt": "a quota of the file system that the state is on",
+    "volume-driver": "-v with what is mounted on the host",
+    "device-cgroup-rule": "--device for each device",
+    "disable-content-trust": "a digest in the name, NAME@sha256:...",
+    "kernel-memory": "--memory, which counts what the kernel needs, too",
+    "ip6": "networks here have IPv4 alone", "link-local-ip": "networks here have IPv4 alone",
+    "ipv6": "networks here have IPv4 alone",
+    "attachable": "networks of one host are", "ip-range": "--subnet, or run --ip",
+    "H": "ssh HOST mydocker ...", "host": "ssh HOST mydocker ...",
+    "context": "ssh HOST mydocker ...", "config": "the variable DOCKER_CONFIG",
+    "D": "--debug", "l": "MYDOCKER_LOG, or run --log-level",
+}
+
 def docker_word(words):
     """What docker's words mean here that are no command of ours: (command, the words after it)."""
     group = GROUPS.get(words[0], {})
@@ -18022,16 +18057,33 @@ def docker_word(words):
     raise Failure(f"mydocker, on {' '.join(words[:1] + after)}: {why}",
                   hint=f"{words[0]} {', '.join(sorted(known))}")
 
-def near_miss(word, known):
-    """A hint with what was probably meant by WORD, or ""."""
+def missing_option(name, known):
+    """A hint for who has typed an option that there isn't: docker's that stays out, or a slip."""
+    if name in NO_OPTIONS:
+        return f"instead: {NO_OPTIONS[name]}"
+    return near_miss(name, known, "--") if len(name) > 1 else ""
+
+def near_miss(word, known, before=""):
+    """A hint with what was probably meant by WORD, or ""; BEFORE it stands what all begin with."""
     import difflib
     found = difflib.get_close_matches(word, [name for name in known if len(name) > 1], 1, 0.6)
-    return f"did you mean {found[0]}?" if found else ""
+    return f"did you mean {before}{found[0]}?" if found else ""
+
+def group_help(group):
+    """What the words of a group mean."""
+    words = {word: name for word, name in GROUPS[group].items() if word and name in COMMANDS}
+    words.update((name.partition(" ")[2], name) for name in COMMANDS
+                 if name.startswith(group + " "))
+    rows = [(f"  {word}", row_of(words[word])[0]["summary"]) for word in sorted(words)]
+    return "\n".join([f"Usage: mydocker {group} COMMAND ...", "", "Commands:", *columns(rows), "",
+                      f"mydocker {group} COMMAND --help shows a command's own options."])
 
 def help_about(words):
     """What `help` says, of everything or of one command."""
     if not words:
         return overview()
+    if words[0] in GROUPS and not words[1:]:
+        return group_help(words[0])
     for name in (" ".join(words[:2]), words[0]):
         if name in COMMANDS:
             return help_text(name)
@@ -18140,6 +18192,8 @@ def dispatch(words):
         return show(f"mydocker version {VERSION}\nspec: {OCI_VERSION}") or 0
     if options["help"] or words[:1] in ([], ["help"]):
         return show(help_about(words[1:])) or 0
+    if words[0] in GROUPS and words[1:2] in (["--help"], ["-h"]):
+        return show(group_help(words[0])) or 0
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
     if name in COMMANDS:
         words = words[len(name.split()):]

@@ -1440,6 +1440,33 @@ END
   done
 }
 
+test_docker_options_elsewhere() { # command line: docker's options that there aren't say what to use
+  # instead, a slip what it was near to; a group's help has its words; what is wrong is named
+  own_state
+  run 0 container --help
+  like "$out" '^Usage: mydocker container COMMAND .*'$'\n''  ls  .*'$'\n''  wait  '
+  is "$("${mydocker[@]}" help network)" "$("${mydocker[@]}" network -h)"
+  run 0 system --help
+  like "$out" $'\n  df  '
+  fails 125 'run, on --gpus: unknown option.hint: instead: --device' run --gpus all x
+  fails 125 'mydocker, on -H: unknown option.hint: instead: ssh' -H tcp://x ps
+  fails 125 'on --nam: unknown option.hint: did you mean --name\?' run --nam x x
+  fails 125 'on --no-such: unknown option.hint: see run --help' run --no-such x
+  fails 125 '^mydocker: --pull, on bogus: not missing, always or never$' run --pull=bogus "x$n"
+  fails 125 "image name, on 'Big': .*hint: it is " run Big
+  fails 125 "image, on x$n: no such image.hint: an image: run IMAGE" run --pull=never "x$n"
+  fails 125 '^mydocker: --tmpfs, on rel: the place' run --rm --tmpfs rel --rootfs / /bin/sh
+  fails 125 '^mydocker: --mount, on rel: the place' \
+    run --rm --mount type=tmpfs,dst=rel --rootfs / /bin/sh
+  fails 125 '^mydocker: --tmpfs, on /tmp:foo: unknown mount option foo' \
+    run --rm --tmpfs /tmp:foo --rootfs / /bin/sh
+  fails 125 '^mydocker: --driver, on overlay: there is no other than bridge' \
+    network create -d overlay x
+  fails 125 '^mydocker: --gateway, on 10.9.1.1: it needs --subnet' \
+    network create --gateway 10.9.1.1 x
+  fails 127 "exec, on '': executable file not found" run --rm --rootfs / ''
+}
+
 # ── Outside ──────────────────────────────────────────────────────────────────
 
 test_killed_while_starting() { # monitor: killed at any moment of the start, it leaves no process
@@ -6180,8 +6207,8 @@ END
   is "$("${mydocker[@]}" ps -aq)$("${mydocker[@]}" images -q)" ''
 }
 
-test_stop_timeout_word() { # life: --timeout is --time, as docker has it by now; restart keeps what has
-  # --rm; logs -f ends at --until; no letter is a near miss
+test_stop_timeout_word() { # life: --timeout is --time, as docker has it by now; restart keeps what
+  # has --rm; logs -f ends at --until; no letter is a near miss
   make_image "t$n:1"
   background --rm "t$n:1" /bin/sh -c 'echo said; trap : TERM; while :; do sleep 0.1; done'
   wait_for says_in_log "$id" said
