@@ -2507,8 +2507,8 @@ def choose_stdin(state):
     stdin, state["typist"] = os.pipe()
     return stdin
 
-def prepare_container(spec, record):
-    """Put on disk what init and the other commands need; init is booting meanwhile."""
+def prepare_places(spec, record):
+    """Make the directories that a container's mounts need."""
     path = container_path(record)
     for row in spec["mounts"]:
         source = row["source"]
@@ -2519,6 +2519,11 @@ def prepare_container(spec, record):
     for place in (spec["root"]["path"], spec["annotations"].get("mydocker.scratch", "")):
         if place.startswith(path + "/"):
             make_dirs(place)
+
+def prepare_container(spec, record):
+    """Put on disk what init and the other commands need; init is booting meanwhile."""
+    path = container_path(record)
+    prepare_places(spec, record)
     for row in spec["mounts"]:
         if row["type"] == "copy" and not os.path.isdir(row["source"]):
             copy_layers(row, mapped=id_functions(spec["linux"]))
@@ -7305,8 +7310,8 @@ def ps_row(record, options):
            "Ports": ", ".join(f"{host}->{port}" for port, host in published(wiring)),
            "Networks": network_names(record, wiring),
            "Labels": ",".join(f"{key}={text}" for key, text in record["labels"].items()),
-           "Mounts": ",".join(record["volumes"])}
-    if options["size"]:
+           "Mounts": ",".join(record["volumes"]), "LocalVolumes": str(len(record["volumes"]))}
+    if options["size"] or ".Size" in (options["format"] or ""):
         row["Size"] = humane_size(tree_size(container_path(record, "upper")))
     return row
 
@@ -7354,6 +7359,38 @@ def inspect_other(name):
             raise
     raise NotFound(f"inspect, on {as_typed(name)}: no such container, image, volume or network")
 
+def mounts_asked(record, spec):
+    """The rows of a container's mounts that were asked for: not its /etc/hosts and such."""
+    own = container_path(record) + "/"
+    return [row for row in spec["mounts"] if row["type"] == "bind"
+            and not row["source"].startswith(own) and row["destination"] != "/dev/shm"]
+
+def mount_shown(row):
+    """A mount in docker's words."""
+    writable = not {"ro", "rro"} & {*row["options"]}
+    shown = {"Type": "bind", "Source": row["source"], "Destination": row["destination"],
+             "Mode": "" if writable else "ro", "RW": writable,
+             "Propagation": next((word for word in row["options"] if word in PROPAGATION), "")}
+    if "volume" in row:
+        shown.update(Type="volume", Name=row["volume"], Driver="local", Propagation="")
+    return shown
+
+def host_config(record, spec):
+    """What was asked for when a container was made, in docker's words."""
+    policy, _, most = record["restart"].partition(":")
+    bindings = {}
+    for port, host in published(read_wiring(record)):
+        address, _, number = host.rpartition(":")
+        bindings.setdefault(port, []).append({"HostIp": address, "HostPort": number})
+    binds = [f"{row.get('volume', row['source'])}:{row['destination']}"
+             + (":ro" if {"ro", "rro"} & {*row["options"]} else "")
+             for row in mounts_asked(record, spec)]
+    return {"AutoRemove": not record["keep"], "NetworkMode": record["network"],
+            "RestartPolicy": {"Name": policy, "MaximumRetryCount": to_number(most) or 0},
+            "LogConfig": {"Type": "json-file" if record["log"] else "none", "Config": {}},
+            "Binds": binds or None, "PortBindings": bindings,
+            "ReadonlyRootfs": spec["root"]["readonly"]}
+
 def inspected(name):
     """A container or something else, in docker's words; "Record" and "Spec" are our own."""
     try:
@@ -7377,14 +7414,12 @@ def inspected(name):
                    "Tty": process["terminal"], "Env": process["env"], "Cmd": record["args"],
                    "Image": record["reference"], "WorkingDir": process["cwd"],
                    "Labels": record["labels"], "StopSignal": str(record["stop_signal"]),
+                   "Domainname": spec.get("domainname", ""), "Entrypoint": None,  # see Cmd
                    "Healthcheck": record.get("health")},
-        "HostConfig": {"AutoRemove": not record["keep"], "RestartPolicy": {
-            "Name": record["restart"].partition(":")[0]},
-            "ReadonlyRootfs": spec["root"]["readonly"], **limits_shown(linux["resources"])},
+        "HostConfig": {**host_config(record, spec), **limits_shown(linux["resources"])},
         "Limits": limits_there(record["cgroups"]) if record["running"] else {},
-        "Mounts": [{"Type": "volume" if "volume" in row else row["type"], "Source": row["source"],
-                    "Destination": row["destination"], "RW": not {"ro", "rro"} & {*row["options"]}}
-                   for row in spec["mounts"] if row["type"] == "bind"],
+        "Mounts": [mount_shown(row) for row in mounts_asked(record, spec)],
+        "Driver": "overlay" if record["layers"] else "none", "Platform": "linux",
         "NetworkSettings": network_settings(record), "Record": record, "Spec": spec}
 
 STATS = {"ID": "CONTAINER ID", "Name": "NAME", "CPUPerc": "CPU %", "MemUsage": "MEM USAGE / LIMIT",
@@ -7643,7 +7678,7 @@ def health_shown(record):
     """What `inspect` adds to the state of a container."""
     with tolerate(errno.ENOENT):
         return {"Health": read_json(container_path(record, "health.json"))}
-    return {}
+    return {"Health": None}  # for {{if .State.Health}}
 
 # ── 29. Attach ───────────────────────────────────────────────────────────────
 # A container's monitor has its terminal, or the pipes by which it speaks.  Whoever comes later gets
@@ -8923,6 +8958,8 @@ def container_root(record, volumes=True):
     if record["running"]:
         return os.open(f"/proc/{live_pid(record)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     spec = read_json(path + "/config.json")
+    if "started" not in record:
+        prepare_places(spec, record)  # `create` has left that to its first start
     os.unshare(CLONE_NEWNS)
     leave_chroot()
     mount(None, "/", None, MS_REC | MS_PRIVATE, None)  # what is mounted here the host won't see
@@ -9893,7 +9930,7 @@ CHANGES = {  # a Dockerfile's word → the config's
     "LABEL": "Labels", "STOPSIGNAL": "StopSignal", "USER": "User", "VOLUME": "Volumes",
     "WORKDIR": "WorkingDir"}
 
-def import_image(source, name="", changes=()):
+def import_image(source, name="", changes=(), comment=None):
     """Make an image of one layer from a root file system: a tar, "-" for stdin, or a directory."""
     platform = dict(zip(("architecture", "variant"), platforms()[0].split("/")))
     image, seen = {"config": {"os": "linux", **platform}, "layers": [], "diff_ids": []}, []
@@ -9901,12 +9938,17 @@ def import_image(source, name="", changes=()):
         chunks = pack_tree(os.open(source, OPEN_DIR))
     else:
         chunks = read_path(0 if source == "-" else source, seen)
-    return add_layer(image, chunks, name, changes, f"imported from {source}", seen=seen)
+    if comment is None:
+        comment = f"imported from {source}"
+    return add_layer(image, chunks, name, changes, comment, seen=seen)
 
 @command("[OPTIONS] FILE|DIR|- [NAME[:TAG]]", "make an image from a root file system", CHANGE,
-        takes=(1, 2))
+         ("-m --message", "TEXT", "a comment"), takes=(1, 2))
 def cmd_import(options, words):
-    image_id = import_image(words[0], "".join(words[1:]), options["change"])
+    if words[0].startswith(("http://", "https://")):
+        raise Failure(f"import, on {words[0]}: not a file",
+                      hint="curl URL | mydocker import - NAME")
+    image_id = import_image(words[0], "".join(words[1:]), options["change"], options["message"])
     note_event("image", "import", image_id, {"name": "".join(words[1:])})
     show(image_id)
 
@@ -10018,7 +10060,8 @@ def load_docker(layout):
     return loaded
 
 @command("[OPTIONS]", "load images from an archive of docker's or of the OCI's",
-         ("-i --input", "FILE|DIR", "the archive, or an OCI layout (default: standard input)"))
+         ("-i --input", "FILE|DIR", "the archive, or an OCI layout (default: standard input)"),
+         ("-q --quiet", "", "no progress, as always"))
 def cmd_load(options, _):
     for name, image_id in load(options["input"] or "-"):
         note_event("image", "load", image_id, {"name": short_name(name)})
@@ -10085,6 +10128,7 @@ def cmd_export(options, words):
 
 @command("[OPTIONS] CONTAINER [NAME[:TAG]]", "make an image of a container's changes", CHANGE,
          ("-m --message", "TEXT", "a comment"), ("-a --author", "NAME", "who made it"),
+         ("-p --pause", "[=true|false]", "false: let it go on meanwhile (default: true)"),
         takes=(1, 2))
 def cmd_commit(options, words):
     """What the container wrote becomes a layer; it stands still meanwhile."""
@@ -10096,20 +10140,28 @@ def cmd_commit(options, words):
         raise Failure(f"commit, on {words[0]}: its root is a copy, not layers: what changed is not "
                       "known", hint="export, then import")
     image = find_image(record["image"])
-    frozen = record["running"] and not is_paused(record["cgroups"])
+    frozen = (record["running"] and options["pause"] != "false"
+              and not is_paused(record["cgroups"]))
     if frozen and not freezer_of(record["cgroups"]):
         frozen = warn(f"commit, on {words[0]}: it has no cgroup with a freezer: what it writes "
                       "meanwhile may be there, or half there")
     if frozen:
         freeze(record["cgroups"], True)
     try:
-        with Descriptor(os.open(path + "/upper", OPEN_DIR)) as fd:
+        with Descriptor(os.open(upper_dir(record), OPEN_DIR)) as fd:
             show(add_layer(image, pack_tree(fd, as_layer=True), "".join(words[1:]),
                            options["change"], options["message"] or "", options["author"] or ""))
     finally:
         if frozen:
             freeze(record["cgroups"], False)
     note_container(record, "commit")
+
+def upper_dir(record):
+    """The directory of what a container has written: before its first start, nothing."""
+    path = container_path(record, "upper")
+    if "started" not in record:
+        os.makedirs(path, 0o755, exist_ok=True)
+    return path
 
 def image_labels(image):
     return (image["config"].get("config") or {}).get("Labels") or {}
@@ -10283,11 +10335,11 @@ def age_since(created):
 def cmd_diff(_, words):
     record = find_container(words[0])
     path = container_path(record)
-    if not record["image"] or not os.path.isdir(path + "/upper") or os.path.isdir(path + "/copy"):
+    if not record["image"] or os.path.isdir(path + "/copy"):
         raise Failure(f"diff, on {words[0]}: what it writes isn't kept apart from what was there")
     layers = [Descriptor(os.open(layer_path(diff_id), OPEN_DIR))
               for diff_id in dict.fromkeys(reversed(record["layers"]))]
-    with Descriptor(os.open(path + "/upper", OPEN_DIR)) as upper:
+    with Descriptor(os.open(upper_dir(record), OPEN_DIR)) as upper:
         for kind, name in differences(upper, layers, ()):
             show(f"{kind} /{printable('/'.join(name))}")
     for layer in layers:
@@ -13898,6 +13950,8 @@ def networks():
     return found
 
 def network_path(name, suffix=""):
+    if name in ("none", "host"):
+        raise Failure(f"network, on {name}: that is none of its own, but a word of run --network")
     if not is_name(name) or "." in name or len(name) > 15 or name in (
             "all", "default", "container", *APART):  # the kernel's, --network's
         raise Failure(f"network, on {as_typed(name)}: its name, a link's too, has at most 15 "
@@ -14549,7 +14603,8 @@ def cmd_network_connect(options, words):
     connect_later(record, endpoint)
     note_event("network", "connect", words[0], {"name": words[0], "container": record["id"]})
 
-@command("NETWORK CONTAINER", "take a container out of a network, now if it runs", takes=(2, 2))
+@command("[OPTIONS] NETWORK CONTAINER", "take a container out of a network, now if it runs",
+         ("-f --force", "", "as always"), takes=(2, 2))
 def cmd_network_disconnect(_, words):
     sweep_containers()
     record = find_container(words[1])
@@ -18096,7 +18151,7 @@ def cmd_version(options, _):
     row = {"Version": VERSION, "OCI": OCI_VERSION, "Python": sys.version.split()[0],
            "Os": host.sysname.lower(), "Arch": host.machine, "KernelVersion": host.release}
     if options["format"] is not None:
-        return show_rows([row], {}, options["format"])
+        return show_rows([{**row, "Client": row, "Server": row}], {}, options["format"])
     show("\n".join(columns([(f"{key}:", value) for key, value in row.items()])))
 
 @command("[OPTIONS]", "show what images, containers and volumes take on the disk",

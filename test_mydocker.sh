@@ -5962,7 +5962,7 @@ test_health_image() { # health: an image's own check is carried out, unless the 
   run 0 build --network none -t "t$n:3" .
   background --name d --network none "t$n:3" /bin/sh -c 'exec sleep 1000'
   run 0 inspect -f '{{json .State}}' d
-  unlike "$out" Health
+  unlike "$out" '"Health": {'
   run 0 rm -f d
   set_config "t$n:1" '{"Healthcheck": {"Test": ["CMD-SHELL", "true"], "Interval": -1}}' 125
   set_config "t$n:1" '{"Healthcheck": {"Test": ["CMD-SHELL", 5]}}' 125
@@ -6224,6 +6224,35 @@ test_stop_timeout_word() { # life: --timeout is --time, as docker has it by now;
 
 says_in_log() { # says_in_log ID TEXT
   [[ $("${mydocker[@]}" logs "$1") == "$2" ]]
+}
+
+test_docker_inspect() { # ps: inspect has docker's fields that scripts ask for, and as mounts what was
+  # asked for; ps counts the size where it is named; load -q, import -m, commit --pause=false
+  need overlay
+  own_state
+  make_image "t$n:1"
+  run 0 create --name c --network none --restart on-failure:3 -v v:/data -v /tmp:/mnt:ro "t$n:1" \
+    /bin/sh
+  run 0 inspect -f '{{range .Mounts}}{{.Type}} {{.Destination}} {{.Mode}} {{end}}' c
+  is "$out" 'volume /data  bind /mnt ro '
+  run 0 inspect -f '{{.HostConfig.NetworkMode}} {{.HostConfig.RestartPolicy.MaximumRetryCount}}
+{{range .HostConfig.Binds}}{{.}} {{end}}{{.HostConfig.LogConfig.Type}} {{.Driver}}' c
+  is "$out" $'none 3\nv:/data /tmp:/mnt:ro json-file overlay'
+  run 0 inspect -f '{{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}}' c
+  is "$out" none
+  run 0 ps -a --format '{{.Size}} {{.LocalVolumes}}'
+  is "$out" '0B 1'
+  run 0 version -f '{{.Server.Version}}'
+  is "$out" "$("${mydocker[@]}" version -f '{{.Client.Version}}')"
+  run 0 save "t$n:1" -o x.tar
+  run 0 load -q -i x.tar
+  run 0 import -m 'a word' root "u$n:1"
+  run 0 history --format '{{.Comment}}' "u$n:1"
+  is "$out" 'a word'
+  run 0 commit --pause=false c "u$n:2"
+  fails 125 'import, on http://x/y: not a file' import http://x/y
+  fails 125 'network, on host: that is none of its own' network create host
+  run 0 rm c
 }
 
 # ── Volumes and cp ───────────────────────────────────────────────────────────
@@ -7098,6 +7127,43 @@ test_cp_whole_root() { # cp: a running container's whole root comes without what
   is "$(tar tf all.tar | grep -E '^(\./)?(proc|sys|dev)/' | sort | tr -d ./ | tr '\n' ' ')" \
     'dev proc sys '
   run 0 rm -f "$id"
+}
+
+test_created_files() { # cp: before its first start a container has its image's files: cp, export,
+  # diff and commit find them, what is copied in is there at its start, in volumes, too
+  need overlay
+  own_state
+  small_root root
+  mkdir root/data
+  touch root/data/image
+  make_image "t$n:1"
+  local options
+  for options in --rm '--userns auto'; do
+    # shellcheck disable=SC2086 # two words
+    run 0 create $options --name c -v "v$n:/data" "t$n:1" /bin/sh -c 'cat /tmp/word; ls /data'
+    run 0 diff c
+    is "$out" ''
+    if [[ $options == --rm ]]; then
+      run 0 commit c "u$n:1"
+      run 0 export -o tree.tar c
+      like "$(tar tf tree.tar)" 'etc/passwd'
+    fi
+    run 0 cp c:/etc/passwd .
+    is "$(<passwd)" "$(<root/etc/passwd)"
+    echo copied >word
+    run 0 cp word c:/tmp/
+    run 0 cp word c:/data/more
+    run 0 start -a c
+    is "$out" $'copied\nimage\nmore'
+    run 0 rm -f c
+    run 0 volume rm "v$n"
+  done
+  run 0 run --rm "u$n:1" /bin/sh -c 'ls /tmp /data'
+  like "$out" 'image'
+  run 0 create --name c "t$n:1" /bin/sh
+  run 0 commit c "u$n:2"
+  run 0 rm c
+  nothing_on_record
 }
 
 # ── Tar ──────────────────────────────────────────────────────────────────────
