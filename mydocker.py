@@ -8891,6 +8891,68 @@ def read_extents(fd, front, extents):
             size = min(CHUNK, offset + length - at)
             yield os.pread(fd, size, at).ljust(size, b"\0")
 
+def open_output():
+    """Standard output, for an archive; only if it's no terminal."""
+    if os.isatty(1):
+        raise Failure("--output: not given, and standard output is a terminal", hint="-o FILE")
+    return open(1, "wb", closefd=False)
+
+def write_archive(path, chunks):
+    """Write an archive to the file that the user named, or to standard output.  The file has its
+    name when all is written: what was there stays until then, half an archive never has it."""
+    if not path:
+        with open_output() as out:
+            out.writelines(chunks)
+        return
+    folder, name = os.path.split(path)
+    with blame(f"--output, on {path}"):
+        above = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    with Descriptor(above):
+        fd = open_unnamed(above, name)
+        begin, is_named = next(chunks), fd is None  # what can't be had is said before that
+        if is_named:
+            fd = open_named(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            with open(fd, "wb") as out:
+                out.write(begin)
+                out.writelines(chunks)
+                out.flush()
+                if not is_named:
+                    name_file(fd, above, name)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = path
+            raise
+
+def open_unnamed(above, name):
+    """A new file without a name, of the mode of the one that it is to replace in a directory; None
+    if that is no file of ours alone, or there are no such files.  See open(2), O_TMPFILE."""
+    if not name:
+        return None
+    there, mode = look_at(name, above), 0o644
+    if there:
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        with Descriptor(os.open(name, flags, dir_fd=above)) as fd:
+            if not stat.S_ISREG(there.st_mode) or there.st_uid != os.geteuid() or (
+                    there.st_nlink > 1 or mount_id(fd) != mount_id(above)):
+                return None
+        mode = stat.S_IMODE(there.st_mode)
+    with tolerate(errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+        fd = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=above)
+        os.fchmod(fd, mode)
+        return fd
+    return None
+
+def name_file(fd, above, name):
+    """Give a file without one a name in a directory, in place of what has it."""
+    temporary = f".{os.urandom(8).hex()}"
+    os.link(f"/proc/self/fd/{fd}", temporary, dst_dir_fd=above, follow_symlinks=True)
+    try:
+        os.rename(temporary, name, src_dir_fd=above, dst_dir_fd=above)
+    except OSError:
+        os.unlink(temporary, dir_fd=above)
+        raise
+
 # ── 33. Copying files ────────────────────────────────────────────────────────
 # `cp` reads and writes a container's tree, living or not, by descriptors that no link leads out of.
 # A living tree is no layer: nothing in it is removed to make room, and no mount is crossed.
@@ -9014,7 +9076,7 @@ def send_archive(source, follow):
     new_name = "." if source.is_content else source.name
     if os.isatty(1):
         raise Failure("cp, on -: standard output is a terminal", hint="cp CONTAINER:PATH - > FILE")
-    with open_output(None) as out:
+    with open_output() as out:
         out.writelines(pack_entry(from_fd, encode(name), encode(new_name), source.apart))
 
 def receive_archive(target, owner):
@@ -9724,6 +9786,8 @@ def mentioned(digests):
         found.add(digest)
     return found
 
+SPARE = 64 << 10  # bytes that are kept, for the index of one image less on a disk that is full
+
 def write_index(entries):
     """Replace the store's index, when all that it names is on disk, and its name, too."""
     for folder in (state_path("images", "blobs", "sha256"), state_path("layers")):
@@ -9732,10 +9796,21 @@ def write_index(entries):
     mark = state_path("images", "oci-layout")
     if not os.path.exists(mark):
         write_file(mark, b'{"imageLayoutVersion": "1.0.0"}', durable=True)
-    write_json(state_path("images", "index.json"), {
-        "schemaVersion": 2, "mediaType": DOCUMENT_TYPES[0], "manifests": entries}, True)
+    document = {"schemaVersion": 2, "mediaType": DOCUMENT_TYPES[0], "manifests": entries}
+    path, spare = state_path("images", "index.json"), state_path("spare")
+    try:
+        write_json(path, document, True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or len(entries) >= len(read_index()):
+            raise
+        unlink_if_there(spare)  # an image goes, and makes room
+        write_json(path, document, True)
     sweep_halves(state_path("images"), "index.json.")
     sync_names(state_path("images"))
+    with tolerate(errno.ENOSPC, errno.EDQUOT, errno.EOPNOTSUPP), Descriptor(
+            os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)) as fd:
+        if not os.fstat(fd).st_size:
+            os.posix_fallocate(fd, 0, SPARE)
 
 def sweep_halves(folder, of=""):
     """Remove what a write_file that was killed has left in a directory, beside the file OF or any.
@@ -10107,24 +10182,14 @@ def cmd_save(options, words):
     form = options["format"] or "docker"
     if form not in ("docker", "oci"):
         raise Failure(f"--format, on {form}: not docker or oci")
-    with open_output(options["output"]) as out:
-        out.writelines(save(words, form))
-
-def open_output(path):
-    """A file to write an archive to; standard output only if it's no terminal."""
-    if path:
-        return open(open_named(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb")
-    if os.isatty(1):
-        raise Failure("--output: not given, and standard output is a terminal", hint="-o FILE")
-    return open(1, "wb", closefd=False)
+    write_archive(options["output"], save(words, form))
 
 @command("[OPTIONS] CONTAINER", "write a container's files to a tar archive",
          ("-o --output", "FILE", "where to (default: standard output)"), takes=ONE)
 def cmd_export(options, words):
     record = find_container(words[0])
     root = container_root(dict(record, running=False), volumes=False)
-    with open_output(options["output"]) as out:
-        out.writelines(pack_tree(readable(root)))
+    write_archive(options["output"], pack_tree(readable(root)))
 
 @command("[OPTIONS] CONTAINER [NAME[:TAG]]", "make an image of a container's changes", CHANGE,
          ("-m --message", "TEXT", "a comment"), ("-a --author", "NAME", "who made it"),
@@ -12216,7 +12281,7 @@ def step_run(stage, step):
         for row in mounts:
             if row["type"] == "secret" and "env" in row and row["id"] in build.secrets:
                 if b"\0" in build.secrets[row["id"]]:
-                    raise step.no(f"--mount: a NUL is in the secret {row['id']}, no variable has one")
+                    raise step.no(f"--mount: a NUL is in the secret {row['id']}: env can't be")
                 arguments[row["env"]] = os.fsdecode(build.secrets[row["id"]])
             if row["type"] == "ssh" and row["id"] in build.agents:
                 arguments.setdefault("SSH_AUTH_SOCK", row["target"])

@@ -5831,6 +5831,37 @@ $'a exited Exited \\(3\\) [^\n]* ago\n3\na\nb\nT'
   like "$(<errs)" 'mydocker: start, on [^ ]*: .*no space left'
 }
 
+test_images_full_disk() { # images: on a full disk they can be removed; a save that fails leaves
+  # what was there, and no half an archive
+  need unshare mount
+  own_state
+  mkdir state files
+  small_root root
+  own_mounts 'mount -t tmpfs -o size=16m tmpfs state
+    mount -t tmpfs -o size=1m tmpfs files
+    for name in a b c; do echo $name >root/which; tar -C root -c . | "$@" import - $name:1; done
+    echo old >files/old
+    for name in old new; do ! "$@" save -o files/$name a:1 2>>saved || exit 1; done
+    echo old | cmp - files/old
+    ls files
+    cat /dev/zero >state/fill || :
+    ! "$@" tag a:1 d:1 2>tagged || exit 1
+    "$@" rmi a:1
+    rm state/fill
+    cat /dev/zero >state/fill || :
+    "$@" image prune -af
+    "$@" images -q' >out
+  like "$(<out)" $'\nold\nUntagged: a:1\nDeleted: [^\n]*\nUntagged: [^z]*reclaimed space: [^\n]*$'
+  like "$(<saved)" '^mydocker: save, on files/old: no space left.*save, on files/new: no space left'
+  like "$(<tagged)" '^mydocker: tag, on .*index.json: no space left'
+  echo keep >archive
+  ln -s archive link
+  for n in archive link; do
+    fails 125 'no such image' save -o "$n" nosuch
+    is "$(<archive)" keep
+  done
+}
+
 test_create() { # life: create makes what `run` would, and start starts it; what fails to start
   # stays
   need overlay
