@@ -10210,15 +10210,10 @@ def cmd_commit(options, words):
     if frozen and not freezer_of(record["cgroups"]):
         frozen = warn(f"commit, on {words[0]}: it has no cgroup with a freezer: what it writes "
                       "meanwhile may be there, or half there")
-    if frozen:
-        freeze(record["cgroups"], True)
-    try:
+    with StandingStill(record["cgroups"] if frozen else ()):
         with Descriptor(os.open(upper_dir(record), OPEN_DIR)) as fd:
             show(add_layer(image, pack_tree(fd, as_layer=True), "".join(words[1:]),
                            options["change"], options["message"] or "", options["author"] or ""))
-    finally:
-        if frozen:
-            freeze(record["cgroups"], False)
     note_container(record, "commit")
 
 def upper_dir(record):
@@ -10255,6 +10250,36 @@ IMAGE_FILTERS = {
     "before": lambda image, value: image_seconds(image) < image_seconds(find_image(value)),
     "since": lambda image, value: image_seconds(image) > image_seconds(find_image(value)),
     "until": lambda image, value: is_older(image_seconds(image), value)}
+
+class StandingStill:
+    """A `with` in which what is in cgroups is frozen, if there are any.  A process of its own lets
+    it go on, however this one ends: a commit that is killed is the end of no service."""
+    def __init__(self, dirs):
+        self.dirs, self.guard = dirs, None
+    def __enter__(self):
+        if not self.dirs:
+            return
+        end, self.ours = os.pipe()
+        self.guard = os.fork()
+        if self.guard == 0:
+            self.let_go_on(end)
+        os.close(end)
+        freeze(self.dirs, True)
+    def __exit__(self, *_):
+        if self.guard:
+            os.close(self.ours)
+            os.waitpid(self.guard, 0)
+    def let_go_on(self, end):
+        """In that process: wait until the other is done, or dead."""
+        try:
+            os.setsid()  # what is sent to all of a terminal or of a shell's job isn't for us
+            for number in DEADLY:
+                _signal.signal(number, _signal.SIG_IGN)
+            os.close(self.ours)
+            os.read(end, 1)
+            freeze(self.dirs, False)
+        finally:
+            os._exit(0)
 
 @command("[OPTIONS] [NAME]", "list the images by name, newest first",
          ("-q --quiet", "", "ids only"),

@@ -8230,6 +8230,30 @@ test_commit_running() { # images: a running container is committed as of one mom
   has out 'done'
 }
 
+state_is() { # state_is CONTAINER STATE
+  [[ $("${mydocker[@]}" inspect -f '{{.State.Status}}' "$1") == "$2" ]]
+}
+
+test_commit_killed() { # images: a container goes on when the commit that it stands still for is
+  # killed, by whatever signal
+  local signal committing
+  need overlay flock
+  make_image base:1
+  background --network none --name c base:1 /bin/sh -c 'while :; do sleep 0.01; done'
+  for signal in TERM KILL; do
+    exec 9>state/images.lock
+    flock -x 9 # so the commit can't end
+    "${mydocker[@]}" commit c made:1 >some 2>&1 9>&- &
+    committing=$!
+    wait_for state_is c paused
+    kill -s "$signal" "$committing"
+    exec 9>&-
+    wait_for state_is c running
+  done
+  run 0 rm -f c
+  nothing_on_record
+}
+
 test_relative_paths() { # images: export -o and cp take paths relative to where the caller is
   local name
   make_image "t$n:1"
