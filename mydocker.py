@@ -1992,6 +1992,9 @@ def build_root(spec):
             mount_if_there(root, row)
             if fill:
                 fresh = make_devices(root, spec)
+    if own and not dev_rows(spec):
+        with Descriptor(os.open(path, OPEN_DIR)) as root:
+            add_devices(root, spec)
     return fresh
 
 def keep_peers(rows):
@@ -4263,10 +4266,13 @@ def device_rules(devices):
     return [{"allow": False, "access": "rwm"}] + [
         dict(zip(("type", "major", "minor", "access"), rule), allow=True) for rule in rules]
 
+def dev_rows(spec):
+    return [row for row in spec["mounts"]
+            if os.path.normpath(row["destination"]).strip("/") in ("dev", "", ".")]
+
 def dev_row(spec):
     """The row that makes /dev, if it is ours to be filled: empty, and nobody else's."""
-    rows = [row for row in spec["mounts"]
-            if os.path.normpath(row["destination"]).strip("/") == "dev"]
+    rows = [row for row in dev_rows(spec) if "dev" in row["destination"]]
     if rows and rows[-1]["type"] == "tmpfs" and not {"bind", "rbind"} & set(rows[-1]["options"]):
         return rows[-1]
     return None
@@ -4291,6 +4297,24 @@ def make_devices(root, spec):
             os.symlink(target, name, dir_fd=dev)  # as every program expects them
         os.umask(umask)
         return os.fstat(dev)
+
+def add_devices(root, spec):
+    """Add what is missing to a root's own /dev, where nothing is mounted: nothing makes room there,
+    and where nothing can be written what any program expects may be there already."""
+    with blame("device, on /dev"):
+        dev = Descriptor(make_in_root(root, "/dev", True, RESOLVE_NO_SYMLINKS))
+    with dev:
+        place, rows, umask = f"/proc/self/fd/{dev}", [], os.umask(0)
+        if os.access(place, os.W_OK):
+            rows = [{"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor}
+                    for name, major, minor in DEVICES if not os.path.lexists(f"{place}/{name}")]
+            for name, target in DEV_LINKS:
+                with tolerate(errno.EEXIST):
+                    os.symlink(target, name, dir_fd=dev)  # as every program expects them
+        for row in rows + (spec["linux"].get("devices") or []):
+            with Descriptor(make_device_folder(root, row["path"], dev)) as above:
+                make_device(row, above, os.path.basename(row["path"]))
+        os.umask(umask)
 
 def make_device_folder(root, path, dev):
     """Open, or make, the directory of a device: in DEV, or in what is the root itself, but not in
@@ -4318,7 +4342,8 @@ def make_device(row, above, name):
     with blame(f"device, on {row['path']}"):
         try:
             os.mknod(name, kind | mode, number, dir_fd=above)  # a device
-            os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above)
+            os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=above,
+                     follow_symlinks=False)  # who has the same root may have changed it
             return
         except FileExistsError:  # elsewhere than in /dev, from an earlier container with that root
             there = os.stat(name, dir_fd=above, follow_symlinks=False)

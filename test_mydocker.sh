@@ -11836,6 +11836,35 @@ busybox stat -c "%a %n" /dev/log /dev/none
   fails 125 'blockIO.weightDevice, on 0:0 300: ' create t
 }
 
+test_oci_devices_of_root() { # oci: where nothing is mounted on /dev the root's own has the devices,
+  # and what is there already stays
+  local bare='
+c["mounts"] = [row for row in c["mounts"] if not row["destination"].startswith("/dev")]
+c["root"]["readonly"] = True
+l["devices"] = [{"path": "/dev/x", "type": "c", "major": 1, "minor": 3, "fileMode": 0o600}]'
+  own_state
+  small_root root
+  mkdir -p root/dev
+  echo kept >root/dev/zero
+  echo kept >root/dev/fd
+  for _ in 1 2; do
+    bundle_says $'kept\nkept\nhere' "$bare" /bin/sh -c 'cat /dev/zero /dev/fd; echo x >/dev/null
+      if [ -c /dev/null ] && [ -c /dev/x ] && [ -c /dev/tty ] && [ -L /dev/stdin ]; then
+        echo here; fi'
+  done
+  is "$(stat -c '%t:%T %a' root/dev/null root/dev/x)" $'1:3 666\n1:3 600'
+  rm root/dev/x
+  echo kept >root/dev/x
+  oci_bundle
+  configure "$bare" /bin/true
+  fails 125 '^mydocker: device, on /dev/x: file exists' create t
+  is "$(<root/dev/x)" kept
+  rm -r root/dev
+  ln -s /tmp root/dev
+  fails 125 '^mydocker: device, on /dev: too many levels of symbolic links' create t
+  is "$(find state/oci -mindepth 1)" ''
+}
+
 test_oci_workdir() { # oci: a working directory that isn't there is made, in a read-only root, too
   bundle_says '/made/up' "p['cwd'] = '/made/up'; c['root']['readonly'] = True" /bin/sh -c pwd
   bundle_says '/m/a' \
