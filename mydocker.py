@@ -2041,9 +2041,14 @@ def mount_if_there(root, row):
             if "fallback" not in row:
                 raise
             mount_one(root, dict(row["fallback"], refused=error))
-    except (OSError, Failure):
-        if "seen" not in row or os.path.exists(row["seen"]):
-            raise
+    except (OSError, Failure) as error:
+        if "seen" in row and not os.path.exists(row["seen"]):
+            return
+        refused = str(getattr(error, "filename", "")).startswith("mount(")  # by the kernel
+        if refused and row["type"] not in OWN_MOUNTS:
+            raise Failure(f"mount, on {row['source']} at {row['destination']}: {reason(error)}",
+                          hint=hint_for(error)) from None
+        raise
 
 def mount_one(root, row):
     """Make one row's mount below ROOT, a descriptor that stands for the container's "/"."""

@@ -11632,8 +11632,8 @@ l["namespaces"] = [row for row in l["namespaces"] if row["type"] != "cgroup"]' \
   is "$(find /sys/fs/cgroup -name 'pre-t.scope')" ''
 }
 
-test_oci_namespace_kinds() { # oci: a path that is no namespace of its kind, and a mapping that can't
-  # be, are errors that name them
+test_oci_namespace_kinds() { # oci: a path that is no namespace of its kind, and a mapping that
+  # can't be, are errors that name them
   local map path
   for path in /proc/self/ns/uts /etc/passwd; do
     oci_bundle
@@ -11804,6 +11804,20 @@ test_oci_mount_kinds() { # oci: a file over a directory, or the reverse, is no d
   configure "c['mounts'][-1].update(source='$PWD/none', destination='/new')"
   fails 125 "^mydocker: mount, on $PWD/none: no such file or directory\$" create t
   [[ ! -e root/new ]]
+}
+
+test_oci_mounts_refused() { # oci: a mount that the kernel refuses is named by its source and place
+  local change why
+  while IFS=';' read -r change why; do
+    oci_bundle
+    configure "c['mounts'].append({'destination': '/m', $change})" /bin/true
+    fails 125 "^mydocker: mount, on $why\$" create t
+  done <<'END'
+'type': 'nofs', 'source': 'x';x at /m: no such device
+'type': 'tmpfs', 'options': ['size=much'];tmpfs at /m: invalid argument
+'type': 'tmpfs', 'destination': '/bin/sh';tmpfs at /bin/sh: not a directory
+END
+  is "$(find state/oci -mindepth 1)" ''
 }
 
 test_oci_devices() { # oci: devices are made as they are written, and those that runc always allows
