@@ -7088,7 +7088,7 @@ def cmd_wait(_, name):
             while record["monitor_start"] == first:
                 with tolerate(errno.EAGAIN):
                     fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                    return str(read_status(lock))
+                    return str(read_status(lock) if "started" in record else 0)
                 await_end(record)
                 record = read_record(path) or record
             return str(record["status"])  # of the run before: it was started again at once
@@ -7374,6 +7374,10 @@ def limits_shown(resources):
         group, key = row[3].split(".")
         if key in resources.get(group, {}):
             shown["".join(map(str.capitalize, long_name(row).split("-")))] = resources[group][key]
+    if shown.pop("Cpus", -1) > 0:  # these are in what --cpu-quota counts
+        period = resources["cpu"].get("period") or 100000
+        shown["NanoCpus"] = shown["CpuQuota"] * 10**9 // period
+    shown.pop("Cpu", None)
     return shown
 
 def inspect_other(name):

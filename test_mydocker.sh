@@ -6271,6 +6271,8 @@ test_docker_inspect() { # ps: inspect has docker's fields that scripts ask for, 
   is "$out" $'none 3\nv:/data /tmp:/mnt:ro json-file overlay'
   run 0 inspect -f '{{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}}' c
   is "$out" none
+  run 0 wait c # it doesn't run
+  is "$out" 0
   run 0 ps -a --format '{{.Size}} {{.LocalVolumes}}'
   is "$out" '0B 1'
   run 0 version -f '{{.Server.Version}}'
