@@ -5238,11 +5238,19 @@ def usual_network():
     """The network that a container gets where nothing is said."""
     if not is_guest("net"):
         return "bridge"
-    for kind in HELPERS:
-        if helper_program(kind):
-            return kind
-    narrate("network: none, for without root it takes pasta (package passt) or slirp4netns")
+    found, lacks = [kind for kind in HELPERS if helper_program(kind)], "/dev/net/tun"
+    if found and os.access(lacks, os.R_OK | os.W_OK):
+        return found[0]
+    if not found:
+        lacks = "pasta (package passt) or slirp4netns"
+    narrate(f"network: none, for without root it takes {lacks}, which the caller doesn't have")
     return "none"
+
+def hint_for_no_way(kind):
+    """A hint for who has no network without root, and wants something of one."""
+    if kind == "none" and is_guest("net"):
+        return "without root ports take pasta (package passt) or slirp4netns, and /dev/net/tun"
+    return ""
 
 def helper_program(kind):
     """Where on this host a program is that gives a network namespace a way out without root: it
@@ -5267,7 +5275,9 @@ def await_helper(kind, child, ready, log):
     """Wait until the helper has written to its file, which it does when all is connected."""
     while not os.path.exists(ready) or not os.path.getsize(ready):
         if os.waitpid(child, os.WNOHANG)[0]:
-            said = ": ".join(read_text(log).strip().split("\n")[-2:])  # slirp4netns: why, and that
+            lines = [line for line in read_text(log).strip().split("\n")
+                     if not line.endswith(" to syslog")]  # pasta's, where nobody listens there
+            said = ": ".join(lines[-2:])  # slirp4netns: why, and that
             raise Failure(f"network, on {kind}: {said or 'it has ended'}",
                           hint="--network none and host go without it")
         time.sleep(0.001)
@@ -6749,6 +6759,10 @@ def cmd_rename(_, words):
     old = record["name"]
     change_record(record, name=words[1])
     unlink_if_there(state_path("names", old))
+    if record["running"] and has_cable(record):
+        for endpoint in read_wiring(record)["endpoints"]:
+            part_neighbours(record["id"], endpoint)
+        introduce(record)
     note_container(record, "rename", oldName=old)
 
 # ── 25. Events ───────────────────────────────────────────────────────────────
@@ -14414,7 +14428,8 @@ def check_networks(options, wants):
                 ("--network-alias", endpoint["aliases"], named),
                 ("--sysctl", sysctls, kind not in ("host", "container"))):  # not another's
             if asked and not possible:
-                raise Failure(f"{option}: it can't go with --network {kind}")
+                raise Failure(f"{option}: it can't go with --network {kind}",
+                              hint=hint_for_no_way(kind))
         check_endpoint(endpoint, "--ip", "--network-alias")
         if not alone:
             network_path(endpoint["network"])

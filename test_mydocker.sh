@@ -4830,6 +4830,16 @@ test_rootless_no_bridge() { # rootless: bridges, options of networks that have n
   [[ -c /dev/net/tun ]] || skip 'needs /dev/net/tun'
   fails 125 'network, on slirp4netns: .*/dev/net/tun.*ermission denied' \
     run --network slirp4netns --rootfs / /bin/true
+  unset MYDOCKER_NETWORK # nor is it a container's network where nothing was said
+  small_root root
+  tar -C root -cf home/root.tar .
+  run 0 import home/root.tar one
+  run 0 run --rm one ls -A /sys/class/net
+  is "$out" lo
+  run 0 create one sh
+  run 0 ps -a --format '{{.Networks}}'
+  is "$out" none
+  fails 125 "--publish: it can't go with --network none.hint: .*/dev/net/tun" run -p 80 one sh
 }
 
 test_rootless_ids() { # ids: without root a container has of the caller's ids what is asked for, or
@@ -6257,8 +6267,8 @@ says_in_log() { # says_in_log ID TEXT
   [[ $("${mydocker[@]}" logs "$1") == "$2" ]]
 }
 
-test_docker_inspect() { # ps: inspect has docker's fields that scripts ask for, and as mounts what was
-  # asked for; ps counts the size where it is named; load -q, import -m, commit --pause=false
+test_docker_inspect() { # ps: inspect has docker's fields that scripts ask for, and as mounts what
+  # was asked for; ps counts the size where it is named; load -q, import -m, commit --pause=false
   need overlay
   own_state
   make_image "t$n:1"
@@ -11387,6 +11397,28 @@ server.accept()[0].sendall(b"hello")
 names = [name for _, name in socket.if_nameindex()]
 print(client.recv(9).decode(), [n for n in names if n.startswith(("e", "w", "v", "docker"))])'
   is "$out" 'hello []'
+}
+
+test_rename_neighbour() { # net: a container's neighbours know it by its new name after rename
+  local name
+  own_networks
+  make_image "t$n:1"
+  run 0 network create "n$n"
+  run 0 network create "m$n"
+  run 0 run -d --name a --network "n$n" --network "m$n" --network-alias al "t$n:1" /bin/sleep 1000
+  run 0 run -d --name b --network "n$n" "t$n:1" /bin/sleep 1000
+  run 0 run -d --name c --network "m$n" "t$n:1" /bin/sleep 1000
+  run 0 rename a new
+  for name in b c; do
+    run 0 exec "$name" /bin/cat /etc/hosts
+    like "$out" $'[0-9.]+\tnew[^\n]*# neighbour'
+    unlike "$out" $'[0-9.]+\ta( [^\n]*)?\t# neighbour'
+  done
+  run 0 stop -t 0 new
+  run 0 rename new old
+  run 0 exec b /bin/cat /etc/hosts
+  unlike "$out" '# neighbour'
+  run 0 rm -f old b c
 }
 
 # ── The OCI runtime ──────────────────────────────────────────────────────────
