@@ -12412,6 +12412,8 @@ def parse_run_mount(stage, step, number, text):
         raise step.no(f"--mount={text}: target is missing")
     if row.get("target"):
         row["target"] = os.path.join("/", stage.run.get("WorkingDir") or "", row["target"])
+        if not os.path.normpath(row["target"]).strip("/"):
+            raise step.no(f"--mount={text}: target is /, which is the image's")
     return row
 
 def read_run_numbers(step, row):
@@ -12699,6 +12701,8 @@ class BuildProgress:
                 print_line(line)
         else:
             self.say(f"#{self.number} ERROR")
+        if self.owner and isinstance(error, RecursionError):
+            raise self.owner.no("directories are nested too deeply") from None
         if self.owner and isinstance(error, (Failure, OSError)) and not isinstance(
                 error, StepFailure):
             message, status, hint = describe(error, self.owner.name)
@@ -12951,7 +12955,7 @@ def cmd_build(options, words):
             build.open_context(words[0])
             image_id = build.finish(names)
         except RecursionError:
-            raise Failure("build: stages or directories in each other, too deep") from None
+            raise Failure("build: stages on stages, too deep") from None
         finally:
             build.tidy_up()
     if options["iidfile"]:

@@ -9476,6 +9476,8 @@ test_build_failures() { # build: a failure names file, line and instruction, has
 125|RUN --mount=type=ssh,required=true true|RUN: --mount: there is no agent default
 125|RUN --mount=type=cache,target=/c,mode=9 true|RUN: --mount: mode=9 is no mode
 125|RUN --mount=type=cache,target=/c,uid=4294967295 true|RUN: --mount: uid=4294967295 is no id
+125|RUN --mount=type=bind,target=. true|RUN: --mount=type=bind,target=.: target is /, which is
+125|RUN --mount=type=tmpfs,target=//.. true|RUN: --mount=.*: target is /, which is
 125|RUN --mount=type=secret,id=x,gid=-1 true|RUN: --mount: gid=-1 is no id
 125|RUN --mount=type=tmpfs,"size=1m,uid=7",target=/t true|RUN: .* on 1m,uid=7: not a size
 125|RUN --mount=type=tmpfs,target=/t,size=lots true|RUN: .* on lots: not a size
@@ -10308,7 +10310,7 @@ test_build_odd() { # build: an empty line that goes on, tabs, a NUL in a secret,
     build -q --network none --secret id=s,src=secret .
   printf 'FROM base:1 AS s0\n' >Dockerfile
   for ((n = 1; n < 3000; n++)); do echo "FROM s$((n - 1)) AS s$n"; done >>Dockerfile
-  fails 125 'build: stages or directories in each other, too deep' build -q .
+  fails 125 'build: stages on stages, too deep' build -q .
   nothing_of_build
 }
 
