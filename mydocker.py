@@ -545,8 +545,12 @@ def open_in_root(root, path, flags=os.O_PATH, resolve=0):
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
     with tolerate(*NOT_TO_BE_HAD):
         for attempts_left in range(99, -1, -1):
-            with tolerate(attempts_left and errno.EAGAIN):  # something was renamed on ".."'s way
+            try:
                 return openat2(root, path, how, len(how))  # by descriptor: no link can lead it out
+            except OSError as error:
+                error.filename = path  # what a user knows
+                if error.errno != errno.EAGAIN or not attempts_left:
+                    raise  # else something was renamed on ".."'s way
     return walk_in_root(root, path, flags, resolve)
 
 def walk_in_root(root, path, flags, resolve):

@@ -10289,7 +10289,10 @@ CASES
 
 test_build_odd() { # build: an empty line that goes on, tabs, a NUL in a secret, hard links to what
   # another source replaces, and stages without an end
+  local words
   need overlay
+  small_root root
+  ln -s loop root/loop
   make_image base:1
   mkdir a b
   echo one >a/x
@@ -10308,6 +10311,11 @@ test_build_odd() { # build: an empty line that goes on, tabs, a NUL in a secret,
   printf 'a\0b' >secret
   fails 125 'line 2, RUN: --mount: a NUL is in the secret s' \
     build -q --network none --secret id=s,src=secret .
+  ln -s loop loop
+  for words in 'COPY loop /x' 'COPY loop/y /x' 'COPY --from=app:2 /loop /x' 'WORKDIR /loop/x'; do
+    printf 'FROM app:2\n%s\n' "$words" >Dockerfile
+    fails 125 'line 2, ([A-Z]*): \1, on /?loop[^ ]*: too many levels of symbolic links' build -q .
+  done
   printf 'FROM base:1 AS s0\n' >Dockerfile
   for ((n = 1; n < 3000; n++)); do echo "FROM s$((n - 1)) AS s$n"; done >>Dockerfile
   fails 125 'build: stages on stages, too deep' build -q .
