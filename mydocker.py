@@ -9794,7 +9794,8 @@ def using_images():
     return hold(make_dirs(state_path()) + "/images.lock", fcntl.LOCK_SH)
 
 class ImageAdder(Descriptor):
-    """The lock of using_images; behind what was added under it, what nothing needs is swept up."""
+    """The lock of using_images; behind what was added or removed under it, what nothing needs is
+    swept up."""
     def __exit__(self, *why):
         super().__exit__(*why)
         with tolerate(errno.EWOULDBLOCK):  # somebody is at work: the last one sweeps
@@ -10196,7 +10197,7 @@ def cmd_load(options, _):
 
 def save(names, form):
     """Yield images as a tar: an OCI layout and, in docker's FORM, docker's manifest.json too."""
-    with using_images():
+    with ImageAdder(using_images()):
         images = [find_image(name) for name in names]
         index = {"schemaVersion": 2, "manifests": [saved_entry(image) for image in images]}
         documents = {"oci-layout": {"imageLayoutVersion": "1.0.0"}}
@@ -10377,8 +10378,9 @@ def cmd_rmi(options, name):
         raise
 
 def remove_image(text, force=False):
-    """Take a name from an image, and with the last one the image; return lines that say so."""
-    with hold(make_dirs(state_path()) + "/images.lock"):
+    """Take a name from an image, and with the last one the image; return lines that say so.  That
+    waits for no build, pull or save: what they need of it goes when they are over."""
+    with ImageAdder(using_images()), hold(make_dirs(state_path("images")) + "/index.lock"):
         image, entries = find_image(text), read_index()
         mine = [entry for entry in entries if entry["digest"] == image["digest"]]
         gone = mine  # an id means the image, so all its names
@@ -10391,7 +10393,6 @@ def remove_image(text, force=False):
         if is_last and users and not force:
             raise Failure(f"rmi, on {text}: container {users[0]['id'][:12]} uses it")
         write_index([entry for entry in entries if entry not in gone])
-        sweep_images()
     untagged = [short_name(ref_name(entry)) for entry in gone if ref_name(entry)]
     for name in untagged:
         note_event("image", "untag", image["id"], {"name": name})
@@ -13168,6 +13169,8 @@ class Build:
         for name in names:
             name_image(name, stage.descriptor)
             self.progress.line(f"naming to {name}")
+        if not names and stage.descriptor["digest"] not in {row["digest"] for row in read_index()}:
+            name_image("", stage.descriptor)  # somebody pruned it meanwhile
         self.progress.end()
         return stage.image_id
 

@@ -8242,6 +8242,25 @@ test_commit_running() { # images: a running container is committed as of one mom
   has out 'done'
 }
 
+test_images_busy() { # images: one goes while a build, a pull or a save is at work, which sweeps up
+  need flock
+  make_image a:1
+  echo other >root/other
+  make_image b:1
+  ls state/layers >layers
+  exec 9>state/images.lock
+  flock -s 9 # as they do
+  run 0 rmi a:1
+  like "$out" 'Untagged: a:1.*Deleted: '
+  is "$(ls state/layers)" "$(<layers)"
+  run 0 tag b:1 c:1
+  exec 9>&-
+  run 0 save -o archive b:1
+  is "$(wc -w <<<"$(ls state/layers)")" 1
+  run 0 image prune -af
+  is "$(ls state/layers)" ''
+}
+
 state_is() { # state_is CONTAINER STATE
   [[ $("${mydocker[@]}" inspect -f '{{.State.Status}}' "$1") == "$2" ]]
 }
