@@ -9081,7 +9081,13 @@ def container_root(record, volumes=True):
     if record["layers"]:
         copied = os.path.isdir(path + "/copy")
         row = spec["mounts"][0]["fallback"] if copied else spec["mounts"][0]
-        mounter_of(row)(top, row, 0, "")
+        try:
+            mounter_of(row)(top, row, 0, "")
+        except OSError as error:  # the kernel can't, nor will it at the first start
+            if "started" in record or "fallback" not in row:
+                raise
+            row = dict(row["fallback"], refused=error)
+            mounter_of(row)(top, row, 0, "")
     for row in spec["mounts"] if volumes else []:
         if row["type"] == "bind" and not row["source"].startswith(path):
             with Descriptor(os.open(top, os.O_PATH | os.O_CLOEXEC)) as root:

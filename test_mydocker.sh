@@ -7210,6 +7210,18 @@ test_created_files() { # cp: before its first start a container has its image's 
   run 0 commit c "u$n:2"
   run 0 rm c
   nothing_on_record
+  # where layers can't be stacked, they are copied for it, once
+  mkdir lower upper work merged
+  echo copied >word
+  unshare -m --propagation private bash -exc '
+    mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
+    export MYDOCKER_ROOT=$PWD/merged/state
+    "$@" import root one
+    "$@" create --name c one /bin/sh -c "cat /tmp/word"
+    "$@" cp word c:/tmp/
+    "$@" start -a c' bash "${mydocker[@]}" >out 2>err
+  is "$(tail -n 1 out)" copied
+  is "$(grep -c '^mydocker: warning: overlay, .* copying them' err)" 1
 }
 
 # ── Tar ──────────────────────────────────────────────────────────────────────
