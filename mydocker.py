@@ -1806,13 +1806,18 @@ def loses_death_signal(process, uid):
 def become_reaper(channel, slave, outputs):
     """Fork; the child goes on to be the command, PID 1 passes signals to it and buries the dead."""
     prctl_text(PR_SET_NAME, "mydocker-reaper")  # it is past what INIT_NAME stands for
+    end, hold = os.pipe()
     child = os.fork()  # --init: the command is not PID 1 and needn't act like it
     if not child:
+        os.close(hold)
+        os.read(end, 1)  # until PID 1 has closed what is the host's: the command may look into it
+        os.close(end)
         return
     channel.close()  # its end of file must mean that the child has executed
     take_descriptors(slave, outputs)  # nor does PID 1 keep the caller's
-    for fd in open_fds():
+    for fd in {*open_fds()} - {hold}:
         os.close(fd)
+    os.close(hold)
     _signal.pthread_sigmask(_signal.SIG_BLOCK, SIGNALS)
     while True:
         number = _signal.sigwait(SIGNALS)
@@ -7133,6 +7138,7 @@ def cmd_rm(options, name):
     if lock is not None:
         with tolerate(errno.ENOSPC, errno.EDQUOT):  # on a full disk it's not, but goes
             mark_running(record)  # if we are killed now, it is swept up
+        unlink_if_there(container_path(record, "stay"))  # of a `restart` that was killed
         volumes = record["own_volumes"] if options["volumes"] else []
         end_container(dict(record, pid=0, keep=False, own_volumes=volumes))
         os.close(lock)
