@@ -3279,15 +3279,25 @@ def mount_cgroups(target, row, flags, _):
             os.symlink(name, f"{place}/{alias}")  # as distributions have it
     mount(None, place, None, flags | MS_REMOUNT | MS_BIND, None)  # now as read-only as asked for
 
-def make_cgroups(dirs, resources, pid):
+def make_cgroups(dirs, resources, pid, found=None):
     """Make those of DIRS that can be made, with limits, the OCI's RESOURCES, and put a process into
-    them before it does anything; returns them."""
-    made = []
-    for path in dirs:
-        for attempts_left in range(99, -1, -1):
-            with tolerate(*LEAVING if attempts_left else [0]):  # mydocker/ is being removed
-                made += [path] if make_cgroup(path) else []
-                break
+    them before it does anything; returns them.  FOUND: the list of those that were there already;
+    one that somebody else has made since then is no more ours than these, and is added."""
+    made, before = [], list(found or ())
+    try:
+        found_cgroups(before)  # who had just made them may be in them by now
+        for path in dirs:
+            for attempts_left in range(99, -1, -1):
+                with tolerate(*LEAVING if attempts_left else [0]):  # mydocker/ is being removed
+                    new = found is not None and path not in before
+                    made += [path] if make_cgroup(path, new) else []
+                    break
+    except (Failure, FileExistsError) as error:
+        if found is not None:
+            found += [each for each in dirs if each not in made]
+        if isinstance(error, Failure):
+            raise
+        raise Failure(f"cgroupsPath, on {path}: somebody else has just made it") from None
     limit_cgroups(made, resources)
     try:
         limit_devices(made, resources.get("devices") or ())
@@ -3299,14 +3309,16 @@ def make_cgroups(dirs, resources, pid):
     enter_cgroups(made, pid)
     return made
 
-def make_cgroup(path):
-    """Make the cgroup at PATH, and what is missing above it; False if its tree isn't ours."""
+def make_cgroup(path, new=False):
+    """Make the cgroup at PATH, and what is missing above it; False if its tree isn't ours.  A NEW
+    one must not be there."""
     above, _, below = path.partition("/./")
+    names = below.split("/")
     with tolerate(*NOT_OURS):
-        for name in below.split("/"):
+        for left, name in enumerate(names, 1 - len(names)):
             path = f"{above}/{name}"
             hand_down(above)
-            with tolerate(errno.EEXIST):
+            with tolerate(errno.EEXIST if left or not new else 0):
                 os.mkdir(path)  # a new cgroup
             if os.path.exists(path + "/cpuset.memory_migrate"):  # v1's starts without processors
                 for file in ("/cpuset.cpus", "/cpuset.mems"):
@@ -15896,7 +15908,11 @@ def bring_to_gate(spec, record, birth, console):
     """Do for init what must be done outside, until it waits for `start`; its terminal or None."""
     path, master = container_path(record), None
     record.update(pid=birth.pid, pid_start=process_start(birth.pid))
-    record["cgroups"] = make_cgroups(record["cgroups"], spec["linux"]["resources"], birth.pid)
+    with Descriptor(os.open(os.path.dirname(path), OPEN_DIR)) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is in them they look as if they were nobody's
+        record["cgroups"] = make_cgroups(
+            record["cgroups"], spec["linux"]["resources"], birth.pid,
+            None if "scope" in record else record["found_cgroups"])  # systemd has made a scope's
     write_json(path + "/record.json", record)
     states = {status: to_json(oci_state(record, status)) for status in ("creating", "created")}
     with Descriptor(os.open(path + "/exec.fifo", os.O_RDWR | os.O_CLOEXEC)) as gate:

@@ -14041,6 +14041,28 @@ test_cgroups_path_root() { # oci: a cgroupsPath that is the root of the trees is
   done
 }
 
+test_cgroups_path_race() { # oci: of those who make one cgroup at once one gets it, and the end of
+  # the others isn't its own
+  local round id jobs name=mydocker-race-$$-$n
+  oci_bundle
+  configure "l['cgroupsPath'] = '/$name'" /bin/sh -c 'while :; do sleep 0.05; done'
+  for round in {1..8}; do
+    jobs=()
+    for id in a b c d; do
+      "${mydocker[@]}" create --pid-file "$id" $id >"$id.said" 2>&1 </dev/null &
+      jobs+=($!)
+    done
+    wait "${jobs[@]}" || :
+    run 0 list -q
+    [[ $out == ? ]] || fail "round $round: they share it: $out"
+    gone "$(<"$out")" && fail "round $round: $out was killed"
+    run 0 delete --force "$out"
+  done
+  cat ./?.said >said
+  like "$(<said)" '^mydocker: cgroupsPath, on .*: (it is there already, and|somebody else has just)'
+  is "$(find /sys/fs/cgroup -name "$name")" ''
+}
+
 test_cgroups_path_file() { # oci: a cgroupsPath that is a file, or below one, or too long, is an
   # error after which nothing is left
   local path
