@@ -3297,7 +3297,8 @@ def make_cgroups(dirs, resources, pid, found=None):
             found += [each for each in dirs if each not in made]
         if isinstance(error, Failure):
             raise
-        raise Failure(f"cgroupsPath, on {path}: somebody else has just made it") from None
+        why = "somebody else has just made it" if os.path.isdir(path) else "not a directory"
+        raise Failure(f"cgroupsPath, on {path}: {why}") from None
     limit_cgroups(made, resources)
     try:
         limit_devices(made, resources.get("devices") or ())
