@@ -12500,7 +12500,10 @@ def mount_for_run(build, step, row, piece, held):
             copy_up(source, path, os.listdir(source))
     if row.get("sharing") == "locked":
         held.append(hold(os.path.dirname(path)))
-    return mount_row(row["target"], "bind", "rbind", "ro" if "ro" in row else "rw", source=path)
+    cache = mount_row(row["target"], "bind", "rbind", "ro" if "ro" in row else "rw", source=path)
+    if row.get("sharing") != "private":
+        cache["volume"] = name  # on record, so that nobody prunes it meanwhile
+    return cache
 
 def copied(build, piece):
     """A copy of a Piece in a directory that goes with the build; returns its path."""

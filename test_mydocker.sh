@@ -10321,6 +10321,24 @@ CASES
   nothing_of_build
 }
 
+test_build_cache_kept() { # build: the cache of a RUN isn't pruned while that uses it
+  need overlay
+  make_image base:1
+  printf '%s\n' 'FROM base:1' \
+    $'RUN --mount=type=cache,target=/c echo kept >/c/a; echo begun; \\' \
+    'until [ -e /c/go ]; do sleep 0.05; done; echo is $(cat /c/a)' >Dockerfile
+  start build --network none --no-cache --progress plain .
+  wait_for has err '[0-9.]+ begun'
+  run 0 volume prune -af
+  is "$out" ''
+  touch "$(find state/volumes -name _data)/go"
+  ended 0
+  has err 'is kept'
+  run 0 volume prune -af
+  like "$out" '^[0-9a-f]{64}$'
+  nothing_of_build
+}
+
 test_build_odd() { # build: an empty line that goes on, tabs, a NUL in a secret, hard links to what
   # another source replaces, and stages without an end
   local words
