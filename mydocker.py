@@ -2362,9 +2362,7 @@ def make_spec(options, words, plan):
         plan["id"][:12] if own_root and plan["network"] != "host" else os.uname().nodename)
     for option in ("hostname", "domainname"):
         check_host_name(options[option] or "", f"--{option}")
-    devices = [device(text) for text in options["device"]]
-    if options["privileged"] and own_root:
-        devices += host_devices()
+    devices = wanted_devices(options, own_root)
     cgroups_path = os.path.join(options["cgroup-parent"] or "", "mydocker", plan["id"])
     spec = {
         "ociVersion": OCI_VERSION,
@@ -3558,6 +3556,13 @@ def device_at(path, place, access):
     return {"path": place, "type": kind, "access": access,
             "major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev),
             "fileMode": stat.S_IMODE(info.st_mode), "uid": info.st_uid, "gid": info.st_gid}
+
+def wanted_devices(options, own_root):
+    """What --device asks for, and with --privileged all that the host has."""
+    found = [device(text) for text in options["device"]]
+    if options["privileged"] and own_root:
+        found += host_devices()
+    return found
 
 def host_devices():
     """The host's devices as the spec has them, without terminals in /dev/pts and what init makes,
