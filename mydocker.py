@@ -342,8 +342,8 @@ def reason(error):
 
 def what_ended(path):
     """Why there is no PATH any more: somebody has ended or removed whose it was; else ""."""
-    root, words = os.environ.get("MYDOCKER_ROOT", ""), path.split("/")
-    if words[:2] == ["", "proc"] and words[2].isdecimal() and is_exiting(words[2]):
+    root, pid = os.environ.get("MYDOCKER_ROOT", ""), path[len("/proc/"):].partition("/")[0]
+    if path.startswith("/proc/") and pid.isdecimal() and is_exiting(pid):
         return "the process has just ended"
     for top in f"{root}/containers/", f"{root}/oci/":
         name = path[len(top):].partition("/")[0]
@@ -3312,13 +3312,16 @@ def make_cgroup(path, new=False):
     """Make the cgroup at PATH, and what is missing above it; False if its tree isn't ours.  A NEW
     one must not be there."""
     above, _, below = path.partition("/./")
-    names = below.split("/")
+    whole = f"{above}/{below}"
     with tolerate(*NOT_OURS):
-        for left, name in enumerate(names, 1 - len(names)):
+        for name in below.split("/"):
             path = f"{above}/{name}"
             hand_down(above)
-            with tolerate(errno.EEXIST if left or not new else 0):
+            try:
                 os.mkdir(path)  # a new cgroup
+            except FileExistsError:
+                if new and path == whole:
+                    raise
             if os.path.exists(path + "/cpuset.memory_migrate"):  # v1's starts without processors
                 for file in ("/cpuset.cpus", "/cpuset.mems"):
                     if not read_all(path + file).strip():
@@ -6143,11 +6146,14 @@ def is_older(seconds, value):
     """True if what was made at that time is older than --filter until=... wants it."""
     return log_time(int(seconds * 10**9)) < parse_moment(value, "--filter until")
 
-def prune_filters(labels_of, seconds_of):
-    """What --filter knows where things are removed, by what their labels and their age are."""
-    return {"label": lambda row, value: has_label(labels_of(row), value),
-            "label!": lambda row, value: not has_label(labels_of(row), value),
-            "until": lambda row, value: is_older(seconds_of(row), value)}
+def prune_filters(labels_of, seconds_of=None):
+    """What --filter knows where things are removed, by what their labels and, if that says anything
+    of their use, their age are."""
+    known = {"label": lambda row, value: has_label(labels_of(row), value),
+             "label!": lambda row, value: not has_label(labels_of(row), value)}
+    if seconds_of:
+        known["until"] = lambda row, value: is_older(seconds_of(row), value)
+    return known
 
 PRUNE_FILTER = ("--filter", "K=V...", "only some: label=K[=V], label!=K[=V], until=24h or a time")
 
@@ -8319,6 +8325,7 @@ def cmd_volume_create(options, words):
 @command("[OPTIONS] NAME...", "remove volumes that no container uses, with what is in them",
          ("-f --force", "", "no error if there is none of that name"), many=True)
 def cmd_volume_rm(options, name):
+    """Remove a volume, unless a container, running or not, or a mount on this host needs it."""
     path, users = os.path.dirname(volume_path(name)), volume_users(name)
     if users:
         raise Failure(f"volume rm, on {name}: container {users[0]} uses it")
@@ -8342,8 +8349,7 @@ def cmd_volume_inspect(options, words):
          ("-a --all", "", "named ones, too"), ("-f --force", "", "without asking, as always"),
          ("--filter", "K=V...", "only some: label=K[=V], label!=K[=V]; all=true is -a"))
 def cmd_volume_prune(options, _):
-    known = prune_filters(volume_labels, None)
-    del known["until"]  # docker has none either: a volume's age says nothing of its use
+    known = prune_filters(volume_labels)
     known["all"] = lambda *_: True
     names = filtered(listing(state_path("volumes")), options["filter"], known)
     every = options["all"] or {"all=true", "all=1"} & {*options["filter"]}
@@ -10351,7 +10357,8 @@ class StandingStill:
     def __exit__(self, *_):
         if self.guard:
             os.close(self.ours)
-            os.waitpid(self.guard, 0)
+            if os.waitpid(self.guard, 0)[1] and freezer_of(self.dirs):
+                freeze(self.dirs, False)  # it couldn't: this says why
     def let_go_on(self, end):
         """In that process: wait until the other is done, or dead."""
         try:
@@ -10361,8 +10368,9 @@ class StandingStill:
             os.close(self.ours)
             os.read(end, 1)
             freeze(self.dirs, False)
-        finally:
             os._exit(0)
+        finally:
+            os._exit(1)
 
 @command("[OPTIONS] [NAME]", "list the images by name, newest first",
          ("-q --quiet", "", "ids only"),
@@ -14287,6 +14295,7 @@ def give_back_addresses(container_id, name):
          ("--mtu", "BYTES", "the largest packet (default: 1500)"),
          ("--label", "K=V...", "a note for `network ls -f`"), takes=ONE)
 def cmd_network_create(options, words):
+    """Make a network with its bridge, which is there from now on."""
     gateway, driver = options["gateway"], given(options, "driver", "bridge")
     if driver != "bridge":
         raise Failure(f"--driver, on {as_typed(driver)}: there is no other than bridge",
@@ -15917,8 +15926,7 @@ def bring_to_gate(spec, record, birth, console):
     """Do for init what must be done outside, until it waits for `start`; its terminal or None."""
     path, master = container_path(record), None
     record.update(pid=birth.pid, pid_start=process_start(birth.pid))
-    with Descriptor(os.open(os.path.dirname(path), OPEN_DIR)) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is in them they look as if they were nobody's
+    with hold(os.path.dirname(path)):  # until it is in them they look as if they were nobody's
         record["cgroups"] = make_cgroups(
             record["cgroups"], spec["linux"]["resources"], birth.pid,
             None if "scope" in record else record["found_cgroups"])  # systemd has made a scope's

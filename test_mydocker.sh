@@ -546,6 +546,23 @@ background() { # background ARG...: `mydocker run -d ARG...`; its id is in $id
   id=$out
 }
 
+at_once() { # at_once "WORD..."...: each of these by mydocker, begun hardly apart; ./errors has what
+  # went wrong
+  local words jobs=()
+  for words; do
+    # shellcheck disable=SC2086 # words
+    { "${mydocker[@]}" $words >>said 2>>errors || :; } &
+    jobs+=("$!")
+    sleep 0.0$((RANDOM % 4))
+  done
+  wait "${jobs[@]}"
+}
+
+only_said() { # only_said KNOWN: nothing else is in ./errors; a regular expression a line
+  grep -vE "^hint: |^mydocker: (${1//$'\n'/|})$" errors >strange || :
+  is "$(<strange)" ''
+}
+
 state_of() { # state_of NAME: docker's word
   "${mydocker[@]}" inspect -f '{{.State.Status}}' "$1"
 }
@@ -10570,30 +10587,25 @@ n2     172.17.0.1/16   bridge'
   is "$(ls state/networks)" ''
 }
 
-test_removed_meanwhile() { # net: networks, volumes and images that somebody else just removes aren't
-  # there, in a user's words; two who remove the same don't hurt each other
-  local round words jobs known='(image|volume|network), on (img|other|v|n): no such (image|volume|network)'
+test_removed_meanwhile() { # net: networks, volumes and images that somebody else just removes
+  # aren't there, in a user's words; two who remove the same don't hurt each other
+  local round known='image, on (img|other): no such image
+volume, on v: no such volume
+network, on n: no such network'
   own_networks
   small_root root
   for round in 1 2 3; do
     run 0 network create n
     run 0 volume create v
     run 0 import root img
-    jobs=()
-    for words in 'network rm n' 'network inspect n' 'network ls' 'volume rm v' 'volume ls' \
+    at_once 'network rm n' 'network inspect n' 'network ls' 'volume rm v' 'volume ls' \
       'volume inspect v' 'volume ls -f dangling=true' 'rmi img' 'images' 'history img' \
       'image inspect img' 'tag img other' 'system df' 'network prune' 'volume prune -a' \
-      'image prune -a' 'system prune' 'network rm n' 'volume rm v' 'rmi img' 'rmi other'; do
-      # shellcheck disable=SC2086 # words
-      { "${mydocker[@]}" $words >"said.$words" 2>>errors || :; } &
-      jobs+=("$!")
-    done
-    wait "${jobs[@]}"
+      'image prune -a' 'system prune' 'network rm n' 'volume rm v' 'rmi img' 'rmi other'
     run 0 network rm -f n
     run 0 volume rm -f v
   done
-  grep -vE "^hint: |^mydocker: ($known)$" errors >strange || :
-  is "$(<strange)" ''
+  only_said "$known"
   fails 125 '^mydocker: volume, on v: no such volume$' volume rm v
   fails 125 '^mydocker: network, on n: no such network' network rm n
 }
@@ -12287,7 +12299,7 @@ test_oci_delete_killed() { # oci: delete waits for who has just been killed, and
 
 test_oci_ends_meanwhile() { # oci: what is asked of a container that somebody else just ends or
   # deletes is refused in a user's words: no path of its, no call
-  local jobs round words known='exec, on t: container not running
+  local round known='exec, on t: container not running
 container, on t: (container does not exist|it is not running|it is not paused|no such container)
 exec, on t: it is paused
 kill, on t: container not running
@@ -12298,26 +12310,18 @@ start, on t: cannot start a container that is (stopped|paused)'
   for round in 1 2 3 4; do
     run 0 create t >said
     run 0 start t
-    jobs=()
-    for words in 'exec t /bin/id' 'state t' 'pause t' 'resume t' 'ps t' 'events --stats t' \
+    at_once 'exec t /bin/id' 'state t' 'pause t' 'resume t' 'ps t' 'events --stats t' \
       'update --pids-limit 90 t' 'exec t /bin/id' 'kill t KILL' 'list' 'exec t /bin/id' \
-      'delete -f t' 'delete -f t' 'exec t /bin/id'; do
-      # shellcheck disable=SC2086 # words
-      { "${mydocker[@]}" $words >said.$round 2>>errors || :; } &
-      jobs+=("$!")
-      sleep 0.0$((RANDOM % 4))
-    done
-    wait "${jobs[@]}"
+      'delete -f t' 'delete -f t' 'exec t /bin/id'
     run 0 delete -f t
   done
-  grep -vE "^hint: |^mydocker: (${known//$'\n'/|})$" errors >strange || :
-  is "$(<strange)" ''
+  only_said "$known"
   is "$(find state/oci -mindepth 1)" ''
 }
 
 test_ends_meanwhile() { # exec: what is asked of a container that somebody just removes is refused
   # in a user's words
-  local round words jobs known='container, on t: (it is not (running|paused)|no such container)
+  local round known='container, on t: (it is not (running|paused)|no such container)
 (exec, on t: it is paused|container, on t: it is already paused)
 [a-z]+, on .*: the container has just been removed
 [a-z]+, on .*: the process has just ended
@@ -12328,20 +12332,13 @@ inspect, on t: no such container, image, volume or network
   run 0 import root box
   for round in 1 2 3 4; do
     background --name t box /bin/sleep 1000
-    jobs=()
-    for words in 'exec t /bin/id' 'inspect t' 'top t' 'pause t' 'unpause t' 'logs t' \
+    at_once 'exec t /bin/id' 'inspect t' 'top t' 'pause t' 'unpause t' 'logs t' \
       'exec -d t /bin/id' 'update --pids-limit 90 t' 'rm -f t' 'exec t /bin/id' 'rm -f t' \
-      'cp t:/bin/sh -' 'diff t' 'export t' 'stats --no-stream t' 'ps -a' 'prune' 'exec t /bin/id' 'prune'; do
-      # shellcheck disable=SC2086 # words
-      { "${mydocker[@]}" $words >said.$round 2>>errors || :; } &
-      jobs+=("$!")
-      sleep 0.0$((RANDOM % 4))
-    done
-    wait "${jobs[@]}"
+      'cp t:/bin/sh -' 'diff t' 'export t' 'stats --no-stream t' 'ps -a' 'prune' \
+      'exec t /bin/id' 'prune'
     run 0 rm -f t
   done
-  grep -vE "^hint: |^mydocker: (${known//$'\n'/|})$" errors >strange || :
-  is "$(<strange)" ''
+  only_said "$known"
 }
 
 test_oci_update() { # oci: update takes resources in the OCI's form, and zero leaves a limit alone
@@ -15373,7 +15370,7 @@ functions() { # functions KIND: the names of this file's KIND_* functions, in or
   sed -n "s/^\\($1_[a-z0-9_]*\\)() { # .*: .*/\\1/p" "$self"
 }
 
-declare -A titles # of all functions, from one reading: a process for each would cost minutes in a VM
+declare -A titles # of all functions, from one reading: a process for each costs minutes in a VM
 read_titles() { # NAME and the words behind its first line, and in the comment lines that follow
   local name words
   while read -r name words; do titles[$name]=$words; done < <(
